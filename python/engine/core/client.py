@@ -1,0 +1,69 @@
+"""The seam between the text side (server, LLM) and the engine, wherever that runs."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from engine.core.messages import Admitted, EngineReady, EngineStats, GenerateRequest, TokenChunk
+
+
+class EngineState(enum.Enum):
+    """What the engine is doing; only `READY` accepts requests."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+
+
+class RequestStream(Protocol):
+    """The results of one admitted request, all choices interleaved."""
+
+    admitted: Admitted
+    """Of choice 0; `seed` is the one in force."""
+
+    def __aiter__(self) -> AsyncIterator[TokenChunk]:
+        """Chunks until every choice has had its last one. Raises `EngineError` when the request dies."""
+        ...
+
+
+class EngineClient(Protocol):
+    """What the text side may ask of an engine. All methods belong to one event loop."""
+
+    @property
+    def state(self) -> EngineState: ...
+
+    @property
+    def state_reason(self) -> str:
+        """Why the engine is in its state, one line; empty when ready."""
+        ...
+
+    @property
+    def info(self) -> EngineReady | None:
+        """Resolved capacities; None until the model is loaded."""
+        ...
+
+    async def submit(self, request: GenerateRequest) -> RequestStream:
+        """Hand a request over and wait until it holds a running slot.
+
+        Raises `Overloaded`, `InvalidRequest` or another `EngineError` when it is refused. If the
+        awaiting task is cancelled, so is the request.
+        """
+        ...
+
+    def cancel(self, request_id: str) -> None:
+        """Free everything that the request holds, within one step. Unknown ids are ignored."""
+        ...
+
+    def cancel_choice(self, request_id: str, choice: int) -> None:
+        """End one choice early: its text is complete. No further chunk of it need be read."""
+        ...
+
+    async def stats(self) -> EngineStats: ...
+
+    async def close(self) -> None:
+        """Stop the engine and wait until its process is gone."""
+        ...

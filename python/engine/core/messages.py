@@ -1,0 +1,178 @@
+"""What the server process and the engine process say to each other.
+
+All messages are msgspec structs, encoded as msgpack arrays. One frame is a 4-byte little-endian
+length followed by a list of messages; each side sends at most one frame a step.
+"""
+
+from __future__ import annotations
+
+from typing import Union
+
+import msgspec
+import numpy as np
+
+from engine import errors
+from engine.sampling.params import SamplingParams
+
+
+class _Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    pass
+
+
+# --- server to engine ---------------------------------------------------------------------
+
+
+class GenerateRequest(_Message, tag=1):
+    """One prompt, n choices. `prompt` is the token ids as little-endian int32 bytes.
+
+    `namespace` separates prefix-cache entries that must never meet (adapter, cache salt).
+    """
+
+    request_id: str
+    prompt: bytes
+    params: SamplingParams
+    n: int = 1
+    namespace: str = ""
+
+    @property
+    def prompt_ids(self) -> np.ndarray:
+        """Token ids, int32 [P], a read-only view."""
+        return np.frombuffer(self.prompt, dtype="<i4")
+
+
+class CancelRequest(_Message, tag=2):
+    """Forget a request: all its choices, waiting or running. Unknown ids are ignored."""
+
+    request_id: str
+
+
+class CancelChoice(_Message, tag=3):
+    """End one choice (a stop string was seen by the text side). Unknown ids are ignored."""
+
+    request_id: str
+    choice: int
+
+
+class StatsRequest(_Message, tag=4):
+    """Ask for an `EngineStats` message."""
+
+
+class FlushCache(_Message, tag=5):
+    """Drop every cached block that no request holds."""
+
+
+class Shutdown(_Message, tag=6):
+    """Leave the engine loop; running requests are abandoned."""
+
+
+ToEngine = Union[GenerateRequest, CancelRequest, CancelChoice, StatsRequest, FlushCache, Shutdown]
+
+# --- engine to server ---------------------------------------------------------------------
+
+
+class TokenLogprobs(_Message):
+    """Natural-log probabilities at one output position, best alternatives first."""
+
+    token_logprob: float
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+class Admitted(_Message, tag=10):
+    """A choice holds a running slot. `seed` is the one in force (drawn when none was given)."""
+
+    request_id: str
+    choice: int
+    seed: int
+
+
+class TokenChunk(_Message, tag=11):
+    """New tokens of one choice. The last chunk of a choice has a `finish_reason`.
+
+    `cached_tokens` is the number of prompt tokens taken from the prefix cache.
+    `finish_reason` is "stop" (eos or stop token, then `stop_token_id` tells which) or "length".
+    The stop token itself is included in `token_ids`.
+    """
+
+    request_id: str
+    choice: int
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    cached_tokens: int = 0
+    finish_reason: str | None = None
+    stop_token_id: int | None = None
+
+
+class Failed(_Message, tag=12):
+    """A whole request ended in an error."""
+
+    request_id: str
+    kind: str
+    message: str
+    slug: str
+    param: str | None = None
+    retry_after_s: float = 1.0
+
+    @classmethod
+    def from_error(cls, request_id: str, error: errors.EngineError) -> Failed:
+        return cls(
+            request_id,
+            type(error).__name__,
+            error.message,
+            error.slug,
+            error.param,
+            getattr(error, "retry_after_s", 1.0),
+        )
+
+    def to_error(self) -> errors.EngineError:
+        kind = getattr(errors, self.kind, errors.InternalError)
+        if kind is errors.Overloaded:
+            return kind(self.message, slug=self.slug, retry_after_s=self.retry_after_s)
+        return kind(self.message, slug=self.slug, param=self.param)
+
+
+class EngineReady(_Message, tag=13):
+    """The model is loaded. Capacities are as resolved by the engine."""
+
+    max_total_tokens: int
+    max_running_requests: int
+    block_size: int
+    context_length: int
+    dtype: str
+    device: str
+    cpu_isa: str
+    num_threads: int
+
+
+class EngineFailed(_Message, tag=14):
+    """The engine cannot start; it exits after this message."""
+
+    message: str
+    slug: str
+
+
+class EngineStats(_Message, tag=15):
+    """A snapshot between two steps. Blocks: free + cached + in_use = total."""
+
+    num_running: int
+    num_waiting: int
+    num_blocks_total: int
+    num_blocks_free: int
+    num_blocks_cached: int
+    num_blocks_in_use: int
+    num_steps: int
+    prompt_tokens_computed: int
+    prompt_tokens_cached: int
+    output_tokens: int
+    num_preemptions: int
+    tokens_evicted: int
+
+
+class Progress(_Message, tag=16):
+    """A step of start-up, for the log and /health: what is being done and how far, 0 to 1."""
+
+    stage: str
+    fraction: float
+
+
+ToServer = Union[Admitted, TokenChunk, Failed, EngineReady, EngineFailed, EngineStats, Progress]
