@@ -1,0 +1,61 @@
+"""What an engine is told to do. Every field is a choice of the user; None means "decide for me"."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from engine.errors import ConfigError
+
+DTYPES = ("auto", "bfloat16", "float32")
+SCHEDULE_POLICIES = ("fcfs", "lpm")
+LOAD_FORMATS = ("auto", "safetensors", "dummy")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Configuration of one engine. `model_path` is a directory; hub ids are resolved before this.
+
+    Units: lengths, sizes and totals are in tokens unless the name says otherwise.
+    Raises: `ConfigError` naming the flag.
+    """
+
+    model_path: str
+    tokenizer_path: str | None = None
+    device: str = "cpu"
+    dtype: str = "auto"
+    load_format: str = "auto"
+    context_length: int | None = None
+    max_total_tokens: int | None = None
+    page_size: int | None = None
+    max_running_requests: int | None = None
+    max_queued_requests: int | None = None
+    chunked_prefill_size: int | None = None
+    target_itl_ms: float | None = None
+    schedule_policy: str = "fcfs"
+    disable_radix_cache: bool = False
+    num_threads: int | None = None
+    cpu_isa: str | None = None
+    debug_checks: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("--dtype", self.dtype, DTYPES)
+        _one_of("--schedule-policy", self.schedule_policy, SCHEDULE_POLICIES)
+        _one_of("--load-format", self.load_format, LOAD_FORMATS)
+        for flag, value, minimum in (
+            ("--context-length", self.context_length, 1),
+            ("--max-total-tokens", self.max_total_tokens, 1),
+            ("--page-size", self.page_size, 1),
+            ("--max-running-requests", self.max_running_requests, 1),
+            ("--max-queued-requests", self.max_queued_requests, 0),
+            ("--chunked-prefill-size", self.chunked_prefill_size, 1),
+            ("--num-threads", self.num_threads, 1),
+        ):
+            if value is not None and value < minimum:
+                raise ConfigError(f"{flag} must be at least {minimum}, got {value}")
+        if self.target_itl_ms is not None and not self.target_itl_ms > 0:
+            raise ConfigError(f"--target-itl-ms must be positive, got {self.target_itl_ms:g}")
+
+
+def _one_of(flag: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{flag} must be one of {', '.join(allowed)}, got {value!r}")

@@ -1,0 +1,61 @@
+"""What one step computes, and what comes back: the seam between the scheduler and the runner."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from engine.scheduling.request import Request
+
+
+@dataclasses.dataclass(slots=True)
+class StepRow:
+    """One request's share of a step: positions [start, start + num_tokens) of its known tokens.
+
+    `samples` says that the last of them is the last known token, so that a new token is drawn.
+    """
+
+    request: Request
+    start: int
+    num_tokens: int
+    samples: bool
+
+
+@dataclasses.dataclass(slots=True)
+class StepPlan:
+    """The rows of one step; at most one row a request, decode rows and prefill chunks mixed."""
+
+    rows: list[StepRow]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(row.num_tokens for row in self.rows)
+
+    @property
+    def sampled_rows(self) -> list[StepRow]:
+        return [row for row in self.rows if row.samples]
+
+
+@dataclasses.dataclass(slots=True)
+class StepResult:
+    """Results of the sampled rows (R of them, in the plan's order).
+
+    Shapes: `token_ids` int32 [R]; `logprobs` float32 [R], of the sampled tokens; `top_ids` int32
+    and `top_logprobs` float32 [R, K], best first, K being the most that any row asked for. The
+    last three are None when no row asked for log-probabilities. Natural logarithms, taken from
+    the logits before bias, penalties and temperature.
+    """
+
+    token_ids: np.ndarray
+    logprobs: np.ndarray | None = None
+    top_ids: np.ndarray | None = None
+    top_logprobs: np.ndarray | None = None
+
+
+class Runner(Protocol):
+    """Runs the model for one step. Implemented by `runner.model_runner`, and by fakes in tests."""
+
+    def execute(self, plan: StepPlan) -> StepResult: ...
