@@ -1,0 +1,286 @@
+"""Fakes on both sides of the engine: a runner without a model, and a client without an engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import msgspec
+import numpy as np
+
+from engine.core.client import EngineState
+from engine.core.messages import (
+    Admitted,
+    EngineReady,
+    EngineStats,
+    GenerateRequest,
+    TokenChunk,
+    TokenLogprobs,
+)
+from engine.errors import EngineError, Overloaded
+from engine.scheduling.step_plan import StepPlan, StepResult, StepRow
+
+_MASK = (1 << 64) - 1
+
+
+def _mix(value: int) -> int:
+    """splitmix64's finalizer: any changed bit of the input changes about half of the output."""
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK
+    return value ^ (value >> 31)
+
+
+class FakeRunner:
+    """A model whose whole state is in its slots, as with a real one.
+
+    The value stored for a position depends on its token, its position and, through the block
+    table, on the value of the position before it. The next token depends on everything read back
+    through the block table, the seed, the choice and the output position. So a wrong block table,
+    a wrong position, a block that was freed too early or a token that was never computed changes
+    the answer.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, vocab_size: int = 50) -> None:
+        self.block_size = block_size
+        self.vocab_size = vocab_size
+        self.slots = np.zeros(num_blocks * block_size, np.uint64)
+        self.num_steps = 0
+        self.tokens_computed: dict[str, int] = defaultdict(int)
+        """Tokens that went through the model, by request id."""
+        self.plans: list[list[tuple[str, int, int, int]]] = []
+        """(request id, choice, start, number of tokens) of each row of each step."""
+        self.fail_next: Exception | None = None
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        self.num_steps += 1
+        if self.fail_next is not None:
+            error, self.fail_next = self.fail_next, None
+            raise error
+        self._check(plan)
+        self.plans.append([])
+        for row in plan.rows:
+            self.plans[-1].append((row.request.request_id, row.request.choice, row.start, row.num_tokens))
+            self._compute(row)
+        sampled = plan.sampled_rows
+        hashes = [self._read_back(row) for row in sampled]
+        token_ids = np.array([self._pick(row, h) for row, h in zip(sampled, hashes, strict=True)], np.int32)
+        wanted = [r.request.params.logprobs for r in sampled if r.request.params.logprobs is not None]
+        if not wanted:
+            return StepResult(token_ids)
+        most = max(wanted)
+        logprobs = np.array([-(h % 1000) / 100 - 0.01 for h in hashes], np.float32)
+        top_ids = (token_ids[:, None] + np.arange(most, dtype=np.int32)) % self.vocab_size
+        top_logprobs = logprobs[:, None] - np.arange(most, dtype=np.float32)
+        return StepResult(token_ids, logprobs, top_ids.astype(np.int32), top_logprobs.astype(np.float32))
+
+    def _check(self, plan: StepPlan) -> None:
+        seen = set()
+        for row in plan.rows:
+            request = row.request
+            assert id(request) not in seen, "two rows of one request in a step"
+            seen.add(id(request))
+            end = row.start + row.num_tokens
+            assert row.num_tokens > 0
+            assert row.start == request.num_computed, "a row does not start where computing stopped"
+            assert end <= request.num_known, "a row reaches past the known tokens"
+            assert row.samples == (end == request.num_known)
+            assert request.num_blocks * self.block_size >= end, "a position has no block"
+            table = request.block_table[: request.num_blocks]
+            assert len(np.unique(table)) == len(table), "one block twice in a block table"
+
+    def _slot_ids(self, row: StepRow, start: int, end: int) -> np.ndarray:
+        positions = np.arange(start, end)
+        blocks = row.request.block_table[positions // self.block_size].astype(np.int64)
+        return blocks * self.block_size + positions % self.block_size
+
+    def _compute(self, row: StepRow) -> None:
+        request = row.request
+        end = row.start + row.num_tokens
+        before = int(self.slots[self._slot_ids(row, row.start - 1, row.start)[0]]) if row.start else 1
+        values = np.empty(row.num_tokens, np.uint64)
+        for i, token in enumerate(request.token_ids[row.start : end].tolist()):
+            before = _mix(before * 31 + token * 1_000_003 + row.start + i & _MASK)
+            values[i] = before
+        self.slots[self._slot_ids(row, row.start, end)] = values
+        self.tokens_computed[request.request_id] += row.num_tokens
+
+    def _read_back(self, row: StepRow) -> int:
+        request = row.request
+        weights = 2 * np.arange(request.num_known, dtype=np.uint64) + np.uint64(1)
+        with np.errstate(over="ignore"):
+            total = int((self.slots[self._slot_ids(row, 0, request.num_known)] * weights).sum())
+        if not request.params.is_greedy:
+            total ^= _mix(request.seed & _MASK) ^ _mix(request.choice * 65_537 + request.num_output)
+        return _mix(total)
+
+    def _pick(self, row: StepRow, value: int) -> int:
+        token = value % self.vocab_size
+        banned = row.request.banned_ids
+        while banned is not None and token in banned:
+            token = (token + 1) % self.vocab_size
+        return token
+
+
+class FakeEngineClient:
+    """An `EngineClient` that answers from a script; for tests of everything above that seam.
+
+    `answer` gives the output token ids of a choice, before the limits of the request: a function
+    of the request and the choice, or one fixed sequence. An answer that reaches its end finishes
+    with "stop" (its last token being the stop token), one that is cut by max_tokens or by the
+    context with "length". Each token is one chunk. `hold()` makes streams wait before their next
+    chunk until `release()`. `running` holds the ids that have unread chunks.
+    """
+
+    def __init__(
+        self,
+        answer: Sequence[int] | Callable[[GenerateRequest, int], Sequence[int]] = (),
+        *,
+        state: EngineState = EngineState.READY,
+        context_length: int = 2048,
+        max_running_requests: int = 8,
+        cached_tokens: int = 0,
+    ) -> None:
+        self.answer = answer if callable(answer) else lambda request, choice: answer
+        self.state = state
+        self.state_reason = "" if state is EngineState.READY else f"the engine is {state.value}"
+        self.ready = EngineReady(
+            max_total_tokens=4 * context_length,
+            max_running_requests=max_running_requests,
+            block_size=16,
+            context_length=context_length,
+            dtype="float32",
+            device="cpu",
+            cpu_isa="none",
+            num_threads=1,
+        )
+        self.cached_tokens = cached_tokens
+        self.submitted: list[GenerateRequest] = []
+        self.running: set[str] = set()
+        self.cancelled: list[str] = []
+        self.cancelled_choices: list[tuple[str, int]] = []
+        self.closed = False
+        self.refuse_with: EngineError | None = None
+        """Raised by every submit while set."""
+        self.fail_with: EngineError | None = None
+        """Raised by every stream before its next chunk while set."""
+        self._go = asyncio.Event()
+        self._go.set()
+        self._admit = asyncio.Event()
+        self._admit.set()
+
+    @property
+    def info(self) -> EngineReady | None:
+        return None if self.state is EngineState.LOADING else self.ready
+
+    def set_state(self, state: EngineState, reason: str = "") -> None:
+        self.state, self.state_reason = state, reason
+
+    def hold(self) -> None:
+        self._go.clear()
+
+    def release(self) -> None:
+        self._go.set()
+
+    def hold_admission(self) -> None:
+        self._admit.clear()
+
+    def release_admission(self) -> None:
+        self._admit.set()
+
+    async def submit(self, request: GenerateRequest) -> FakeStream:
+        if self.refuse_with is not None:
+            raise self.refuse_with
+        if self.state is not EngineState.READY:
+            raise Overloaded(self.state_reason, slug="model_loading")
+        self.submitted.append(request)
+        try:
+            await self._admit.wait()
+        except asyncio.CancelledError:
+            self.cancel(request.request_id)
+            raise
+        self.running.add(request.request_id)
+        return FakeStream(self, request)
+
+    def cancel(self, request_id: str) -> None:
+        self.cancelled.append(request_id)
+        self.running.discard(request_id)
+
+    def cancel_choice(self, request_id: str, choice: int) -> None:
+        self.cancelled_choices.append((request_id, choice))
+
+    async def stats(self) -> EngineStats:
+        total = self.ready.max_total_tokens // self.ready.block_size
+        return EngineStats(
+            num_running=len(self.running),
+            num_waiting=0,
+            num_blocks_total=total,
+            num_blocks_free=total,
+            num_blocks_cached=0,
+            num_blocks_in_use=0,
+            num_steps=0,
+            prompt_tokens_computed=0,
+            prompt_tokens_cached=0,
+            output_tokens=0,
+            num_preemptions=0,
+            tokens_evicted=0,
+        )
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class FakeStream:
+    """The scripted chunks of one request, its choices taking turns."""
+
+    def __init__(self, client: FakeEngineClient, request: GenerateRequest) -> None:
+        self._client = client
+        self._request = request
+        seed = request.params.seed
+        self.admitted = Admitted(request.request_id, 0, 4711 if seed is None else seed)
+
+    async def __aiter__(self) -> AsyncIterator[TokenChunk]:
+        client, request = self._client, self._request
+        todo = [self._chunks(choice) for choice in range(request.n)]
+        try:
+            while todo:
+                for chunks in list(todo):
+                    await client._go.wait()
+                    if client.fail_with is not None:
+                        raise client.fail_with
+                    if (request.request_id, chunks[0].choice) in client.cancelled_choices:
+                        todo.remove(chunks)
+                        continue
+                    chunk = chunks.pop(0)
+                    if not chunks:
+                        todo.remove(chunks)
+                    yield chunk
+                    await asyncio.sleep(0)
+        finally:
+            client.running.discard(request.request_id)
+
+    def _chunks(self, choice: int) -> list[TokenChunk]:
+        request, params = self._request, self._request.params
+        token_ids = list(self._client.answer(request, choice))
+        limit = self._client.ready.context_length - len(request.prompt_ids)
+        if params.max_tokens is not None:
+            limit = min(limit, params.max_tokens)
+        reason = "stop" if token_ids and len(token_ids) <= limit else "length"
+        token_ids = token_ids[:limit]
+        cached = self._client.cached_tokens
+        if not token_ids:
+            return [TokenChunk(request.request_id, choice, [], None, cached, "length")]
+        chunks = [
+            TokenChunk(request.request_id, choice, [token_id], self._logprobs(token_id), cached)
+            for token_id in token_ids
+        ]
+        stop_id = token_ids[-1] if reason == "stop" else None
+        chunks[-1] = msgspec.structs.replace(chunks[-1], finish_reason=reason, stop_token_id=stop_id)
+        return chunks
+
+    def _logprobs(self, token_id: int) -> list[TokenLogprobs] | None:
+        wanted = self._request.params.logprobs
+        if wanted is None:
+            return None
+        top_ids = [token_id + i for i in range(wanted)]
+        return [TokenLogprobs(-0.5, top_ids, [-0.5 - i for i in range(wanted)])]
