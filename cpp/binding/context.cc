@@ -1,0 +1,29 @@
+#include "binding/module.h"
+
+#include <pybind11/stl.h>
+
+#include "cpu/execution_context.h"
+#include "device.h"
+
+namespace engine::binding {
+
+namespace py = pybind11;
+
+void bind_context(py::module_& module) {
+  using cpu::ExecutionContext;
+  // Starting and joining threads must not hold the interpreter lock.
+  py::class_<ExecutionContext>(module, "ExecutionContext")
+      .def(py::init<int, std::string_view>(), py::arg("num_threads"), py::arg("isa") = "auto", ReleaseGil())
+      .def_property_readonly("isa", [](const ExecutionContext& self) { return cpu::isa_name(self.isa()); })
+      .def_property_readonly("num_threads", [](ExecutionContext& self) { return self.pool().num_threads(); });
+
+  module.def("available_isas", [] {
+    std::vector<std::string> names;
+    for (cpu::Isa isa : cpu::available_isas()) names.emplace_back(cpu::isa_name(isa));
+    return names;
+  });
+  module.def("cuda_is_compiled", &cuda::is_compiled);
+  module.def("num_cuda_devices", &cuda::num_devices);
+}
+
+}  // namespace engine::binding

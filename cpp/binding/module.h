@@ -1,0 +1,18 @@
+// Every part of the binding registers itself with the module; module.cc calls them all.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace engine::binding {
+
+// Errors of the native side become engine.errors.NativeError.
+void bind_errors(pybind11::module_& module);
+// ExecutionContext, instruction sets, what the build holds.
+void bind_context(pybind11::module_& module);
+void bind_norm(pybind11::module_& module);
+
+// Releases the interpreter lock around work; the views stay valid because the call holds their
+// tensors.
+using ReleaseGil = pybind11::call_guard<pybind11::gil_scoped_release>;
+
+}  // namespace engine::binding

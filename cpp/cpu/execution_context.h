@@ -1,0 +1,27 @@
+// Where CPU ops run: an instruction set and a pool of threads. Owned by one engine.
+#pragma once
+
+#include <string_view>
+
+#include "cpu/dispatch.h"
+#include "cpu/thread_pool.h"
+
+namespace engine::cpu {
+
+class ExecutionContext {
+ public:
+  // Throws kUnsupported for an instruction set that the machine or the build lacks.
+  ExecutionContext(int num_threads, std::string_view isa)
+      : isa_(parse_isa(isa)), kernels_(kernels_for(isa_)), pool_(num_threads) {}
+
+  Isa isa() const { return isa_; }
+  const KernelTable& kernels() const { return kernels_; }
+  ThreadPool& pool() { return pool_; }
+
+ private:
+  Isa isa_;
+  const KernelTable& kernels_;
+  ThreadPool pool_;
+};
+
+}  // namespace engine::cpu

@@ -1,0 +1,20 @@
+// Instruction sets that the kernels are compiled for.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace engine::cpu {
+
+enum class Isa { kBaseline, kNeon, kAvx2, kAvx512 };
+
+const char* isa_name(Isa isa);
+
+// Sets that both this build and this machine have, slowest first. Never empty.
+std::vector<Isa> available_isas();
+
+// "auto" gives the fastest available set. Throws kUnsupported, listing what there is, otherwise.
+Isa parse_isa(std::string_view name);
+
+}  // namespace engine::cpu

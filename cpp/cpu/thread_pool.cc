@@ -1,0 +1,105 @@
+#include "cpu/thread_pool.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "engine/error.h"
+
+namespace engine::cpu {
+namespace {
+
+// Longer than the gaps between the ops of a layer, short against the gap between requests.
+constexpr auto kSpinTime = std::chrono::microseconds(200);
+constexpr int kSpinsPerClockRead = 64;
+
+inline void pause_briefly() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Spins until done() holds or the spin time is over; tells which.
+template <typename Condition>
+bool spin_until(const Condition& done) {
+  const auto deadline = std::chrono::steady_clock::now() + kSpinTime;
+  do {
+    for (int i = 0; i < kSpinsPerClockRead; ++i) {
+      if (done()) return true;
+      pause_briefly();
+    }
+  } while (std::chrono::steady_clock::now() < deadline);
+  return false;
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(int num_threads) {
+  if (num_threads < 1 || num_threads > 1024) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "num_threads: expected 1 to 1024, got " + std::to_string(num_threads));
+  }
+  workers_.reserve(static_cast<size_t>(num_threads - 1));
+  for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this] { work(0); });
+}
+
+ThreadPool::~ThreadPool() {
+  is_stopping_.store(true);
+  epoch_.fetch_add(1);
+  epoch_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+}
+
+void ThreadPool::run(int64_t num_items, int64_t grain, RangeFunction function, const void* context) {
+  if (num_items <= 0) return;
+  grain = std::max<int64_t>(grain, 1);
+  if (workers_.empty() || num_items <= grain) {
+    function(context, 0, num_items);
+    return;
+  }
+  const std::lock_guard<std::mutex> lock(mutex_);
+  function_ = function;
+  context_ = context;
+  num_items_ = num_items;
+  grain_ = grain;
+  next_.store(0, std::memory_order_relaxed);
+  is_open_.store(true);
+  epoch_.fetch_add(1);
+  if (num_parked_.load() > 0) epoch_.notify_all();
+
+  claim_ranges();
+
+  // All ranges are claimed. A worker that comes now sees a closed region and leaves; wait for
+  // those that are still computing.
+  is_open_.store(false);
+  const auto is_empty = [this] { return num_inside_.load() == 0; };
+  while (!spin_until(is_empty)) std::this_thread::yield();
+}
+
+void ThreadPool::claim_ranges() {
+  for (;;) {
+    const int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
+    if (begin >= num_items_) return;
+    function_(context_, begin, std::min(begin + grain_, num_items_));
+  }
+}
+
+void ThreadPool::work(uint32_t seen_epoch) {
+  while (!is_stopping_.load()) {
+    const auto has_news = [&] { return epoch_.load() != seen_epoch; };
+    if (!spin_until(has_news)) {
+      // Counting before the wait re-reads the epoch: either run() sees the count and notifies, or
+      // the wait sees the new epoch and returns at once.
+      num_parked_.fetch_add(1);
+      epoch_.wait(seen_epoch);
+      num_parked_.fetch_sub(1);
+    }
+    seen_epoch = epoch_.load();
+    num_inside_.fetch_add(1);
+    if (is_open_.load()) claim_ranges();
+    num_inside_.fetch_sub(1);
+  }
+}
+
+}  // namespace engine::cpu

@@ -1,0 +1,62 @@
+// Persistent workers for the many short parallel regions of a step.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace engine::cpu {
+
+// `num_threads` counts the calling thread. Ranges are claimed from an atomic counter, so a worker
+// that loses its core costs one range and not the region. After a region a worker spins for a
+// while, because the next one of the same layer is microseconds away, and then parks.
+class ThreadPool {
+ public:
+  explicit ThreadPool(int num_threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  // Calls body(begin, end) over ranges of at most `grain` items that cover [0, num_items) exactly
+  // once, from any thread, and returns when all are done. `body` must not throw. Regions of
+  // several callers run one after the other.
+  template <typename Body>
+  void parallel_for(int64_t num_items, int64_t grain, const Body& body) {
+    run(num_items, grain,
+        [](const void* context, int64_t begin, int64_t end) {
+          (*static_cast<const Body*>(context))(begin, end);
+        },
+        &body);
+  }
+
+ private:
+  using RangeFunction = void (*)(const void* context, int64_t begin, int64_t end);
+
+  void run(int64_t num_items, int64_t grain, RangeFunction function, const void* context);
+  void work(uint32_t seen_epoch);
+  void claim_ranges();
+
+  std::mutex mutex_;  // one region at a time
+
+  // The open region. Written while closed; workers read it only after seeing is_open_, and count
+  // themselves in num_inside_ while they do, so that it cannot be rewritten under them.
+  RangeFunction function_ = nullptr;
+  const void* context_ = nullptr;
+  int64_t num_items_ = 0;
+  int64_t grain_ = 1;
+
+  alignas(64) std::atomic<int64_t> next_{0};
+  alignas(64) std::atomic<bool> is_open_{false};
+  std::atomic<int> num_inside_{0};
+  alignas(64) std::atomic<uint32_t> epoch_{0};  // bumped when a region opens, and at the end
+  std::atomic<int> num_parked_{0};
+  std::atomic<bool> is_stopping_{false};
+
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace engine::cpu

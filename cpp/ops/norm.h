@@ -1,0 +1,16 @@
+#pragma once
+
+#include "cpu/execution_context.h"
+#include "engine/tensor_view.h"
+
+namespace engine::ops {
+
+// out = x / rms(x) * weight over the last dimension; see python/engine/ops/rms_norm.py.
+void rms_norm(cpu::ExecutionContext& context, const TensorView& x, const TensorView& weight, float eps,
+              const TensorView& out);
+
+// residual += x, then out = residual / rms(residual) * weight.
+void add_rms_norm(cpu::ExecutionContext& context, const TensorView& x, const TensorView& residual,
+                  const TensorView& weight, float eps, const TensorView& out);
+
+}  // namespace engine::ops
