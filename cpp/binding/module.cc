@@ -6,4 +6,5 @@ PYBIND11_MODULE(_native, module) {
   bind_errors(module);
   bind_context(module);
   bind_norm(module);
+  bind_sampling(module);
 }

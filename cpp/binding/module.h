@@ -10,6 +10,7 @@ void bind_errors(pybind11::module_& module);
 // ExecutionContext, instruction sets, what the build holds.
 void bind_context(pybind11::module_& module);
 void bind_norm(pybind11::module_& module);
+void bind_sampling(pybind11::module_& module);
 
 // Releases the interpreter lock around work; the views stay valid because the call holds their
 // tensors.

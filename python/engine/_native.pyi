@@ -27,3 +27,35 @@ def rms_norm(ctx: ExecutionContext, x: Tensor, weight: Tensor, eps: float, out: 
 def add_rms_norm(
     ctx: ExecutionContext, x: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor
 ) -> None: ...
+
+# --- sampling ------------------------------------------------------------------------------------
+
+def sample(
+    ctx: ExecutionContext,
+    *,
+    logits: Tensor,
+    workspace: Tensor,
+    seen: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    repetition_penalty: Tensor,
+    frequency_penalty: Tensor,
+    presence_penalty: Tensor,
+    seeds: Tensor,
+    choices: Tensor,
+    positions: Tensor,
+    token_ids: Tensor,
+    token_indptr: Tensor,
+    prompt_lens: Tensor,
+    bias_ids: Tensor,
+    bias_values: Tensor,
+    bias_indptr: Tensor,
+    bitmask: Tensor | None,
+    num_top_logprobs: Tensor,
+    out_ids: Tensor,
+    out_logprobs: Tensor,
+    top_ids: Tensor,
+    top_logprobs: Tensor,
+) -> None: ...

@@ -18,4 +18,43 @@ struct RmsNormArgs {
   float eps;
 };
 
+// Below this temperature the most likely token is taken and no random number is drawn.
+inline constexpr float kGreedyTemperature = 1e-6f;
+
+// Work item: one row, that is one sequence to draw a token for.
+struct SamplingArgs {
+  float* logits;     // [R, V]; only NaN and infinities are replaced
+  float* workspace;  // [R, V]
+  uint32_t* seen;    // [R, ceil(V / 32)], scratch
+  int64_t logits_stride, workspace_stride, seen_stride;
+  int64_t vocab_size;
+
+  const float* temperature;         // [R]
+  const int32_t* top_k;             // [R], 0 or less: off
+  const float* top_p;               // [R], 1: off
+  const float* min_p;               // [R], 0: off
+  const float* repetition_penalty;  // [R], 1: off
+  const float* frequency_penalty;   // [R], 0: off
+  const float* presence_penalty;    // [R], 0: off
+  const int64_t* seeds;             // [R]
+  const int32_t* choices;           // [R]
+  const int64_t* positions;         // [R], output position of the token to draw
+
+  const int32_t* token_ids;     // known tokens of all rows, one after the other
+  const int64_t* token_indptr;  // [R + 1]
+  const int32_t* prompt_lens;   // [R], how many of a row's known tokens are its prompt
+  const int32_t* bias_ids;
+  const float* bias_values;
+  const int64_t* bias_indptr;  // [R + 1]
+  const int32_t* bitmask;      // [R, ceil(V / 32)], bit set: token allowed; or null
+  int64_t bitmask_stride;
+
+  const int32_t* num_top_logprobs;  // [R], -1: no log-probabilities at all
+  int32_t* out_ids;                 // [R], -1 when every token is ruled out
+  float* out_logprobs;              // [R], written where num_top_logprobs >= 0
+  int32_t* top_ids;                 // [R, K]
+  float* top_logprobs;              // [R, K]
+  int64_t top_stride;
+};
+
 }  // namespace engine

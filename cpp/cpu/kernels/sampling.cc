@@ -1,0 +1,365 @@
+#include "cpu/kernels/table.h"
+#include "cpu/kernels/vec.h"
+
+namespace engine::cpu {
+namespace ENGINE_ISA {
+namespace {
+
+constexpr float kInfinity = __builtin_inff();
+constexpr float kLargest = __FLT_MAX__;
+
+// Tokens whose exponentials are added in float before the sum goes on in double.
+constexpr int64_t kChunk = 1024;
+
+// One row of the batch: raw logits, or the copy that becomes biased logits and then weights.
+struct Row {
+  float* x;        // [V]
+  int64_t num;     // V
+  uint32_t* seen;  // [ceil(V / 32)], scratch
+};
+
+// NaN becomes -infinity and +infinity the largest number, so that a broken logit can neither win
+// silently nor turn the others into NaN.
+ENGINE_INLINE Vec16 cleaned(Vec16 x) { return min(max(x, set1(-kInfinity)), set1(kLargest)); }
+
+ENGINE_INLINE Vec16 load_logits(const Row& row, int64_t i) {
+  const int64_t left = row.num - i;
+  if (left >= 16) return load(row.x + i);
+  float buffer[16];
+  store(buffer, set1(-kInfinity));
+  for (int64_t j = 0; j < left; ++j) buffer[j] = row.x[i + j];
+  return load(buffer);
+}
+
+ENGINE_INLINE void store_logits(const Row& row, int64_t i, Vec16 lanes) {
+  const int64_t left = row.num - i;
+  if (left >= 16) {
+    store(row.x + i, lanes);
+  } else {
+    store_first(row.x + i, lanes, left);
+  }
+}
+
+// Penalties and weights are worked out in a copy: log-probabilities are those of the raw logits.
+void clean_and_copy(const Row& raw, const Row& work) {
+  for (int64_t i = 0; i < raw.num; i += 16) {
+    const Vec16 lanes = cleaned(load_logits(raw, i));
+    store_logits(raw, i, lanes);
+    store_logits(work, i, lanes);
+  }
+}
+
+float row_max(const Row& row) {
+  Vec16 best = set1(-kInfinity);
+  for (int64_t i = 0; i < row.num; i += 16) best = max(best, load_logits(row, i));
+  return reduce_max(best);
+}
+
+// The lowest id among the largest logits, -1 when every token is ruled out.
+int64_t argmax(const Row& row) {
+  const float best = row_max(row);
+  if (best == -kInfinity) return -1;
+  for (int64_t i = 0; i < row.num; ++i) {
+    if (row.x[i] == best) return i;
+  }
+  return -1;
+}
+
+// --- raw log-probabilities ----------------------------------------------------------------------
+
+// log(sum(exp(x))) of a row with a finite maximum.
+double log_sum_exp(const Row& row, float row_maximum) {
+  const Vec16 shift = set1(row_maximum);
+  double total = 0;
+  for (int64_t begin = 0; begin < row.num; begin += kChunk) {
+    const int64_t end = begin + kChunk < row.num ? begin + kChunk : row.num;
+    Vec16 sum = zero();
+    for (int64_t i = begin; i < end; i += 16) sum = add(sum, exp(sub(load_logits(row, i), shift)));
+    total += static_cast<double>(reduce_add(sum));
+  }
+  return static_cast<double>(row_maximum) + __builtin_log(total);
+}
+
+// The `count` largest logits, best first, lower ids first among equals.
+void select_top(const Row& row, int64_t count, int32_t* ids, float* values) {
+  if (count == 0) return;
+  int64_t found = 0;
+  for (int64_t i = 0; i < row.num; i += 16) {
+    if (found == count && !(reduce_max(load_logits(row, i)) > values[count - 1])) continue;
+    const int64_t end = i + 16 < row.num ? i + 16 : row.num;
+    for (int64_t j = i; j < end; ++j) {
+      const float value = row.x[j];
+      if (found == count && !(value > values[count - 1])) continue;
+      int64_t at = found < count ? found++ : count - 1;
+      for (; at > 0 && value > values[at - 1]; --at) {
+        values[at] = values[at - 1];
+        ids[at] = ids[at - 1];
+      }
+      values[at] = value;
+      ids[at] = static_cast<int32_t>(j);
+    }
+  }
+}
+
+void write_logprobs(const Row& raw, const SamplingArgs& args, int64_t r, int64_t token) {
+  const double normaliser = log_sum_exp(raw, row_max(raw));
+  const int64_t num_top = args.num_top_logprobs[r];
+  float* values = args.top_logprobs + r * args.top_stride;
+  select_top(raw, num_top, args.top_ids + r * args.top_stride, values);
+  for (int64_t i = 0; i < num_top; ++i) {
+    values[i] = static_cast<float>(static_cast<double>(values[i]) - normaliser);
+  }
+  args.out_logprobs[r] = static_cast<float>(static_cast<double>(raw.x[token]) - normaliser);
+}
+
+// --- penalties, bias, mask -----------------------------------------------------------------------
+
+void clear_seen(const Row& row) {
+  for (int64_t i = 0; i < (row.num + 31) / 32; ++i) row.seen[i] = 0;
+}
+
+// Whether `id` is met for the first time since clear_seen().
+bool is_first(const Row& row, int32_t id) {
+  uint32_t& word = row.seen[id / 32];
+  const uint32_t bit = 1u << (id % 32);
+  const bool first = (word & bit) == 0;
+  word |= bit;
+  return first;
+}
+
+void apply_penalties(const Row& row, const SamplingArgs& args, int64_t r) {
+  const int32_t* tokens = args.token_ids + args.token_indptr[r];
+  const int64_t num_tokens = args.token_indptr[r + 1] - args.token_indptr[r];
+  const float repetition = args.repetition_penalty[r];
+  if (repetition != 1.0f) {
+    clear_seen(row);
+    for (int64_t i = 0; i < num_tokens; ++i) {
+      if (!is_first(row, tokens[i])) continue;
+      float& x = row.x[tokens[i]];
+      x = x > 0 ? x / repetition : x * repetition;
+    }
+  }
+  const float frequency = args.frequency_penalty[r];
+  const float presence = args.presence_penalty[r];
+  if (frequency != 0.0f || presence != 0.0f) {
+    clear_seen(row);
+    for (int64_t i = args.prompt_lens[r]; i < num_tokens; ++i) {
+      float& x = row.x[tokens[i]];
+      x -= frequency;
+      if (is_first(row, tokens[i])) x -= presence;
+    }
+  }
+}
+
+void apply_bias_and_mask(const Row& row, const SamplingArgs& args, int64_t r) {
+  for (int64_t i = args.bias_indptr[r]; i < args.bias_indptr[r + 1]; ++i) {
+    row.x[args.bias_ids[i]] += args.bias_values[i];
+  }
+  if (args.bitmask == nullptr) return;
+  const int32_t* mask = args.bitmask + r * args.bitmask_stride;
+  for (int64_t i = 0; i < row.num; ++i) {
+    const bool is_allowed = (static_cast<uint32_t>(mask[i / 32]) >> (i % 32)) & 1u;
+    if (!is_allowed) row.x[i] = -kInfinity;
+  }
+}
+
+// --- filters ------------------------------------------------------------------------------------
+
+// An unsigned number that orders like the float.
+ENGINE_INLINE uint32_t order_key(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof(bits));
+  return (bits & 0x80000000u) ? ~bits : bits | 0x80000000u;
+}
+
+// Keys are narrowed from the top in three digits of at most 11 bits.
+constexpr int kNumDigits = 3;
+constexpr int kDigitShift[kNumDigits] = {21, 10, 0};
+constexpr uint32_t kDigitSize[kNumDigits] = {2048, 2048, 1024};
+constexpr int kMaxDigitSize = 2048;
+
+// Elements above `key` stay; of those equal to it, the first `num_equal` by token id.
+struct Cut {
+  uint32_t key;
+  int64_t num_equal;
+};
+
+// Finds where the running total, from the largest element down, first reaches `target`; an element
+// counts `Weight::of(x)`. Three passes over the row, no sorting and no scratch memory.
+template <typename Weight>
+Cut find_cut(const Row& row, double target) {
+  uint32_t prefix = 0;
+  double above = 0;
+  double weight_at_key = 1;
+  for (int digit = 0; digit < kNumDigits; ++digit) {
+    double totals[kMaxDigitSize] = {};
+    const int shift = kDigitShift[digit];
+    const uint32_t size = kDigitSize[digit];
+    const uint64_t prefix_shift = static_cast<uint64_t>(shift) + (digit == kNumDigits - 1 ? 10 : 11);
+    for (int64_t i = 0; i < row.num; ++i) {
+      const uint64_t key = order_key(row.x[i]);
+      if ((key >> prefix_shift) != (prefix >> prefix_shift)) continue;
+      totals[(key >> shift) & (size - 1)] += Weight::of(row.x[i]);
+    }
+    // The lowest digit with any weight is taken when rounding keeps the target out of reach.
+    uint32_t chosen = 0;
+    bool is_reached = false;
+    double before_chosen = above;
+    for (uint32_t d = size; d-- > 0 && !is_reached;) {
+      if (totals[d] == 0) continue;
+      chosen = d;
+      before_chosen = above;
+      above += totals[d];
+      is_reached = above >= target;
+    }
+    weight_at_key = totals[chosen];
+    above = before_chosen;
+    prefix |= chosen << shift;
+  }
+  // All elements at the cut are equal, so each weighs the same.
+  float value;
+  const uint32_t bits = (prefix & 0x80000000u) ? prefix & 0x7fffffffu : ~prefix;
+  __builtin_memcpy(&value, &bits, sizeof(value));
+  const double each = Weight::of(value);
+  int64_t num_equal = 1;
+  if (each > 0) {
+    const double missing = (target - above) / each;
+    const int64_t num_present = static_cast<int64_t>(weight_at_key / each + 0.5);
+    num_equal = missing >= static_cast<double>(num_present) ? num_present
+                                                            : static_cast<int64_t>(__builtin_ceil(missing));
+    if (num_equal < 1) num_equal = 1;
+  }
+  return {prefix, num_equal};
+}
+
+struct CountOne {
+  static double of(float) { return 1.0; }
+};
+struct WeightItself {
+  static double of(float x) { return static_cast<double>(x); }
+};
+
+void apply_cut(const Row& row, Cut cut, float dropped) {
+  for (int64_t i = 0; i < row.num; ++i) {
+    const uint32_t key = order_key(row.x[i]);
+    if (key > cut.key) continue;
+    if (key == cut.key && cut.num_equal > 0) {
+      --cut.num_equal;
+      continue;
+    }
+    row.x[i] = dropped;
+  }
+}
+
+// --- drawing ------------------------------------------------------------------------------------
+
+// Logits to weights exp((x - max) / temperature): the largest is 1.
+void to_weights(const Row& row, float temperature) {
+  const Vec16 shift = set1(row_max(row));
+  const Vec16 divisor = set1(temperature);
+  for (int64_t i = 0; i < row.num; i += 16) {
+    store_logits(row, i, exp(div(sub(load_logits(row, i), shift), divisor)));
+  }
+}
+
+double chunk_weight(const Row& row, int64_t begin) {
+  const int64_t end = begin + kChunk < row.num ? begin + kChunk : row.num;
+  Vec16 sum = zero();
+  int64_t i = begin;
+  for (; i + 16 <= end; i += 16) sum = add(sum, load(row.x + i));
+  sum = add(sum, load_first(row.x + i, end - i));
+  return static_cast<double>(reduce_add(sum));
+}
+
+double total_weight(const Row& row) {
+  double total = 0;
+  for (int64_t begin = 0; begin < row.num; begin += kChunk) total += chunk_weight(row, begin);
+  return total;
+}
+
+// Philox4x32-10 (Salmon et al. 2011), first two of the four words.
+// Uniform in (0, 1), a function of (seed, choice, position) and nothing else.
+double uniform(uint64_t seed, uint32_t choice, uint64_t position) {
+  uint32_t c0 = static_cast<uint32_t>(position), c1 = static_cast<uint32_t>(position >> 32), c2 = choice, c3 = 0;
+  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t p0 = 0xD2511F53ull * c0;
+    const uint64_t p1 = 0xCD9E8D57ull * c2;
+    const uint32_t n0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
+    const uint32_t n2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
+    c1 = static_cast<uint32_t>(p1);
+    c3 = static_cast<uint32_t>(p0);
+    c0 = n0;
+    c2 = n2;
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  const uint64_t bits = ((static_cast<uint64_t>(c0) << 32) | c1) >> 11;
+  return (static_cast<double>(bits) + 0.5) * 0x1p-53;
+}
+
+// The token in whose interval u * total falls, intervals laid out by token id.
+int64_t draw(const Row& row, double u) {
+  const double target = u * total_weight(row);
+  double before = 0;
+  int64_t last = -1;  // falls back here when rounding carries the walk past the end
+  for (int64_t begin = 0; begin < row.num; begin += kChunk) {
+    const double weight = chunk_weight(row, begin);
+    if (weight == 0) continue;
+    const bool is_here = before + weight > target;
+    const int64_t end = begin + kChunk < row.num ? begin + kChunk : row.num;
+    double sum = before;
+    for (int64_t i = begin; i < end; ++i) {
+      if (row.x[i] == 0) continue;
+      last = i;
+      if (!is_here) continue;
+      sum += static_cast<double>(row.x[i]);
+      if (sum > target) return i;
+    }
+    if (is_here) return last;
+    before += weight;
+  }
+  return last;
+}
+
+int64_t sample_row(const Row& row, const SamplingArgs& args, int64_t r) {
+  apply_penalties(row, args, r);
+  apply_bias_and_mask(row, args, r);
+  const int64_t best = argmax(row);
+  const float temperature = args.temperature[r];
+  if (best < 0 || temperature < kGreedyTemperature) return best;
+
+  const int64_t top_k = args.top_k[r];
+  if (top_k > 0 && top_k < row.num) {
+    apply_cut(row, find_cut<CountOne>(row, static_cast<double>(top_k)), -kInfinity);
+  }
+  to_weights(row, temperature);
+  const float top_p = args.top_p[r];
+  if (top_p < 1.0f) {
+    const double target = static_cast<double>(top_p) * total_weight(row);
+    apply_cut(row, find_cut<WeightItself>(row, target), 0.0f);
+  }
+  const float min_p = args.min_p[r];
+  if (min_p > 0.0f) {
+    for (int64_t i = 0; i < row.num; ++i) row.x[i] = row.x[i] < min_p ? 0.0f : row.x[i];
+  }
+  return draw(row, uniform(static_cast<uint64_t>(args.seeds[r]), static_cast<uint32_t>(args.choices[r]),
+                           static_cast<uint64_t>(args.positions[r])));
+}
+
+}  // namespace
+
+void sample(const SamplingArgs& args, int64_t begin, int64_t end) {
+  for (int64_t r = begin; r < end; ++r) {
+    uint32_t* seen = args.seen + r * args.seen_stride;
+    const Row raw{args.logits + r * args.logits_stride, args.vocab_size, seen};
+    const Row work{args.workspace + r * args.workspace_stride, args.vocab_size, seen};
+    clean_and_copy(raw, work);
+    const int64_t token = sample_row(work, args, r);
+    args.out_ids[r] = static_cast<int32_t>(token);
+    if (token >= 0 && args.num_top_logprobs[r] >= 0) write_logprobs(raw, args, r, token);
+  }
+}
+
+}  // namespace ENGINE_ISA
+}  // namespace engine::cpu
