@@ -1,0 +1,291 @@
+"""Messages to prompt text, by the Jinja template of the checkpoint.
+
+The environment offers what `transformers` offers, so that a template renders the same text.
+Templates come from the checkpoint and run in Jinja's immutable sandbox: no files, no attributes
+of Python's internals, ranges and output of bounded size. What a request brings (messages, tools,
+template variables) is data and is never read as a template. As in `transformers`, a special token
+spelled out in a message is not escaped: `Tokenizer.encode` makes it that token.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+from engine.errors import ConfigError, InvalidRequest
+from engine.text.tokenizer import Tokenizer
+
+MAX_PROMPT_CHARS = 64 * 1024 * 1024
+_MAX_ERROR_CHARS = 300
+_RESERVED_NAMES = frozenset({"messages", "tools", "add_generation_prompt"})
+
+# Written behind the final message to find where its text ends. Private-use characters keep it apart
+# from real text; the trailing space tells whether the template trims messages.
+_END_MARK = "\ue2c5end of final message\ue2c6"
+_PROBE = "\ue2c5probe\ue2c6"
+
+
+class ChatTemplate:
+    """Renders chat messages to the text that the model was trained on.
+
+    `source` is a template, or templates by name (then "tool_use" serves requests with tools and
+    "default" all others), or None for a model without one: every `render` then refuses.
+    `special_tokens` are variables for the template, "bos_token" and the like.
+
+    Raises: `ConfigError` if a template is not valid Jinja.
+    """
+
+    def __init__(self, source: str | Mapping[str, str] | None, special_tokens: Mapping[str, str]) -> None:
+        sources = {"default": source} if isinstance(source, str) else dict(source or {})
+        environment = _make_environment()
+        self._special_tokens = dict(special_tokens)
+        self._layouts = {name: _Layout(_compile(environment, name, text)) for name, text in sources.items()}
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: Tokenizer) -> ChatTemplate:
+        """The template that the checkpoint brings, if any."""
+        return cls(tokenizer.chat_templates, tokenizer.special_tokens)
+
+    @property
+    def exists(self) -> bool:
+        """Whether the model has a chat template at all."""
+        return bool(self._layouts)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt for `messages`, to be encoded with `add_special_tokens=False`.
+
+        `continue_final_message` leaves the last message open for the model to go on with it, and
+        turns `add_generation_prompt` off. `template_kwargs` become variables of the template.
+
+        Raises: `InvalidRequest` with the template's own words if it refuses the messages.
+        """
+        layout = self._choose(tools)
+        for name in _RESERVED_NAMES & set(template_kwargs or ()):
+            raise _invalid(f"chat_template_kwargs may not set {name!r}", "chat_template_kwargs")
+        if not messages:
+            raise _invalid("messages must not be empty")
+        prepared = normalize_messages(
+            messages, keep_parts=layout.takes_parts, parse_arguments=not layout.takes_text_arguments
+        )
+        if continue_final_message:
+            _mark_end(prepared[-1])
+        text = layout.render(
+            {
+                **self._special_tokens,
+                "documents": None,
+                **(template_kwargs or {}),
+                "messages": prepared,
+                "tools": list(tools) if tools is not None else None,
+                "add_generation_prompt": add_generation_prompt and not continue_final_message,
+            }
+        )
+        return _cut_at_mark(text) if continue_final_message else text
+
+    def _choose(self, tools: Sequence[Mapping[str, Any]] | None) -> _Layout:
+        if tools is not None and "tool_use" in self._layouts:
+            return self._layouts["tool_use"]
+        if "default" in self._layouts:
+            return self._layouts["default"]
+        if not self._layouts:
+            raise _invalid(
+                "this model has no chat template; use /v1/completions, or start the server with a chat template"
+            )
+        raise _invalid(f"this model has no default chat template, only {', '.join(sorted(self._layouts))}")
+
+
+def normalize_messages(
+    messages: Sequence[Mapping[str, Any]], *, keep_parts: bool, parse_arguments: bool
+) -> list[dict[str, Any]]:
+    """Copies of messages in the shape that templates expect.
+
+    Content null becomes "", other null fields are left out. Text parts are kept as a list if the
+    template iterates over them, else joined with line ends. The JSON text of tool-call arguments
+    becomes an object, unless the template adds it to text; if it is not a JSON object it stays.
+    """
+    normalized = []
+    for message in messages:
+        copied = {key: value for key, value in message.items() if value is not None}
+        copied["content"] = _content(message.get("content"), keep_parts)
+        if parse_arguments and "tool_calls" in copied:
+            copied["tool_calls"] = [_with_parsed_arguments(call) for call in copied["tool_calls"]]
+        normalized.append(copied)
+    return normalized
+
+
+def _content(content: str | Sequence[Any] | None, keep_parts: bool) -> str | list[Any]:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else dict(part) for part in content]
+    if keep_parts:
+        return parts
+    return "\n".join(part["text"] for part in parts if "text" in part)
+
+
+def _with_parsed_arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    function = call.get("function")
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except (ValueError, RecursionError):
+        return call
+    if not isinstance(arguments, dict):
+        return call
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+class _Layout:
+    """One compiled template and what it is known to expect, found out by rendering a short chat."""
+
+    def __init__(self, template: jinja2.Template) -> None:
+        self._template = template
+
+    def render(self, variables: Mapping[str, Any]) -> str:
+        pieces: list[str] = []
+        num_chars = 0
+        try:
+            for piece in self._template.generate(variables):
+                num_chars += len(piece)
+                if num_chars > MAX_PROMPT_CHARS:
+                    raise _invalid(f"the rendered prompt is longer than {MAX_PROMPT_CHARS} characters")
+                pieces.append(piece)
+        except InvalidRequest:
+            raise
+        except _Refusal as error:
+            raise _invalid(_one_line(error)) from None
+        except Exception as error:  # noqa: BLE001 - templates fail in any way that Python does
+            raise _invalid(f"the chat template failed: {_one_line(error)}") from None
+        return "".join(pieces)
+
+    @functools.cached_property
+    def takes_parts(self) -> bool:
+        """Whether the template reads content that is a list of parts, rather than printing the list."""
+        text = self._try([{"role": "user", "content": [{"type": "text", "text": _PROBE, "extra": "\ue2c7"}]}])
+        return text is not None and _PROBE in text and "\ue2c7" not in text
+
+    @functools.cached_property
+    def takes_text_arguments(self) -> bool:
+        """Whether the template wants tool-call arguments as JSON text: it fails on an object, or prints
+        it as Python does."""
+        text = self._try_call({"a": 1})
+        return (text is None or "{'a': 1}" in text) and self._try_call('{"a": 1}') is not None
+
+    def _try_call(self, arguments: Any) -> str | None:
+        call = {"id": "call00000", "type": "function", "function": {"name": "f", "arguments": arguments}}
+        return self._try(
+            [
+                {"role": "user", "content": _PROBE},
+                {"role": "assistant", "content": "", "tool_calls": [call]},
+                {"role": "tool", "content": _PROBE, "name": "f", "tool_call_id": "call00000"},
+            ]
+        )
+
+    def _try(self, messages: list[dict[str, Any]]) -> str | None:
+        tokens = {"bos_token": "", "eos_token": "", "documents": None, "tools": None}
+        try:
+            return self.render({**tokens, "messages": messages, "add_generation_prompt": False})
+        except InvalidRequest:
+            return None
+
+
+def _mark_end(message: dict[str, Any]) -> None:
+    content = message["content"]
+    if isinstance(content, str):
+        message["content"] = content + _END_MARK + " "
+        return
+    for part in reversed(content):
+        if "text" in part:
+            part["text"] += _END_MARK + " "
+            return
+    raise _invalid("continue_final_message needs text in the final message")
+
+
+def _cut_at_mark(text: str) -> str:
+    position = text.rfind(_END_MARK)
+    if position < 0:
+        raise _invalid("continue_final_message: the chat template does not show the final message's text")
+    is_untrimmed = text.startswith(" ", position + len(_END_MARK))
+    return text[:position] if is_untrimmed else text[:position].rstrip()
+
+
+class _Refusal(jinja2.TemplateError):
+    """A template called raise_exception: the message is written for the user."""
+
+
+class _GenerationBlock(jinja2.ext.Extension):
+    """Tolerates {% generation %} blocks, which mark assistant text for training."""
+
+    tags: ClassVar[set[str]] = {"generation"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body, lineno=line)
+
+
+def _make_environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _compile(environment: jinja2.Environment, name: str, source: str) -> jinja2.Template:
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise ConfigError(f"chat template {name!r}, line {error.lineno}: {_one_line(error.message)}") from None
+    except Exception as error:  # noqa: BLE001 - the compiler evaluates constant expressions
+        raise ConfigError(f"chat template {name!r}: {_one_line(error)}") from None
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own filter escapes for HTML, which models have not seen."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise_exception(message: Any) -> None:
+    raise _Refusal(str(message))
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.datetime.now().strftime(pattern)
+
+
+def _one_line(error: object) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= _MAX_ERROR_CHARS else text[:_MAX_ERROR_CHARS] + "…"
+
+
+def _invalid(what: str, param: str = "messages") -> InvalidRequest:
+    return InvalidRequest(f"Invalid request: {what}", param=param)
