@@ -105,7 +105,7 @@ class ChatTemplate:
             return self._layouts["default"]
         if not self._layouts:
             raise _invalid(
-                "this model has no chat template; use /v1/completions, or start the server with a chat template"
+                "this model has no chat template; use /v1/completions, or start the server with one"
             )
         raise _invalid(f"this model has no default chat template, only {', '.join(sorted(self._layouts))}")
 
@@ -172,7 +172,7 @@ class _Layout:
             raise
         except _Refusal as error:
             raise _invalid(_one_line(error)) from None
-        except Exception as error:  # noqa: BLE001 - templates fail in any way that Python does
+        except Exception as error:  # templates fail in any way that Python does
             raise _invalid(f"the chat template failed: {_one_line(error)}") from None
         return "".join(pieces)
 
@@ -256,8 +256,10 @@ def _compile(environment: jinja2.Environment, name: str, source: str) -> jinja2.
     try:
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
-        raise ConfigError(f"chat template {name!r}, line {error.lineno}: {_one_line(error.message)}") from None
-    except Exception as error:  # noqa: BLE001 - the compiler evaluates constant expressions
+        raise ConfigError(
+            f"chat template {name!r}, line {error.lineno}: {_one_line(error.message)}"
+        ) from None
+    except Exception as error:  # the compiler evaluates constant expressions
         raise ConfigError(f"chat template {name!r}: {_one_line(error)}") from None
 
 

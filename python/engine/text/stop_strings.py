@@ -102,7 +102,9 @@ class _Trie:
             raise InvalidRequest("Invalid request: stop strings must not be empty", param="stop")
         num_chars = sum(map(len, stops))
         if num_chars > MAX_STOP_CHARS:
-            message = f"Invalid request: stop strings have {num_chars} characters, at most {MAX_STOP_CHARS} allowed"
+            message = (
+                f"Invalid request: stop strings have {num_chars} characters, at most {MAX_STOP_CHARS} allowed"
+            )
             raise InvalidRequest(message, param="stop")
         self.first_chars = re.compile("[" + re.escape("".join({stop[0] for stop in stops})) + "]")
         self._children: list[dict[str, int]] = [{}]

@@ -106,8 +106,8 @@ class TokenDecoding:
 def _unsupported(kinds: list[str] | str) -> ConfigError:
     found = kinds if isinstance(kinds, str) else " + ".join(kinds)
     return ConfigError(
-        f"tokenizer.json has decoder {found}; text generation supports ByteLevel, Metaspace, and sequences of "
-        "Replace, ByteFallback, Fuse and Strip (left side)"
+        f"tokenizer.json has decoder {found}; text generation supports ByteLevel, Metaspace, and sequences "
+        "of Replace, ByteFallback, Fuse and Strip (left side)"
     )
 
 

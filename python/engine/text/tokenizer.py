@@ -159,7 +159,7 @@ def _load_backend(directory: Path) -> tokenizers.Tokenizer:
         )
     try:
         backend = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
+    except Exception as error:  # the library raises nothing narrower
         raise ConfigError(
             f"tokenizer: {str(directory)!r} has a tokenizer.json that cannot be read: {_one_line(error)}"
         ) from None
@@ -249,8 +249,8 @@ def _chat_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str
     except (TypeError, KeyError):
         pass
     raise ConfigError(
-        f"tokenizer: {str(directory)!r} has a chat_template in tokenizer_config.json that is neither a string "
-        "nor a list of {name, template}"
+        f"tokenizer: {str(directory)!r} has a chat_template in tokenizer_config.json that is neither a "
+        "string nor a list of {name, template}"
     )
 
 
