@@ -6,9 +6,6 @@ import json
 
 import pytest
 import transformers
-
-from engine.errors import ConfigError, InvalidRequest
-from engine.text.tokenizer import Tokenizer
 from tests.helpers.tokenizers import (
     SENTENCES,
     byte_level_tokenizer,
@@ -16,6 +13,9 @@ from tests.helpers.tokenizers import (
     save_tokenizer,
     sentencepiece_tokenizer,
 )
+
+from engine.errors import ConfigError, InvalidRequest
+from engine.text.tokenizer import Tokenizer
 
 BACKENDS = {
     "byte_level": byte_level_tokenizer,

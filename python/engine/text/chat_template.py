@@ -24,7 +24,7 @@ import jinja2.sandbox
 from engine.errors import ConfigError, InvalidRequest
 from engine.text.tokenizer import Tokenizer
 
-MAX_PROMPT_CHARS = 64 * 1024 * 1024
+MAX_PROMPT_CHARS = 16 * 1024 * 1024
 _MAX_ERROR_CHARS = 300
 _RESERVED_NAMES = frozenset({"messages", "tools", "add_generation_prompt"})
 
