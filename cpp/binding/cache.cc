@@ -23,7 +23,7 @@ using cache::RadixTree;
 std::span<const std::int32_t> int32_span(const py::object& object, const char* argument) {
   using Array = py::array_t<std::int32_t, py::array::c_style>;
   if (Array::check_(object)) {
-    const auto& array = static_cast<const Array&>(object);
+    const auto array = py::reinterpret_borrow<Array>(object);
     const auto address = reinterpret_cast<std::uintptr_t>(array.data());
     if (array.ndim() == 1 && address % alignof(std::int32_t) == 0) {
       return {array.data(), static_cast<std::size_t>(array.size())};

@@ -5,6 +5,7 @@ PYBIND11_MODULE(_native, module) {
   module.doc() = "Native core: prefix cache, block allocator and kernels. Use it through engine.cache and engine.ops.";
   bind_errors(module);
   bind_context(module);
+  bind_cache(module);
   bind_norm(module);
   bind_sampling(module);
 }

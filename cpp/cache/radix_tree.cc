@@ -157,25 +157,27 @@ Insertion RadixTree::insert(std::string_view name_space, std::span<const Token> 
   return result;
 }
 
-// Each block must be allocated, and in the tree only at its own place and only once.
+// A block that is not at its own place already must be allocated, not in the tree, and given once.
 void RadixTree::check_insertable(std::span<const BlockId> block_ids, std::span<const BlockId> canonical) {
+  const auto is_in_place = [&](std::size_t i) { return i < canonical.size() && block_ids[i] == canonical[i]; };
   const char* problem = nullptr;
-  std::size_t i = 0;
-  for (; i < block_ids.size(); ++i) {
-    const BlockId id = block_ids[i];
-    if (i < canonical.size() && id == canonical[i]) continue;
+  std::size_t num_seen = 0;
+  for (; num_seen < block_ids.size() && problem == nullptr; ++num_seen) {
+    const BlockId id = block_ids[num_seen];
+    if (is_in_place(num_seen)) continue;
     if (!allocator_.is_allocated(id)) {
       problem = " is not allocated";
-      break;
-    }
-    if (is_stored_[id]) {
+    } else if (is_stored_[id]) {
       problem = " is in the tree already, or given twice";
-      break;
+    } else {
+      is_stored_[id] = 1;  // until this check ends: finds repetitions
     }
-    if (i >= canonical.size()) is_stored_[id] = 1;  // until this check ends: finds repetitions
   }
-  for (std::size_t marked = canonical.size(); marked < i; ++marked) is_stored_[block_ids[marked]] = 0;
-  if (problem != nullptr) refuse("block_ids: block " + std::to_string(block_ids[i]) + problem);
+  if (problem != nullptr) --num_seen;
+  for (std::size_t i = 0; i < num_seen; ++i) {
+    if (!is_in_place(i)) is_stored_[block_ids[i]] = 0;
+  }
+  if (problem != nullptr) refuse("block_ids: block " + std::to_string(block_ids[num_seen]) + problem);
 }
 
 NodeIndex RadixTree::add_root(std::string_view name_space) {
@@ -290,6 +292,7 @@ std::int64_t RadixTree::evict(std::int64_t num_blocks) {
     if (num_kept == 0) {
       remove(index);
     } else {
+      ++n.generation;  // the path that handles named is no more
       truncate(n.block_ids, num_kept);
       truncate(n.tokens, num_kept * block_size_);
     }

@@ -34,10 +34,10 @@ namespace engine::cache {
 
 using Token = std::int32_t;
 
-// Names the path that ends at a node: index | generation << 32. A handle stays good while its
-// node lives, also when the node is split (it then names the lower part, whose path is the same)
-// or grows; a locked node lives and keeps its blocks. kEmptyPath names the path without blocks,
-// which needs no lock.
+// Names the path that ends at a node: index | generation << 32. It stays good as long as all blocks
+// of the path are in the tree: a split leaves it to the lower part, whose path is the same, and
+// evicting the end of the run makes it stale. Only where a leaf grows in place does its handle
+// name the longer path from then on. kEmptyPath names the path without blocks, which needs no lock.
 using NodeHandle = std::uint64_t;
 inline constexpr NodeHandle kEmptyPath = 0;
 

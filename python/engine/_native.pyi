@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 Tensor = Any
 
 # --- context --------------------------------------------------------------------------------
@@ -20,6 +22,61 @@ def available_isas() -> list[str]:
 
 def cuda_is_compiled() -> bool: ...
 def num_cuda_devices() -> int: ...
+
+# --- prefix cache ----------------------------------------------------------------------------
+# Array arguments are contiguous one-dimensional int32 numpy arrays, never converted.
+
+class BlockAllocator:
+    """References to blocks, and the stack of free ones. A wrong call changes nothing."""
+
+    def __init__(self, num_blocks: int) -> None: ...
+    @property
+    def num_blocks(self) -> int: ...
+    @property
+    def num_free(self) -> int: ...
+    def try_allocate(self, count: int) -> np.ndarray | None:
+        """int32 [count] with one reference each, or None when fewer are free."""
+
+    def retain(self, block_ids: np.ndarray) -> None: ...
+    def release(self, block_ids: np.ndarray) -> None: ...
+    def ref_count(self, block_id: int) -> int: ...
+    def check(self) -> None: ...
+
+class RadixTree:
+    """Token prefixes and their blocks; see cpp/cache/radix_tree.h. Node 0 is the empty path."""
+
+    def __init__(self, allocator: BlockAllocator, block_size: int, hash_mask: int = 0xFFFFFFFF) -> None: ...
+    def match(self, namespace: str, token_ids: np.ndarray) -> tuple[int, np.ndarray, int]:
+        """(tokens matched, block ids of the path, node); counts as a use."""
+
+    def match_length(self, namespace: str, token_ids: np.ndarray) -> int: ...
+    def insert(
+        self, namespace: str, token_ids: np.ndarray, block_ids: np.ndarray, held: int = 0
+    ) -> tuple[int, np.ndarray, int]:
+        """(node, the tree's block ids of the path, number of duplicates among the given)."""
+
+    def lock(self, node: int) -> None: ...
+    def unlock(self, node: int) -> None: ...
+    def path_len(self, node: int) -> int:
+        """Blocks of the path that ends at the node."""
+
+    def evict(self, num_blocks: int) -> int: ...
+    def clear(self) -> int: ...
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def num_cached_blocks(self) -> int:
+        """Blocks in the tree, locked or not."""
+
+    @property
+    def num_evictable_blocks(self) -> int: ...
+    @property
+    def num_nodes(self) -> int: ...
+    @property
+    def num_namespaces(self) -> int: ...
+    @property
+    def stats(self) -> dict[str, int]: ...
+    def check(self) -> None: ...
 
 # --- normalisation -----------------------------------------------------------------------------
 
