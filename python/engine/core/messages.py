@@ -6,8 +6,6 @@ length followed by a list of messages; each side sends at most one frame a step.
 
 from __future__ import annotations
 
-from typing import Union
-
 import msgspec
 import numpy as np
 
@@ -65,7 +63,7 @@ class Shutdown(_Message, tag=6):
     """Leave the engine loop; running requests are abandoned."""
 
 
-ToEngine = Union[GenerateRequest, CancelRequest, CancelChoice, StatsRequest, FlushCache, Shutdown]
+ToEngine = GenerateRequest | CancelRequest | CancelChoice | StatsRequest | FlushCache | Shutdown
 
 # --- engine to server ---------------------------------------------------------------------
 
@@ -175,4 +173,4 @@ class Progress(_Message, tag=16):
     fraction: float
 
 
-ToServer = Union[Admitted, TokenChunk, Failed, EngineReady, EngineFailed, EngineStats, Progress]
+ToServer = Admitted | TokenChunk | Failed | EngineReady | EngineFailed | EngineStats | Progress
