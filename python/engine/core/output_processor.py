@@ -1,0 +1,124 @@
+"""From the token chunks of one request to text: detokenizing, stop strings, finish reasons."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Sequence
+
+from engine.core.messages import TokenChunk, TokenLogprobs
+from engine.sampling.params import SamplingParams
+from engine.text.detokenizer import IncrementalDetokenizer
+from engine.text.stop_strings import StopStrings
+from engine.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(slots=True)
+class TextDelta:
+    """What one chunk adds to a choice.
+
+    `tokens` are the scored tokens whose text is now given out (only if log-probabilities were
+    asked for); those of a stop that is cut off never appear. `num_tokens` counts generated tokens,
+    a stop token included. With a `finish_reason` the choice is complete: `matched_stop` is the
+    stop string or the id of the stop token, None for "length".
+    """
+
+    text: str
+    tokens: list[tuple[int, TokenLogprobs]]
+    num_tokens: int
+    finish_reason: str | None = None
+    matched_stop: str | int | None = None
+
+
+class OutputProcessor:
+    """The text side of one request with `n` choices."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, params: SamplingParams, prompt_ids: Sequence[int], n: int
+    ) -> None:
+        self._choices = [_Choice(tokenizer, params, prompt_ids) for _ in range(n)]
+
+    def process(self, chunk: TokenChunk) -> TextDelta | None:
+        """What `chunk` adds; None if its choice is complete already.
+
+        A delta with a finish reason where the chunk has none has met a stop string: the caller
+        tells the engine to end the choice.
+        """
+        choice = self._choices[chunk.choice]
+        return None if choice.is_complete else choice.process(chunk)
+
+
+class _Choice:
+    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, prompt_ids: Sequence[int]) -> None:
+        self.is_complete = False
+        self._keeps_stop_token = params.include_stop
+        self._detokenizer = IncrementalDetokenizer.after_prompt(
+            tokenizer, prompt_ids, params.skip_special_tokens
+        )
+        self._stops = StopStrings(params.stop, params.include_stop)
+        self._scored = _ScoredTokens() if params.logprobs is not None else None
+
+    def process(self, chunk: TokenChunk) -> TextDelta:
+        token_ids = chunk.token_ids
+        if chunk.stop_token_id is not None and not self._keeps_stop_token:
+            token_ids = token_ids[:-1]
+        is_last = chunk.finish_reason is not None
+        text = self._push(token_ids, chunk.logprobs)
+        if is_last and self._stops.matched is None:
+            text += self._stops.push(self._detokenizer.finish()) + self._stops.finish()
+        delta = TextDelta(text, [], len(chunk.token_ids))
+        if self._stops.matched is not None:
+            delta.finish_reason, delta.matched_stop = "stop", self._stops.matched
+        elif is_last:
+            delta.finish_reason, delta.matched_stop = chunk.finish_reason, chunk.stop_token_id
+        self.is_complete = delta.finish_reason is not None
+        if self._scored is not None:
+            delta.tokens = self._scored.release(
+                len(text), is_cut=self._stops.matched is not None, is_last=is_last
+            )
+        return delta
+
+    def _push(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs] | None) -> str:
+        if self._scored is None or logprobs is None:
+            return self._stops.push(self._detokenizer.push(token_ids))
+        text = ""
+        for token_id, scores in zip(token_ids, logprobs, strict=False):  # scores go on to the stop token
+            piece = self._detokenizer.push([token_id])
+            self._scored.add((token_id, scores), len(piece), is_whole=not self._detokenizer.num_pending)
+            text += self._stops.push(piece)
+        return text
+
+
+class _ScoredTokens:
+    """Scored tokens waiting for their text to be given out. Positions count characters."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[tuple[int, TokenLogprobs], int, int | None]] = deque()  # token, start, end
+        self._num_decoded = 0
+        self._num_given_out = 0
+
+    def add(self, token: tuple[int, TokenLogprobs], num_chars: int, *, is_whole: bool) -> None:
+        """`num_chars` were decoded with this token; unless `is_whole`, more of it is to come."""
+        start, self._num_decoded = self._num_decoded, self._num_decoded + num_chars
+        if is_whole:
+            self._waiting = deque((t, s, self._num_decoded if e is None else e) for t, s, e in self._waiting)
+        self._waiting.append((token, start, self._num_decoded if is_whole else None))
+
+    def release(self, num_chars: int, *, is_cut: bool, is_last: bool) -> list[tuple[int, TokenLogprobs]]:
+        """The tokens that belong to the text given out so far, `num_chars` more than before.
+
+        `is_cut`: the text ends here; a token belongs to it if it begins in it. `is_last`: all do.
+        """
+        self._num_given_out += num_chars
+        released = []
+        while self._waiting:
+            token, start, end = self._waiting[0]
+            if is_cut:
+                belongs = start < self._num_given_out
+            else:
+                belongs = is_last or (end is not None and end <= self._num_given_out)
+            if not belongs:
+                break
+            released.append(token)
+            self._waiting.popleft()
+        return released
