@@ -1,0 +1,214 @@
+"""The table of flags: the one source of the help text, the README's table, the keys of a
+configuration file and the fields of `EngineConfig` and `ServerConfig`.
+
+A flag sets the field of its name (`--page-size` sets `page_size`), from the command line, else
+from the file given with --config, else from the environment, else the field's own default holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import Any
+
+from engine.config.engine_config import DTYPES, LOAD_FORMATS, SCHEDULE_POLICIES, EngineConfig
+from engine.config.server_config import SAMPLING_DEFAULTS, ServerConfig
+from engine.errors import ConfigError
+from engine.log import LEVELS
+
+MAX_FLAGS = 60
+
+
+class Kind(enum.Enum):
+    """How a flag's value is read."""
+
+    TEXT = "TEXT"
+    TEXTS = "TEXT (repeatable)"
+    INTEGER = "N"
+    NUMBER = "X"
+    SWITCH = ""
+    INTEGER_OR_CONTEXT = "N|context"
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """One flag. `target` is the configuration class whose field it sets; None: handled on its own."""
+
+    name: str
+    kind: Kind
+    group: str
+    help: str
+    target: type | None = None
+    choices: tuple[str, ...] = ()
+    unset: str = "decided at start"
+    """What None means, for people."""
+
+    alias: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Name in a configuration file, and on the command line without the dashes."""
+        return self.name.removeprefix("--")
+
+    @property
+    def field(self) -> str:
+        return self.key.replace("-", "_")
+
+    @property
+    def default(self) -> Any:
+        if self.target is None or self.field == "model_path":
+            return None
+        return next(f.default for f in dataclasses.fields(self.target) if f.name == self.field)
+
+    @property
+    def shown_default(self) -> str:
+        """The default, for people."""
+        if self.kind is Kind.SWITCH:
+            return "off"
+        if self.default in (None, ()):
+            return self.unset
+        return str(self.default)
+
+    @property
+    def shown_values(self) -> str:
+        return "|".join(self.choices) or self.kind.value.split(" ")[0]
+
+
+MODEL, HTTP, CAPACITY, SPEED, OTHER = "Model", "HTTP", "Capacity", "Scheduling and speed", "Other"
+
+FLAGS: tuple[Flag, ...] = (
+    Flag(
+        "--model-path", Kind.TEXT, MODEL, "Directory of a checkpoint, or its id on the Hugging Face hub.",
+        EngineConfig, unset="the bundled model", alias="--model",
+    ),
+    Flag(
+        "--served-model-name", Kind.TEXTS, MODEL,
+        "Name of the model in requests and answers; give it again for aliases.",
+        ServerConfig, unset="the model path",
+    ),
+    Flag("--dtype", Kind.TEXT, MODEL, "Type of weights and of the KV cache.", EngineConfig, DTYPES),
+    Flag(
+        "--load-format", Kind.TEXT, MODEL, "Where weights come from; dummy draws them at random.",
+        EngineConfig, LOAD_FORMATS,
+    ),
+    Flag(
+        "--context-length", Kind.INTEGER, MODEL, "Most tokens of prompt and answer together.",
+        EngineConfig, unset="the model's",
+    ),
+    Flag(
+        "--sampling-defaults", Kind.TEXT, MODEL,
+        "Sampling parameters of a request that leaves them out: those of the model's "
+        "generation_config.json, or those of the OpenAI API.",
+        ServerConfig, SAMPLING_DEFAULTS,
+    ),
+    Flag("--host", Kind.TEXT, HTTP, "Address to listen on.", ServerConfig),
+    Flag("--port", Kind.INTEGER, HTTP, "Port to listen on; 0 takes any free one.", ServerConfig),
+    Flag(
+        "--api-key", Kind.TEXTS, HTTP,
+        "Key that requests must carry; give it again for more. ENGINE_API_KEY in the environment adds one.",
+        ServerConfig, unset="no key needed",
+    ),
+    Flag(
+        "--default-max-tokens-chat", Kind.INTEGER_OR_CONTEXT, HTTP,
+        "Most tokens of a chat answer when the request does not say; context: as many as fit.",
+        ServerConfig,
+    ),
+    Flag(
+        "--enable-cache-report", Kind.SWITCH, HTTP,
+        "Report cached prompt tokens in the usage of every answer.", ServerConfig,
+    ),
+    Flag(
+        "--max-total-tokens", Kind.INTEGER, CAPACITY, "Tokens that the KV cache holds.",
+        EngineConfig, unset="from free memory",
+    ),
+    Flag(
+        "--max-running-requests", Kind.INTEGER, CAPACITY, "Most requests computed at once.",
+        EngineConfig, unset="from --max-total-tokens",
+    ),
+    Flag(
+        "--max-queued-requests", Kind.INTEGER, CAPACITY,
+        "Most requests waiting; one more is answered 503. 0: none waits.", EngineConfig, unset="no limit",
+    ),
+    Flag(
+        "--page-size", Kind.INTEGER, CAPACITY, "Tokens in a block of the KV cache.",
+        EngineConfig, unset="16 on the CPU",
+    ),
+    Flag(
+        "--disable-radix-cache", Kind.SWITCH, CAPACITY, "Do not reuse the prefixes of earlier requests.",
+        EngineConfig,
+    ),
+    Flag(
+        "--schedule-policy", Kind.TEXT, SPEED,
+        "Who is admitted first: fcfs, first come; lpm, longest cached prefix.",
+        EngineConfig, SCHEDULE_POLICIES,
+    ),
+    Flag(
+        "--chunked-prefill-size", Kind.INTEGER, SPEED, "Most prompt tokens computed in one step.", EngineConfig,
+    ),
+    Flag(
+        "--target-itl-ms", Kind.NUMBER, SPEED,
+        "Milliseconds between tokens that prefill should not exceed.", EngineConfig, unset="500 on the CPU",
+    ),
+    Flag(
+        "--num-threads", Kind.INTEGER, SPEED, "Threads of the CPU kernels.",
+        EngineConfig, unset="the cores this process may use",
+    ),
+    Flag("--log-level", Kind.TEXT, OTHER, "How much is logged.", ServerConfig, LEVELS),
+    Flag(
+        "--config", Kind.TEXT, OTHER,
+        "TOML or JSON file with these flags as keys (page-size = 16); the command line wins.", unset="none",
+    ),
+    Flag("--print-config", Kind.SWITCH, OTHER, "Print every value and where it comes from, then exit."),
+)  # fmt: skip
+
+
+def convert(flag: Flag, raw: Any, origin: str) -> Any:
+    """Value of `flag` from a command-line string or from a typed value of a file.
+
+    `origin` names the place for the error message. Raises `ConfigError`.
+    """
+    is_typed = not isinstance(raw, str)
+    if flag.kind is Kind.TEXTS:
+        items = raw if isinstance(raw, list) else [raw]
+        if all(isinstance(item, str) for item in items):
+            return tuple(items)
+    elif flag.kind is Kind.SWITCH:
+        if isinstance(raw, bool):
+            return raw
+    elif isinstance(raw, bool) or (is_typed and flag.kind is Kind.TEXT):
+        pass
+    elif flag.kind is Kind.TEXT:
+        if flag.choices and raw not in flag.choices:
+            raise ConfigError(f"{origin} must be one of {', '.join(flag.choices)}, got {raw!r}")
+        return raw
+    elif flag.kind is Kind.INTEGER_OR_CONTEXT and raw == "context":
+        return None
+    else:
+        try:
+            if flag.kind is Kind.NUMBER:
+                return float(raw)
+            if not isinstance(raw, float):
+                return int(raw)
+        except (TypeError, ValueError):
+            pass
+    raise ConfigError(f"{origin} expects {_EXPECTED[flag.kind]}, got {raw!r}")
+
+
+_EXPECTED = {
+    Kind.TEXT: "text",
+    Kind.TEXTS: "text or a list of texts",
+    Kind.INTEGER: "a whole number",
+    Kind.NUMBER: "a number",
+    Kind.SWITCH: "true or false",
+    Kind.INTEGER_OR_CONTEXT: "a whole number or 'context'",
+}
+
+
+def markdown_table() -> str:
+    """The flags as the table that README shows."""
+    rows = ["| Flag | Value | Default | What it does |", "|---|---|---|---|"]
+    for flag in FLAGS:
+        values = flag.shown_values.replace("|", "\\|")
+        repeat = " (repeatable)" if flag.kind is Kind.TEXTS else ""
+        rows.append(f"| `{flag.name}` | {values}{repeat} | {flag.shown_default} | {flag.help} |")
+    return "\n".join(rows) + "\n"

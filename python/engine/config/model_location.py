@@ -1,0 +1,58 @@
+"""Where the checkpoint is: the bundled one, a directory, or a repository on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import engine
+from engine.errors import ConfigError
+
+BUNDLED_NAME = "engine-demo"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_NEEDED_FILES = ("*.json", "*.safetensors", "*.jinja")
+
+
+def bundled_model() -> Path:
+    """Directory of the model that comes with the package."""
+    return Path(engine.__file__).parent / "demo" / "model"
+
+
+def locate_model(model_path: str) -> Path:
+    """Directory of the checkpoint that `model_path` names.
+
+    Effects: downloads what a hub id names and the local cache lacks.
+    Raises: `ConfigError` with the reason.
+    """
+    directory = Path(model_path).expanduser()
+    if directory.is_dir():
+        if not (directory / "config.json").is_file():
+            raise ConfigError(f"{model_path} is no checkpoint: it has no config.json")
+        return directory.resolve()
+    if directory.exists():
+        raise ConfigError(f"{model_path} is a file; --model-path takes a directory or a hub id")
+    if not _HUB_ID.fullmatch(model_path):
+        raise ConfigError(f"no such model directory: {model_path}")
+    return _from_hub(model_path)
+
+
+def _from_hub(repository: str) -> Path:
+    import huggingface_hub
+
+    def fetch(**options: bool) -> Path:
+        return Path(
+            huggingface_hub.snapshot_download(repository, allow_patterns=list(_NEEDED_FILES), **options)
+        )
+
+    try:
+        return fetch(local_files_only=True)
+    except Exception:  # not in the cache, or not whole: the library raises many kinds
+        pass
+    try:
+        return fetch()
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        raise ConfigError(
+            f"no such model directory: {repository}; as a hub id it could not be fetched either: "
+            f"{type(error).__name__}: {reason}"
+        ) from None

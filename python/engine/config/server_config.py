@@ -1,0 +1,52 @@
+"""What the HTTP side is told to do."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from engine.errors import ConfigError
+from engine.log import LEVELS
+
+SAMPLING_DEFAULTS = ("model", "openai")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """Configuration of one server. Raises `ConfigError` naming the flag."""
+
+    host: str = "127.0.0.1"
+    port: int = 30000
+    """0 lets the system choose; the port is then in the log."""
+
+    served_model_name: tuple[str, ...] = ()
+    """Names that requests may use; the first one is the model's id. Empty: the model path."""
+
+    api_key: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    """Accepted keys; empty leaves every route open."""
+
+    enable_cache_report: bool = False
+    default_max_tokens_chat: int | None = 16
+    """Limit of a chat answer when the request gives none; None: what the context leaves."""
+
+    sampling_defaults: str = "model"
+    """Where unset sampling parameters come from: the model's generation_config.json, or "openai"."""
+
+    log_level: str = "info"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"--port must be in [0, 65535], got {self.port}")
+        if self.default_max_tokens_chat is not None and self.default_max_tokens_chat < 1:
+            raise ConfigError(
+                f"--default-max-tokens-chat must be at least 1, or 'context', got {self.default_max_tokens_chat}"
+            )
+        if self.sampling_defaults not in SAMPLING_DEFAULTS:
+            raise ConfigError(
+                f"--sampling-defaults must be one of {', '.join(SAMPLING_DEFAULTS)}, got {self.sampling_defaults!r}"
+            )
+        if self.log_level not in LEVELS:
+            raise ConfigError(f"--log-level must be one of {', '.join(LEVELS)}, got {self.log_level!r}")
+        if any(not name for name in self.served_model_name):
+            raise ConfigError("--served-model-name must not be empty")
+        if any(not key.strip() for key in self.api_key):
+            raise ConfigError("--api-key must not be empty")

@@ -1,0 +1,21 @@
+"""Set up logging, once a process; everything else calls `logging.getLogger(__name__)`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+def set_up_logging(level: str) -> None:
+    """Send records of this package to standard error at `level`, those of libraries from WARNING up.
+
+    Effects: replaces the handlers of the root logger.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S")
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("engine").setLevel(level.upper())
