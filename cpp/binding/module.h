@@ -13,6 +13,9 @@ void bind_context(pybind11::module_& module);
 void bind_cache(pybind11::module_& module);
 void bind_norm(pybind11::module_& module);
 void bind_sampling(pybind11::module_& module);
+void bind_gated_activation(pybind11::module_& module);
+// rope, append_kv, paged_attention.
+void bind_attention(pybind11::module_& module);
 
 // Releases the interpreter lock around work; the views stay valid because the call holds their
 // tensors.

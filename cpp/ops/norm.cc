@@ -9,11 +9,18 @@ constexpr int64_t kRowsPerRange = 8;
 
 void launch(cpu::ExecutionContext& context, const TensorView& x, const TensorView* residual,
             const TensorView& weight, float eps, const TensorView& out) {
-  Dim T("T"), n("n");
-  expect(x, "x", {DType::kFloat32}, {T, n}, Layout::kRows);
-  if (residual != nullptr) expect(*residual, "residual", {DType::kFloat32}, {T, n}, Layout::kRows);
+  Dim T("T"), H("H"), n("n");
+  const auto expect_rows = [&](const TensorView& view, const char* name) {
+    if (x.rank == 3) {
+      expect(view, name, {DType::kFloat32}, {T, H, n}, Layout::kRows);
+    } else {
+      expect(view, name, {DType::kFloat32}, {T, n}, Layout::kRows);
+    }
+  };
+  expect_rows(x, "x");
+  if (residual != nullptr) expect_rows(*residual, "residual");
   expect(weight, "weight", {DType::kFloat32}, {n});
-  expect(out, "out", {DType::kFloat32}, {T, n}, Layout::kRows);
+  expect_rows(out, "out");
   RmsNormArgs args{};
   args.x = x.as<const float>();
   args.x_stride = x.strides[0];
@@ -25,9 +32,10 @@ void launch(cpu::ExecutionContext& context, const TensorView& x, const TensorVie
   args.out = out.as<float>();
   args.out_stride = out.strides[0];
   args.n = n;
+  args.heads = x.rank == 3 ? H.value() : 1;
   args.eps = eps;
   const auto kernel = context.kernels().rms_norm;
-  context.pool().parallel_for(T, kRowsPerRange,
+  context.pool().parallel_for(T * args.heads, kRowsPerRange,
                               [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 

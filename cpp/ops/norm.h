@@ -5,7 +5,7 @@
 
 namespace engine::ops {
 
-// out = x / rms(x) * weight over the last dimension; see python/engine/ops/rms_norm.py.
+// out = x / rms(x) * weight over the last of two or three dimensions; see python/engine/ops/rms_norm.py.
 void rms_norm(cpu::ExecutionContext& context, const TensorView& x, const TensorView& weight, float eps,
               const TensorView& out);
 

@@ -8,10 +8,12 @@ void rms_norm(const RmsNormArgs& args, int64_t begin, int64_t end) {
   const int64_t n = args.n;
   const int64_t full = n - n % 16;
   for (int64_t row = begin; row < end; ++row) {
-    const float* x = args.x + row * args.x_stride;
-    float* out = args.out + row * args.out_stride;
+    const int64_t token = row / args.heads;
+    const int64_t column = row % args.heads * n;
+    const float* x = args.x + token * args.x_stride + column;
+    float* out = args.out + token * args.out_stride + column;
     if (args.residual != nullptr) {
-      float* residual = args.residual + row * args.residual_stride;
+      float* residual = args.residual + token * args.residual_stride + column;
       for (int64_t i = 0; i < full; i += 16) store(residual + i, add(load(residual + i), load(x + i)));
       store_first(residual + full, add(load_first(residual + full, n - full), load_first(x + full, n - full)),
                   n - full);

@@ -7,14 +7,14 @@
 
 namespace engine {
 
-// Work item: one row.
+// Work item: one row. Row i is row i % heads of the tensors' i / heads: heads is 1 for [T, n].
 struct RmsNormArgs {
-  const float* x;      // [T, n]
+  const float* x;      // [T, n], or [T, heads, n]
   float* residual;     // [T, n], or null: then x is normalised as it is
   const float* weight; // [n]
-  float* out;          // [T, n]
+  float* out;          // as x
   int64_t x_stride, residual_stride, out_stride;
-  int64_t n;
+  int64_t n, heads;
   float eps;
 };
 
@@ -55,6 +55,66 @@ struct SamplingArgs {
   int32_t* top_ids;                 // [R, K]
   float* top_logprobs;              // [R, K]
   int64_t top_stride;
+};
+
+// Work item: one row.
+struct GatedActivationArgs {
+  const float* gate_up;  // [T, 2n]: gate, then up
+  float* out;            // [T, n]
+  int64_t gate_up_stride, out_stride;
+  int64_t n;
+};
+
+// Work item: one token.
+struct RopeArgs {
+  float* q;                  // [T, H, D]
+  float* k;                  // [T, G, D]
+  const float* cos;          // [P, half]
+  const float* sin;          // [P, half]
+  const int32_t* positions;  // [T], each in [0, P)
+  int64_t q_stride, k_stride;
+  int64_t H, G, D;
+  int64_t half;              // elements i and i + half are a pair, i < half
+};
+
+// Work item: one token.
+struct AppendKvArgs {
+  const float* k;           // [T, G, D]
+  const float* v;           // [T, G, D]
+  void* k_cache;            // [N, G, D, S]
+  void* v_cache;            // [N, G, S, D]
+  const int64_t* slot_ids;  // [T], each in [0, N * S)
+  int64_t k_stride, v_stride, k_block_stride, v_block_stride;
+  int64_t G, D, S;
+  bool cache_is_bf16;       // else float
+};
+
+// The (row, query head) pairs of a sequence that share a KV head, counted row by row, are cut into
+// tiles, which read each key and value once for all their pairs.
+inline constexpr int64_t kAttentionTilePairs = 32;
+
+// Where the tiles of sequence b start: strictly increasing, and never fewer than the sequence
+// needs, so that a tile is found by bisection and needs no table. Tiles too many are empty. (Static,
+// because code shared between instruction sets must not be linked.)
+static constexpr int64_t first_attention_tile(const int32_t* cu_seqlens_q, int64_t b, int64_t heads_per_group) {
+  return cu_seqlens_q[b] * heads_per_group / kAttentionTilePairs + b;
+}
+
+// Work item: tile * G + KV head.
+struct PagedAttentionArgs {
+  const float* q;               // [T, H, D]
+  float* out;                   // [T, H, D]
+  const void* k_cache;          // [N, G, D, S]
+  const void* v_cache;          // [N, G, S, D]
+  const int32_t* cu_seqlens_q;  // [B + 1]
+  const int32_t* kv_lens;       // [B]
+  const int32_t* block_tables;  // [B, max_blocks]
+  int64_t q_stride, out_stride, k_block_stride, v_block_stride, block_tables_stride;
+  int64_t B, H, G, D, S;
+  int64_t window;               // keys that a query sees, its own included; 0: all
+  float scale;
+  float softcap;                // 0: none
+  bool cache_is_bf16;           // else float
 };
 
 }  // namespace engine

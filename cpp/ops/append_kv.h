@@ -1,0 +1,12 @@
+#pragma once
+
+#include "cpu/execution_context.h"
+#include "engine/tensor_view.h"
+
+namespace engine::ops {
+
+// Writes keys and values into the slots of their tokens; see python/engine/ops/append_kv.py.
+void append_kv(cpu::ExecutionContext& context, const TensorView& k, const TensorView& v,
+               const TensorView& k_cache, const TensorView& v_cache, const TensorView& slot_ids);
+
+}  // namespace engine::ops
