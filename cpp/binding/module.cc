@@ -8,6 +8,6 @@ PYBIND11_MODULE(_native, module) {
   bind_cache(module);
   bind_norm(module);
   bind_sampling(module);
-  bind_gated_activation(module);
+  bind_gated(module);
   bind_attention(module);
 }

@@ -116,3 +116,30 @@ def sample(
     top_ids: Tensor,
     top_logprobs: Tensor,
 ) -> None: ...
+
+# --- attention ---------------------------------------------------------------------------------
+
+def rope(
+    ctx: ExecutionContext, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, positions: Tensor
+) -> None: ...
+def append_kv(
+    ctx: ExecutionContext, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_ids: Tensor
+) -> None: ...
+def paged_attention(
+    ctx: ExecutionContext,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cu_seqlens_q: Tensor,
+    kv_lens: Tensor,
+    block_tables: Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+    out: Tensor,
+) -> None: ...
+
+# --- gated activations ---------------------------------------------------------------------------
+
+def silu_mul(ctx: ExecutionContext, gate_up: Tensor, out: Tensor) -> None: ...
+def gelu_mul(ctx: ExecutionContext, gate_up: Tensor, out: Tensor) -> None: ...

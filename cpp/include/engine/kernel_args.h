@@ -58,7 +58,7 @@ struct SamplingArgs {
 };
 
 // Work item: one row.
-struct GatedActivationArgs {
+struct GatedArgs {
   const float* gate_up;  // [T, 2n]: gate, then up
   float* out;            // [T, n]
   int64_t gate_up_stride, out_stride;

@@ -1,4 +1,4 @@
-#include "ops/gated_activation.h"
+#include "ops/gated.h"
 
 #include "binding/module.h"
 #include "binding/tensor_caster.h"
@@ -7,7 +7,7 @@ namespace engine::binding {
 
 namespace py = pybind11;
 
-void bind_gated_activation(py::module_& module) {
+void bind_gated(py::module_& module) {
   module.def("silu_mul", &ops::silu_mul, py::arg("ctx"), py::arg("gate_up"), py::arg("out"), ReleaseGil());
   module.def("gelu_mul", &ops::gelu_mul, py::arg("ctx"), py::arg("gate_up"), py::arg("out"), ReleaseGil());
 }

@@ -1,4 +1,4 @@
-#include "ops/gated_activation.h"
+#include "ops/gated.h"
 
 #include "engine/tensor_spec.h"
 
@@ -13,7 +13,7 @@ void launch(cpu::ExecutionContext& context, Kernel kernel, const TensorView& gat
   Dim T("T"), n("n");
   expect(out, "out", {DType::kFloat32}, {T, n}, Layout::kRows);
   expect(gate_up, "gate_up", {DType::kFloat32}, {T, 2 * n.value()}, Layout::kRows);
-  const GatedActivationArgs args{
+  const GatedArgs args{
       .gate_up = gate_up.as<const float>(),
       .out = out.as<float>(),
       .gate_up_stride = gate_up.strides[0],

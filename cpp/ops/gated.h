@@ -6,7 +6,7 @@
 namespace engine::ops {
 
 // out = silu(gate) * up, where gate_up holds gate and up side by side; see
-// python/engine/ops/gated_activation.py.
+// python/engine/ops/gated.py.
 void silu_mul(cpu::ExecutionContext& context, const TensorView& gate_up, const TensorView& out);
 
 // out = gelu(gate) * up, gelu in its tanh form.

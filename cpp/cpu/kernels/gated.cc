@@ -22,7 +22,7 @@ struct TanhGelu {
 };
 
 template <typename Activation>
-ENGINE_INLINE void run(const GatedActivationArgs& args, int64_t begin, int64_t end) {
+ENGINE_INLINE void run(const GatedArgs& args, int64_t begin, int64_t end) {
   const int64_t n = args.n;
   const int64_t full = n - n % 16;
   for (int64_t row = begin; row < end; ++row) {
@@ -37,8 +37,8 @@ ENGINE_INLINE void run(const GatedActivationArgs& args, int64_t begin, int64_t e
 
 }  // namespace
 
-void silu_mul(const GatedActivationArgs& args, int64_t begin, int64_t end) { run<Silu>(args, begin, end); }
-void gelu_mul(const GatedActivationArgs& args, int64_t begin, int64_t end) { run<TanhGelu>(args, begin, end); }
+void silu_mul(const GatedArgs& args, int64_t begin, int64_t end) { run<Silu>(args, begin, end); }
+void gelu_mul(const GatedArgs& args, int64_t begin, int64_t end) { run<TanhGelu>(args, begin, end); }
 
 }  // namespace ENGINE_ISA
 }  // namespace engine::cpu
