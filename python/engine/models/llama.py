@@ -1,0 +1,13 @@
+"""Llama 2 and 3: biases are optional, everything else is the shared decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine.models.spec import ModelSpec, flag
+
+
+def facts(config: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
+    attention_bias = flag(config, "attention_bias")
+    return {"qkv_bias": attention_bias, "output_bias": attention_bias, "mlp_bias": flag(config, "mlp_bias")}

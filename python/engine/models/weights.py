@@ -1,0 +1,191 @@
+"""Fill a model from safetensors files, tensor by tensor, and accept nothing that does not fit."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+
+from engine.errors import CheckpointError, ConfigError
+from engine.models.spec import read_json
+
+Progress = Callable[[str, float], None]
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+NAMES_SHOWN = 5
+DUMMY_SCALE = 0.02
+DUMMY_POOL = 4_194_301  # a prime, so that rows of a repeated pool never line up
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """The place of one checkpoint tensor: its exact shape, and what takes it.
+
+    `dummy` is how it is invented when there is no checkpoint: "normal", "ones" or "zeros".
+    """
+
+    shape: tuple[int, ...]
+    store: Callable[[torch.Tensor], None]
+    dummy: str = "normal"
+
+
+def load_checkpoint(
+    directory: str | Path,
+    slots: Mapping[str, Slot],
+    *,
+    is_ignored: Callable[[str], bool] = lambda name: False,
+    progress: Progress | None = None,
+) -> None:
+    """Store every tensor of the checkpoint in its slot.
+
+    Names and shapes are checked from the file headers before any data is read. Peak memory is
+    that of the model and one tensor.
+    Raises: `CheckpointError` that names the tensor or the file at fault.
+    """
+    shards = checkpoint_files(Path(directory))
+    headers = [_read_header(path) for path in shards]
+    _check_names(headers, shards, slots, is_ignored)
+    total = sum(math.prod(slot.shape) for slot in slots.values())
+    with _progress_bar(total, progress) as advance:
+        for path, header in zip(shards, headers, strict=True):
+            with _open(path) as file:
+                for name in header:
+                    if name in slots:
+                        slots[name].store(_read_tensor(file, path, name))
+                        advance(math.prod(slots[name].shape))
+
+
+def load_dummy(slots: Mapping[str, Slot], *, seed: int = 0, progress: Progress | None = None) -> None:
+    """Store invented weights, the same for the same seed, at the speed of a memory copy."""
+    generator = torch.Generator().manual_seed(seed)
+    pool = torch.randn(DUMMY_POOL, generator=generator).mul_(DUMMY_SCALE).bfloat16()
+    offset = 0
+    with _progress_bar(sum(math.prod(slot.shape) for slot in slots.values()), progress) as advance:
+        for slot in slots.values():
+            count = math.prod(slot.shape)
+            if slot.dummy == "normal":
+                repeats = -(-(offset + count) // DUMMY_POOL)
+                slot.store(pool.repeat(repeats)[offset : offset + count].view(slot.shape))
+                offset = (offset + count) % DUMMY_POOL
+            else:
+                slot.store(torch.full(slot.shape, float(slot.dummy == "ones")))
+            advance(count)
+
+
+def checkpoint_files(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, in the order of their names.
+
+    Raises: `CheckpointError` when there are none, one is absent, or the index names a file
+    outside the directory.
+    """
+    single, index = directory / SINGLE_FILE, directory / INDEX_FILE
+    if single.exists():
+        return [single]
+    if not index.exists():
+        raise CheckpointError(f"no {SINGLE_FILE} or {INDEX_FILE} in {directory}")
+    try:
+        weight_map = read_json(index).get("weight_map")
+    except ConfigError as error:
+        raise CheckpointError(error.message) from None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{INDEX_FILE} has no weight_map")
+    names = set(map(str, weight_map.values()))
+    for name in sorted(names):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(f"{INDEX_FILE} names {name!r:.80}, which is no safetensors file beside it")
+        if not (directory / name).is_file():
+            raise CheckpointError(f"{INDEX_FILE} names {name}, which does not exist")
+    return [directory / name for name in sorted(names)]
+
+
+def checkpoint_bytes(directory: str | Path) -> int:
+    """Size of the checkpoint on disk."""
+    return sum(path.stat().st_size for path in checkpoint_files(Path(directory)))
+
+
+def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of every tensor of one file."""
+    header = {}
+    with _open(path) as file:
+        for name in file.keys():
+            entry = file.get_slice(name)
+            header[name] = tuple(entry.get_shape()), entry.get_dtype()
+    return header
+
+
+def _check_names(
+    headers: list[dict[str, tuple[tuple[int, ...], str]]],
+    shards: list[Path],
+    slots: Mapping[str, Slot],
+    is_ignored: Callable[[str], bool],
+) -> None:
+    seen: dict[str, Path] = {}
+    left_over: list[str] = []
+    for path, header in zip(shards, headers, strict=True):
+        for name, (shape, dtype) in header.items():
+            if name not in slots:
+                if not is_ignored(name):
+                    left_over.append(name)
+                continue
+            if name in seen:
+                raise CheckpointError(f"tensor {name} is both in {seen[name].name} and in {path.name}")
+            seen[name] = path
+            if shape != slots[name].shape:
+                expected = list(slots[name].shape)
+                raise CheckpointError(f"tensor {name} has shape {list(shape)}, expected {expected}")
+            if dtype not in DTYPES:
+                raise CheckpointError(f"tensor {name} is {dtype}, expected one of {', '.join(DTYPES)}")
+    missing = [name for name in slots if name not in seen]
+    if missing:
+        raise CheckpointError(f"the checkpoint lacks {_listed(missing)}")
+    if left_over:
+        raise CheckpointError(f"the checkpoint has tensors that this architecture does not: {_listed(left_over)}")
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:NAMES_SHOWN])
+    return shown if len(names) <= NAMES_SHOWN else f"{shown} and {len(names) - NAMES_SHOWN} more"
+
+
+def _open(path: Path) -> safe_open:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path.name} is broken or truncated: {reason}") from None
+
+
+def _read_tensor(file: safe_open, path: Path, name: str) -> torch.Tensor:
+    try:
+        return file.get_tensor(name)
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"cannot read tensor {name} of {path.name}: {reason}") from None
+
+
+@contextlib.contextmanager
+def _progress_bar(total: int, progress: Progress | None) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal's stderr; `progress` is told the fraction each time it has grown by a hundredth."""
+    stage = "loading weights"
+    done, told = 0, 0.0
+    bar = tqdm(total=total, desc=stage, unit="param", unit_scale=True, file=sys.stderr, leave=False, disable=None)
+
+    def advance(count: int) -> None:
+        nonlocal done, told
+        done += count
+        bar.update(count)
+        if progress is not None and (done == total or done / total - told >= 0.01):
+            told = done / total
+            progress(stage, told)
+
+    with bar:
+        yield advance

@@ -1,0 +1,125 @@
+"""Every op in plain PyTorch: slow, obvious, the oracle that the native kernels are tested against.
+
+The names and arguments are those of `engine.ops.native`, so that a test can run a whole model on
+either. Sums are taken in float64; nothing here is meant to be fast.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from engine.ops.attention_plan import AttentionPlan
+
+
+class ExecutionContext:
+    """Stands in for the native context; there is nothing to own."""
+
+    def __init__(self, num_threads: int = 1, isa: str = "auto") -> None:
+        self.num_threads = num_threads
+        self.isa = "reference"
+
+
+class PackedLinear:
+    """A weight matrix [out_features, in_features], stored as it is."""
+
+    def __init__(self, out_features: int, in_features: int, dtype: str = "bfloat16") -> None:
+        self.weight = torch.zeros(out_features, in_features, dtype=getattr(torch, dtype))
+
+    def pack_rows(self, row_start: int, weight: torch.Tensor) -> None:
+        self.weight[row_start : row_start + weight.shape[0]] = weight.to(self.weight.dtype)
+
+
+def linear(ctx, x: torch.Tensor, w: PackedLinear, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+    product = x.double() @ w.weight.double().T
+    out.copy_(product if bias is None else product + bias.double())
+
+
+def embedding(ctx, token_ids: torch.Tensor, w: PackedLinear, out: torch.Tensor) -> None:
+    out.copy_(w.weight[token_ids.long()])
+
+
+def rms_norm(ctx, x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> None:
+    wide = x.double()
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    out.copy_(wide * scale * weight.double())
+
+
+def add_rms_norm(
+    ctx, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
+) -> None:
+    residual.add_(x)
+    rms_norm(ctx, residual, weight, eps, out)
+
+
+def rope(
+    ctx, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor
+) -> None:
+    half = cos.shape[1]
+    c, s = (table[positions.long()].double()[:, None, :] for table in (cos, sin))
+    for heads in (q, k):
+        first, second = heads[..., :half].double(), heads[..., half : 2 * half].double()
+        heads[..., :half] = (first * c - second * s).to(heads.dtype)
+        heads[..., half : 2 * half] = (second * c + first * s).to(heads.dtype)
+
+
+def append_kv(
+    ctx,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    slot_ids: torch.Tensor,
+) -> None:
+    block_size = v_cache.shape[2]
+    blocks, offsets = slot_ids // block_size, slot_ids % block_size
+    k_cache[blocks, :, :, offsets] = k.to(k_cache.dtype)
+    v_cache[blocks, :, offsets, :] = v.to(v_cache.dtype)
+
+
+def paged_attention(
+    ctx,
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    plan: AttentionPlan,
+    scale: float,
+    window: int,
+    softcap: float,
+    out: torch.Tensor,
+) -> None:
+    block_size = v_cache.shape[2]
+    for row, kv_len in enumerate(plan.kv_lens.tolist()):
+        first, last = plan.cu_seqlens_q[row : row + 2].tolist()
+        blocks = plan.block_tables[row, : -(-kv_len // block_size)].long()
+        keys = k_cache[blocks].permute(1, 0, 3, 2).flatten(1, 2)[:, :kv_len].double()
+        values = v_cache[blocks].permute(1, 0, 2, 3).flatten(1, 2)[:, :kv_len].double()
+        out[first:last] = _attend(q[first:last].double(), keys, values, scale, window, softcap).to(out.dtype)
+
+
+def _attend(
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, window: int, softcap: float
+) -> torch.Tensor:
+    """Attention of one sequence. Shapes: q [n, H, D], the last n positions; keys, values [G, kv_len, D]."""
+    num_queries, num_heads, _ = q.shape
+    num_kv_heads, kv_len, _ = keys.shape
+    group = num_heads // num_kv_heads
+    keys, values = keys.repeat_interleave(group, 0), values.repeat_interleave(group, 0)
+    scores = torch.einsum("nhd,hkd->hnk", q, keys) * scale
+    if softcap > 0:
+        scores = softcap * torch.tanh(scores / softcap)
+    distance = torch.arange(kv_len - num_queries, kv_len)[:, None] - torch.arange(kv_len)[None, :]
+    visible = distance >= 0
+    if window > 0:
+        visible &= distance < window
+    scores = scores.masked_fill(~visible, float("-inf"))
+    return torch.einsum("hnk,hkd->nhd", scores.softmax(-1), values)
+
+
+def silu_mul(ctx, gate_up: torch.Tensor, out: torch.Tensor) -> None:
+    gate, up = gate_up.double().chunk(2, -1)
+    out.copy_(torch.nn.functional.silu(gate) * up)
+
+
+def gelu_mul(ctx, gate_up: torch.Tensor, out: torch.Tensor) -> None:
+    gate, up = gate_up.double().chunk(2, -1)
+    out.copy_(torch.nn.functional.gelu(gate, approximate="tanh") * up)

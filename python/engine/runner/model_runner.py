@@ -1,0 +1,83 @@
+"""A loaded model with its cache: runs one step plan at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from engine.models.decoder import Decoder
+from engine.models.spec import ModelSpec
+from engine.models.weights import Progress, load_checkpoint, load_dummy
+from engine.runner.batch_inputs import BatchInputs
+from engine.runner.kv_cache import KVCache
+from engine.sampling.sampler import Sampler
+from engine.scheduling.step_plan import StepPlan, StepResult
+
+
+class ModelRunner:
+    """Implements `scheduling.step_plan.Runner` on the CPU.
+
+    `dtype` is that of weights and cache; activations are float32. `max_tokens` and `max_rows`
+    bound a step, `context_length` the known tokens of a request. `ops` is `engine.ops.native`
+    unless a test hands in `engine.ops.reference`.
+    Raises: `ConfigError` or `CheckpointError` when the model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        model_path: str | Path,
+        *,
+        dtype: str,
+        num_blocks: int,
+        block_size: int,
+        context_length: int,
+        max_tokens: int,
+        max_rows: int,
+        num_threads: int,
+        isa: str = "auto",
+        load_format: str = "auto",
+        progress: Progress | None = None,
+        ops: ModuleType | None = None,
+    ) -> None:
+        ops = ops or _native_ops()
+        self.context: Any = ops.ExecutionContext(num_threads=num_threads, isa=isa)
+        self.spec = spec
+        self._model = Decoder(
+            spec,
+            dtype,
+            ops=ops,
+            ctx=self.context,
+            max_tokens=max_tokens,
+            max_rows=max_rows,
+            num_positions=context_length,
+        )
+        if load_format == "dummy":
+            load_dummy(self._model.slots(), progress=progress)
+        else:
+            slots, is_ignored = self._model.slots(), self._model.is_ignored
+            load_checkpoint(model_path, slots, is_ignored=is_ignored, progress=progress)
+        self.kv_cache = KVCache(
+            spec, num_blocks=num_blocks, block_size=block_size, dtype=getattr(torch, dtype)
+        )
+        self._inputs = BatchInputs(
+            max_tokens=max_tokens, max_rows=max_rows, max_positions=context_length, block_size=block_size
+        )
+        self._sampler = Sampler(ops, self.context, spec, max_rows)
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Compute the plan's tokens, fill their slots, and draw a token for each sampled row."""
+        return self._sampler.sample(self.compute_logits(plan), plan.sampled_rows)
+
+    def compute_logits(self, plan: StepPlan) -> torch.Tensor:
+        """Logits float32 [R, V] of the sampled rows, valid until the next step."""
+        return self._model.forward(self._inputs.build(plan), self.kv_cache.layers)
+
+
+def _native_ops() -> ModuleType:
+    from engine.ops import native  # late: the module may be absent where only the reference is used
+
+    return native
