@@ -100,7 +100,11 @@ class Decoder:
         return self._logits(step, inputs.logit_rows)
 
     def _attention(
-        self, layer: DecoderLayer, step: _StepViews, kv: tuple[torch.Tensor, torch.Tensor], inputs: DecoderInputs
+        self,
+        layer: DecoderLayer,
+        step: _StepViews,
+        kv: tuple[torch.Tensor, torch.Tensor],
+        inputs: DecoderInputs,
     ) -> None:
         ops, ctx, spec = self._ops, self._ctx, self._spec
         self._linear(step.normed, layer.qkv, step.qkv)

@@ -66,7 +66,11 @@ class DecoderLayer:
         attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
         hidden, heads = spec.hidden_size, spec.num_heads * spec.head_dim
         kv_heads = spec.num_kv_heads * spec.head_dim
-        qkv = [(f"{attention}.q_proj", heads), (f"{attention}.k_proj", kv_heads), (f"{attention}.v_proj", kv_heads)]
+        qkv = [
+            (f"{attention}.q_proj", heads),
+            (f"{attention}.k_proj", kv_heads),
+            (f"{attention}.v_proj", kv_heads),
+        ]
         gate_up = [(f"{mlp}.gate_proj", spec.intermediate_size), (f"{mlp}.up_proj", spec.intermediate_size)]
 
         self.window = spec.windows[index]

@@ -10,6 +10,8 @@ from engine.models.spec import ModelSpec, flag, integer
 
 DEFAULT_WINDOW = 4096
 DEFAULT_FIRST_WINDOW_LAYER = 28
+WINDOWED = "sliding_attention"
+LAYER_TYPES = ("full_attention", WINDOWED)
 
 
 def qwen2_facts(config: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
@@ -35,7 +37,8 @@ def _windows(config: Mapping[str, Any], spec: ModelSpec) -> tuple[int, ...]:
     if layer_types is None:
         first = integer(config, "max_window_layers", DEFAULT_FIRST_WINDOW_LAYER, minimum=0)
         return tuple(window if layer >= first else 0 for layer in range(spec.num_layers))
-    known = {"full_attention": 0, "sliding_attention": window}
-    if not isinstance(layer_types, list) or any(kind not in known for kind in layer_types):
-        raise ConfigError(f"config.json: layer_types must name {' or '.join(known)}, got {layer_types!r:.80}")
-    return tuple(known[kind] for kind in layer_types)
+    if not isinstance(layer_types, list) or any(kind not in LAYER_TYPES for kind in layer_types):
+        raise ConfigError(
+            f"config.json: layer_types may name {' and '.join(LAYER_TYPES)}, got {layer_types!r:.80}"
+        )
+    return tuple(window if kind == WINDOWED else 0 for kind in layer_types)

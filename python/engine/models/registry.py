@@ -12,7 +12,7 @@ from engine.models.spec import ModelSpec
 
 
 class Family(NamedTuple):
-    """What differs between architectures: `facts` returns the `ModelSpec` fields that it reads its own way."""
+    """What differs between architectures: `facts` returns the `ModelSpec` fields read in their own way."""
 
     facts: Callable[[Mapping[str, Any], ModelSpec], dict[str, Any]]
     default_head_dim: int | None = None
@@ -37,7 +37,7 @@ def architecture_of(config: Mapping[str, Any]) -> str:
     if not isinstance(names, list):
         names = []
     for name in names:
-        if name in FAMILIES:
+        if isinstance(name, str) and name in FAMILIES:
             if config.get("quantization_config") is not None:
                 raise ConfigError("quantised checkpoints are not supported; use the bfloat16 one")
             return name

@@ -206,7 +206,9 @@ def read_rope(config: Mapping[str, Any], head_dim: int, max_positions: int) -> R
     share = number(parameters, "partial_rotary_factor", number(config, "partial_rotary_factor", 1.0))
     rotary_dim = int(head_dim * share)
     if share > 1 or rotary_dim < 2 or rotary_dim % 2:
-        raise ConfigError(f"config.json: partial_rotary_factor {share:g} of head_dim {head_dim} is no even size")
+        raise ConfigError(
+            f"config.json: partial_rotary_factor {share:g} of head_dim {head_dim} is no even size"
+        )
     theta = number(parameters, "rope_theta", number(config, "rope_theta", 10000.0))
     facts: dict[str, Any] = {"kind": kind, "theta": theta, "rotary_dim": rotary_dim}
     if kind == "default":
@@ -245,7 +247,7 @@ def _yarn_attention_factor(parameters: Mapping[str, Any], factor: float) -> floa
 
 def _activation(config: Mapping[str, Any]) -> str:
     name = config.get("hidden_act") or "silu"
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ConfigError(f"activation {name!r} is not supported; supported: {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
@@ -269,7 +271,9 @@ def _check_supported(spec: ModelSpec) -> None:
     if spec.head_dim not in HEAD_DIMS:
         raise ConfigError(f"head_dim {spec.head_dim} is not supported; supported: 64 to 256 in steps of 16")
     if spec.num_heads % spec.num_kv_heads:
-        raise ConfigError(f"{spec.num_heads} query heads do not divide into {spec.num_kv_heads} key-value heads")
+        raise ConfigError(
+            f"{spec.num_heads} query heads do not divide into {spec.num_kv_heads} key-value heads"
+        )
     if len(spec.windows) != spec.num_layers:
         raise ConfigError(f"layer_types has {len(spec.windows)} entries for {spec.num_layers} layers")
 

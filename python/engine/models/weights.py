@@ -116,7 +116,7 @@ def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and dtype of every tensor of one file."""
     header = {}
     with _open(path) as file:
-        for name in file.keys():
+        for name in file.keys():  # noqa: SIM118 (not a dict)
             entry = file.get_slice(name)
             header[name] = tuple(entry.get_shape()), entry.get_dtype()
     return header
@@ -148,7 +148,9 @@ def _check_names(
     if missing:
         raise CheckpointError(f"the checkpoint lacks {_listed(missing)}")
     if left_over:
-        raise CheckpointError(f"the checkpoint has tensors that this architecture does not: {_listed(left_over)}")
+        raise CheckpointError(
+            f"the checkpoint has tensors that this architecture does not: {_listed(left_over)}"
+        )
 
 
 def _listed(names: list[str]) -> str:
@@ -177,7 +179,9 @@ def _progress_bar(total: int, progress: Progress | None) -> Iterator[Callable[[i
     """A bar on a terminal's stderr; `progress` is told the fraction each time it has grown by a hundredth."""
     stage = "loading weights"
     done, told = 0, 0.0
-    bar = tqdm(total=total, desc=stage, unit="param", unit_scale=True, file=sys.stderr, leave=False, disable=None)
+    bar = tqdm(
+        total=total, desc=stage, unit="param", unit_scale=True, file=sys.stderr, leave=False, disable=None
+    )
 
     def advance(count: int) -> None:
         nonlocal done, told

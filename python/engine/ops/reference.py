@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import torch
 
+from engine.ops import reference_sampling
 from engine.ops.attention_plan import AttentionPlan
+from engine.ops.sampling import SamplingTensors
 
 
 class ExecutionContext:
@@ -123,3 +125,39 @@ def silu_mul(ctx, gate_up: torch.Tensor, out: torch.Tensor) -> None:
 def gelu_mul(ctx, gate_up: torch.Tensor, out: torch.Tensor) -> None:
     gate, up = gate_up.double().chunk(2, -1)
     out.copy_(torch.nn.functional.gelu(gate, approximate="tanh") * up)
+
+
+def sample(ctx, tensors: SamplingTensors) -> None:
+    for row in range(len(tensors.out_ids)):
+        logits = tensors.logits[row].numpy()
+        tensors.out_ids[row] = reference_sampling.sample_row(logits, _row_params(tensors, row))
+        num_top = int(tensors.num_top_logprobs[row])
+        if num_top >= 0:
+            logprobs = torch.from_numpy(reference_sampling.log_softmax(logits))
+            tensors.out_logprobs[row] = logprobs[tensors.out_ids[row]]
+            top = logprobs.topk(num_top)
+            tensors.top_ids[row, :num_top], tensors.top_logprobs[row, :num_top] = top.indices, top.values
+
+
+def _row_params(tensors: SamplingTensors, row: int) -> reference_sampling.RowParams:
+    def ragged(values: torch.Tensor, indptr: torch.Tensor) -> list:
+        return values[indptr[row] : indptr[row + 1]].tolist()
+
+    known, prompt_len = ragged(tensors.token_ids, tensors.token_indptr), int(tensors.prompt_lens[row])
+    bias_ids = ragged(tensors.bias_ids, tensors.bias_indptr)
+    bias_values = ragged(tensors.bias_values, tensors.bias_indptr)
+    return reference_sampling.RowParams(
+        temperature=float(tensors.temperature[row]),
+        top_k=int(tensors.top_k[row]),
+        top_p=float(tensors.top_p[row]),
+        min_p=float(tensors.min_p[row]),
+        repetition_penalty=float(tensors.repetition_penalty[row]),
+        frequency_penalty=float(tensors.frequency_penalty[row]),
+        presence_penalty=float(tensors.presence_penalty[row]),
+        seed=int(tensors.seeds[row]),
+        choice=int(tensors.choices[row]),
+        position=int(tensors.positions[row]),
+        prompt=tuple(known[:prompt_len]),
+        output=tuple(known[prompt_len:]),
+        logit_bias=tuple(zip(bias_ids, bias_values, strict=True)),
+    )

@@ -24,6 +24,8 @@ def weight_bytes(spec: ModelSpec, dtype: str) -> int:
 
 def workspace_bytes(spec: ModelSpec, max_tokens: int, max_rows: int, num_positions: int) -> int:
     """Float32 buffers of the largest step, and the position tables."""
-    per_token = 3 * spec.hidden_size + spec.qkv_size + spec.num_heads * spec.head_dim + 3 * spec.intermediate_size
+    per_token = (
+        3 * spec.hidden_size + spec.qkv_size + spec.num_heads * spec.head_dim + 3 * spec.intermediate_size
+    )
     per_row = 3 * spec.hidden_size + spec.vocab_size
     return 4 * (max_tokens * per_token + max_rows * per_row + num_positions * spec.rope.rotary_dim)

@@ -2,114 +2,97 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
+from engine.ops.sampling import SamplingTensors
 from engine.sampling.params import SamplingParams
 from engine.scheduling.request import Request
-from engine.scheduling.step_plan import StepRow
+
+EXCLUDED = -1e30
+"""Bias that rules a token out, yet leaves a token to draw if a request excludes all of them."""
 
 
-@dataclasses.dataclass(slots=True)
-class SamplingBatch:
-    """What the sampling kernel reads besides the logits, for R rows.
-
-    Shapes: float32 [R]: `temperature` (0 is greedy), `top_p`, `min_p`, the penalties; int32 [R]:
-    `top_k` (0 is off), `choice`, `position` (of the drawn token among the outputs),
-    `prompt_len`; int64 [R]: `seed`. Ragged by row: row r owns [offsets[r], offsets[r + 1]) of
-    `bias_ids`, `bias_values` (added to the logits) and of `known_ids` (prompt, then output; empty
-    where no penalty looks at them). `num_top` is the most alternatives that a row wants reported,
-    None when no row wants log-probabilities.
-    """
-
-    temperature: np.ndarray
-    top_k: np.ndarray
-    top_p: np.ndarray
-    min_p: np.ndarray
-    repetition_penalty: np.ndarray
-    frequency_penalty: np.ndarray
-    presence_penalty: np.ndarray
-    seed: np.ndarray
-    choice: np.ndarray
-    position: np.ndarray
-    prompt_len: np.ndarray
-    bias_offsets: np.ndarray
-    bias_ids: np.ndarray
-    bias_values: np.ndarray
-    known_offsets: np.ndarray
-    known_ids: np.ndarray
-    num_top: int | None
-
-
-def build_batch(rows: Sequence[StepRow], eos_token_ids: tuple[int, ...]) -> SamplingBatch:
-    """Arrays for the sampled rows of a step.
-
-    Effects: none. A row below its `min_tokens` gets a bias of minus infinity on every token that
-    would end it.
-    """
-    requests = [row.request for row in rows]
+def build_tensors(
+    requests: Sequence[Request],
+    eos_token_ids: tuple[int, ...],
+    logits: torch.Tensor,
+    workspace: torch.Tensor,
+    seen: torch.Tensor,
+) -> SamplingTensors:
+    """Arguments of `ops.sample` for the requests whose next token is drawn, one row of logits each."""
+    num_rows = len(requests)
     params = [request.params for request in requests]
-    bias_offsets, bias_ids, bias_values = _biases(requests, eos_token_ids)
-    known = [_penalised_ids(request) for request in requests]
-    wanted = [p.logprobs for p in params if p.logprobs is not None]
-    return SamplingBatch(
-        temperature=_floats(0.0 if p.is_greedy else p.temperature for p in params),
-        top_k=_ints(max(p.top_k, 0) for p in params),
-        top_p=_floats(p.top_p for p in params),
-        min_p=_floats(p.min_p for p in params),
-        repetition_penalty=_floats(p.repetition_penalty for p in params),
-        frequency_penalty=_floats(p.frequency_penalty for p in params),
-        presence_penalty=_floats(p.presence_penalty for p in params),
-        seed=np.array([request.seed for request in requests], np.int64),
-        choice=_ints(request.choice for request in requests),
-        position=_ints(request.num_output for request in requests),
-        prompt_len=_ints(request.prompt_len for request in requests),
-        bias_offsets=bias_offsets,
-        bias_ids=bias_ids,
-        bias_values=bias_values,
-        known_offsets=_offsets([len(ids) for ids in known]),
-        known_ids=np.concatenate(known) if known else np.empty(0, np.int32),
-        num_top=max(wanted) if wanted else None,
+    floats = np.array([_float_params(p) for p in params], np.float32)
+    temperature, top_p, min_p, repetition, frequency, presence = _columns(floats)
+    num_top = [-1 if p.logprobs is None else p.logprobs for p in params]
+    small = [(r.params.top_k, r.choice, r.prompt_len, k) for r, k in zip(requests, num_top, strict=True)]
+    top_k, choices, prompt_lens, num_top_logprobs = _columns(np.array(small, np.int32))
+    seeds, positions = _columns(np.array([(r.seed, r.num_output) for r in requests], np.int64))
+    known = [
+        request.token_ids[: request.num_known] if _has_penalty(request.params) else [] for request in requests
+    ]
+    biases = [_bias(request, eos_token_ids) for request in requests]
+    most_top = max(0, *num_top)
+    return SamplingTensors(
+        logits=logits,
+        workspace=workspace,
+        seen=seen,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition,
+        frequency_penalty=frequency,
+        presence_penalty=presence,
+        seeds=seeds,
+        choices=choices,
+        positions=positions,
+        token_ids=torch.from_numpy(np.concatenate(known, dtype=np.int32, casting="unsafe")),
+        token_indptr=_indptr(known),
+        prompt_lens=prompt_lens,
+        bias_ids=torch.tensor([token_id for bias in biases for token_id in bias], dtype=torch.int32),
+        bias_values=torch.tensor([value for bias in biases for value in bias.values()], dtype=torch.float32),
+        bias_indptr=_indptr(biases),
+        bitmask=None,
+        num_top_logprobs=num_top_logprobs,
+        out_ids=torch.empty(num_rows, dtype=torch.int32),
+        out_logprobs=torch.zeros(num_rows),
+        top_ids=torch.zeros(num_rows, most_top, dtype=torch.int32),
+        top_logprobs=torch.zeros(num_rows, most_top),
     )
 
 
-def _biases(
-    requests: Sequence[Request], eos_token_ids: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    biases = [_bias(request, eos_token_ids) for request in requests]
-    offsets = _offsets([len(bias) for bias in biases])
-    ids = np.array([token_id for bias in biases for token_id in bias], np.int32)
-    values = np.array([value for bias in biases for value in bias.values()], np.float32)
-    return offsets, ids, values
+def _float_params(params: SamplingParams) -> tuple[float, ...]:
+    return (
+        params.temperature,
+        params.top_p,
+        params.min_p,
+        params.repetition_penalty,
+        params.frequency_penalty,
+        params.presence_penalty,
+    )
+
+
+def _has_penalty(params: SamplingParams) -> bool:
+    return _float_params(params)[3:] != (1.0, 0.0, 0.0)
 
 
 def _bias(request: Request, eos_token_ids: tuple[int, ...]) -> dict[int, float]:
+    """Logit bias of one row; below `min_tokens` nothing that would end the output may be drawn."""
     params = request.params
     if request.num_output >= params.min_tokens:
         return params.logit_bias
     ends = params.stop_token_ids if params.ignore_eos else (*params.stop_token_ids, *eos_token_ids)
-    return {**params.logit_bias, **dict.fromkeys(ends, float("-inf"))}
+    return {**params.logit_bias, **dict.fromkeys(ends, EXCLUDED)}
 
 
-def _penalised_ids(request: Request) -> np.ndarray:
-    return request.token_ids[: request.num_known if _has_penalty(request.params) else 0]
+def _columns(rows: np.ndarray) -> tuple[torch.Tensor, ...]:
+    """One contiguous tensor [R] for each column of an array [R, C]."""
+    return torch.from_numpy(np.ascontiguousarray(rows.T)).unbind()
 
 
-def _has_penalty(params: SamplingParams) -> bool:
-    return (
-        params.repetition_penalty != 1.0 or params.frequency_penalty != 0.0 or params.presence_penalty != 0.0
-    )
-
-
-def _floats(values) -> np.ndarray:
-    return np.fromiter(values, np.float32)
-
-
-def _ints(values) -> np.ndarray:
-    return np.fromiter(values, np.int32)
-
-
-def _offsets(counts: list[int]) -> np.ndarray:
-    return np.cumsum([0, *counts], dtype=np.int32)
+def _indptr(ragged: Sequence) -> torch.Tensor:
+    return torch.from_numpy(np.cumsum([0, *map(len, ragged)], dtype=np.int64))

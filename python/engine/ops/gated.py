@@ -1,0 +1,18 @@
+"""The gate of a gated MLP."""
+
+from __future__ import annotations
+
+import torch
+
+from engine import _native
+from engine._native import ExecutionContext
+
+
+def silu_mul(ctx: ExecutionContext, gate_up: torch.Tensor, out: torch.Tensor) -> None:
+    """out = silu(gate) * up. Shapes: `gate_up` float32 [T, 2 I], gate first; `out` float32 [T, I]."""
+    _native.silu_mul(ctx, gate_up, out)
+
+
+def gelu_mul(ctx: ExecutionContext, gate_up: torch.Tensor, out: torch.Tensor) -> None:
+    """out = gelu(gate) * up, gelu by its tanh form. Shapes: as `silu_mul`."""
+    _native.gelu_mul(ctx, gate_up, out)

@@ -1,0 +1,27 @@
+"""All native ops under one name; `engine.ops.reference` has the same names and arguments."""
+
+from __future__ import annotations
+
+from engine._native import ExecutionContext
+from engine.ops.append_kv import append_kv
+from engine.ops.gated import gelu_mul, silu_mul
+from engine.ops.linear import PackedLinear, embedding, linear
+from engine.ops.paged_attention import paged_attention
+from engine.ops.rms_norm import add_rms_norm, rms_norm
+from engine.ops.rope import rope
+from engine.ops.sampling import sample
+
+__all__ = [
+    "ExecutionContext",
+    "PackedLinear",
+    "add_rms_norm",
+    "append_kv",
+    "embedding",
+    "gelu_mul",
+    "linear",
+    "paged_attention",
+    "rms_norm",
+    "rope",
+    "sample",
+    "silu_mul",
+]

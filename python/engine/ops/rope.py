@@ -1,0 +1,26 @@
+"""Rotary position embedding."""
+
+from __future__ import annotations
+
+import torch
+
+from engine import _native
+from engine._native import ExecutionContext
+
+
+def rope(
+    ctx: ExecutionContext,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    positions: torch.Tensor,
+) -> None:
+    """Rotate the first R elements of each head; element i pairs with i + R / 2.
+
+    Shapes: `q` float32 [T, H, D]; `k` float32 [T, G, D]; `cos`, `sin` float32 [P, R / 2];
+    `positions` int32 [T], each below P.
+    Effects: in place.
+    Source: Su et al. 2021.
+    """
+    _native.rope(ctx, q, k, cos, sin, positions)

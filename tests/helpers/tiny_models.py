@@ -1,0 +1,94 @@
+"""Tiny random models, made and saved by transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+VOCAB_SIZE = 512
+CONTEXT = 64
+WINDOW = 64
+_SIZES = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "max_position_embeddings": 1024,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": CONTEXT,
+}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 16.0,
+    "original_max_position_embeddings": CONTEXT,
+}
+_LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+_QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+
+KINDS = {
+    "llama": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama3": ("Llama", {"rope_parameters": _LLAMA3, "tie_word_embeddings": True}),
+    "llama_linear": ("Llama", {"rope_parameters": _LINEAR, "hidden_act": "gelu_pytorch_tanh"}),
+    "mistral": ("Mistral", {"sliding_window": WINDOW}),
+    "qwen2": ("Qwen2", {**_QWEN_WINDOW, "tie_word_embeddings": True}),
+    "qwen2_yarn": ("Qwen2", {"rope_parameters": _YARN}),
+    "qwen3": ("Qwen3", {**_QWEN_WINDOW, "head_dim": 80}),
+}
+
+
+def make_model(kind: str, seed: int = 0, **changes):
+    """A float32 model in eval mode. `changes` replace fields of its configuration.
+
+    Weights are scaled so that tokens depend on their context, not only on the last token, and
+    logits spread by more than 1.
+    """
+    import transformers
+
+    family, fields = KINDS[kind]
+    config_class = getattr(transformers, f"{family}Config")
+    config = config_class(**{**_SIZES, **fields, **changes})
+    config._attn_implementation = "eager"
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.copy_(1 + 0.2 * torch.randn_like(parameter))
+            elif name.endswith("bias"):
+                parameter.normal_(0, 0.2)
+            elif "embed_tokens" in name or "lm_head" in name:
+                parameter.normal_(0, 0.12)
+            else:
+                gain = 2.0 if "q_proj" in name or "k_proj" in name else 1.5
+                parameter.normal_(0, gain / parameter.shape[1] ** 0.5)
+    return model
+
+
+def save_model(model, directory: Path, **options) -> Path:
+    """Save in Hugging Face format; `options` go to `save_pretrained`."""
+    model.generation_config.eos_token_id = 2
+    model.save_pretrained(directory, **options)
+    return directory
+
+
+def load_model(directory: Path, dtype: torch.dtype):
+    """What transformers makes of a saved model: unlike `model.to(dtype)`, its rotary tables stay float32."""
+    import transformers
+
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        directory, dtype=dtype, attn_implementation="eager"
+    ).eval()

@@ -1,0 +1,122 @@
+"""Tiny random models saved by transformers and loaded by us: the same logits, the same tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from helpers.tiny_models import CONTEXT, KINDS, VOCAB_SIZE, WINDOW, load_model, make_model, save_model
+from parity.driving import generate, make_runner
+
+NUM_TOKENS = 64
+PROMPT_LENGTHS = (1, 2, 17, 63, 64, 65, 200, 700)
+TOLERANCE = 1e-4
+ROPE_BASE = {"rope_type": "default", "rope_theta": 10000.0}
+
+
+def make_prompt(length: int) -> list[int]:
+    generator = torch.Generator().manual_seed(length)
+    return torch.randint(3, VOCAB_SIZE, (length,), generator=generator).tolist()
+
+
+@torch.no_grad()
+def their_logits(model, prompt: list[int], continuation: list[int]) -> torch.Tensor:
+    """Logits [len(continuation), V] from which each token of the continuation is chosen."""
+    ids = torch.tensor([prompt + continuation[:-1]])
+    return model(ids, use_cache=False).logits[0, len(prompt) - 1 :].float()
+
+
+@torch.no_grad()
+def their_greedy(model, prompt: list[int]) -> list[int]:
+    ids = torch.tensor([prompt])
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=NUM_TOKENS,
+        min_new_tokens=NUM_TOKENS,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return out[0, len(prompt) :].tolist()
+
+
+def worst_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Largest difference in units of the standard deviation of their logits."""
+    return float((ours - theirs).abs().max() / theirs.std())
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def pair(request, tmp_path_factory):
+    model = make_model(request.param)
+    return model, make_runner(save_model(model, tmp_path_factory.mktemp(request.param)))
+
+
+@pytest.mark.parametrize("length", PROMPT_LENGTHS)
+def test_float32_agrees(pair, length):
+    model, runner = pair
+    prompt = make_prompt(length)
+    tokens, logits = generate(runner, prompt, NUM_TOKENS)
+    assert tokens == their_greedy(model, prompt)
+    theirs = their_logits(model, prompt, tokens)
+    assert theirs.std() >= 1
+    assert len(set(tokens)) >= 20
+    assert worst_error(logits, theirs) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("llama", {"rope_parameters": {**ROPE_BASE, "rope_theta": 10500.0}}),
+        ("mistral", {"rope_parameters": {**ROPE_BASE, "rope_theta": 10500.0}}),
+        ("mistral", {"sliding_window": WINDOW - 1}),
+        ("mistral", {"sliding_window": WINDOW + 1}),
+        ("mistral", {"sliding_window": None}),
+        ("qwen2", {"max_window_layers": 2}),
+        ("qwen2", {"use_sliding_window": False}),
+        ("qwen3", {"sliding_window": WINDOW + 1}),
+        ("llama3", {"rope_parameters": ROPE_BASE}),
+        ("llama3", {"rope_parameters": {**KINDS["llama3"][1]["rope_parameters"], "factor": 9.0}}),
+        ("llama3", {"rope_parameters": {**KINDS["llama3"][1]["rope_parameters"], "high_freq_factor": 5.0}}),
+        (
+            "llama3",
+            {
+                "rope_parameters": {
+                    **KINDS["llama3"][1]["rope_parameters"],
+                    "original_max_position_embeddings": CONTEXT + 8,
+                }
+            },
+        ),
+        ("llama_linear", {"rope_parameters": ROPE_BASE}),
+        ("qwen2_yarn", {"rope_parameters": {**KINDS["qwen2_yarn"][1]["rope_parameters"], "factor": 15.0}}),
+    ],
+)
+def test_comparison_notices_a_wrong_configuration(kind, changes, tmp_path):
+    """The same weights under a slightly different configuration must not pass."""
+    prompt = make_prompt(200)
+    right, wrong = make_model(kind), make_model(kind, **changes)
+    runner = make_runner(save_model(wrong, tmp_path))
+    tokens, logits = generate(runner, prompt, 8)
+    assert worst_error(logits, their_logits(wrong, prompt, tokens)) <= TOLERANCE
+    assert worst_error(logits, their_logits(right, prompt, tokens)) > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_error_is_no_larger_than_theirs(kind, tmp_path):
+    save_model(make_model(kind).bfloat16(), tmp_path)
+    prompt = make_prompt(200)
+    tokens, ours = generate(make_runner(tmp_path, dtype="bfloat16"), prompt, NUM_TOKENS)
+    theirs, exact = (
+        their_logits(load_model(tmp_path, dtype), prompt, tokens) for dtype in (torch.bfloat16, torch.float32)
+    )
+    assert (ours - exact).square().mean() <= (theirs - exact).square().mean()
+    assert (ours - exact).square().mean() > 0
+
+
+@pytest.mark.parametrize("chunk", [1, 16, 37])
+def test_chunks_change_nothing(pair, chunk):
+    _, runner = pair
+    prompt = make_prompt(100)
+    whole, chunked = generate(runner, prompt, 8), generate(runner, prompt, 8, chunk)
+    assert whole[0] == chunked[0]
+    assert torch.equal(whole[1], chunked[1])

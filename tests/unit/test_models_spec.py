@@ -1,0 +1,181 @@
+"""What config.json says, and what is refused in one line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.errors import ConfigError
+from engine.models.registry import FAMILIES
+from engine.models.spec import ModelSpec
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 512,
+    "vocab_size": 1000,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "eos_token_id": 2,
+    "torch_dtype": "bfloat16",
+}
+
+
+def with_changes(**changes):
+    return {**LLAMA, **changes}
+
+
+def test_llama_facts():
+    spec = ModelSpec.from_config(LLAMA)
+    assert (spec.head_dim, spec.num_kv_heads, spec.qkv_size) == (64, 2, 512)
+    assert (spec.rms_norm_eps, spec.dtype, spec.activation) == (1e-5, "bfloat16", "silu")
+    assert spec.eos_token_ids == (2,)
+    assert spec.windows == (0, 0)
+    assert not (
+        spec.qkv_bias or spec.output_bias or spec.mlp_bias or spec.qk_norm or spec.tie_word_embeddings
+    )
+    assert (spec.rope.kind, spec.rope.theta, spec.rope.rotary_dim) == ("default", 10000.0, 64)
+
+
+def test_old_and_new_rope_fields_say_the_same():
+    scaling = {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 512,
+    }
+    old = with_changes(rope_theta=5e5, rope_scaling={"rope_type": "llama3", **scaling})
+    older = with_changes(rope_theta=5e5, rope_scaling={"type": "llama3", **scaling})
+    new = with_changes(rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, **scaling})
+    ropes = [ModelSpec.from_config(config).rope for config in (old, older, new)]
+    assert ropes[0] == ropes[1] == ropes[2]
+    assert (ropes[0].kind, ropes[0].theta, ropes[0].original_max_positions) == ("llama3", 5e5, 512)
+
+
+def test_scaling_without_an_original_length_uses_the_context():
+    rope = ModelSpec.from_config(with_changes(rope_scaling={"type": "yarn", "factor": 2.0})).rope
+    assert rope.original_max_positions == 2048
+
+
+def test_yarn_extends_the_context():
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
+    assert ModelSpec.from_config(with_changes(rope_scaling=scaling)).max_position_embeddings == 8192
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "windows"),
+    [
+        ("MistralForCausalLM", {"sliding_window": 128}, (128, 128)),
+        ("MistralForCausalLM", {"sliding_window": None}, (0, 0)),
+        ("MistralForCausalLM", {}, (4096, 4096)),
+        ("Qwen2ForCausalLM", {"sliding_window": 128}, (0, 0)),
+        (
+            "Qwen2ForCausalLM",
+            {"use_sliding_window": True, "sliding_window": 128, "max_window_layers": 1},
+            (0, 128),
+        ),
+        (
+            "Qwen3ForCausalLM",
+            {
+                "use_sliding_window": True,
+                "sliding_window": 128,
+                "layer_types": ["sliding_attention", "full_attention"],
+            },
+            (128, 0),
+        ),
+        ("LlamaForCausalLM", {"sliding_window": 128}, (0, 0)),
+    ],
+)
+def test_windows(architecture, changes, windows):
+    spec = ModelSpec.from_config(with_changes(architectures=[architecture], **changes))
+    assert spec.windows == windows
+
+
+def test_qwen_facts():
+    qwen2 = ModelSpec.from_config(with_changes(architectures=["Qwen2ForCausalLM"]))
+    assert qwen2.qkv_bias and not qwen2.output_bias and not qwen2.qk_norm
+    qwen3 = ModelSpec.from_config(with_changes(architectures=["Qwen3ForCausalLM"]))
+    assert qwen3.qk_norm and not qwen3.qkv_bias
+    assert (qwen3.head_dim, qwen3.rope.rotary_dim) == (128, 128)
+
+
+def test_generation_config_decides_the_end_tokens(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    assert ModelSpec.from_directory(tmp_path).eos_token_ids == (2,)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8]}))
+    assert ModelSpec.from_directory(tmp_path).eos_token_ids == (7, 8)
+
+
+def test_missing_directory_and_files(tmp_path):
+    with pytest.raises(ConfigError, match="no such model directory"):
+        ModelSpec.from_directory(tmp_path / "absent")
+    with pytest.raises(ConfigError, match="no config.json in"):
+        ModelSpec.from_directory(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\xff", "[" * 100_000])
+def test_broken_config_is_one_line(tmp_path, text):
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError) as caught:
+        ModelSpec.from_directory(tmp_path)
+    assert "\n" not in caught.value.message and "config.json" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel; supported: LlamaForCausalLM, Mistral"),
+        ({"architectures": None}, "none in config.json; supported: LlamaForCausalLM"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantised checkpoints"),
+        ({"hidden_act": "relu"}, "activation 'relu' is not supported; supported: silu"),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "'dynamic' is not supported; supported: default",
+        ),
+        ({"rope_scaling": {"type": "linear"}}, "lacks factor"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "one flat object"),
+        ({"rope_scaling": [1]}, "one flat object"),
+        ({"num_key_value_heads": 3}, "4 query heads do not divide into 3"),
+        ({"head_dim": 72}, "head_dim 72 is not supported; supported: 64 to 256 in steps of 16"),
+        ({"hidden_size": -1}, "hidden_size must be an integer of at least 1, got -1"),
+        ({"hidden_size": True}, "hidden_size must be an integer"),
+        ({"vocab_size": "many"}, "vocab_size must be an integer"),
+        ({"num_hidden_layers": 2**40}, "num_hidden_layers must be an integer"),
+        ({"vocab_size": None}, "lacks vocab_size"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a positive number"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings must be true or false"),
+        ({"eos_token_id": "</s>"}, "eos_token_id must be a token id"),
+        ({"torch_dtype": "int8"}, "checkpoint dtype 'int8'"),
+    ],
+)
+def test_what_is_refused(changes, message):
+    with pytest.raises(ConfigError) as caught:
+        ModelSpec.from_config(with_changes(**changes))
+    assert message in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda children: (
+        st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@given(key=st.sampled_from([*LLAMA, "head_dim", "rope_scaling", "layer_types", "sliding_window", "hidden_act",
+                            "use_sliding_window", "rope_theta", "max_window_layers", "bos_token_id"]),
+       value=json_values, architecture=st.sampled_from(list(FAMILIES)))  # fmt: skip
+def test_any_json_is_read_or_refused(key, value, architecture):
+    config = {**LLAMA, "architectures": [architecture], "use_sliding_window": True, key: value}
+    try:
+        ModelSpec.from_config(config)
+    except ConfigError as error:
+        assert "\n" not in error.message
