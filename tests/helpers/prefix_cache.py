@@ -124,9 +124,10 @@ class PlainPrefixCache:
 
     def check(self) -> None:
         """Raise AssertionError when blocks are lost, held twice, or the tree is torn."""
-        assert sorted(self._free) == sorted(set(self._free)), "a block is free twice"
+        free = set(self._free)
+        assert len(free) == len(self._free), "a block is free twice"
         for block_id in range(self.num_blocks):
-            assert (self._references[block_id] == 0) == (block_id in self._free), f"block {block_id} is lost"
+            assert (self._references[block_id] == 0) == (block_id in free), f"block {block_id} is lost"
         held = [node.block_id for node in self._nodes.values()]
         assert len(held) == len(set(held)), "two nodes hold one block"
         for node in self._nodes.values():

@@ -13,6 +13,9 @@ from engine.sampling.params import SamplingParams
 class Request:
     """State of one choice. Known tokens = prompt + output; computed tokens catch up with them.
 
+    The runner and the sampler read the first group of fields and the properties; everything else
+    belongs to the scheduler.
+
     Shapes: `token_ids` int32, capacity for prompt + most output tokens; the first `num_known`
     are valid. `block_table` int32 capacity [ceil(capacity / block_size)]; the first `num_blocks`
     are valid, and position p lives in slot block_table[p // block_size] * block_size + p % block_size.
@@ -31,14 +34,41 @@ class Request:
     """num_known at which generation ends with "length"."""
     arrival: int
     """Logical clock: order of arrival, unique."""
+    stop_ids: frozenset[int] = frozenset()
+    """Tokens that end generation: those of `params`, and the model's unless eos is ignored."""
     num_computed: int = 0
     num_blocks: int = 0
+
     num_cached: int = 0
-    """Prompt tokens that were found in the prefix cache at first admission."""
+    """Prompt tokens that this choice did not have to compute when it started for the first time."""
     node: int | None = None
     """Locked radix node covering the blocks that are in the tree."""
+    num_shared: int = 0
+    """Leading blocks that are in the tree, held by the lock on `node`; the others are held by reference."""
+    is_started: bool = False
+    """Has computed something, or may, since it was last admitted: it waits for nobody's block."""
+    was_admitted: bool = False
+    awaited: Request | None = None
+    """The request that is computing this one's next block."""
+    block_keys: list[int] = dataclasses.field(default_factory=list)
+    """Chain hashes of the leading full blocks of known tokens, as far as they were needed."""
+    claimed: range = range(0)
+    """Blocks that this request has announced to compute and has not computed yet."""
+    num_passed_over: int = 0
     num_preemptions: int = 0
 
     @property
     def num_output(self) -> int:
         return self.num_known - self.prompt_len
+
+    @property
+    def num_pending(self) -> int:
+        """Known tokens that are not computed yet; 1 when decoding."""
+        return self.num_known - self.num_computed
+
+    @property
+    def banned_ids(self) -> frozenset[int] | None:
+        """Tokens that must not be sampled now, because `min_tokens` is not reached; None for none."""
+        if self.num_known - self.prompt_len < self.params.min_tokens and self.stop_ids:
+            return self.stop_ids
+        return None

@@ -1,0 +1,79 @@
+"""Whether a request is let in: what it asks is possible, and there is a place for it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine.errors import InvalidRequest, Overloaded
+from engine.sampling.params import SamplingParams
+from engine.scheduling.settings import SchedulerSettings
+
+
+def max_known_tokens(
+    prompt: np.ndarray, params: SamplingParams, settings: SchedulerSettings, pool_tokens: int
+) -> int:
+    """The number of tokens at which generation ends, prompt included.
+
+    A request that passes can be run to its end when it is alone, so there is always progress.
+    Raises: `InvalidRequest` with the numbers when prompt or limits cannot be served.
+    """
+    prompt_len = len(prompt)
+    if prompt_len == 0:
+        raise InvalidRequest("Invalid request: the prompt is empty", param="prompt")
+    context_length = min(settings.context_length, pool_tokens)
+    if prompt_len > context_length or (params.max_tokens is None and prompt_len == context_length):
+        _too_long(f"the prompt has {prompt_len} tokens, but the context length is {context_length}", "prompt")
+    _check_token_ids(prompt, params, settings.vocab_size)
+    if params.max_tokens is None:
+        limit = context_length
+    else:
+        limit = prompt_len + params.max_tokens
+        if limit > context_length:
+            _too_long(
+                f"the prompt has {prompt_len} tokens and max_tokens is {params.max_tokens}, "
+                f"together {limit}, but the context length is {context_length}",
+                "max_tokens",
+            )
+    if prompt_len + params.min_tokens > limit:
+        raise InvalidRequest(
+            f"Invalid request: min_tokens is {params.min_tokens}, but at most "
+            f"{limit - prompt_len} tokens can be generated",
+            param="min_tokens",
+        )
+    return limit
+
+
+def _check_token_ids(prompt: np.ndarray, params: SamplingParams, vocab_size: int) -> None:
+    lowest, highest = int(prompt.min()), int(prompt.max())
+    for param, token_ids in (
+        ("prompt", (lowest, highest)),
+        ("stop_token_ids", params.stop_token_ids),
+        ("logit_bias", params.logit_bias),
+    ):
+        for token_id in token_ids:
+            if not 0 <= token_id < vocab_size:
+                raise InvalidRequest(
+                    f"Invalid request: {param} has the token id {token_id}, "
+                    f"but the vocabulary has ids 0 to {vocab_size - 1}",
+                    param=param,
+                )
+
+
+def check_place(n: int, num_running: int, num_waiting: int, settings: SchedulerSettings) -> None:
+    """Let n choices in: into free running slots, or else into the queue.
+
+    Raises: `InvalidRequest` when there never is so much place, `Overloaded` when there is none now.
+    """
+    places = settings.max_running_requests + settings.max_queued_requests
+    if n < 1:
+        raise InvalidRequest(f"Invalid request: n must be at least 1, got {n}", param="n")
+    if n > places:
+        raise InvalidRequest(
+            f"Invalid request: n is {n}, but at most {places} choices can be served at once", param="n"
+        )
+    if num_running + num_waiting + n > places:
+        raise Overloaded("The request queue is full.", slug="queue_full")
+
+
+def _too_long(what: str, param: str) -> None:
+    raise InvalidRequest(f"Invalid request: {what}", slug="context_length_exceeded", param=param)

@@ -1,0 +1,429 @@
+"""Decides what every step computes, and keeps the books of blocks and requests."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from engine.sampling.params import SamplingParams
+from engine.scheduling.admission import check_place, max_known_tokens
+from engine.scheduling.block_claims import BlockClaims
+from engine.scheduling.request import Request
+from engine.scheduling.settings import SchedulerSettings
+from engine.scheduling.step_plan import StepPlan, StepResult, StepRow
+from engine.scheduling.step_time import StepTimeModel
+from engine.scheduling.waiting_queue import WaitingQueue
+
+
+class PrefixCache(Protocol):
+    """What the scheduler needs of `cache.prefix_cache.PrefixCache`."""
+
+    num_blocks: int
+    block_size: int
+    enabled: bool
+
+    @property
+    def num_free(self) -> int: ...
+    @property
+    def num_cached(self) -> int: ...
+    @property
+    def num_in_use(self) -> int: ...
+    def match(self, namespace: str, token_ids: np.ndarray) -> tuple[int, np.ndarray, int | None]: ...
+    def match_length(self, namespace: str, token_ids: np.ndarray) -> int: ...
+    def insert(
+        self, namespace: str, token_ids: np.ndarray, block_ids: np.ndarray
+    ) -> tuple[int | None, np.ndarray, int]: ...
+    def lock(self, node: int) -> None: ...
+    def unlock(self, node: int) -> None: ...
+    def try_allocate(self, count: int) -> np.ndarray | None: ...
+    def release(self, block_ids: np.ndarray) -> None: ...
+    def check(self) -> None: ...
+
+
+@dataclasses.dataclass(slots=True)
+class SchedulerCounters:
+    """Running totals since the start."""
+
+    num_steps: int = 0
+    prompt_tokens_computed: int = 0
+    prompt_tokens_cached: int = 0
+    output_tokens: int = 0
+    num_preemptions: int = 0
+
+
+@dataclasses.dataclass(slots=True)
+class NewToken:
+    """One sampled token. `finish_reason` is "stop" or "length" when it was the last one."""
+
+    request: Request
+    token_id: int
+    finish_reason: str | None = None
+    stop_token_id: int | None = None
+
+
+class Scheduler:
+    """Continuous batching: one token budget a step, no phases, computed tokens catch up with known.
+
+    All decoding requests are in every step; the rest of the budget goes to prefill, oldest
+    admission first. `schedule` and `update` (or `abandon`) are called in turns; `submit` and the
+    cancels between steps. Blocks are conserved: free + cached + in use = total after every call.
+
+    Progress: of the running requests that wait for nobody's block, the oldest can always take the
+    blocks of the younger ones, and any request fits the pool when it is alone (see `admission`).
+    Whoever waits for a block waits for a request that does not wait (see `block_claims`).
+
+    Cost: under 100 us a step for 16 decoding requests.
+    """
+
+    def __init__(
+        self,
+        settings: SchedulerSettings,
+        cache: PrefixCache,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings = settings
+        self.counters = SchedulerCounters()
+        self._cache = cache
+        self._block_size = cache.block_size
+        self._clock = clock
+        self._waiting = WaitingQueue(settings.schedule_policy, self._cached_prefix_len)
+        self._running: dict[Request, None] = {}
+        self._live: dict[str, dict[int, Request]] = {}
+        self._claims = BlockClaims(cache.block_size)
+        self._step_time = StepTimeModel()
+        self._arrivals = itertools.count()
+        self._admitted: list[Request] = []
+        self._rows: dict[Request, StepRow] = {}
+        self._prefill_tokens = 0
+        self._step_began_s = 0.0
+
+    # --- requests come and go
+
+    def submit(
+        self,
+        request_id: str,
+        prompt: np.ndarray,
+        params: SamplingParams,
+        *,
+        seed: int,
+        n: int = 1,
+        namespace: str = "",
+    ) -> list[Request]:
+        """Queue the n choices of a prompt. With `max_tokens` 0 they are finished and not queued.
+
+        Raises: `InvalidRequest` when it can never be served, `Overloaded` when there is no place.
+        """
+        pool_tokens = self._cache.num_blocks * self._block_size
+        max_known = max_known_tokens(prompt, params, self.settings, pool_tokens)
+        if request_id in self._live:
+            raise ValueError(f"request id {request_id!r} is in use")
+        nothing_to_do = max_known == len(prompt)
+        check_place(n, len(self._running), 0 if nothing_to_do else len(self._waiting), self.settings)
+        stop_ids = frozenset(params.stop_token_ids)
+        if not params.ignore_eos:
+            stop_ids |= frozenset(self.settings.eos_token_ids)
+        choices = []
+        for choice in range(n):
+            token_ids = np.empty(max_known, np.int32)
+            token_ids[: len(prompt)] = prompt
+            block_table = np.empty(-(-max_known // self._block_size), np.int32)
+            request = Request(
+                request_id=request_id,
+                choice=choice,
+                params=params,
+                seed=seed,
+                namespace=namespace,
+                token_ids=token_ids,
+                block_table=block_table,
+                prompt_len=len(prompt),
+                num_known=len(prompt),
+                max_known=max_known,
+                arrival=next(self._arrivals),
+                stop_ids=stop_ids,
+            )
+            choices.append(request)
+        if not nothing_to_do:
+            self._live[request_id] = {request.choice: request for request in choices}
+            for request in choices:
+                self._waiting.push(request)
+        return choices
+
+    def cancel(self, request_id: str) -> None:
+        """End all choices of a request; unknown ids are ignored."""
+        for request in list(self._live.get(request_id, {}).values()):
+            self._end(request)
+
+    def cancel_choice(self, request_id: str, choice: int) -> None:
+        """End one choice; unknown ones are ignored."""
+        request = self._live.get(request_id, {}).get(choice)
+        if request is not None:
+            self._end(request)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._live)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    def take_admitted(self) -> list[Request]:
+        """Choices that got a running slot for the first time since the last call."""
+        admitted, self._admitted = self._admitted, []
+        return admitted
+
+    def flush_cache(self) -> None:
+        """Evict every block that no request holds."""
+        count = self._cache.num_free + self._cache.num_cached
+        block_ids = self._cache.try_allocate(count) if count else None
+        if block_ids is not None:
+            self._cache.release(block_ids)
+
+    # --- one step
+
+    def schedule(self) -> StepPlan | None:
+        """What to compute now; None when nothing can be."""
+        self._admit_waiting()
+        rows = self._rows = {}
+        for request in list(self._running):
+            if request.is_started and request.num_known - request.num_computed == 1:
+                self._add_row(request, 1)
+        budget = self._prefill_budget(num_decodes=len(rows))
+        self._prefill_tokens = 0
+        for request in list(self._running):
+            if self._prefill_tokens >= budget:
+                break
+            if request in self._running and request not in rows:
+                self._prefill_tokens += self._add_row(request, budget - self._prefill_tokens)
+        self._step_began_s = self._clock()
+        return StepPlan(list(rows.values())) if rows else None
+
+    def update(self, plan: StepPlan, result: StepResult) -> list[NewToken]:
+        """Book the results of a step; one entry a sampled row, in the plan's order."""
+        self._step_time.observe(self._prefill_tokens, self._clock() - self._step_began_s)
+        counters = self.counters
+        counters.num_steps += 1
+        sampled = iter(result.token_ids.tolist())
+        news = []
+        for row in plan.rows:
+            request = row.request
+            end = row.start + row.num_tokens
+            request.num_computed = end
+            if row.start < request.prompt_len:
+                counters.prompt_tokens_computed += min(end, request.prompt_len) - row.start
+            if end // self._block_size > request.num_shared and self._cache.enabled:
+                self._share_blocks(request)
+            if row.samples:
+                news.append(self._append(request, next(sampled)))
+        counters.output_tokens += len(news)
+        if self.settings.debug_checks:
+            self.check()
+        return news
+
+    def abandon(self, plan: StepPlan) -> list[str]:
+        """End every request of a step that failed; their ids. What they computed before is kept."""
+        request_ids = list(dict.fromkeys(row.request.request_id for row in plan.rows))
+        for request_id in request_ids:
+            self.cancel(request_id)
+        if self.settings.debug_checks:
+            self.check()
+        return request_ids
+
+    def check(self) -> None:
+        """Audit the books. Raises: `AssertionError`. Cost: linear in blocks."""
+        cache = self._cache
+        cache.check()
+        assert cache.num_free + cache.num_cached + cache.num_in_use == cache.num_blocks
+        owned, shared = [], set()
+        for request in self._running:
+            owned.extend(request.block_table[request.num_shared : request.num_blocks].tolist())
+            shared.update(request.block_table[: request.num_shared].tolist())
+        assert len(owned) == len(set(owned)), "two requests own one block"
+        assert not shared.intersection(owned), "a block is owned and shared"
+        assert len(owned) + len(shared) == cache.num_in_use, "blocks in use that no running request holds"
+        assert all(request.num_blocks == 0 for request in self._waiting), "a waiting request holds blocks"
+        assert len(self._claims) == 0 or self._running, "claims without an owner"
+
+    # --- admission
+
+    def _admit_waiting(self) -> None:
+        while len(self._running) < self.settings.max_running_requests:
+            request = self._waiting.peek()
+            if request is None or not self._reserve(request):
+                return
+            self._waiting.pop()
+            self._running[request] = None
+            if not request.was_admitted:
+                request.was_admitted = True
+                self._admitted.append(request)
+
+    def _reserve(self, request: Request) -> bool:
+        """Lock what is cached of a waiting request, if there is room for all that it lacks.
+
+        Room is counted so that every running request, too, can finish its prefill and then
+        decode through one more block: admission rarely leads to preemption.
+        """
+        self._take_cached_prefix(request)
+        if not self._running:
+            return True
+        lacking = self._num_lacking(request) + sum(map(self._num_lacking, self._running))
+        if lacking <= self._cache.num_free + self._cache.num_cached:
+            return True
+        self._release(request)
+        return False
+
+    def _num_lacking(self, request: Request) -> int:
+        wanted = min(request.num_known + self._block_size, request.max_known)
+        return -(-wanted // self._block_size) - request.num_blocks
+
+    def _cached_prefix_len(self, request: Request) -> int:
+        return self._cache.match_length(request.namespace, request.token_ids[: request.num_known - 1])
+
+    def _prefill_budget(self, num_decodes: int) -> int:
+        """Tokens of prefill in this step; never none, so that prefill always gets on."""
+        most = self.settings.chunked_prefill_size - num_decodes
+        if num_decodes and self.settings.target_itl_s is not None:
+            most = self._step_time.prefill_tokens_within(self.settings.target_itl_s, most)
+        return max(most, min(self._block_size, self.settings.chunked_prefill_size))
+
+    # --- one request's share of a step
+
+    def _add_row(self, request: Request, most: int) -> int:
+        """Plan up to `most` of a request's pending tokens; how many."""
+        if not request.is_started and not self._start(request):
+            return 0
+        start, size = request.num_computed, self._block_size
+        end = min(request.num_known, start + most)
+        if end < request.num_known and end // size * size > start:
+            end = end // size * size  # whole blocks, which others may be waiting for
+        if end > request.num_blocks * size:
+            end = min(end, self._grow(request, end))
+        if end <= start:
+            return 0
+        self._rows[request] = StepRow(request, start, end - start, end == request.num_known)
+        return end - start
+
+    def _start(self, request: Request) -> bool:
+        """Take what is cached and announce the rest, unless another is just computing the next block."""
+        if self._cache.enabled:
+            awaited = request.awaited
+            if awaited is not None and self._claims.is_computing(awaited, request, request.num_shared):
+                return False
+            self._take_cached_prefix(request)
+            request.awaited = self._claims.owner_of(request, request.num_shared)
+            if request.awaited is not None:
+                return False
+            self._claims.claim(request, request.num_shared)
+        request.is_started = True
+        if request.num_preemptions == 0:
+            request.num_cached = request.num_computed
+            self.counters.prompt_tokens_cached += request.num_cached
+        return True
+
+    def _take_cached_prefix(self, request: Request) -> None:
+        """Lock the longest cached prefix of a request that has not computed anything itself."""
+        known = request.token_ids[: request.num_known - 1]
+        num_tokens, block_ids, node = self._cache.match(request.namespace, known)
+        if num_tokens <= request.num_computed:
+            return
+        self._move_lock(request, node)
+        request.block_table[: len(block_ids)] = block_ids
+        request.num_blocks = request.num_shared = len(block_ids)
+        request.num_computed = num_tokens
+
+    def _grow(self, request: Request, end: int) -> int:
+        """Give a request blocks up to position `end`, or as many as there are; the end reached.
+
+        When none is left, the youngest running request is preempted; if that is this one, it keeps
+        what it has and stands still until an older one takes that, or finishes.
+        """
+        while (available := self._cache.num_free + self._cache.num_cached) == 0:
+            youngest = max(self._running, key=lambda r: r.arrival)
+            if youngest is request:
+                return request.num_blocks * self._block_size
+            self._preempt(youngest)
+        wanted = -(-end // self._block_size) - request.num_blocks
+        block_ids = self._cache.try_allocate(min(wanted, available))
+        if block_ids is None:
+            raise RuntimeError(f"the cache counts {available} blocks as available and gives none")
+        request.block_table[request.num_blocks : request.num_blocks + len(block_ids)] = block_ids
+        request.num_blocks += len(block_ids)
+        return request.num_blocks * self._block_size
+
+    # --- after a step
+
+    def _share_blocks(self, request: Request) -> None:
+        """Put the full computed blocks into the tree, and use the tree's where it has them already."""
+        full = request.num_computed // self._block_size
+        block_ids = request.block_table[:full].copy()
+        tokens = request.token_ids[: full * self._block_size]
+        node, canonical, _ = self._cache.insert(request.namespace, tokens, block_ids)
+        self._move_lock(request, node)
+        self._cache.release(block_ids[request.num_shared :])
+        request.block_table[:full] = canonical
+        request.num_shared = full
+        if request.claimed:
+            self._claims.drop(request, full)
+
+    def _append(self, request: Request, token_id: int) -> NewToken:
+        request.token_ids[request.num_known] = token_id
+        request.num_known += 1
+        new = NewToken(request, token_id)
+        if token_id in request.stop_ids and request.num_output > request.params.min_tokens:
+            new.finish_reason, new.stop_token_id = "stop", token_id
+        elif request.num_known >= request.max_known:
+            new.finish_reason = "length"
+        if new.finish_reason is not None:
+            self._end(request)
+        return new
+
+    # --- giving back
+
+    def _preempt(self, request: Request) -> None:
+        """Take everything from a running request; it will compute again what is not cached then."""
+        self._rows.pop(request, None)
+        del self._running[request]
+        self._release(request)
+        request.num_preemptions += 1
+        self.counters.num_preemptions += 1
+        self._waiting.push_preempted(request)
+
+    def _end(self, request: Request) -> None:
+        if request in self._running:
+            del self._running[request]
+        else:
+            self._waiting.remove(request)
+        self._release(request)
+        choices = self._live[request.request_id]
+        del choices[request.choice]
+        if not choices:
+            del self._live[request.request_id]
+
+    def _release(self, request: Request) -> None:
+        self._claims.drop(request)
+        if request.num_blocks > request.num_shared:
+            self._cache.release(request.block_table[request.num_shared : request.num_blocks])
+        if request.node is not None:
+            self._cache.unlock(request.node)
+            request.node = None
+        request.num_computed = request.num_blocks = request.num_shared = 0
+        request.is_started = False
+        request.awaited = None
+
+    def _move_lock(self, request: Request, node: int | None) -> None:
+        """Lock the new node before the old one is unlocked: what both cover is never free between."""
+        if node is not None:
+            self._cache.lock(node)
+        if request.node is not None:
+            self._cache.unlock(request.node)
+        request.node = node

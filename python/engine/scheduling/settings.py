@@ -1,0 +1,25 @@
+"""What the scheduler is told: every value resolved, nothing left to decide."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SchedulerSettings:
+    """Units: lengths and sizes are in tokens, requests are counted by choice.
+
+    `max_queued_requests` counts beyond those that run; 0 means that nobody waits for a running
+    slot. `target_itl_s` bounds the predicted time of a step that decodes, by giving less of it to
+    prefill; None for no bound.
+    """
+
+    context_length: int
+    vocab_size: int
+    max_running_requests: int
+    max_queued_requests: int
+    chunked_prefill_size: int
+    target_itl_s: float | None = None
+    schedule_policy: str = "fcfs"
+    eos_token_ids: tuple[int, ...] = ()
+    debug_checks: bool = False

@@ -1,0 +1,111 @@
+"""A scheduler, a fake runner and a plain cache wired together, for the scheduler's tests."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from engine.sampling.params import SamplingParams
+from engine.scheduling.scheduler import NewToken, Scheduler
+from engine.scheduling.settings import SchedulerSettings
+from engine.scheduling.step_plan import StepPlan
+from helpers.engines import FakeRunner
+from helpers.prefix_cache import PlainPrefixCache
+
+GREEDY = SamplingParams(temperature=0)
+
+
+@dataclasses.dataclass
+class Answer:
+    """What one choice has got so far."""
+
+    token_ids: list[int] = dataclasses.field(default_factory=list)
+    finish_reason: str | None = None
+    stop_token_id: int | None = None
+
+
+class Harness:
+    """Drives a scheduler step by step. Every step is audited, and time is a number the test sets."""
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int = 256,
+        block_size: int = 16,
+        enabled: bool = True,
+        vocab_size: int = 50,
+        cache=None,
+        **settings,
+    ) -> None:
+        self.now = 0.0
+        self.cache = cache or PlainPrefixCache(num_blocks, block_size, enabled)
+        self.runner = FakeRunner(num_blocks, block_size, vocab_size)
+        values = {
+            "context_length": num_blocks * block_size,
+            "vocab_size": vocab_size,
+            "max_running_requests": 64,
+            "max_queued_requests": 1000,
+            "chunked_prefill_size": 512,
+            "debug_checks": True,
+        }
+        self.scheduler = Scheduler(
+            SchedulerSettings(**(values | settings)), self.cache, clock=lambda: self.now
+        )
+        self.answers: dict[tuple[str, int], Answer] = {}
+        self.num_idle_steps = 0
+
+    def submit(
+        self,
+        request_id: str,
+        prompt: Sequence[int],
+        params: SamplingParams = GREEDY,
+        n: int = 1,
+        namespace: str = "",
+    ) -> None:
+        prompt = np.array(prompt, np.int32)
+        seed = 7 if params.seed is None else params.seed
+        choices = self.scheduler.submit(request_id, prompt, params, seed=seed, n=n, namespace=namespace)
+        for request in choices:
+            self.answers[request_id, request.choice] = Answer()
+
+    def step(self) -> StepPlan | None:
+        plan = self.scheduler.schedule()
+        self.scheduler.check()
+        if plan is None:
+            self.num_idle_steps += 1
+            return None
+        self.num_idle_steps = 0
+        for new in self.scheduler.update(plan, self.runner.execute(plan)):
+            self._take(new)
+        return plan
+
+    def run(self, max_steps: int = 10_000) -> None:
+        """Until nothing is left. A scheduler that stands still fails the test."""
+        for _ in range(max_steps):
+            if not self.scheduler.has_work:
+                assert self.cache.num_in_use == 0
+                return
+            self.step()
+            assert self.num_idle_steps < 2, "the scheduler has work and does nothing"
+        raise AssertionError(f"not finished after {max_steps} steps")
+
+    def tokens(self, request_id: str, choice: int = 0) -> list[int]:
+        return self.answers[request_id, choice].token_ids
+
+    def _take(self, new: NewToken) -> None:
+        answer = self.answers[new.request.request_id, new.request.choice]
+        assert answer.finish_reason is None, "a token after the last one"
+        answer.token_ids.append(new.token_id)
+        answer.finish_reason, answer.stop_token_id = new.finish_reason, new.stop_token_id
+
+
+def answer_alone(
+    prompt: Sequence[int], params: SamplingParams, choice: int = 0, block_size: int = 16, **settings
+) -> Answer:
+    """The answer of a request that never meets another one, nor a full pool, nor the cache."""
+    alone = Harness(num_blocks=1024, block_size=block_size, enabled=False, **settings)
+    alone.submit("alone", prompt, params, n=choice + 1)
+    alone.run()
+    return alone.answers["alone", choice]

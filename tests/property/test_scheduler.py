@@ -1,0 +1,161 @@
+"""Random walks of the scheduler: whatever happens around it, a request gets the answer it gets alone."""
+
+from __future__ import annotations
+
+import functools
+
+import hypothesis.strategies as st
+import msgspec
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from engine.errors import InvalidRequest, Overloaded
+from engine.sampling.params import SamplingParams
+from helpers.scheduling import Harness, answer_alone
+
+VOCAB_SIZE = 3
+BLOCK_SIZE = 4
+EOS = 2
+
+
+def alone(prompt, params, choice):
+    return _alone(prompt, msgspec.json.encode(params), choice)
+
+
+@functools.cache
+def _alone(prompt, encoded_params, choice):
+    params = msgspec.json.decode(encoded_params, type=SamplingParams)
+    return answer_alone(
+        prompt, params, choice, block_size=BLOCK_SIZE, vocab_size=VOCAB_SIZE, eos_token_ids=(EOS,)
+    )
+
+
+def make_params(greedy, max_tokens, min_tokens, ignore_eos, seed):
+    return SamplingParams(
+        temperature=0 if greedy else 1,
+        seed=seed,
+        max_tokens=max_tokens,
+        min_tokens=min(min_tokens, max_tokens),
+        ignore_eos=ignore_eos,
+    )
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Tiny pools, a two-token vocabulary: prefixes collide and blocks run out all the time."""
+
+    @initialize(
+        num_blocks=st.integers(6, 24),
+        enabled=st.booleans(),
+        policy=st.sampled_from(["fcfs", "lpm"]),
+        chunk=st.sampled_from([1, 4, 5, 16, 64]),
+        max_running=st.integers(1, 6),
+        target_itl_s=st.sampled_from([None, 0.001]),
+    )
+    def start(self, num_blocks, enabled, policy, chunk, max_running, target_itl_s):
+        self.h = Harness(
+            num_blocks=num_blocks,
+            block_size=BLOCK_SIZE,
+            enabled=enabled,
+            vocab_size=VOCAB_SIZE,
+            eos_token_ids=(EOS,),
+            schedule_policy=policy,
+            chunked_prefill_size=chunk,
+            max_running_requests=max_running,
+            max_queued_requests=6,
+            target_itl_s=target_itl_s,
+        )
+        self.pool = num_blocks * BLOCK_SIZE
+        self.asked = {}
+        self.cancelled = set()
+        self.count = 0
+
+    @rule(
+        tokens=st.lists(st.integers(0, 1), min_size=1, max_size=40),
+        repeat=st.integers(1, 3),
+        params=st.builds(
+            make_params,
+            greedy=st.booleans(),
+            max_tokens=st.integers(0, 20),
+            min_tokens=st.integers(0, 8),
+            ignore_eos=st.booleans(),
+            seed=st.integers(0, 2),
+        ),
+        n=st.integers(1, 3),
+        namespace=st.sampled_from(["", "", "other"]),
+    )
+    def submit(self, tokens, repeat, params, n, namespace):
+        tokens = tokens * repeat
+        name = f"r{self.count}"
+        self.count += 1
+        too_long = len(tokens) + params.max_tokens > self.pool
+        scheduler = self.h.scheduler
+        places = scheduler.settings.max_running_requests + scheduler.settings.max_queued_requests
+        try:
+            self.h.submit(name, tokens, params, n=n, namespace=namespace)
+        except InvalidRequest:
+            assert too_long
+            return
+        except Overloaded:
+            assert scheduler.num_running + scheduler.num_waiting + n > places
+            return
+        assert not too_long
+        if params.max_tokens:
+            self.asked[name] = (tuple(tokens), params, n)
+
+    @rule(steps=st.integers(1, 12), seconds=st.sampled_from([0.0, 0.0001, 0.01]))
+    def run_steps(self, steps, seconds):
+        for _ in range(steps):
+            self.h.now += seconds
+            self.h.step()
+            assert self.h.num_idle_steps == 0 or not self.h.scheduler.has_work or self.h.num_idle_steps < 2
+
+    @precondition(lambda self: self.asked)
+    @rule(data=st.data())
+    def cancel(self, data):
+        name = data.draw(st.sampled_from(sorted(self.asked)))
+        self.h.scheduler.cancel(name)
+        self.cancelled.update((name, choice) for choice in range(self.asked[name][2]))
+
+    @precondition(lambda self: self.asked)
+    @rule(data=st.data(), choice=st.integers(0, 2))
+    def cancel_choice(self, data, choice):
+        name = data.draw(st.sampled_from(sorted(self.asked)))
+        self.h.scheduler.cancel_choice(name, choice)
+        self.cancelled.add((name, choice))
+
+    @rule()
+    def flush(self):
+        self.h.scheduler.flush_cache()
+
+    @precondition(lambda self: self.h.scheduler.has_work)
+    @rule()
+    def fail_a_step(self):
+        plan = self.h.scheduler.schedule()
+        if plan is not None:
+            for name in self.h.scheduler.abandon(plan):
+                self.cancelled.update((name, choice) for choice in range(self.asked[name][2]))
+
+    @invariant()
+    def blocks_are_conserved(self):
+        if hasattr(self, "h"):
+            self.h.scheduler.check()
+
+    def teardown(self):
+        if not hasattr(self, "h"):
+            return
+        self.h.run()
+        assert self.h.cache.num_in_use == 0
+        for name, (prompt, params, n) in self.asked.items():
+            for choice in range(n):
+                answer, expected = self.h.answers[name, choice], alone(prompt, params, choice)
+                if answer.finish_reason is None:
+                    assert (name, choice) in self.cancelled
+                    assert answer.token_ids == expected.token_ids[: len(answer.token_ids)]
+                else:
+                    assert answer == expected
+
+
+SchedulerMachine.TestCase.settings = settings(
+    max_examples=80, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestScheduler = SchedulerMachine.TestCase
