@@ -55,7 +55,7 @@ class PlainPrefixCache:
         return len(self._walk(namespace, token_ids)) * self.block_size
 
     def insert(
-        self, namespace: str, token_ids: np.ndarray, block_ids: np.ndarray
+        self, namespace: str, token_ids: np.ndarray, block_ids: np.ndarray, held: int | None = None
     ) -> tuple[int | None, np.ndarray, int]:
         assert len(token_ids) == len(block_ids) * self.block_size
         canonical = np.array(block_ids, np.int32)
@@ -78,11 +78,11 @@ class PlainPrefixCache:
             node = child
         return node.handle or None, canonical, num_duplicates
 
-    def lock(self, handle: int) -> None:
+    def lock(self, handle: int | None) -> None:
         for node in self._ancestors(handle):
             node.locks += 1
 
-    def unlock(self, handle: int) -> None:
+    def unlock(self, handle: int | None) -> None:
         for node in self._ancestors(handle):
             assert node.locks > 0, "unlocked more often than locked"
             node.locks -= 1
@@ -152,7 +152,9 @@ class PlainPrefixCache:
                 path.append(node)
         return path
 
-    def _ancestors(self, handle: int) -> list[_Node]:
+    def _ancestors(self, handle: int | None) -> list[_Node]:
+        if handle is None:
+            return []
         node = self._nodes[handle]
         path = []
         while node.parent is not None:

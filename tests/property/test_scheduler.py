@@ -44,11 +44,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     """Tiny pools, a two-token vocabulary: prefixes collide and blocks run out all the time."""
 
     @initialize(
-        num_blocks=st.integers(6, 24),
+        num_blocks=st.integers(10, 24),
         enabled=st.booleans(),
         policy=st.sampled_from(["fcfs", "lpm"]),
         chunk=st.sampled_from([1, 4, 5, 16, 64]),
-        max_running=st.integers(1, 6),
+        max_running=st.integers(1, 8),
         target_itl_s=st.sampled_from([None, 0.001]),
     )
     def start(self, num_blocks, enabled, policy, chunk, max_running, target_itl_s):
@@ -61,7 +61,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             schedule_policy=policy,
             chunked_prefill_size=chunk,
             max_running_requests=max_running,
-            max_queued_requests=6,
+            max_queued_requests=10,
             target_itl_s=target_itl_s,
         )
         self.pool = num_blocks * BLOCK_SIZE
@@ -70,21 +70,25 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.count = 0
 
     @rule(
-        tokens=st.lists(st.integers(0, 1), min_size=1, max_size=40),
-        repeat=st.integers(1, 3),
+        start=st.sampled_from([0, 4, 8, 20, 33]),
+        tails=st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=9), min_size=1, max_size=4),
         params=st.builds(
             make_params,
             greedy=st.booleans(),
-            max_tokens=st.integers(0, 20),
-            min_tokens=st.integers(0, 8),
+            max_tokens=st.integers(0, 40),
+            min_tokens=st.integers(0, 40),
             ignore_eos=st.booleans(),
             seed=st.integers(0, 2),
         ),
         n=st.integers(1, 3),
         namespace=st.sampled_from(["", "", "other"]),
     )
-    def submit(self, tokens, repeat, params, n, namespace):
-        tokens = tokens * repeat
+    def submit(self, start, tails, params, n, namespace):
+        """A burst of prompts with a common start."""
+        for tail in tails:
+            self._submit_one([0, 1, 1] * (start // 3) + tail, params, n, namespace)
+
+    def _submit_one(self, tokens, params, n, namespace):
         name = f"r{self.count}"
         self.count += 1
         too_long = len(tokens) + params.max_tokens > self.pool
@@ -156,6 +160,6 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 SchedulerMachine.TestCase.settings = settings(
-    max_examples=80, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=250, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestScheduler = SchedulerMachine.TestCase

@@ -80,6 +80,18 @@ def test_min_tokens_bans_the_stop_tokens_until_it_is_reached():
     assert eos not in h.tokens("a")[:30]
 
 
+def test_a_stop_token_below_min_tokens_ends_nothing():
+    """Should the sampler have had no other choice."""
+    h = Harness(eos_token_ids=(5,))
+    h.submit("a", prompt(20), greedy(max_tokens=10, min_tokens=3))
+    reasons = []
+    for _ in range(4):
+        plan = h.scheduler.schedule()
+        assert (plan.rows[0].request.banned_ids is None) == (len(reasons) == 3)
+        reasons += [new.finish_reason for new in h.scheduler.update(plan, StepResult(np.array([5])))]
+    assert reasons == [None, None, None, "stop"]
+
+
 def test_max_tokens_zero_needs_no_step():
     h = Harness(max_running_requests=1, max_queued_requests=0)
     h.submit("zero", prompt(20), greedy(max_tokens=0), n=1)
@@ -288,16 +300,29 @@ def test_the_youngest_is_preempted_and_comes_back_before_the_others():
     h = Harness(num_blocks=8, context_length=128, max_running_requests=2)
     for i, name in enumerate(["old", "young", "waiting"]):
         h.submit(name, prompt(30, seed=i), greedy(max_tokens=80))
-    order = []
+    finished = []
     while h.scheduler.has_work:
-        plan = h.step()
-        for row in plan.rows:
-            if not order or order[-1] != row.request.request_id:
-                order.append(row.request.request_id)
-    assert h.scheduler.counters.num_preemptions >= 1
-    assert order.index("waiting") > max(i for i, name in enumerate(order) if name == "old")
-    finished = {name: h.answers[name, 0] for name in ("old", "young", "waiting")}
-    assert all(len(answer.token_ids) == 80 for answer in finished.values())
+        h.step()
+        finished += [k[0] for k, a in h.answers.items() if a.finish_reason and k[0] not in finished]
+        assert {r.request_id for r in h.scheduler._running if r.num_preemptions} <= {"young"}
+    assert h.scheduler.counters.num_preemptions == 1
+    assert finished == ["old", "young", "waiting"]
+    assert all(len(h.tokens(name)) == 80 for name in finished)
+
+
+def test_a_prefill_may_preempt_a_younger_one_that_is_planned_already():
+    """The youngest leaves the plan in which it already has a row, and stays out of that step."""
+    h = Harness(num_blocks=10, context_length=160, chunked_prefill_size=20)
+    wanted = {"old": (prompt(150), 2), "young": (prompt(2, seed=1), 60)}
+    for name, (ids, max_tokens) in wanted.items():
+        h.submit(name, ids, greedy(max_tokens=max_tokens))
+    for _ in wanted:  # admitted although there is not room for both
+        h.scheduler._running[h.scheduler._waiting.pop()] = None
+    h.run()
+    assert h.scheduler.counters.num_preemptions == 1
+    assert len(h.tokens("young")) > 2
+    for name, (ids, max_tokens) in wanted.items():
+        assert h.answers[name, 0] == answer_alone(ids, greedy(max_tokens=max_tokens))
 
 
 def test_a_request_as_large_as_the_pool_runs():

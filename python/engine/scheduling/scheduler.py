@@ -33,15 +33,18 @@ class PrefixCache(Protocol):
     def num_cached(self) -> int: ...
     @property
     def num_in_use(self) -> int: ...
+    @property
+    def num_evicted_blocks(self) -> int: ...
     def match(self, namespace: str, token_ids: np.ndarray) -> tuple[int, np.ndarray, int | None]: ...
     def match_length(self, namespace: str, token_ids: np.ndarray) -> int: ...
     def insert(
-        self, namespace: str, token_ids: np.ndarray, block_ids: np.ndarray
+        self, namespace: str, token_ids: np.ndarray, block_ids: np.ndarray, held: int | None
     ) -> tuple[int | None, np.ndarray, int]: ...
-    def lock(self, node: int) -> None: ...
-    def unlock(self, node: int) -> None: ...
+    def lock(self, node: int | None) -> None: ...
+    def unlock(self, node: int | None) -> None: ...
     def try_allocate(self, count: int) -> np.ndarray | None: ...
     def release(self, block_ids: np.ndarray) -> None: ...
+    def flush(self) -> None: ...
     def check(self) -> None: ...
 
 
@@ -184,10 +187,7 @@ class Scheduler:
 
     def flush_cache(self) -> None:
         """Evict every block that no request holds."""
-        count = self._cache.num_free + self._cache.num_cached
-        block_ids = self._cache.try_allocate(count) if count else None
-        if block_ids is not None:
-            self._cache.release(block_ids)
+        self._cache.flush()
 
     # --- one step
 
@@ -367,7 +367,7 @@ class Scheduler:
         full = request.num_computed // self._block_size
         block_ids = request.block_table[:full].copy()
         tokens = request.token_ids[: full * self._block_size]
-        node, canonical, _ = self._cache.insert(request.namespace, tokens, block_ids)
+        node, canonical, _ = self._cache.insert(request.namespace, tokens, block_ids, request.node)
         self._move_lock(request, node)
         self._cache.release(block_ids[request.num_shared :])
         request.block_table[:full] = canonical
@@ -413,17 +413,13 @@ class Scheduler:
         self._claims.drop(request)
         if request.num_blocks > request.num_shared:
             self._cache.release(request.block_table[request.num_shared : request.num_blocks])
-        if request.node is not None:
-            self._cache.unlock(request.node)
-            request.node = None
+        self._move_lock(request, None)
         request.num_computed = request.num_blocks = request.num_shared = 0
         request.is_started = False
         request.awaited = None
 
     def _move_lock(self, request: Request, node: int | None) -> None:
         """Lock the new node before the old one is unlocked: what both cover is never free between."""
-        if node is not None:
-            self._cache.lock(node)
-        if request.node is not None:
-            self._cache.unlock(request.node)
+        self._cache.lock(node)
+        self._cache.unlock(request.node)
         request.node = node
