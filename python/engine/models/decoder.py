@@ -50,13 +50,13 @@ class Decoder:
         num_positions: int,
     ) -> None:
         self._spec, self._ops, self._ctx = spec, ops, ctx
-        self._layers = [DecoderLayer(ops, spec, index, dtype) for index in range(spec.num_layers)]
+        self._layers = [DecoderLayer(ops, ctx, spec, index, dtype) for index in range(spec.num_layers)]
         self._final_norm = Norm("model.norm", spec.hidden_size)
         embedding = [("model.embed_tokens", spec.vocab_size)]
-        self._embedding = FusedLinear(ops, embedding, spec.hidden_size, dtype)
+        self._embedding = FusedLinear(ops, ctx, embedding, spec.hidden_size, dtype)
         self._head = self._embedding
         if not spec.tie_word_embeddings:
-            self._head = FusedLinear(ops, [("lm_head", spec.vocab_size)], spec.hidden_size, dtype)
+            self._head = FusedLinear(ops, ctx, [("lm_head", spec.vocab_size)], spec.hidden_size, dtype)
         self._multiply = ops.silu_mul if spec.activation == "silu" else ops.gelu_mul
         self._cos, self._sin = rope_tables(spec.rope, num_positions)
         self._workspace = _Workspace(spec, max_tokens, max_rows)

@@ -23,6 +23,7 @@ class FusedLinear:
     def __init__(
         self,
         ops: ModuleType,
+        ctx: Any,
         parts: Sequence[tuple[str, int]],
         in_features: int,
         dtype: str,
@@ -30,8 +31,9 @@ class FusedLinear:
         has_bias: bool = False,
     ) -> None:
         self.out_features = sum(rows for _, rows in parts)
-        self.weight = ops.PackedLinear(self.out_features, in_features, dtype)
+        self.weight = ops.PackedMatrix(self.out_features, in_features, dtype)
         self.bias = torch.zeros(self.out_features) if has_bias else None
+        self._ctx = ctx
         self._parts = parts
         self._in_features = in_features
 
@@ -44,7 +46,7 @@ class FusedLinear:
             start += rows
 
     def _weight_store(self, start: int) -> Any:
-        return lambda weight: self.weight.pack_rows(start, weight)
+        return lambda weight: self.weight.pack_rows(self._ctx, start, weight)
 
 
 class Norm:
@@ -61,7 +63,7 @@ class Norm:
 class DecoderLayer:
     """Attention and gated MLP of one layer. `window` 0 means that every earlier token is seen."""
 
-    def __init__(self, ops: ModuleType, spec: ModelSpec, index: int, dtype: str) -> None:
+    def __init__(self, ops: ModuleType, ctx: Any, spec: ModelSpec, index: int, dtype: str) -> None:
         prefix = f"model.layers.{index}"
         attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
         hidden, heads = spec.hidden_size, spec.num_heads * spec.head_dim
@@ -75,15 +77,15 @@ class DecoderLayer:
 
         self.window = spec.windows[index]
         self.input_norm = Norm(f"{prefix}.input_layernorm", hidden)
-        self.qkv = FusedLinear(ops, qkv, hidden, dtype, has_bias=spec.qkv_bias)
+        self.qkv = FusedLinear(ops, ctx, qkv, hidden, dtype, has_bias=spec.qkv_bias)
         self.q_norm = Norm(f"{attention}.q_norm", spec.head_dim) if spec.qk_norm else None
         self.k_norm = Norm(f"{attention}.k_norm", spec.head_dim) if spec.qk_norm else None
         output = [(f"{attention}.o_proj", hidden)]
-        self.output = FusedLinear(ops, output, heads, dtype, has_bias=spec.output_bias)
+        self.output = FusedLinear(ops, ctx, output, heads, dtype, has_bias=spec.output_bias)
         self.mlp_norm = Norm(f"{prefix}.post_attention_layernorm", hidden)
-        self.gate_up = FusedLinear(ops, gate_up, hidden, dtype, has_bias=spec.mlp_bias)
+        self.gate_up = FusedLinear(ops, ctx, gate_up, hidden, dtype, has_bias=spec.mlp_bias)
         down = [(f"{mlp}.down_proj", hidden)]
-        self.down = FusedLinear(ops, down, spec.intermediate_size, dtype, has_bias=spec.mlp_bias)
+        self.down = FusedLinear(ops, ctx, down, spec.intermediate_size, dtype, has_bias=spec.mlp_bias)
 
     def slots(self) -> NamedSlots:
         parts = (self.input_norm, self.qkv, self.q_norm, self.k_norm, self.output)

@@ -1,28 +1,29 @@
-"""Products with packed weights."""
+"""Linear layers on packed weights."""
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from engine import _native
-from engine._native import ExecutionContext, PackedLinear
+from engine._native import PackedMatrix
 
-__all__ = ["PackedLinear", "embedding", "linear"]
+if TYPE_CHECKING:
+    import torch
+
+    from engine._native import ExecutionContext
+
+__all__ = ["PackedMatrix", "linear"]
 
 
 def linear(
-    ctx: ExecutionContext, x: torch.Tensor, w: PackedLinear, bias: torch.Tensor | None, out: torch.Tensor
+    ctx: ExecutionContext, x: torch.Tensor, weight: PackedMatrix, bias: torch.Tensor | None, out: torch.Tensor
 ) -> None:
-    """out = x wᵀ + bias; a row's result does not depend on the other rows.
+    """out = x weightᵀ + bias, each row by itself: its bits do not depend on the batch or on threads.
 
-    Shapes: `x` float32 [T, K]; `w` N rows of K; `bias` float32 [N]; `out` float32 [T, N].
+    Shapes: x float32 [T, K], out float32 [T, N], both with any row stride; weight [N, K], all rows
+    packed; bias float32 [N]. `out` must not overlap `x`.
+    Cost: up to about 16 rows one read of the weights, at the speed of memory; from there on 2 T K N
+    operations of fp32 FMA, for bf16 weights too.
+    Source: docs/decisions/0001-order-of-sums.md for the order in which products are added.
     """
-    _native.linear(ctx, x, w, bias, out)
-
-
-def embedding(ctx: ExecutionContext, token_ids: torch.Tensor, w: PackedLinear, out: torch.Tensor) -> None:
-    """Rows of a packed matrix, so that a tied embedding is stored once.
-
-    Shapes: `token_ids` int32 [T]; `w` V rows of K; `out` float32 [T, K].
-    """
-    _native.embedding(ctx, token_ids, w, out)
+    _native.linear(ctx, x, weight, bias, out)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from engine._native import ExecutionContext
 from engine.ops.append_kv import append_kv
+from engine.ops.embedding import embedding
 from engine.ops.gated import gelu_mul, silu_mul
-from engine.ops.linear import PackedLinear, embedding, linear
+from engine.ops.linear import PackedMatrix, linear
 from engine.ops.paged_attention import paged_attention
 from engine.ops.rms_norm import add_rms_norm, rms_norm
 from engine.ops.rope import rope
@@ -13,7 +14,7 @@ from engine.ops.sampling import sample
 
 __all__ = [
     "ExecutionContext",
-    "PackedLinear",
+    "PackedMatrix",
     "add_rms_norm",
     "append_kv",
     "embedding",

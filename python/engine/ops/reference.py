@@ -21,23 +21,23 @@ class ExecutionContext:
         self.isa = "reference"
 
 
-class PackedLinear:
+class PackedMatrix:
     """A weight matrix [out_features, in_features], stored as it is."""
 
-    def __init__(self, out_features: int, in_features: int, dtype: str = "bfloat16") -> None:
+    def __init__(self, out_features: int, in_features: int, dtype: str) -> None:
         self.weight = torch.zeros(out_features, in_features, dtype=getattr(torch, dtype))
 
-    def pack_rows(self, row_start: int, weight: torch.Tensor) -> None:
+    def pack_rows(self, ctx, row_start: int, weight: torch.Tensor) -> None:
         self.weight[row_start : row_start + weight.shape[0]] = weight.to(self.weight.dtype)
 
 
-def linear(ctx, x: torch.Tensor, w: PackedLinear, bias: torch.Tensor | None, out: torch.Tensor) -> None:
-    product = x.double() @ w.weight.double().T
+def linear(ctx, x: torch.Tensor, weight: PackedMatrix, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+    product = x.double() @ weight.weight.double().T
     out.copy_(product if bias is None else product + bias.double())
 
 
-def embedding(ctx, token_ids: torch.Tensor, w: PackedLinear, out: torch.Tensor) -> None:
-    out.copy_(w.weight[token_ids.long()])
+def embedding(ctx, token_ids: torch.Tensor, weight: PackedMatrix, out: torch.Tensor) -> None:
+    out.copy_(weight.weight[token_ids.long()])
 
 
 def rms_norm(ctx, x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> None:

@@ -55,7 +55,9 @@ def adjusted_logits(logits: np.ndarray, params: RowParams) -> np.ndarray:
     x[np.isnan(x)] = -np.inf
     x = np.minimum(x, np.finfo(np.float32).max)
     for token in set(params.prompt) | set(params.output):
-        x[token] = x[token] / params.repetition_penalty if x[token] > 0 else x[token] * params.repetition_penalty
+        x[token] = (
+            x[token] / params.repetition_penalty if x[token] > 0 else x[token] * params.repetition_penalty
+        )
     for token in params.output:
         x[token] -= params.frequency_penalty
     for token in set(params.output):
