@@ -146,7 +146,7 @@ def reference(directory):
     return render
 
 
-def ours(template: str, messages, **options) -> str | None:
+def ours(template: str, messages, /, **options) -> str | None:
     try:
         return ChatTemplate(template, TOKENS).render(messages, **options)
     except InvalidRequest:
@@ -174,11 +174,11 @@ def test_tools_and_tool_calls_are_rendered_as_by_transformers(reference):
         {"role": "assistant", "content": "", "tool_calls": [call({"city": "Zürich", "n": [1, None]})]},
         {"role": "tool", "tool_call_id": "call00001", "content": '{"rain": "<yes> & 5"}'},
     ]
-    expected = reference(CHATML, messages, tools=TOOLS, enable_thinking=False)
+    options = {"tools": TOOLS, "enable_thinking": False}
+    expected = reference(CHATML, messages, **options)
     assert '"arguments": {"city": "Zürich", "n": [1, null]}' in expected
     assert "The wéather <now>" in expected
     assert expected.endswith("<think></think>")
-    options = {"tools": TOOLS, "template_kwargs": {"enable_thinking": False}}
     assert ours(CHATML, messages, **options) == expected
     # Clients send arguments as JSON text and content as null: the same prompt.
     messages[2] = {
@@ -262,7 +262,7 @@ def test_the_templates_own_refusal_is_the_message_in_one_line():
         "{{ messages[7].role }}",
         "{% include 'other' %}",
         "{% for i in range(10**9) %}{% endfor %}",
-        "{% for i in range(9999) %}{% for j in range(9999) %}{{ messages[0].content * 99 }}{% endfor %}{% endfor %}",
+        "{% for i in range(9999) %}{% for j in range(9999) %}{{ '%099d' % j }}{% endfor %}{% endfor %}",
         "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
         "{{ raise_exception('no ' * 10000) }}",
         "{{ messages.append(1) }}",
@@ -307,17 +307,16 @@ def test_a_template_that_is_not_jinja_is_a_configuration_error():
         ChatTemplate("fine\n{% if %}", TOKENS)
 
 
-@pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt"])
-def test_template_variables_cannot_replace_the_messages(name):
-    with pytest.raises(InvalidRequest, match=name) as error:
-        ChatTemplate(CHATML, TOKENS).render([USER], template_kwargs={name: []})
+def test_template_variables_cannot_replace_the_messages():
+    with pytest.raises(InvalidRequest, match="'messages'") as error:
+        ChatTemplate(CHATML, TOKENS).render([USER], messages=[])
     assert error.value.param == "chat_template_kwargs"
 
 
 def test_template_variables_are_data_and_may_replace_special_tokens(reference):
     kwargs = {"bos_token": "{{ 1 + 1 }}", "self": 1, "range": 5}
     expected = reference(MISTRAL, [AGAIN], bos_token="{{ 1 + 1 }}")
-    assert ours(MISTRAL, [AGAIN], template_kwargs=kwargs) == expected
+    assert ours(MISTRAL, [AGAIN], **kwargs) == expected
     assert expected.startswith("{{ 1 + 1 }}")
 
 

@@ -26,7 +26,6 @@ from engine.text.tokenizer import Tokenizer
 
 MAX_PROMPT_CHARS = 16 * 1024 * 1024
 _MAX_ERROR_CHARS = 300
-_RESERVED_NAMES = frozenset({"messages", "tools", "add_generation_prompt"})
 
 # Written behind the final message to find where its text ends. Private-use characters keep it apart
 # from real text; the trailing space tells whether the template trims messages.
@@ -63,22 +62,24 @@ class ChatTemplate:
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
+        /,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
-        template_kwargs: Mapping[str, Any] | None = None,
+        **variables: Any,
     ) -> str:
         """The prompt for `messages`, to be encoded with `add_special_tokens=False`.
 
         `continue_final_message` leaves the last message open for the model to go on with it, and
-        turns `add_generation_prompt` off. `template_kwargs` become variables of the template.
+        turns `add_generation_prompt` off. `variables` are further variables for the template; they
+        may replace special tokens, but not the messages.
 
         Raises: `InvalidRequest` with the template's own words if it refuses the messages.
         """
         layout = self._choose(tools)
-        for name in _RESERVED_NAMES & set(template_kwargs or ()):
-            raise _invalid(f"chat_template_kwargs may not set {name!r}", "chat_template_kwargs")
+        if "messages" in variables:
+            raise _invalid("chat_template_kwargs may not set 'messages'", "chat_template_kwargs")
         if not messages:
             raise _invalid("messages must not be empty")
         prepared = normalize_messages(
@@ -90,7 +91,7 @@ class ChatTemplate:
             {
                 **self._special_tokens,
                 "documents": None,
-                **(template_kwargs or {}),
+                **variables,
                 "messages": prepared,
                 "tools": list(tools) if tools is not None else None,
                 "add_generation_prompt": add_generation_prompt and not continue_final_message,
