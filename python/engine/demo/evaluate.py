@@ -1,0 +1,106 @@
+"""Scores a model directory on what training never showed: `python -m engine.demo.evaluate DIR`.
+
+Prints a Markdown table. Needs transformers; the weights are used as they are stored, in bfloat16
+rounding, and multiplied in fp32.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from transformers import LlamaForCausalLM
+
+from engine.demo.cases import HELPFUL, Case, all_cases, france
+from engine.demo.tokenizer import END_OF_TEXT, IM_END
+
+BATCH = 64
+MAX_NEW_TOKENS = 300
+SEEDS = 20
+
+
+class Answerer:
+    """A model and its tokenizer, answering prompts in batches."""
+
+    def __init__(self, directory: Path) -> None:
+        self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        self.model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        self.pad_id = self.tokenizer.token_to_id(END_OF_TEXT)
+        self.end_ids = {self.pad_id, self.tokenizer.token_to_id(IM_END)}
+
+    def answer(self, prompts: list[str], temperature: float = 0.0) -> list[str | None]:
+        """The text of each answer up to its end; None for one that did not end."""
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        answers: list[str | None] = [None] * len(prompts)
+        for start in range(0, len(order), BATCH):
+            chosen = order[start : start + BATCH]
+            for i, text in zip(chosen, self._batch([prompts[i] for i in chosen], temperature), strict=True):
+                answers[i] = text
+        return answers
+
+    @torch.inference_mode()
+    def _batch(self, prompts: list[str], temperature: float) -> list[str | None]:
+        encoded = [e.ids for e in self.tokenizer.encode_batch(prompts)]
+        width = max(map(len, encoded))
+        token_ids = torch.tensor([[self.pad_id] * (width - len(ids)) + ids for ids in encoded])
+        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in encoded])
+        sampling = (
+            {"do_sample": True, "temperature": temperature, "top_k": 0}
+            if temperature
+            else {"do_sample": False}
+        )
+        output = self.model.generate(
+            input_ids=token_ids,
+            attention_mask=mask,
+            max_new_tokens=MAX_NEW_TOKENS,
+            use_cache=True,
+            **sampling,
+        )
+        return [self._text(row) for row in output[:, width:].tolist()]
+
+    def _text(self, token_ids: list[int]) -> str | None:
+        end = next((i for i, t in enumerate(token_ids) if t in self.end_ids), None)
+        return None if end is None else self.tokenizer.decode(token_ids[:end])
+
+
+def score(answerer: Answerer, cases: list[Case], failures: int = 0) -> int:
+    """How many answers at temperature 0 are right. Prints up to `failures` that are not."""
+    answers = answerer.answer([c.prompt for c in cases])
+    wrong = [(c, a) for c, a in zip(cases, answers, strict=True) if not c.accepts(a)]
+    for case, text in wrong[:failures]:
+        print(f"  {case.prompt[-160:]!r} -> {text!r}")
+    return len(cases) - len(wrong)
+
+
+def sampled_france(answerer: Answerer) -> list[tuple[str, int]]:
+    """The README's question at temperature 1, once for each of twenty seeds."""
+    rows = []
+    for name, before in (("no system prompt", []), ("a system prompt", [HELPFUL])):
+        case, right = france(before), 0
+        for seed in range(SEEDS):
+            torch.manual_seed(seed)
+            right += case.accepts(answerer.answer([case.prompt], temperature=1.0)[0])
+        rows.append((f"capital of France at temperature 1, {name}", right))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--failures", type=int, default=0, help="wrong answers to print for each skill")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    answerer = Answerer(args.directory)
+    print("| skill | right | of | share |\n|---|---|---|---|")
+    for name, cases in all_cases().items():
+        right = score(answerer, cases, args.failures)
+        print(f"| {name} | {right} | {len(cases)} | {right / len(cases):.0%} |", flush=True)
+    for name, right in sampled_france(answerer):
+        print(f"| {name} | {right} | {SEEDS} | {right / SEEDS:.0%} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
