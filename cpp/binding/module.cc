@@ -10,4 +10,5 @@ PYBIND11_MODULE(_native, module) {
   bind_sampling(module);
   bind_gated(module);
   bind_attention(module);
+  bind_linear(module);
 }

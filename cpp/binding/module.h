@@ -16,6 +16,8 @@ void bind_sampling(pybind11::module_& module);
 void bind_gated(pybind11::module_& module);
 // rope, append_kv, paged_attention.
 void bind_attention(pybind11::module_& module);
+// PackedMatrix, linear, embedding.
+void bind_linear(pybind11::module_& module);
 
 // Releases the interpreter lock around work; the views stay valid because the call holds their
 // tensors.

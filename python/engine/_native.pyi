@@ -143,3 +143,33 @@ def paged_attention(
 
 def silu_mul(ctx: ExecutionContext, gate_up: Tensor, out: Tensor) -> None: ...
 def gelu_mul(ctx: ExecutionContext, gate_up: Tensor, out: Tensor) -> None: ...
+
+# --- linear layers -----------------------------------------------------------------------------
+
+class PackedMatrix:
+    """Weights [out_features, in_features] in the layout of the CPU kernels. dtype: "bfloat16" or "float32".
+
+    The memory is taken at once, in huge pages where the system allows; it is written by pack_rows.
+    """
+
+    def __init__(self, out_features: int, in_features: int, dtype: str) -> None: ...
+    def pack_rows(self, ctx: ExecutionContext, row_start: int, weight: Tensor) -> None:
+        """Store `weight` [n, in_features] (float32, bfloat16 or float16, any row stride) as the rows from
+        `row_start` on, rounded to nearest even. Rows may come in any order and may be packed again."""
+
+    @property
+    def out_features(self) -> int: ...
+    @property
+    def in_features(self) -> int: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def num_bytes(self) -> int: ...
+    @property
+    def is_complete(self) -> bool:
+        """Every row has been packed; the ops refuse a matrix of which that is not true."""
+
+def linear(
+    ctx: ExecutionContext, x: Tensor, weight: PackedMatrix, bias: Tensor | None, out: Tensor
+) -> None: ...
+def embedding(ctx: ExecutionContext, token_ids: Tensor, weight: PackedMatrix, out: Tensor) -> None: ...

@@ -117,4 +117,32 @@ struct PagedAttentionArgs {
   bool cache_is_bf16;           // else float
 };
 
+// How a packed matrix stores its weights.
+enum class WeightFormat : uint8_t { kFloat32, kBFloat16 };
+
+// Output columns in a panel of packed weights; see cpu/packed_matrix.h.
+inline constexpr int64_t kPanelColumns = 32;
+
+// Work item: one panel of outputs for one block of rows; panels of the same block are neighbours.
+struct LinearArgs {
+  const float* x;     // [T, K]
+  const void* weight; // panels [ceil(N / 32)][K][32]
+  const float* bias;  // [N], or null
+  float* out;         // [T, N]
+  int64_t x_stride, out_stride;
+  int64_t num_rows, in_features, out_features;  // T, K, N
+  int64_t rows_per_block;
+  WeightFormat format;
+};
+
+// Work item: one token.
+struct EmbeddingArgs {
+  const int32_t* token_ids; // [T], each in [0, V)
+  const void* weight;       // panels [ceil(V / 32)][K][32]
+  float* out;               // [T, K]
+  int64_t out_stride;
+  int64_t in_features;      // K
+  WeightFormat format;
+};
+
 }  // namespace engine

@@ -1,0 +1,50 @@
+// Owner of a linear layer's weights, in the one layout that all kernels read.
+#pragma once
+
+#include <cstdint>
+#include <mutex>
+#include <vector>
+
+#include "cpu/large_buffer.h"
+#include "cpu/thread_pool.h"
+#include "engine/kernel_args.h"
+#include "engine/tensor_view.h"
+
+namespace engine::cpu {
+
+// A matrix [N, K] (out_features, in_features) as panels of 32 output columns: [ceil(N / 32)][K][32],
+// the missing columns of the last panel being zero. A step of k thus reads one cache line (bf16) or
+// two (fp32), panels are read from front to back, and lanes run along the outputs, so that no
+// sum depends on a vector width. In bf16 columns i and 16 + i of a panel are neighbours: one 512-bit
+// load, a shift and a mask widen them to two vectors. A format with scales per group of k adds
+// them to its panel; the order of panels and columns stays.
+class PackedMatrix {
+ public:
+  // All weights are zero at first. Throws kInvalidArgument for sizes that no memory holds.
+  PackedMatrix(int64_t out_features, int64_t in_features, WeightFormat format);
+
+  int64_t out_features() const { return out_features_; }
+  int64_t in_features() const { return in_features_; }
+  WeightFormat format() const { return format_; }
+  int64_t num_bytes() const { return buffer_.num_bytes(); }
+  const void* data() const { return buffer_.data(); }
+
+  // Stores `weight` [n, K] (fp32, bf16 or fp16; contiguous rows, any row stride) as the rows from
+  // `row_start` on, rounded to nearest even. Fused layers pack their parts one by one; a row may be
+  // packed again. Several threads may pack different rows.
+  void pack_rows(ThreadPool& pool, int64_t row_start, const TensorView& weight);
+
+  bool is_complete() const;
+
+ private:
+  int64_t out_features_;
+  int64_t in_features_;
+  WeightFormat format_;
+  LargeBuffer buffer_;
+
+  mutable std::mutex mutex_;
+  std::vector<bool> is_packed_;  // by row
+  int64_t num_missing_;
+};
+
+}  // namespace engine::cpu

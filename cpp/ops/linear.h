@@ -1,0 +1,17 @@
+#pragma once
+
+#include "cpu/execution_context.h"
+#include "cpu/packed_matrix.h"
+#include "engine/tensor_view.h"
+
+namespace engine::ops {
+
+// out = x weight^T + bias; `bias` may be null. See python/engine/ops/linear.py.
+void linear(cpu::ExecutionContext& context, const TensorView& x, const cpu::PackedMatrix& weight,
+            const TensorView* bias, const TensorView& out);
+
+// out[t] = weight[token_ids[t]]. See python/engine/ops/embedding.py.
+void embedding(cpu::ExecutionContext& context, const TensorView& token_ids, const cpu::PackedMatrix& weight,
+               const TensorView& out);
+
+}  // namespace engine::ops
