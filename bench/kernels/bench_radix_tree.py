@@ -1,0 +1,160 @@
+"""Cost of the radix tree through its binding, at 100,000 and at 1,000,000 blocks.
+
+    python bench/kernels/bench_radix_tree.py
+
+Shapes of the tree, all with prompts of 4,096 tokens and blocks of 16:
+- one: each prompt is one node.
+- chain: each prompt is a path of 128 nodes; short: of 256 nodes, one block each.
+- wide: every block is a node of its own, all of them children of one root.
+"repeated" matches the same prompt again and again; "random" another one each time, the tree's
+memory being cold then, while the prompt itself is warm.
+
+The limit is what memcmp takes for the tokens of a prompt, warm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from engine._native import BlockAllocator, RadixTree
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from harness import Timing, machine, report, time_calls, time_each
+
+BLOCK_SIZE = 16
+PROMPT_LEN = 4096
+PROMPT_BLOCKS = PROMPT_LEN // BLOCK_SIZE
+SIZES = (100_000, 1_000_000)
+NODES = {"one": 1, "chain": 128, "short": 256}
+MOST_US = {"match one": 10.0, "match chain": 30.0, "evict": 2.0}
+MOST_GROWTH = 1.5
+
+
+class Tree:
+    """A tree that holds `num_blocks` blocks: prompts of 4,096 tokens, each a path of `num_nodes` nodes."""
+
+    def __init__(self, num_blocks: int, num_nodes: int) -> None:
+        self.rng = np.random.default_rng(num_blocks)
+        self.allocator = BlockAllocator(num_blocks)
+        self.tree = RadixTree(self.allocator, BLOCK_SIZE)
+        num_prompts = num_blocks // PROMPT_BLOCKS
+        self.prompts = self.rng.integers(0, 150_000, (num_prompts, PROMPT_LEN), np.int32)
+        self.block_ids = [self.insert(prompt, PROMPT_BLOCKS // num_nodes) for prompt in self.prompts]
+
+    def insert(self, prompt: np.ndarray, step: int) -> np.ndarray:
+        """A locked leaf does not grow, so every insertion under a lock is a node of its own."""
+        block_ids = self.allocator.try_allocate(PROMPT_BLOCKS)
+        locked = []
+        for end in range(step, PROMPT_BLOCKS + 1, step):
+            node, _, _ = self.tree.insert("", prompt[: end * BLOCK_SIZE], block_ids[:end])
+            self.tree.lock(node)
+            locked.append(node)
+        for node in locked:
+            self.tree.unlock(node)
+        self.allocator.release(block_ids)
+        return block_ids
+
+    def verify(self, num_nodes: int) -> None:
+        assert self.tree.num_nodes == num_nodes * len(self.prompts)
+        for i in self.rng.integers(0, len(self.prompts), 50):
+            num_tokens, block_ids, _ = self.tree.match("", self.prompts[i])
+            assert num_tokens == PROMPT_LEN and np.array_equal(block_ids, self.block_ids[i])
+
+
+def time_matches(shape: str, size: int) -> Iterator[tuple[str, Timing]]:
+    built = Tree(size, NODES[shape])
+    built.verify(NODES[shape])
+    tree, prompt = built.tree, built.prompts[0].copy()
+
+    def match() -> None:
+        tree.match("", prompt)
+
+    def use() -> None:
+        node = tree.match("", prompt)[2]
+        tree.lock(node)
+        tree.unlock(node)
+
+    order = built.rng.integers(0, len(built.prompts), 3000)
+
+    def another(i: int) -> None:
+        prompt[:] = built.prompts[order[i]]
+
+    yield f"match {shape} repeated", time_calls(match, calls=200)
+    yield f"match {shape} random", time_each(another, lambda _: match(), calls=len(order))
+    yield f"match_length {shape} repeated", time_calls(lambda: tree.match_length("", prompt), calls=200)
+    yield f"match, lock, unlock {shape} repeated", time_calls(use, calls=200)
+    num_cached = tree.num_cached_blocks
+    yield f"evict {shape}", time_calls(lambda: tree.evict(1), calls=500)
+    assert tree.num_cached_blocks == num_cached - 33 * 500
+    tree.check()
+
+
+def time_wide(size: int) -> Iterator[tuple[str, Timing]]:
+    """The most nodes and the widest fan-out there can be; each eviction is made good."""
+    allocator = BlockAllocator(size)
+    tree = RadixTree(allocator, BLOCK_SIZE)
+    keys = np.zeros((size, BLOCK_SIZE), np.int32)
+    keys[:, 0] = np.random.default_rng(1).permutation(size)
+    block_ids = allocator.try_allocate(size)
+    for i in range(size):
+        tree.insert("", keys[i], block_ids[i : i + 1])
+    allocator.release(block_ids)
+    assert tree.num_nodes == size
+
+    def insert_again(i: int) -> None:
+        if i:
+            fresh = allocator.try_allocate(1)
+            tree.insert("", keys[i - 1], fresh)
+            allocator.release(fresh)
+
+    def evict(_: object) -> None:
+        assert tree.evict(1) == 1
+
+    yield "evict wide", time_each(insert_again, evict, calls=3000)
+    assert tree.match_length("", keys[2999]) == 0
+    order = np.random.default_rng(2).integers(3000, size, 3000)
+    yield "match wide random", time_each(lambda i: keys[order[i]], lambda key: tree.match("", key), calls=3000)
+    tree.check()
+
+
+def time_limit() -> Timing:
+    prompt = np.random.default_rng(0).integers(0, 150_000, PROMPT_LEN, np.int32).tobytes()
+    other = bytes(bytearray(prompt))
+    return time_calls(lambda: prompt == other, calls=500)
+
+
+def judge(name: str, timings: dict[int, Timing]) -> dict[str, object]:
+    most = next((us for key, us in MOST_US.items() if name.startswith(key + " ")), None)
+    growth = timings[SIZES[1]].median_us / timings[SIZES[0]].median_us
+    result: dict[str, object] = {f"us_{size}": round(t.median_us, 3) for size, t in timings.items()}
+    result |= {f"spread_{size}": round(t.spread, 3) for size, t in timings.items()}
+    result |= {"growth": round(growth, 2)}
+    if most is not None:
+        slowest = max(t.median_us for t in timings.values())
+        result |= {"most_us": most, "reached": slowest <= most and growth <= MOST_GROWTH}
+    return result
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
+    print(machine())
+    limit = time_limit()
+    print(f"{'memcmp of a prompt':38} {limit}")
+    timings: dict[str, dict[int, Timing]] = {}
+    for size in SIZES:
+        for rows in (*(time_matches(shape, size) for shape in NODES), time_wide(size)):
+            for name, timing in rows:
+                timings.setdefault(name, {})[size] = timing
+                print(f"{name:38} {size:9,} blocks {timing}", flush=True)
+    results = {name: judge(name, by_size) for name, by_size in timings.items()}
+    one_us = timings["match one repeated"][SIZES[0]].median_us
+    report("radix_tree", {"limit_share": round(limit.median_us / one_us, 3), "results": results})
+
+
+if __name__ == "__main__":
+    main()
