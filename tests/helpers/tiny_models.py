@@ -1,4 +1,4 @@
-"""Tiny random models, made and saved by transformers."""
+"""Tiny random models, made and saved by transformers, and a configuration on its own."""
 
 from __future__ import annotations
 
@@ -38,6 +38,21 @@ _YARN = {
 }
 _LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 _QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+
+LLAMA_CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 512,
+    "vocab_size": 1000,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "eos_token_id": 2,
+    "torch_dtype": "bfloat16",
+}
+"""A config.json as older transformers wrote it."""
 
 KINDS = {
     "llama": ("Llama", {"attention_bias": True, "mlp_bias": True}),

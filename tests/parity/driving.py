@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from engine.models.spec import ModelSpec
-from engine.ops import reference
 from engine.runner.model_runner import ModelRunner
 from engine.sampling.params import SamplingParams
 from engine.scheduling.request import Request
@@ -31,7 +30,6 @@ def make_runner(directory: Path, *, dtype: str = "float32", **options) -> ModelR
         max_tokens=CONTEXT_LENGTH,
         max_rows=4,
         num_threads=2,
-        ops=reference,
         **options,
     )
 

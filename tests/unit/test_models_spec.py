@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from helpers.tiny_models import LLAMA_CONFIG
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,27 +13,13 @@ from engine.errors import ConfigError
 from engine.models.registry import FAMILIES
 from engine.models.spec import ModelSpec
 
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 512,
-    "vocab_size": 1000,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-5,
-    "eos_token_id": 2,
-    "torch_dtype": "bfloat16",
-}
-
 
 def with_changes(**changes):
-    return {**LLAMA, **changes}
+    return {**LLAMA_CONFIG, **changes}
 
 
 def test_llama_facts():
-    spec = ModelSpec.from_config(LLAMA)
+    spec = ModelSpec.from_config(LLAMA_CONFIG)
     assert (spec.head_dim, spec.num_kv_heads, spec.qkv_size) == (64, 2, 512)
     assert (spec.rms_norm_eps, spec.dtype, spec.activation) == (1e-5, "bfloat16", "silu")
     assert spec.eos_token_ids == (2,)
@@ -106,7 +93,7 @@ def test_qwen_facts():
 
 
 def test_generation_config_decides_the_end_tokens(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_CONFIG))
     assert ModelSpec.from_directory(tmp_path).eos_token_ids == (2,)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8]}))
     assert ModelSpec.from_directory(tmp_path).eos_token_ids == (7, 8)
@@ -170,11 +157,11 @@ json_values = st.recursive(
 )
 
 
-@given(key=st.sampled_from([*LLAMA, "head_dim", "rope_scaling", "layer_types", "sliding_window", "hidden_act",
+@given(key=st.sampled_from([*LLAMA_CONFIG, "head_dim", "rope_scaling", "layer_types", "sliding_window", "hidden_act",
                             "use_sliding_window", "rope_theta", "max_window_layers", "bos_token_id"]),
        value=json_values, architecture=st.sampled_from(list(FAMILIES)))  # fmt: skip
 def test_any_json_is_read_or_refused(key, value, architecture):
-    config = {**LLAMA, "architectures": [architecture], "use_sliding_window": True, key: value}
+    config = {**LLAMA_CONFIG, "architectures": [architecture], "use_sliding_window": True, key: value}
     try:
         ModelSpec.from_config(config)
     except ConfigError as error:

@@ -27,5 +27,5 @@ def workspace_bytes(spec: ModelSpec, max_tokens: int, max_rows: int, num_positio
     per_token = (
         3 * spec.hidden_size + spec.qkv_size + spec.num_heads * spec.head_dim + 3 * spec.intermediate_size
     )
-    per_row = 3 * spec.hidden_size + spec.vocab_size
+    per_row = 3 * spec.hidden_size + 2 * spec.vocab_size  # logits, and the sampler's copy
     return 4 * (max_tokens * per_token + max_rows * per_row + num_positions * spec.rope.rotary_dim)

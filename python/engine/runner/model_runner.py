@@ -66,7 +66,7 @@ class ModelRunner:
         self._inputs = BatchInputs(
             max_tokens=max_tokens, max_rows=max_rows, max_positions=context_length, block_size=block_size
         )
-        self._sampler = Sampler(ops, self.context, spec, max_rows)
+        self._sampler = Sampler(ops, self.context, spec.vocab_size, max_rows)
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Compute the plan's tokens, fill their slots, and draw a token for each sampled row."""

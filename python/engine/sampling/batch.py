@@ -16,11 +16,7 @@ EXCLUDED = -1e30
 
 
 def build_tensors(
-    requests: Sequence[Request],
-    eos_token_ids: tuple[int, ...],
-    logits: torch.Tensor,
-    workspace: torch.Tensor,
-    seen: torch.Tensor,
+    requests: Sequence[Request], logits: torch.Tensor, workspace: torch.Tensor, seen: torch.Tensor
 ) -> SamplingTensors:
     """Arguments of `ops.sample` for the requests whose next token is drawn, one row of logits each."""
     num_rows = len(requests)
@@ -34,7 +30,7 @@ def build_tensors(
     known = [
         request.token_ids[: request.num_known] if _has_penalty(request.params) else [] for request in requests
     ]
-    biases = [_bias(request, eos_token_ids) for request in requests]
+    biases = [_bias(request) for request in requests]
     most_top = max(0, *num_top)
     return SamplingTensors(
         logits=logits,
@@ -80,13 +76,12 @@ def _has_penalty(params: SamplingParams) -> bool:
     return _float_params(params)[3:] != (1.0, 0.0, 0.0)
 
 
-def _bias(request: Request, eos_token_ids: tuple[int, ...]) -> dict[int, float]:
+def _bias(request: Request) -> dict[int, float]:
     """Logit bias of one row; below `min_tokens` nothing that would end the output may be drawn."""
     params = request.params
     if request.num_output >= params.min_tokens:
         return params.logit_bias
-    ends = params.stop_token_ids if params.ignore_eos else (*params.stop_token_ids, *eos_token_ids)
-    return {**params.logit_bias, **dict.fromkeys(ends, EXCLUDED)}
+    return {**params.logit_bias, **dict.fromkeys(request.stop_ids, EXCLUDED)}
 
 
 def _columns(rows: np.ndarray) -> tuple[torch.Tensor, ...]:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.models.spec import ModelSpec
 from engine.sampling.batch import build_tensors
 from engine.scheduling.step_plan import StepResult, StepRow
 
@@ -19,11 +18,10 @@ BITS_PER_WORD = 32
 class Sampler:
     """Turns logits into tokens with one native call for the whole batch of at most `max_rows`."""
 
-    def __init__(self, ops: ModuleType, ctx: Any, spec: ModelSpec, max_rows: int) -> None:
+    def __init__(self, ops: ModuleType, ctx: Any, vocab_size: int, max_rows: int) -> None:
         self._ops, self._ctx = ops, ctx
-        self._eos_token_ids = spec.eos_token_ids
-        self._workspace = torch.empty(max_rows, spec.vocab_size)
-        self._seen = torch.empty(max_rows, -(-spec.vocab_size // BITS_PER_WORD), dtype=torch.int32)
+        self._workspace = torch.empty(max_rows, vocab_size)
+        self._seen = torch.empty(max_rows, -(-vocab_size // BITS_PER_WORD), dtype=torch.int32)
 
     def sample(self, logits: torch.Tensor, rows: Sequence[StepRow]) -> StepResult:
         """Shapes: `logits` float32 [R, V], one row for each of `rows`. Effects: may change `logits`."""
@@ -32,7 +30,7 @@ class Sampler:
             return StepResult(np.empty(0, np.int32))
         requests = [row.request for row in rows]
         workspace, seen = self._workspace[:num_rows], self._seen[:num_rows]
-        tensors = build_tensors(requests, self._eos_token_ids, logits, workspace, seen)
+        tensors = build_tensors(requests, logits, workspace, seen)
         self._ops.sample(self._ctx, tensors)
         token_ids = tensors.out_ids.numpy()
         if all(request.params.logprobs is None for request in requests):

@@ -1,0 +1,229 @@
+"""Same request, same answer: bit for bit, whoever shares the batch and whatever the cache does."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from engine import _native
+from engine.cache.prefix_cache import PrefixCache
+from engine.models.spec import ModelSpec
+from engine.runner.model_runner import ModelRunner
+from engine.sampling.params import SamplingParams
+from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.settings import SchedulerSettings
+from helpers.tiny_models import VOCAB_SIZE, make_model, save_model
+
+BLOCK_SIZE = 16
+PLENTY_OF_BLOCKS = 400
+FEW_BLOCKS = 22
+CONTEXT_LENGTH = 400
+MAX_RUNNING = 32
+FMA_ISAS = [isa for isa in _native.available_isas() if isa != "baseline"]
+EOS = (2,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """One request of the mix."""
+
+    name: str
+    prompt: np.ndarray
+    params: SamplingParams
+    seed: int
+    n: int = 1
+
+
+def make_mix() -> list[Ask]:
+    """24 requests: three groups of shared prefixes, identical prompts, and loners of odd lengths."""
+    generator = np.random.default_rng(7)
+
+    def tokens(count: int) -> np.ndarray:
+        return generator.integers(3, VOCAB_SIZE, count).astype(np.int32)
+
+    long, short, block = tokens(150), tokens(37), tokens(16)
+    prompts = [np.concatenate([long, tokens(count)]) for count in (1, 2, 9, 16, 30, 50)]
+    prompts += [np.concatenate([short, tokens(count)]) for count in (1, 5, 11, 27)]
+    prompts += [long, long, long[:149], np.concatenate([long[:80], tokens(40)])]
+    prompts += [block, np.concatenate([block, tokens(1)])]
+    prompts += [tokens(count) for count in (1, 2, 15, 33, 64, 65, 129, 200)]
+    styles = [
+        {"temperature": 0.0, "logprobs": 5},
+        {"temperature": 1.0, "logprobs": 0},
+        {"temperature": 0.7, "top_p": 0.8, "logprobs": 2},
+        {"temperature": 0.0, "repetition_penalty": 1.3},
+        {"temperature": 1.2, "top_k": 20, "logprobs": 20},
+        {"temperature": 0.9, "min_p": 0.05, "frequency_penalty": 0.6, "presence_penalty": 0.3, "logprobs": 1},
+        {"temperature": 1.0, "logit_bias": {5: 4.0, 6: -100.0}, "min_tokens": 20, "logprobs": 3},
+    ]
+    return [
+        Ask(
+            name=f"r{index}",
+            prompt=prompt,
+            params=SamplingParams(
+                max_tokens=48 + index, ignore_eos=index % 5 == 0, **styles[index % len(styles)]
+            ),
+            seed=1000 + index,
+            n=2 if index in (3, 20) else 1,
+        )
+        for index, prompt in enumerate(prompts)
+    ]
+
+
+@dataclasses.dataclass
+class Answers:
+    """What came out, by (name, choice): per token its id and the bits of its log-probabilities."""
+
+    tokens: dict[tuple[str, int], list[tuple]] = dataclasses.field(default_factory=dict)
+    num_preemptions: int = 0
+    num_cached: int = 0
+
+
+class Machine:
+    """A model that serves mixes under different circumstances, with fresh caches each time."""
+
+    def __init__(self, directory, *, dtype="bfloat16", isa="auto", num_threads=2) -> None:
+        self.runner = ModelRunner(
+            ModelSpec.from_directory(directory),
+            directory,
+            dtype=dtype,
+            num_blocks=PLENTY_OF_BLOCKS,
+            block_size=BLOCK_SIZE,
+            context_length=CONTEXT_LENGTH,
+            max_tokens=512 + MAX_RUNNING,
+            max_rows=MAX_RUNNING,
+            num_threads=num_threads,
+            isa=isa,
+        )
+
+    def answer(
+        self, waves: list[list[Ask]], *, chunk=512, num_blocks=PLENTY_OF_BLOCKS, cached=True
+    ) -> Answers:
+        """Serve each wave to its end, all its requests at once; one cache for all waves."""
+        for cache in self.runner.kv_cache.layers:
+            for tensor in cache:
+                tensor.fill_(float("nan"))  # what was never written must not be read
+        settings = SchedulerSettings(
+            context_length=CONTEXT_LENGTH,
+            vocab_size=VOCAB_SIZE,
+            max_running_requests=MAX_RUNNING,
+            max_queued_requests=100,
+            chunked_prefill_size=chunk,
+            eos_token_ids=EOS,
+            debug_checks=True,
+        )
+        scheduler = Scheduler(settings, PrefixCache(num_blocks, BLOCK_SIZE, enabled=cached))
+        answers = Answers()
+        for wave in waves:
+            for ask in wave:
+                scheduler.submit(ask.name, ask.prompt, ask.params, seed=ask.seed, n=ask.n)
+            while scheduler.has_work:
+                self._step(scheduler, answers)
+        answers.num_preemptions = scheduler.counters.num_preemptions
+        answers.num_cached = scheduler.counters.prompt_tokens_cached
+        return answers
+
+    def _step(self, scheduler: Scheduler, answers: Answers) -> None:
+        plan = scheduler.schedule()
+        assert plan is not None
+        result = self.runner.execute(plan)
+        for row, new in enumerate(scheduler.update(plan, result)):
+            entry = [new.token_id, new.finish_reason]
+            num_top = new.request.params.logprobs
+            if num_top is not None:
+                entry.append(result.logprobs[row].tobytes())
+                entry.append(result.top_ids[row, :num_top].tobytes())
+                entry.append(result.top_logprobs[row, :num_top].tobytes())
+            key = (new.request.request_id, new.request.choice)
+            answers.tokens.setdefault(key, []).append(tuple(entry))
+
+
+def assert_same(actual: Answers, expected: Answers) -> None:
+    assert actual.tokens.keys() == expected.tokens.keys()
+    differing = [key for key, entries in expected.tokens.items() if actual.tokens[key] != entries]
+    assert not differing
+
+
+@pytest.fixture(scope="module")
+def mix():
+    return make_mix()
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return save_model(make_model("mistral").bfloat16(), tmp_path_factory.mktemp("p1"))
+
+
+@pytest.fixture(scope="module")
+def machine(directory):
+    return Machine(directory)
+
+
+@pytest.fixture(scope="module")
+def alone(machine, mix):
+    """The answers to compare with: each request by itself, nothing cached, one chunk."""
+    return machine.answer([[ask] for ask in mix], cached=False)
+
+
+def test_the_mix_is_worth_comparing(alone):
+    assert len(alone.tokens) == 26
+    outputs = [[entry[0] for entry in entries] for entries in alone.tokens.values()]
+    assert min(map(len, outputs)) >= 1 and sum(map(len, outputs)) > 400
+    assert len({token for output in outputs for token in output}) > 200
+    choices = [[entry[0] for entry in alone.tokens["r20", choice]] for choice in (0, 1)]
+    assert choices[0] != choices[1]
+
+
+def test_a_wrong_seed_is_noticed(machine, mix, alone):
+    wrong = machine.answer([[dataclasses.replace(mix[1], seed=1)]])
+    assert wrong.tokens["r1", 0] != alone.tokens["r1", 0]
+
+
+@pytest.mark.parametrize("chunk", [16, 512])
+@pytest.mark.parametrize("cached", [False, True])
+def test_together(machine, mix, alone, chunk, cached):
+    answers = machine.answer([mix], chunk=chunk, cached=cached)
+    assert_same(answers, alone)
+    assert (answers.num_cached > 0) == cached
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_alone_in_small_chunks(machine, mix, alone, cached):
+    assert_same(machine.answer([[ask] for ask in mix], chunk=16, cached=cached), alone)
+
+
+@pytest.mark.parametrize("chunk", [16, 512])
+@pytest.mark.parametrize("cached", [False, True])
+def test_with_preemption(machine, mix, alone, chunk, cached):
+    answers = machine.answer([mix], chunk=chunk, cached=cached, num_blocks=FEW_BLOCKS)
+    assert answers.num_preemptions >= 3
+    assert_same(answers, alone)
+
+
+def test_whole_prompts_from_the_cache(machine, mix, alone):
+    again = [dataclasses.replace(ask, name=f"again {ask.name}") for ask in mix]
+    answers = machine.answer([mix, again[::-1]])
+    assert answers.num_cached > sum(len(ask.prompt) for ask in mix) / 2
+    for (name, choice), entries in alone.tokens.items():
+        assert answers.tokens[name, choice] == entries
+        assert answers.tokens[f"again {name}", choice] == entries
+
+
+@pytest.mark.parametrize("isa", FMA_ISAS)
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_every_instruction_set_and_number_of_threads(directory, mix, alone, isa, num_threads):
+    machine = Machine(directory, isa=isa, num_threads=num_threads)
+    assert_same(machine.answer([mix], chunk=64), alone)
+    assert_same(machine.answer([mix], num_blocks=FEW_BLOCKS), alone)
+
+
+@pytest.mark.parametrize("kind", ["llama3", "qwen2", "qwen3"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_other_families(tmp_path, mix, kind, dtype):
+    machine = Machine(save_model(make_model(kind), tmp_path), dtype=dtype)
+    few = mix[::3]
+    expected = machine.answer([[ask] for ask in few], cached=False)
+    assert_same(machine.answer([few], chunk=16), expected)
+    assert_same(machine.answer([few]), expected)

@@ -1,0 +1,34 @@
+"""Memory foretold against memory taken."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from engine.models.spec import ModelSpec
+from engine.runner.kv_cache import KVCache
+from engine.runner.memory import block_bytes, blocks_that_fit, weight_bytes
+from helpers.tiny_models import LLAMA_CONFIG
+
+SPEC = ModelSpec.from_config(LLAMA_CONFIG)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("block_size", [1, 16, 32])
+def test_block_bytes_are_those_of_the_cache(dtype, block_size):
+    cache = KVCache(SPEC, num_blocks=7, block_size=block_size, dtype=getattr(torch, dtype))
+    taken = sum(tensor.nbytes for layer in cache.layers for tensor in layer)
+    assert taken == 7 * block_bytes(SPEC, block_size, dtype)
+
+
+def test_blocks_that_fit():
+    one = block_bytes(SPEC, 16, "bfloat16")
+    assert [blocks_that_fit(SPEC, 16, "bfloat16", size) for size in (-1, 0, one - 1, one, 5 * one + 1)] == [
+        0, 0, 0, 1, 5,
+    ]  # fmt: skip
+
+
+def test_weight_bytes():
+    hidden, mlp, vocabulary = 256, 512, 1000
+    layer = hidden * hidden * 2 + hidden * 128 * 2 + 3 * hidden * mlp
+    assert weight_bytes(SPEC, "bfloat16") == 2 * (2 * layer + 2 * vocabulary * hidden)

@@ -1,0 +1,107 @@
+"""Requests turned into the arrays that the sampling kernel reads."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from engine.sampling.batch import EXCLUDED, build_tensors
+from engine.sampling.params import SamplingParams
+from engine.scheduling.request import Request
+
+VOCAB = 50
+
+
+def make_request(prompt=(1, 2, 3), output=(), *, seed=0, choice=0, stop_ids=(), **params) -> Request:
+    known = [*prompt, *output]
+    token_ids = np.full(20, -7, np.int32)
+    token_ids[: len(known)] = known
+    return Request(
+        request_id="r",
+        choice=choice,
+        params=SamplingParams(**params),
+        seed=seed,
+        namespace="",
+        token_ids=token_ids,
+        block_table=np.empty(0, np.int32),
+        prompt_len=len(prompt),
+        num_known=len(known),
+        max_known=20,
+        arrival=0,
+        stop_ids=frozenset(stop_ids),
+    )
+
+
+def build(*requests: Request):
+    rows = len(requests)
+    return build_tensors(requests, torch.zeros(rows, VOCAB), torch.zeros(rows, VOCAB), torch.zeros(rows, 2))
+
+
+def ragged(values: torch.Tensor, indptr: torch.Tensor) -> list[list]:
+    ends = indptr.tolist()
+    assert ends[-1] == len(values)
+    return [values[a:b].tolist() for a, b in zip(ends, ends[1:], strict=False)]
+
+
+def test_each_value_reaches_its_row():
+    tensors = build(
+        make_request(
+            temperature=0.5, top_p=0.75, min_p=0.25, top_k=7, seed=-5, choice=2, output=(9,), logprobs=4
+        ),
+        make_request(
+            repetition_penalty=1.5, frequency_penalty=-0.5, presence_penalty=0.25, seed=2**62, prompt=(4,)
+        ),
+    )
+    expected = {
+        "temperature": [0.5, 1.0],
+        "top_p": [0.75, 1.0],
+        "min_p": [0.25, 0.0],
+        "top_k": [7, -1],
+        "repetition_penalty": [1.0, 1.5],
+        "frequency_penalty": [0.0, -0.5],
+        "presence_penalty": [0.0, 0.25],
+        "seeds": [-5, 2**62],
+        "choices": [2, 0],
+        "positions": [1, 0],
+        "prompt_lens": [3, 1],
+        "num_top_logprobs": [4, -1],
+    }
+    for name, values in expected.items():
+        tensor = getattr(tensors, name)
+        assert tensor.tolist() == values, name
+        assert tensor.is_contiguous(), name
+    assert tensors.top_ids.shape == tensors.top_logprobs.shape == (2, 4)
+
+
+@pytest.mark.parametrize("penalty", ["repetition_penalty", "frequency_penalty", "presence_penalty"])
+def test_known_tokens_go_only_where_a_penalty_looks(penalty):
+    tensors = build(make_request(), make_request(output=(8, 8), **{penalty: 1.25}), make_request())
+    assert ragged(tensors.token_ids, tensors.token_indptr) == [[], [1, 2, 3, 8, 8], []]
+    assert tensors.token_ids.dtype == torch.int32
+
+
+def test_logit_bias_is_ragged():
+    tensors = build(
+        make_request(logit_bias={4: 1.5, 9: -100.0}), make_request(), make_request(logit_bias={0: 2.0})
+    )
+    assert ragged(tensors.bias_ids, tensors.bias_indptr) == [[4, 9], [], [0]]
+    assert ragged(tensors.bias_values, tensors.bias_indptr) == [[1.5, -100.0], [], [2.0]]
+
+
+def test_nothing_ends_before_min_tokens():
+    early = make_request(output=(5,), min_tokens=2, stop_ids=(2, 30), logit_bias={2: 50.0, 3: 1.0})
+    due = make_request(output=(5, 5), min_tokens=2, stop_ids=(2, 30), logit_bias={2: 50.0, 3: 1.0})
+    tensors = build(early, due)
+    ids = ragged(tensors.bias_ids, tensors.bias_indptr)
+    values = ragged(tensors.bias_values, tensors.bias_indptr)
+    assert dict(zip(ids[0], values[0], strict=True)) == {
+        2: np.float32(EXCLUDED), 3: 1.0, 30: np.float32(EXCLUDED),
+    }  # fmt: skip
+    assert dict(zip(ids[1], values[1], strict=True)) == {2: 50.0, 3: 1.0}
+
+
+def test_without_anything_ragged():
+    tensors = build(make_request())
+    assert tensors.token_ids.shape == tensors.bias_ids.shape == (0,)
+    assert tensors.top_ids.shape == (1, 0)
