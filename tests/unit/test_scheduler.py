@@ -398,7 +398,7 @@ def test_a_queue_of_two_takes_two_more_than_run():
 def test_a_live_id_cannot_be_used_twice():
     h = Harness()
     h.submit("a", prompt(10))
-    with pytest.raises(ValueError, match="in use"):
+    with pytest.raises(InvalidRequest, match="in use"):
         h.submit("a", prompt(10))
 
 

@@ -21,8 +21,8 @@ def max_known_tokens(
     if prompt_len == 0:
         raise InvalidRequest("Invalid request: the prompt is empty", param="prompt")
     context_length = min(settings.context_length, pool_tokens)
-    if prompt_len > context_length or (params.max_tokens is None and prompt_len == context_length):
-        _too_long(f"the prompt has {prompt_len} tokens, but the context length is {context_length}", "prompt")
+    # Without a limit of its own there must be room for one token.
+    check_prompt_len(prompt_len, context_length - (params.max_tokens is None), context_length)
     _check_token_ids(prompt, params, settings.vocab_size)
     if params.max_tokens is None:
         limit = context_length
@@ -41,6 +41,13 @@ def max_known_tokens(
             param="min_tokens",
         )
     return limit
+
+
+def check_prompt_len(prompt_len: int, most: int, context_length: int | None = None) -> None:
+    """Raises: `InvalidRequest` when the prompt is longer than `most`."""
+    if prompt_len > most:
+        shown = most if context_length is None else context_length
+        _too_long(f"the prompt has {prompt_len} tokens, but the context length is {shown}", "prompt")
 
 
 def _check_token_ids(prompt: np.ndarray, params: SamplingParams, vocab_size: int) -> None:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from engine.errors import InvalidRequest
 from engine.sampling.params import SamplingParams
 from engine.scheduling.admission import check_place, max_known_tokens
 from engine.scheduling.block_claims import BlockClaims
@@ -125,7 +126,7 @@ class Scheduler:
         pool_tokens = self._cache.num_blocks * self._block_size
         max_known = max_known_tokens(prompt, params, self.settings, pool_tokens)
         if request_id in self._live:
-            raise ValueError(f"request id {request_id!r} is in use")
+            raise InvalidRequest(f"Invalid request: the request id {request_id!r} is in use")
         nothing_to_do = max_known == len(prompt)
         check_place(n, len(self._running), 0 if nothing_to_do else len(self._waiting), self.settings)
         stop_ids = frozenset(params.stop_token_ids)

@@ -1,0 +1,59 @@
+"""From a configuration to an engine that can take requests."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from engine.cache.prefix_cache import PrefixCache
+from engine.config.engine_config import EngineConfig
+from engine.config.model_location import locate_model
+from engine.core.engine_core import EngineCore
+from engine.core.messages import EngineReady
+from engine.core.resolve import resolve
+from engine.models.spec import ModelSpec
+
+Progress = Callable[[str, float], None]
+
+
+def build_engine(config: EngineConfig, progress: Progress | None = None) -> tuple[EngineCore, EngineReady]:
+    """Find the model, load it, and wire the engine together.
+
+    `progress` is told the stage and how far it is, 0 to 1.
+    Raises: `ConfigError` or `CheckpointError`, one line, when it cannot be done.
+    Effects: may download a model that is named by a hub id; imports torch.
+    """
+    directory = str(locate_model(config.model_path))
+    config = dataclasses.replace(config, model_path=directory)
+    spec = ModelSpec.from_directory(directory)
+    resolved = resolve(config, spec)
+
+    from engine.runner.model_runner import ModelRunner  # late: torch takes seconds, a bad path none
+
+    runner = ModelRunner(
+        spec,
+        directory,
+        dtype=resolved.dtype,
+        num_blocks=resolved.num_blocks,
+        block_size=resolved.page_size,
+        context_length=resolved.context_length,
+        max_tokens=resolved.max_step_tokens,
+        max_rows=resolved.max_running_requests,
+        num_threads=resolved.num_threads,
+        isa=resolved.cpu_isa,
+        load_format=resolved.load_format,
+        progress=progress,
+    )
+    cache = PrefixCache(resolved.num_blocks, resolved.page_size, enabled=not resolved.disable_radix_cache)
+    core = EngineCore(resolved.scheduler_settings(spec), runner, cache)
+    ready = EngineReady(
+        max_total_tokens=resolved.max_total_tokens,
+        max_running_requests=resolved.max_running_requests,
+        block_size=resolved.page_size,
+        context_length=resolved.context_length,
+        dtype=resolved.dtype,
+        device=config.device,
+        cpu_isa=runner.context.isa,
+        num_threads=resolved.num_threads,
+    )
+    return core, ready

@@ -1,0 +1,135 @@
+"""The engine's own process: `python -m engine.core.engine_process FD PARENT_PID LOG_LEVEL`.
+
+Started by `core.process`, never by hand. FD is one end of a socket pair; the first frame holds the
+configuration, then messages go both ways. End of file on it means that the parent is gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from engine.config.engine_config import EngineConfig
+from engine.core.engine_core import EngineCore
+from engine.core.frames import HEADER, FrameReader, checked_length, encode_frame
+from engine.core.messages import EngineFailed, EngineReady, Progress, Shutdown, ToEngine
+from engine.errors import EngineError
+from engine.log import set_up_logging
+
+logger = logging.getLogger(__name__)
+
+Build = Callable[[EngineConfig, Callable[[str, float], None]], tuple[EngineCore, EngineReady]]
+
+_PR_SET_PDEATHSIG = 1
+_READ_BYTES = 1 << 20
+_PROGRESS_INTERVAL_S = 0.1
+
+
+def main(argv: list[str]) -> int:
+    fd, parent_pid, log_level = int(argv[0]), int(argv[1]), argv[2]
+    die_with_parent(parent_pid)
+    set_up_logging(log_level)
+    with socket.socket(fileno=fd) as connection:
+        return run(connection, _build)
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when its parent is gone, also if it went just now."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def run(connection: socket.socket, build: Build) -> int:
+    """Load, report, serve until the other side goes. Returns the exit code."""
+    try:
+        core, ready = build(receive_config(connection), _reporter(connection))
+    except EngineError as error:
+        connection.sendall(encode_frame([EngineFailed(error.message, error.slug)]))
+        return 1
+    except ConnectionError:
+        return 1
+    except Exception as error:
+        logger.exception("the engine could not start")
+        reason = " ".join(str(error).split())[:300]
+        message = f"the engine could not start: {type(error).__name__}: {reason}"
+        connection.sendall(encode_frame([EngineFailed(message, "internal_error")]))
+        return 1
+    try:
+        connection.sendall(encode_frame([ready]))
+        serve(connection, core)
+    except ConnectionError:
+        logger.info("the server is gone")
+    return 0
+
+
+def serve(connection: socket.socket, core: EngineCore) -> None:
+    """Step while there is work, sleep while there is none; return on `Shutdown` or end of file.
+
+    A reader that does not keep up holds the engine up: nothing piles up in between.
+    """
+    reader = FrameReader(ToEngine)
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    while True:
+        if poll.poll(0 if core.has_work else None):
+            data = connection.recv(_READ_BYTES)
+            if not data:
+                return
+            for message in reader.feed(data):
+                if isinstance(message, Shutdown):
+                    return
+                core.handle(message)
+        if messages := core.step():
+            connection.sendall(encode_frame(messages))
+
+
+def receive_config(connection: socket.socket) -> EngineConfig:
+    """The first frame. Raises: `ConnectionError` when the other side is gone."""
+    (length,) = HEADER.unpack(_receive_exactly(connection, HEADER.size))
+    body = _receive_exactly(connection, checked_length(length))
+    return msgspec.msgpack.decode(body, type=EngineConfig)
+
+
+def _receive_exactly(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = connection.recv(size - len(data))
+        if not piece:
+            raise ConnectionError("the server is gone")
+        data += piece
+    return data
+
+
+def _reporter(connection: socket.socket) -> Callable[[str, float], None]:
+    """Sends progress, but not more often than somebody could want to read it."""
+    last = ("", -_PROGRESS_INTERVAL_S)
+
+    def report(stage: str, fraction: float) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if stage != last[0] or fraction >= 1 or now - last[1] >= _PROGRESS_INTERVAL_S:
+            last = (stage, now)
+            connection.sendall(encode_frame([Progress(stage, fraction)]))
+
+    return report
+
+
+def _build(config: EngineConfig, progress: Callable[[str, float], None]) -> tuple[EngineCore, EngineReady]:
+    from engine.core.build import build_engine
+
+    return build_engine(config, progress)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

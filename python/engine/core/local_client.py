@@ -1,0 +1,73 @@
+"""An engine in this process and this event loop: for tests, and where a process of its own is too much."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from engine.core.client import EngineState
+from engine.core.engine_core import EngineCore
+from engine.core.messages import CancelChoice, CancelRequest, EngineReady, EngineStats, GenerateRequest
+from engine.core.streams import StreamTable, TokenStream
+from engine.errors import InternalError, Overloaded
+
+logger = logging.getLogger(__name__)
+
+
+class LocalClient:
+    """Implements `EngineClient`. A step blocks the loop; between two steps everybody has a turn."""
+
+    def __init__(self, core: EngineCore, info: EngineReady) -> None:
+        self.state = EngineState.READY
+        self.state_reason = ""
+        self.info: EngineReady | None = info
+        self._core = core
+        self._streams = StreamTable()
+        self._stepping: asyncio.Task[None] | None = None
+
+    async def submit(self, request: GenerateRequest) -> TokenStream:
+        if self.state is not EngineState.READY:
+            raise Overloaded("The engine is shutting down.", slug="shutting_down")
+        stream = self._streams.open(request)
+        self._core.handle(request)
+        self._step_on()
+        try:
+            await stream.admission
+        except asyncio.CancelledError:
+            self.cancel(request.request_id)
+            raise
+        return stream
+
+    def cancel(self, request_id: str) -> None:
+        if self._streams.cancel(request_id):
+            self._core.handle(CancelRequest(request_id))
+
+    def cancel_choice(self, request_id: str, choice: int) -> None:
+        if self._streams.cancel_choice(request_id, choice):
+            self._core.handle(CancelChoice(request_id, choice))
+
+    async def stats(self) -> EngineStats:
+        return self._core.stats()
+
+    async def close(self) -> None:
+        self.state, self.state_reason = EngineState.DRAINING, "the engine is closed"
+        if self._stepping is not None:
+            self._stepping.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._stepping
+        self._streams.fail_all(Overloaded("The engine is shutting down.", slug="shutting_down"))
+
+    def _step_on(self) -> None:
+        if self._stepping is None or self._stepping.done():
+            self._stepping = asyncio.create_task(self._step_until_idle())
+
+    async def _step_until_idle(self) -> None:
+        try:
+            while self._core.has_work:
+                self._streams.dispatch(self._core.step())
+                await asyncio.sleep(0)
+        except Exception as error:
+            logger.exception("the engine failed")
+            self.state, self.state_reason = EngineState.FAILED, f"the engine failed: {type(error).__name__}"
+            self._streams.fail_all(InternalError("The engine failed."))

@@ -1,0 +1,178 @@
+"""From what the user chose, what the model is and what the machine has, to one value for everything."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from engine.config.engine_config import EngineConfig
+from engine.errors import ConfigError
+from engine.models.spec import ModelSpec
+from engine.runner.hardware import available_memory_bytes, usable_cores
+from engine.runner.memory import block_bytes, blocks_that_fit, weight_bytes
+from engine.scheduling.settings import SchedulerSettings
+
+PAGE_SIZE = 16
+MAX_RUNNING_REQUESTS = 64
+MAX_QUEUED_REQUESTS = 1024
+CHUNKED_PREFILL_SIZE = 512
+TARGET_ITL_MS = 500.0
+SMALL_POOL_BYTES = 256 * 1024 * 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What resolving needs to know of the machine."""
+
+    num_cores: int
+    memory_bytes: int
+
+    @classmethod
+    def this(cls) -> Machine:
+        return cls(num_cores=usable_cores(), memory_bytes=available_memory_bytes())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResolvedConfig:
+    """Every value that an engine runs with. `reasons` tells why, for the values that nobody chose."""
+
+    model_path: str
+    load_format: str
+    dtype: str
+    context_length: int
+    page_size: int
+    max_total_tokens: int
+    max_running_requests: int
+    max_queued_requests: int
+    chunked_prefill_size: int
+    target_itl_ms: float
+    schedule_policy: str
+    disable_radix_cache: bool
+    num_threads: int
+    cpu_isa: str
+    debug_checks: bool
+    reasons: dict[str, str]
+
+    @property
+    def num_blocks(self) -> int:
+        return self.max_total_tokens // self.page_size
+
+    @property
+    def max_step_tokens(self) -> int:
+        """Most tokens of one step: decodes come first, and prefill never gets nothing at all."""
+        return max(self.chunked_prefill_size, self.max_running_requests + self.page_size)
+
+    def explained(self) -> dict[str, tuple[Any, str]]:
+        """Value and reason of each value that was worked out; for --print-config."""
+        return {name: (getattr(self, name), reason) for name, reason in self.reasons.items()}
+
+    def scheduler_settings(self, spec: ModelSpec) -> SchedulerSettings:
+        return SchedulerSettings(
+            context_length=self.context_length,
+            vocab_size=spec.vocab_size,
+            max_running_requests=self.max_running_requests,
+            max_queued_requests=self.max_queued_requests,
+            chunked_prefill_size=self.chunked_prefill_size,
+            target_itl_s=self.target_itl_ms / 1e3,
+            schedule_policy=self.schedule_policy,
+            eos_token_ids=spec.eos_token_ids,
+            debug_checks=self.debug_checks,
+        )
+
+
+def resolve(config: EngineConfig, spec: ModelSpec, machine: Machine | None = None) -> ResolvedConfig:
+    """Decide what was left open. Raises: `ConfigError` where choices contradict model or machine."""
+    machine = machine or Machine.this()
+    reasons: dict[str, str] = {}
+
+    def choose(name: str, value: Any, reason: str) -> Any:
+        """The user's choice, or else `value` for `reason`."""
+        chosen = getattr(config, name)
+        if chosen is not None and chosen != "auto":
+            return chosen
+        reasons[name] = reason
+        return value
+
+    page_size = choose("page_size", PAGE_SIZE, "the block of tokens that is cached and found again")
+    dtype = choose("dtype", *_dtype(spec))
+    max_running = choose("max_running_requests", MAX_RUNNING_REQUESTS, "default on the CPU")
+    context_length = choose(
+        "context_length", spec.max_position_embeddings, "the context that the model was made for"
+    )
+    if context_length > spec.max_position_embeddings:
+        raise ConfigError(
+            f"--context-length {context_length} is more than the {spec.max_position_embeddings} "
+            "tokens that the model was made for"
+        )
+    pool_tokens = choose(
+        "max_total_tokens", *_pool_tokens(spec, dtype, page_size, context_length, max_running, machine)
+    )
+    pool_tokens -= pool_tokens % page_size
+    if pool_tokens < page_size:
+        raise ConfigError(_no_room(config, spec, dtype, page_size, machine))
+    if context_length > pool_tokens:
+        if config.context_length is not None:
+            raise ConfigError(
+                f"--context-length {context_length} does not fit the KV cache of {pool_tokens} tokens; "
+                "lower it, or set --max-total-tokens"
+            )
+        context_length = pool_tokens
+        reasons["context_length"] = "the size of the KV cache, which is smaller than the model's context"
+    chunk = choose("chunked_prefill_size", CHUNKED_PREFILL_SIZE, "default on the CPU")
+    return ResolvedConfig(
+        model_path=config.model_path,
+        load_format=config.load_format,
+        dtype=dtype,
+        context_length=context_length,
+        page_size=page_size,
+        max_total_tokens=pool_tokens,
+        max_running_requests=max_running,
+        max_queued_requests=choose(
+            "max_queued_requests", MAX_QUEUED_REQUESTS, "default; bounds the memory of a flood"
+        ),
+        chunked_prefill_size=chunk,
+        target_itl_ms=choose("target_itl_ms", TARGET_ITL_MS, "default on the CPU"),
+        schedule_policy=config.schedule_policy,
+        disable_radix_cache=config.disable_radix_cache,
+        num_threads=choose(
+            "num_threads", machine.num_cores, "cores that the affinity mask and the cgroup leave us"
+        ),
+        cpu_isa=choose("cpu_isa", "auto", "the best that the machine has"),
+        debug_checks=config.debug_checks,
+        reasons=reasons,
+    )
+
+
+def _dtype(spec: ModelSpec) -> tuple[str, str]:
+    if spec.dtype == "float16":
+        return "float32", "the checkpoint is float16, which float32 keeps exactly"
+    return spec.dtype, "that of the checkpoint"
+
+
+def _pool_tokens(
+    spec: ModelSpec, dtype: str, page_size: int, context_length: int, max_running: int, machine: Machine
+) -> tuple[int, str]:
+    """KV tokens and why: modest, but one whole context if half of the memory that is left allows it."""
+    one_block = block_bytes(spec, page_size, dtype)
+    weights = weight_bytes(spec, dtype)
+    half_left = max(machine.memory_bytes - weights, 0) // 2
+    one_context = -(-context_length // page_size) * one_block
+    wanted = max(SMALL_POOL_BYTES, weights, one_context)
+    blocks = blocks_that_fit(spec, page_size, dtype, min(wanted, half_left))
+    most = max_running * -(-context_length // page_size)
+    if blocks >= most:
+        return most * page_size, "a whole context for each running request"
+    megabytes = blocks * one_block // 2**20
+    if half_left < wanted:
+        return blocks * page_size, f"{megabytes} MB: half of the memory that the weights leave"
+    why = {SMALL_POOL_BYTES: "a small share of memory", one_context: "one whole context"}
+    return blocks * page_size, f"{megabytes} MB: {why.get(wanted, 'as much as the weights')}"
+
+
+def _no_room(config: EngineConfig, spec: ModelSpec, dtype: str, page_size: int, machine: Machine) -> str:
+    if config.max_total_tokens is not None:
+        return f"--max-total-tokens {config.max_total_tokens} is less than one block of {page_size} tokens"
+    return (
+        f"the model does not fit: its weights take {weight_bytes(spec, dtype) / 2**30:.1f} GiB as {dtype}, "
+        f"and {machine.memory_bytes / 2**30:.1f} GiB of memory are available"
+    )

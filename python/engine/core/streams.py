@@ -1,0 +1,129 @@
+"""The results of requests on the text side: sorted to their streams as they arrive."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+
+from engine.core.messages import Admitted, Failed, GenerateRequest, TokenChunk, ToServer
+from engine.errors import EngineError, InvalidRequest
+
+
+class TokenStream:
+    """Implements `RequestStream`. Belongs to one event loop, and to one reader."""
+
+    def __init__(self, request: GenerateRequest) -> None:
+        self.admission: asyncio.Future[Admitted] = asyncio.get_running_loop().create_future()
+        self._chunks: deque[TokenChunk] = deque()
+        self._open = set(range(request.n))
+        self._error: EngineError | None = None
+        self._news = asyncio.Event()
+
+    @property
+    def admitted(self) -> Admitted:
+        return self.admission.result()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a choice is still to come to its end."""
+        return bool(self._open) and self._error is None
+
+    async def __aiter__(self) -> AsyncIterator[TokenChunk]:
+        while True:
+            while self._chunks:
+                yield self._chunks.popleft()
+            if self._error is not None:
+                raise self._error
+            if not self._open:
+                return
+            self._news.clear()
+            await self._news.wait()
+
+    def push(self, chunk: TokenChunk) -> None:
+        """A chunk arrives; ignored when its choice has ended."""
+        if chunk.choice not in self._open:
+            return
+        self._chunks.append(chunk)
+        if chunk.finish_reason is not None:
+            self._open.discard(chunk.choice)
+        self._news.set()
+
+    def end_choice(self, choice: int) -> None:
+        """No more of this choice, and what has not been read of it is dropped."""
+        self._open.discard(choice)
+        self._chunks = deque(chunk for chunk in self._chunks if chunk.choice != choice)
+        self._news.set()
+
+    def fail(self, error: EngineError) -> None:
+        """The request died; its reader is told after what arrived before."""
+        self._error = error
+        if not self.admission.done():
+            self.admission.set_exception(error)
+            self.admission.exception()  # taken note of: the waiter may be gone
+        self._news.set()
+
+    def end(self) -> None:
+        """The request was cancelled: its reader comes to an end."""
+        self._open.clear()
+        self._chunks.clear()
+        if not self.admission.done():
+            self.admission.set_exception(InvalidRequest("Invalid request: it was cancelled"))
+            self.admission.exception()
+        self._news.set()
+
+
+class StreamTable:
+    """All requests that are not over, by id."""
+
+    def __init__(self) -> None:
+        self._streams: dict[str, TokenStream] = {}
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def open(self, request: GenerateRequest) -> TokenStream:
+        """Raises: `InvalidRequest` when the id is in use."""
+        if request.request_id in self._streams:
+            raise InvalidRequest(f"Invalid request: the request id {request.request_id!r} is in use")
+        stream = self._streams[request.request_id] = TokenStream(request)
+        return stream
+
+    def dispatch(self, messages: Iterable[ToServer]) -> None:
+        """Hand messages to their streams; those of requests that are over are dropped."""
+        for message in messages:
+            stream = self._streams.get(getattr(message, "request_id", ""))
+            if stream is None:
+                continue
+            match message:
+                case TokenChunk():
+                    stream.push(message)
+                case Admitted(choice=0) if not stream.admission.done():
+                    stream.admission.set_result(message)
+                case Failed():
+                    stream.fail(message.to_error())
+            if not stream.is_open:
+                del self._streams[message.request_id]
+
+    def cancel(self, request_id: str) -> bool:
+        """End a stream; whether it was there."""
+        stream = self._streams.pop(request_id, None)
+        if stream is not None:
+            stream.end()
+        return stream is not None
+
+    def cancel_choice(self, request_id: str, choice: int) -> bool:
+        """End one choice; whether its request was there."""
+        stream = self._streams.get(request_id)
+        if stream is None:
+            return False
+        stream.end_choice(choice)
+        if not stream.is_open:
+            del self._streams[request_id]
+        return True
+
+    def fail_all(self, error: EngineError) -> None:
+        """Every request dies of `error`."""
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.fail(error)

@@ -1,0 +1,289 @@
+"""The supervisor against real processes; what they run is a fake engine."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from engine.config.engine_config import EngineConfig
+from engine.core import frames
+from engine.core.client import EngineState
+from engine.core.messages import CancelRequest, GenerateRequest, Shutdown, ToEngine
+from engine.core.process import Patience, ProcessClient
+from engine.errors import ConfigError, InternalError, InvalidRequest, Overloaded
+from engine.sampling.params import SamplingParams
+from helpers import fake_engine_process as fake
+from helpers.scheduling import answer_alone
+
+SCRIPT = Path(fake.__file__)
+COMMAND = (sys.executable, str(SCRIPT))
+IMPATIENT = Patience(
+    first_delay_s=0.01, longest_delay_s=0.02, stable_s=60, max_failures=2, shutdown_s=0.5, terminate_s=0.2
+)
+DEADLINE_S = 30
+
+
+def generate(request_id, ids, n=1, **params):
+    params = SamplingParams(**({"temperature": 0, "max_tokens": 8} | params))
+    return GenerateRequest(request_id, np.array(ids, "<i4").tobytes(), params, n)
+
+
+@contextlib.asynccontextmanager
+async def running(model_path="fine", patience=IMPATIENT):
+    """A client that is closed at the end, after which no process may be left."""
+    client = ProcessClient(EngineConfig(model_path=model_path), command=COMMAND, patience=patience)
+    client.start()
+    try:
+        yield client
+    finally:
+        await asyncio.wait_for(client.close(), DEADLINE_S)
+        assert_gone(client.pid)
+
+
+def assert_gone(pid):
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+async def until(condition):
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        await asyncio.sleep(0.005)
+
+
+async def tokens_of(stream):
+    return [token async for chunk in stream for token in chunk.token_ids]
+
+
+def run(test):
+    asyncio.run(asyncio.wait_for(test(), 2 * DEADLINE_S))
+
+
+def test_requests_are_answered_across_the_socket():
+    async def main():
+        async with running() as client:
+            assert client.state is EngineState.LOADING
+            assert client.info is None
+            with pytest.raises(Overloaded) as caught:
+                await client.submit(generate("early", [1]))
+            assert caught.value.slug == "model_loading"
+            await client.wait_ready()
+            assert (client.state, client.state_reason) == (EngineState.READY, "")
+            assert client.info.max_running_requests == 4
+
+            async def one(i):
+                prompt = range(i, i + 10 + i)
+                answer = await tokens_of(await client.submit(generate(f"r{i}", prompt)))
+                assert answer == answer_alone(prompt, SamplingParams(temperature=0, max_tokens=8)).token_ids
+
+            await asyncio.gather(*map(one, range(6)))
+            with pytest.raises(InvalidRequest, match="vocabulary"):
+                await client.submit(generate("bad", [99]))
+            with pytest.raises(InvalidRequest, match="has 5000 tokens, but the context length is 1024"):
+                await client.submit(generate("long", [1] * 5000))
+            with pytest.raises(InternalError):
+                await tokens_of(await client.submit(generate("raises", [fake.RAISES, 1])))
+            stats = await client.stats()
+            assert (stats.num_running, stats.num_waiting, stats.num_blocks_in_use) == (0, 0, 0)
+
+    run(main)
+
+
+def test_cancel_reaches_the_engine():
+    async def main():
+        async with running() as client:
+            await client.wait_ready()
+            streams = [
+                await client.submit(generate(f"r{i}", [fake.SLOW, i], max_tokens=900)) for i in range(4)
+            ]
+            waiting = asyncio.create_task(client.submit(generate("waits", [fake.SLOW], max_tokens=900)))
+            while (await client.stats()).num_waiting == 0:
+                pass
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            for i in range(3):
+                client.cancel(f"r{i}")
+            client.cancel("nobody")
+            stats = await client.stats()
+            assert (stats.num_running, stats.num_waiting) == (1, 0)
+            assert await tokens_of(streams[0]) == []
+            client.cancel_choice("r3", 0)
+            await tokens_of(streams[3])
+            assert (await client.stats()).num_blocks_in_use == 0
+
+    run(main)
+
+
+@pytest.mark.parametrize("how", ["killed from outside", "crash in a step"])
+def test_death_fails_what_is_in_flight_and_service_resumes(how):
+    async def main():
+        async with running() as client:
+            await client.wait_ready()
+            pid = client.pid
+            streams = [await client.submit(generate(f"r{i}", [fake.SLOW], max_tokens=900)) for i in range(4)]
+            waiting = asyncio.create_task(client.submit(generate("waits", [1])))
+            await asyncio.sleep(0)
+            if how == "killed from outside":
+                os.kill(pid, signal.SIGKILL)
+            else:
+                client.cancel("r3")
+                streams.pop()
+                with contextlib.suppress(Overloaded):
+                    await client.submit(generate("crash", [fake.CRASHES]))
+            for stream in streams:
+                with pytest.raises(Overloaded) as caught:
+                    await tokens_of(stream)
+                assert caught.value.slug == "engine_restarted"
+            with contextlib.suppress(Overloaded):
+                await waiting
+            assert client.state is not EngineState.READY
+            assert "SIGKILL" in client.state_reason or "SIGSEGV" in client.state_reason
+            with pytest.raises(Overloaded) as caught:
+                await client.submit(generate("meanwhile", [1]))
+            assert caught.value.slug == "engine_restarted"
+            assert_gone(pid)
+            await client.wait_ready()
+            assert client.pid != pid
+            answer = await tokens_of(await client.submit(generate("again", [1, 2, 3])))
+            assert len(answer) == 8
+
+    run(main)
+
+
+def test_repeated_death_is_given_up_with_the_reason():
+    async def main():
+        async with running("crash") as client:
+            with pytest.raises(ConfigError, match="killed by SIGSEGV 3 times in a row"):
+                await client.wait_ready()
+            assert client.state is EngineState.FAILED
+            with pytest.raises(Overloaded):
+                await client.submit(generate("a", [1]))
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("model_path", "message"),
+    [
+        ("broken", "^model.safetensors lacks the tensor lm_head.weight$"),
+        ("bug", "^the engine could not start: TypeError: two lines$"),
+    ],
+)
+def test_an_engine_that_cannot_start_says_why_once(model_path, message):
+    async def main():
+        async with running(model_path) as client:
+            pid = client.pid
+            with pytest.raises(ConfigError, match=message):
+                await client.wait_ready()
+            assert client.state is EngineState.FAILED
+            assert client.pid == pid, "it was started again"
+            assert_gone(pid)
+
+    run(main)
+
+
+@pytest.mark.parametrize("when", ["not attached", "loading", "idle", "running", "hanging", "twice"])
+def test_close_leaves_nothing(when):
+    async def main():
+        async with running("slow" if when in ("not attached", "loading") else "fine") as client:
+            if when == "not attached":
+                return
+            client.attach()
+            if when == "loading":
+                await until(lambda: "loading weights" in client.state_reason)
+                return
+            await client.wait_ready()
+            if when == "running":
+                await client.submit(generate("a", [fake.SLOW], max_tokens=900))
+            if when == "hanging":
+                stream = await client.submit(generate("a", [1], max_tokens=900))
+                hang = asyncio.create_task(client.submit(generate("hang", [fake.HANGS])))
+                await until(lambda: len(stream._chunks) > 0)
+                await client.close()
+                with pytest.raises(Overloaded):
+                    await hang
+            if when == "twice":
+                await client.close()
+            if when != "idle":
+                await client.close()
+                assert client.state is EngineState.DRAINING
+
+    run(main)
+
+
+def test_the_engine_dies_with_its_parent(tmp_path):
+    program = f"""
+import asyncio, sys
+sys.path.insert(0, {str(SCRIPT.parents[1])!r})
+from engine.config.engine_config import EngineConfig
+from engine.core.process import ProcessClient
+async def main():
+    client = ProcessClient(EngineConfig(model_path="fine"), command=({sys.executable!r}, {str(SCRIPT)!r}))
+    await client.wait_ready()
+    print(client.pid, flush=True)
+    await asyncio.sleep(3600)
+asyncio.run(main())
+"""
+    import engine
+
+    environment = os.environ | {"PYTHONPATH": str(Path(engine.__file__).parents[1])}
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment)
+    try:
+        pid = int(parent.stdout.readline())
+        os.kill(pid, 0)
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+    deadline = time.monotonic() + DEADLINE_S
+    while Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text():
+        assert time.monotonic() < deadline, "the engine outlived its parent"
+        time.sleep(0.01)
+
+
+def test_an_engine_whose_parent_is_gone_already_does_not_start():
+    done = subprocess.run([*COMMAND, "0", "1", "error"], stdin=subprocess.DEVNULL, timeout=DEADLINE_S)
+    assert done.returncode == 1
+
+
+# --- frames
+
+
+def test_frames_survive_any_cut():
+    messages = [generate("a", range(50), stop=("é",)), CancelRequest("b"), Shutdown()]
+    data = frames.encode_frame(messages[:2]) + frames.encode_frame([]) + frames.encode_frame(messages[2:])
+    for size in (1, 3, 4, 5, 17, len(data)):
+        reader = frames.FrameReader(ToEngine)
+        got = [m for i in range(0, len(data), size) for m in reader.feed(data[i : i + size])]
+        assert got == messages
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff\xff\xff\xff",
+        frames.HEADER.pack(frames.MAX_FRAME_BYTES + 1),
+        frames.HEADER.pack(1) + b"\xc1",
+        frames.HEADER.pack(2) + b"\x91\x01",
+        frames.HEADER.pack(5) + msgspec.msgpack.encode([[99, 1]]) + b"\x00\x00\x00\x00",
+    ],
+)
+def test_nonsense_is_refused(data):
+    with pytest.raises(frames.FrameError):
+        frames.FrameReader(ToEngine).feed(data)
+
+
+def test_a_frame_that_is_too_long_is_not_sent(monkeypatch):
+    monkeypatch.setattr(frames, "MAX_FRAME_BYTES", 100)
+    with pytest.raises(frames.FrameError):
+        frames.encode_frame([CancelRequest("x" * 100)])
