@@ -5,10 +5,12 @@ namespace engine::cpu {
 namespace ENGINE_ISA {
 namespace {
 
+// Both are x / (1 + e^y), and zero where e^y passes the range of exp(): the results there are
+// smaller than 1e-36.
 struct Silu {
   ENGINE_INLINE Vec16 apply(Vec16 x) {
     const Vec16 one = set1(1.0f);
-    return div(x, add(one, exp(sub(zero(), x))));
+    return zero_where_less(div(x, add(one, exp(sub(zero(), x)))), x, set1(-88.0f));
   }
 };
 
@@ -17,7 +19,7 @@ struct TanhGelu {
   ENGINE_INLINE Vec16 apply(Vec16 x) {
     const Vec16 one = set1(1.0f);
     const Vec16 minus_2u_over_x = mul(set1(-1.5957691216f), fma(mul(x, x), set1(0.044715f), one));
-    return div(x, add(one, exp(mul(minus_2u_over_x, x))));
+    return zero_where_less(div(x, add(one, exp(mul(minus_2u_over_x, x)))), x, set1(-10.0f));
   }
 };
 

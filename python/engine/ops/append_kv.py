@@ -16,10 +16,13 @@ def append_kv(
     v_cache: torch.Tensor,
     slot_ids: torch.Tensor,
 ) -> None:
-    """Store token t in slot `slot_ids[t]`, rounded to the cache's dtype.
+    """Store token t in slot `slot_ids[t]`, rounded to the cache's dtype (to nearest, ties to even).
 
+    Keys lie with the tokens of a block side by side, so that `paged_attention` computes the scores of
+    sixteen tokens in the lanes of one vector. Slots are distinct.
     Shapes: `k`, `v` float32 [T, G, D]; `k_cache` [N, G, D, S] and `v_cache` [N, G, S, D], bfloat16
     or float32; `slot_ids` int64 [T].
     Effects: writes the caches.
+    Raises: NativeError for a slot outside the cache, before anything is written.
     """
     _native.append_kv(ctx, k, v, k_cache, v_cache, slot_ids)

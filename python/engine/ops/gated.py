@@ -14,5 +14,8 @@ def silu_mul(ctx: ExecutionContext, gate_up: torch.Tensor, out: torch.Tensor) ->
 
 
 def gelu_mul(ctx: ExecutionContext, gate_up: torch.Tensor, out: torch.Tensor) -> None:
-    """out = gelu(gate) * up, gelu by its tanh form. Shapes: as `silu_mul`."""
+    """out = gelu(gate) * up, gelu in the tanh form that Gemma uses. Shapes: as `silu_mul`.
+
+    Source: Hendrycks and Gimpel 2016, section 2.
+    """
     _native.gelu_mul(ctx, gate_up, out)

@@ -24,7 +24,14 @@ def paged_attention(
 
     A query sees itself and earlier positions, with `window` > 0 only the last `window` of them.
     With `softcap` > 0, cap(x) = softcap tanh(x / softcap).
-    Shapes: `q`, `out` float32 [T, H, D]; `k_cache` [N, G, D, S] and `v_cache` [N, G, S, D].
+    A row's result is the same to the last bit whatever the other rows, the chunk that it comes in, the
+    blocks that hold its tokens, their size, and the number of threads.
+    Shapes: `q`, `out` float32 [T, H, D]; `k_cache` [N, G, D, S] and `v_cache` [N, G, S, D], bfloat16 or
+    float32; H a multiple of G; D and S multiples of 16 up to 256.
+    Raises: NativeError where the plan does not fit the tensors, before anything is written. Only the
+    part of a block table is read and checked that holds tokens which a row sees.
+    Cost: each key and value is read once for all rows of a sequence times heads of a group, up to 32.
+    Source: Dao et al. 2022 (online softmax over tiles); Kwon et al. 2023 (block tables).
     """
     _native.paged_attention(
         ctx,

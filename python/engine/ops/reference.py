@@ -60,8 +60,8 @@ def rope(
     c, s = (table[positions.long()].double()[:, None, :] for table in (cos, sin))
     for heads in (q, k):
         first, second = heads[..., :half].double(), heads[..., half : 2 * half].double()
-        heads[..., :half] = (first * c - second * s).to(heads.dtype)
-        heads[..., half : 2 * half] = (second * c + first * s).to(heads.dtype)
+        turned = torch.cat([first * c - second * s, second * c + first * s], -1)
+        heads[..., : 2 * half] = turned.to(heads.dtype)
 
 
 def append_kv(

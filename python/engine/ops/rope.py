@@ -16,11 +16,13 @@ def rope(
     sin: torch.Tensor,
     positions: torch.Tensor,
 ) -> None:
-    """Rotate the first R elements of each head; element i pairs with i + R / 2.
+    """Rotate the first R elements of each head; element i pairs with i + R / 2, the rest stays.
 
+    Products and sums are rounded one by one, which gives the bits that transformers gives in float32.
     Shapes: `q` float32 [T, H, D]; `k` float32 [T, G, D]; `cos`, `sin` float32 [P, R / 2];
     `positions` int32 [T], each below P.
     Effects: in place.
+    Raises: NativeError for a position outside the tables, before anything is written.
     Source: Su et al. 2021.
     """
     _native.rope(ctx, q, k, cos, sin, positions)

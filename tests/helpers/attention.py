@@ -1,0 +1,70 @@
+"""Paged caches with known contents, for tests of attention and of what is built on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+
+from engine.ops.attention_plan import AttentionPlan
+
+UNREAD_BLOCK = 2**31 - 1  # a block id that must never be looked up
+
+
+@dataclasses.dataclass
+class AttentionCase:
+    """Sequences in a shuffled cache. Slots that hold no token are NaN, table entries past the last
+    block are `UNREAD_BLOCK`."""
+
+    q: torch.Tensor
+    k_cache: torch.Tensor
+    v_cache: torch.Tensor
+    plan: AttentionPlan
+
+    @property
+    def block_size(self) -> int:
+        return self.v_cache.shape[2]
+
+    def rows(self, sequence: int, first: int, last: int) -> AttentionCase:
+        """Query rows [first, last) of one sequence, as a step of their own that ends with them."""
+        begin, end = self.plan.cu_seqlens_q[sequence : sequence + 2].tolist()
+        kv_len = int(self.plan.kv_lens[sequence]) - (end - begin) + last
+        plan = make_plan([last - first], [kv_len], self.plan.block_tables[sequence : sequence + 1])
+        return dataclasses.replace(self, q=self.q[begin + first : begin + last], plan=plan)
+
+
+def make_plan(num_rows: Sequence[int], kv_lens: Sequence[int], block_tables: torch.Tensor) -> AttentionPlan:
+    ends = torch.tensor([0, *num_rows]).cumsum(0)
+    return AttentionPlan(ends.int(), torch.tensor(kv_lens, dtype=torch.int32), block_tables)
+
+
+def make_case(
+    sequences: Sequence[tuple[int, int]],
+    *,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    block_size: int = 16,
+    dtype: torch.dtype = torch.bfloat16,
+    seed: int = 0,
+) -> AttentionCase:
+    """`sequences` are (query rows, tokens in the cache). Queries, keys and values depend on the seed
+    and the sequences, not on the block size; where the blocks lie depends on it."""
+    random = torch.Generator().manual_seed(seed)
+    q = 2 * torch.randn(sum(rows for rows, _ in sequences), heads, head_dim, generator=random)
+    contents = [torch.randn(2, kv_len, kv_heads, head_dim, generator=random) for _, kv_len in sequences]
+    num_blocks = [-(-kv_len // block_size) for _, kv_len in sequences]
+    order = torch.randperm(sum(num_blocks) + 2, generator=random).int()
+    tables = torch.full((len(sequences), max(num_blocks, default=0) + 1), UNREAD_BLOCK, dtype=torch.int32)
+    nan = float("nan")
+    k_cache = torch.full((len(order), kv_heads, head_dim, block_size), nan, dtype=dtype)
+    v_cache = torch.full((len(order), kv_heads, block_size, head_dim), nan, dtype=dtype)
+    for row, (count, (keys, values)) in enumerate(zip(num_blocks, contents, strict=True)):
+        tables[row, :count], order = order[:count], order[count:]
+        slots = torch.arange(len(keys))
+        blocks, offsets = tables[row][slots // block_size].long(), slots % block_size
+        k_cache[blocks, :, :, offsets] = keys.to(dtype)
+        v_cache[blocks, :, offsets, :] = values.to(dtype)
+    plan = make_plan([rows for rows, _ in sequences], [kv_len for _, kv_len in sequences], tables)
+    return AttentionCase(q, k_cache, v_cache, plan)
