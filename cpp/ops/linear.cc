@@ -9,7 +9,8 @@
 namespace engine::ops {
 namespace {
 
-// Many rows share a widened panel, and their inputs still fit the second-level cache.
+// So many rows that reading a panel costs nothing beside the products, and so few that their next
+// 256 inputs stay in the second-level cache from panel to panel.
 constexpr int64_t kMaxRowsPerBlock = 192;
 // Blocks smaller than this waste more in reading the weights again than an idle thread costs.
 constexpr int64_t kMinRowsPerBlock = 24;

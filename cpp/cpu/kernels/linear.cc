@@ -2,6 +2,9 @@
 // (docs/decisions/0001-order-of-sums.md): chains of fma over 256 consecutive k, each from zero, their
 // results added in order of k, the bias last. Lanes run along the outputs, so neither the tile
 // sizes below nor the vector width touch that order.
+//
+// One way for one row and for thousands: a panel's next 256 k are read from memory by the first tile
+// of rows and stay in the first-level cache for the others.
 #include "cpu/kernels/table.h"
 #include "cpu/kernels/vec.h"
 
@@ -23,16 +26,12 @@ constexpr int64_t kTileRows = 6, kWideRows = 3;
 constexpr int64_t kTileRows = 2, kWideRows = 1;
 #endif
 
-// From this many tiles of rows on, a bf16 panel is widened once into scratch memory and not by
-// each tile again.
-constexpr int64_t kTilesToWiden = 3;
-
 // Far enough ahead for the memory to keep up, near enough to be still cached when its turn comes.
 constexpr int64_t kPrefetchBytes = 4096;
 
 struct Bf16Weights {
   using Element = uint16_t;
-  ENGINE_INLINE void load(const Element* p, Vec16& low, Vec16& high) {
+  ENGINE_INLINE void load_columns(const Element* p, Vec16& low, Vec16& high) {
     __builtin_prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes);
     load_bf16_pairs(p, low, high);
   }
@@ -40,19 +39,11 @@ struct Bf16Weights {
 
 struct Fp32Weights {
   using Element = float;
-  ENGINE_INLINE void load(const Element* p, Vec16& low, Vec16& high) {
+  ENGINE_INLINE void load_columns(const Element* p, Vec16& low, Vec16& high) {
     __builtin_prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes);
     __builtin_prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes + 64);
-    low = engine::cpu::ENGINE_ISA::load(p);
-    high = engine::cpu::ENGINE_ISA::load(p + 16);
-  }
-};
-
-struct ScratchWeights {
-  using Element = float;
-  ENGINE_INLINE void load(const Element* p, Vec16& low, Vec16& high) {
-    low = engine::cpu::ENGINE_ISA::load(p);
-    high = engine::cpu::ENGINE_ISA::load(p + 16);
+    low = load(p);
+    high = load(p + 16);
   }
 };
 
@@ -88,7 +79,7 @@ void run_vectors(const Tile& tile, const typename Weights::Element* weight) {
   const int64_t x_stride = tile.x_stride;
   for (int64_t k = 0; k < tile.num_k; ++k) {
     Vec16 columns[2];
-    Weights::load(weight + k * kPanelColumns, columns[0], columns[1]);
+    Weights::load_columns(weight + k * kPanelColumns, columns[0], columns[1]);
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; ++row) {
       const Vec16 value = set1(x[row * x_stride + k]);
@@ -130,17 +121,7 @@ void run_tiles(Tile tile, int64_t num_rows, const typename Weights::Element* wei
   }
 }
 
-void widen(const uint16_t* weight, int64_t num_k, float* scratch) {
-  for (int64_t i = 0; i < num_k * kPanelColumns; i += kPanelColumns) {
-    Vec16 low, high;
-    Bf16Weights::load(weight + i, low, high);
-    store(scratch + i, low);
-    store(scratch + i + 16, high);
-  }
-}
-
 void run_panel(const LinearArgs& args, int64_t panel, int64_t first_row, int64_t num_rows) {
-  alignas(64) float scratch[kChain * kPanelColumns];
   const int64_t column = panel * kPanelColumns;
   Tile tile;
   tile.out = args.out + first_row * args.out_stride + column;
@@ -157,11 +138,8 @@ void run_panel(const LinearArgs& args, int64_t panel, int64_t first_row, int64_t
     const int64_t offset = (panel * args.in_features + k) * kPanelColumns;
     if (args.format == WeightFormat::kFloat32) {
       run_tiles<Fp32Weights>(tile, num_rows, static_cast<const float*>(args.weight) + offset);
-    } else if (num_rows <= (kTilesToWiden - 1) * kTileRows) {
-      run_tiles<Bf16Weights>(tile, num_rows, static_cast<const uint16_t*>(args.weight) + offset);
     } else {
-      widen(static_cast<const uint16_t*>(args.weight) + offset, tile.num_k, scratch);
-      run_tiles<ScratchWeights>(tile, num_rows, scratch);
+      run_tiles<Bf16Weights>(tile, num_rows, static_cast<const uint16_t*>(args.weight) + offset);
     }
   }
 }
