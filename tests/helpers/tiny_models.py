@@ -88,7 +88,7 @@ def make_model(kind: str, seed: int = 0, **changes):
             elif "embed_tokens" in name or "lm_head" in name:
                 parameter.normal_(0, 0.12)
             else:
-                gain = 2.0 if "q_proj" in name or "k_proj" in name else 1.5
+                gain = 1.4 if "q_proj" in name or "k_proj" in name else 1.5
                 parameter.normal_(0, gain / parameter.shape[1] ** 0.5)
     return model
 
