@@ -34,7 +34,7 @@ def tokenizer(kind: str) -> Tokenizer:
         backend = sentencepiece_tokenizer()
         mark, byte_runs, fuse = decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()
         if kind == "gguf_style":
-            backend.decoder = decoders.Sequence([byte_runs, fuse, mark, decoders.Strip(" ", 2, 0)])
+            backend.decoder = decoders.Sequence([byte_runs, fuse, mark, decoders.Strip(" ", 1, 0)])
         elif kind == "gemma_style":
             backend.decoder = decoders.Sequence([mark, byte_runs, fuse])
     return Tokenizer(backend, special_tokens={}, bos_token_id=None, eos_token_ids=(), chat_templates={})
@@ -127,7 +127,7 @@ def test_output_continues_the_prompt(kind, data):
     output = [i for chunk in chunks for i in chunk]
     prompt_text = tok.decode(prompt)
     whole = tok.decode(prompt + output)
-    assume(whole.startswith(prompt_text))  # not for broken characters across the border
+    assume(whole.startswith(prompt_text) and not prompt_text.endswith("\ufffd"))
     assume(kind == "byte_level" or not _meets_in_bytes(tok, prompt, output))
     detokenizer = IncrementalDetokenizer.after_prompt(tok, prompt)
     text = "".join(detokenizer.push(chunk) for chunk in chunks) + detokenizer.finish()
@@ -203,7 +203,10 @@ def test_a_decoder_that_cannot_be_streamed_is_refused_by_name():
     for decoder, name in [
         (decoders.WordPiece(), "WordPiece"),
         (None, "none"),
-        (decoders.Sequence([decoders.Strip(" ", 1, 1), decoders.Fuse()]), "Strip"),
+        (decoders.Sequence([decoders.Strip(" ", 1, 0), decoders.Fuse()]), "Strip"),
+        (decoders.Sequence([decoders.Fuse(), decoders.Strip(" ", 1, 1)]), "Strip"),
+        (decoders.Sequence([decoders.Fuse(), decoders.Strip(" ", 2, 0)]), "Strip"),
+        (decoders.Sequence([decoders.Fuse(), decoders.Replace("ab", "c")]), "Replace"),
     ]:
         backend = byte_level_tokenizer()
         backend.decoder = decoder

@@ -29,7 +29,7 @@ class IncrementalDetokenizer:
         decoding = tokenizer.decoding
         self._joiner = _Utf8Stream() if decoding.byte_level else _ByteRuns(decoding)
         self._at_start = True
-        self._strip_char, self._num_to_strip = decoding.strip_start
+        self._to_strip = decoding.stripped_at_start
         self._num_pending = 0
 
     @classmethod
@@ -54,7 +54,7 @@ class IncrementalDetokenizer:
             if piece is None:
                 continue
             detokenizer._at_start = False
-            detokenizer._num_to_strip = 0
+            detokenizer._to_strip = ""
             context.append(piece)
             if isinstance(piece, str) or sum(map(len, context)) >= _MAX_UNFINISHED:
                 break
@@ -90,16 +90,13 @@ class IncrementalDetokenizer:
             self._num_pending = 1  # what waits now began inside this token
         else:
             self._num_pending += 1
-        return self._strip(text) if self._num_to_strip else text
+        return self._strip(text)
 
     def _strip(self, text: str) -> str:
-        """Remove leading characters of the whole text, which may come in several pieces."""
-        while text and self._num_to_strip:
-            if text[0] != self._strip_char:
-                self._num_to_strip = 0
-                break
-            text = text[1:]
-            self._num_to_strip -= 1
+        """Drop the first space of the whole text, where the vocabulary puts one there."""
+        if self._to_strip and text:
+            text = text.removeprefix(self._to_strip)
+            self._to_strip = ""
         return text
 
 

@@ -27,15 +27,15 @@ class TokenDecoding:
     """The decoding rule of one tokenizer.
 
     `replacements` apply to each token string, `replacements_after_bytes` also to text that came
-    out of byte tokens. `strip_start` (character, count) removes leading characters of the whole
-    text. `dropped_in_first` is removed from the first token instead of being replaced.
+    out of byte tokens. `stripped_at_start` is removed once from the start of the whole text.
+    `dropped_in_first` is removed from the first token instead of being replaced.
     """
 
     byte_level: bool = False
     byte_fallback: bool = False
     replacements: tuple[tuple[str, str], ...] = ()
     replacements_after_bytes: tuple[tuple[str, str], ...] = ()
-    strip_start: tuple[str, int] = ("", 0)
+    stripped_at_start: str = ""
     dropped_in_first: str = ""
 
     @classmethod
@@ -61,24 +61,24 @@ class TokenDecoding:
     def _parse_sentencepiece(cls, steps: list[Mapping[str, Any]], kinds: list[str]) -> TokenDecoding:
         before: list[tuple[str, str]] = []
         after: list[tuple[str, str]] = []
-        strip_start = ("", 0)
+        stripped = ""
         for index, (step, kind) in enumerate(zip(steps, kinds, strict=True)):
             fused = "Fuse" in kinds[:index]
             if kind == "Replace":
                 pattern = step["pattern"].get("String", "")
                 # Once tokens are fused a longer pattern could span two of them.
-                if not pattern or (fused and len(pattern) > 1) or strip_start[1]:
+                if not pattern or (fused and len(pattern) > 1) or stripped:
                     raise _unsupported(kinds)
                 (after if "ByteFallback" in kinds[:index] else before).append((pattern, step["content"]))
-            elif kind == "Strip" and fused and step["stop"] == 0 and not strip_start[1]:
-                strip_start = (step["content"], step["start"])
+            elif kind == "Strip" and fused and (step["start"], step["stop"]) == (1, 0) and not stripped:
+                stripped = step["content"]
             elif kind not in ("ByteFallback", "Fuse") or kind in kinds[:index]:
                 raise _unsupported(kinds)
         return cls(
             byte_fallback="ByteFallback" in kinds,
             replacements=tuple(before),
             replacements_after_bytes=tuple(after),
-            strip_start=strip_start,
+            stripped_at_start=stripped,
         )
 
     def piece(self, token: str, *, first: bool = False) -> Piece:
@@ -107,7 +107,7 @@ def _unsupported(kinds: list[str] | str) -> ConfigError:
     found = kinds if isinstance(kinds, str) else " + ".join(kinds)
     return ConfigError(
         f"tokenizer.json has decoder {found}; text generation supports ByteLevel, Metaspace, and sequences "
-        "of Replace, ByteFallback, Fuse and Strip (left side)"
+        "of Replace, ByteFallback, Fuse and Strip (one character on the left)"
     )
 
 
