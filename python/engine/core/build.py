@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from engine.cache.prefix_cache import PrefixCache
 from engine.config.engine_config import EngineConfig
 from engine.config.model_location import locate_model
 from engine.core.engine_core import EngineCore
@@ -28,7 +27,9 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> tupl
     spec = ModelSpec.from_directory(directory)
     resolved = resolve(config, spec)
 
-    from engine.runner.model_runner import ModelRunner  # late: torch takes seconds, a bad path none
+    # Late: torch takes seconds to import, and a wrong path is told at once.
+    from engine.cache.prefix_cache import PrefixCache
+    from engine.runner.model_runner import ModelRunner
 
     runner = ModelRunner(
         spec,

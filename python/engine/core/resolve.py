@@ -60,7 +60,8 @@ class ResolvedConfig:
     @property
     def max_step_tokens(self) -> int:
         """Most tokens of one step: decodes come first, and prefill never gets nothing at all."""
-        return max(self.chunked_prefill_size, self.max_running_requests + self.page_size)
+        least_prefill = min(self.page_size, self.chunked_prefill_size)
+        return max(self.chunked_prefill_size, self.max_running_requests + least_prefill)
 
     def explained(self) -> dict[str, tuple[Any, str]]:
         """Value and reason of each value that was worked out; for --print-config."""

@@ -1,0 +1,107 @@
+"""The engine for asynchronous scripts: many requests at once, answers as they grow."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from engine.config.engine_config import EngineConfig
+from engine.config.model_location import bundled_model, locate_model
+from engine.core.client import EngineClient
+from engine.core.outputs import (
+    Messages,
+    Prompt,
+    RequestInProgress,
+    RequestOutput,
+    encode_chat,
+    encode_prompt,
+)
+from engine.core.process import ProcessClient
+from engine.sampling.params import SamplingParams
+from engine.text.chat_template import ChatTemplate
+from engine.text.tokenizer import Tokenizer
+
+
+class AsyncEngine:
+    """A model in a process of its own, for one event loop.
+
+        async with AsyncEngine("path/to/model") as engine:
+            async for output in engine.generate("Once upon a time"):
+                print(output.outputs[0].text)
+
+    Arguments as for `LLM`; `client` replaces the process by another engine.
+    Raises: on entering, `ConfigError` with one line when the model cannot be loaded.
+    """
+
+    def __init__(
+        self, model_path: str | None = None, *, client: EngineClient | None = None, **config: Any
+    ) -> None:
+        path = str(bundled_model() if model_path is None else locate_model(str(model_path)))
+        engine_config = EngineConfig(model_path=path, **config)
+        self.client: EngineClient = ProcessClient(engine_config) if client is None else client
+        self._tokenizer_path = engine_config.tokenizer_path or path
+        self._ids = map(str, itertools.count())
+
+    async def start(self) -> None:
+        """Load everything; returns when requests can be served."""
+        if isinstance(self.client, ProcessClient):
+            self.client.attach()
+        try:
+            self.tokenizer = await asyncio.to_thread(Tokenizer.from_directory, self._tokenizer_path)
+            self._template = ChatTemplate.from_tokenizer(self.tokenizer)
+            if isinstance(self.client, ProcessClient):
+                await self.client.wait_ready()
+        except BaseException:
+            await self.client.close()
+            raise
+
+    async def close(self) -> None:
+        """Stop the engine's process; running requests fail."""
+        await self.client.close()
+
+    async def __aenter__(self) -> AsyncEngine:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def generate(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, n: int = 1
+    ) -> AsyncIterator[RequestOutput]:
+        """Continue a prompt. The same object comes again with every new piece, complete at last.
+
+        Leaving the iteration early cancels the request.
+        Raises: `EngineError` when it is refused or dies.
+        """
+        return self._run(*encode_prompt(self.tokenizer, prompt), params, n)
+
+    def chat(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        n: int = 1,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> AsyncIterator[RequestOutput]:
+        """Answer a conversation, rendered with the model's chat template; as `generate`."""
+        return self._run(*encode_chat(self.tokenizer, self._template, messages, tools=tools), params, n)
+
+    async def _run(
+        self, prompt: str | None, ids: list[int], params: SamplingParams | None, n: int
+    ) -> AsyncIterator[RequestOutput]:
+        request = RequestInProgress(next(self._ids), prompt, ids, params or SamplingParams(), n)
+        stream = await self.client.submit(request.start(self.tokenizer))
+        try:
+            async for chunk in stream:
+                if request.add(chunk):
+                    self.client.cancel_choice(chunk.request_id, chunk.choice)
+                yield request.output
+        finally:
+            if not request.is_finished:
+                self.client.cancel(request.request_id)

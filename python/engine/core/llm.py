@@ -1,0 +1,155 @@
+"""Offline use: many prompts in, all answers out, in this process."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+from engine.config.engine_config import EngineConfig
+from engine.config.model_location import bundled_model, locate_model
+from engine.core.build import build_engine
+from engine.core.engine_core import EngineCore
+from engine.core.messages import CancelChoice, CancelRequest, Failed, TokenChunk
+from engine.core.outputs import (
+    Messages,
+    Prompt,
+    RequestInProgress,
+    RequestOutput,
+    encode_chat,
+    encode_prompt,
+)
+from engine.errors import EngineError, InvalidRequest
+from engine.sampling.params import SamplingParams
+from engine.text.chat_template import ChatTemplate
+from engine.text.tokenizer import Tokenizer
+
+Params = SamplingParams | Sequence[SamplingParams] | None
+
+
+class LLM:
+    """A model to run prompts through. Not for more than one thread at a time.
+
+    `model_path` is a directory or a hub id, None for the bundled model; `config` takes the fields
+    of `EngineConfig`. Also a context manager; after `close` its memory is free again.
+    Raises: `ConfigError` or `CheckpointError`, one line, when the model cannot be loaded.
+    """
+
+    def __init__(self, model_path: str | None = None, **config: Any) -> None:
+        path = str(bundled_model() if model_path is None else locate_model(str(model_path)))
+        engine_config = EngineConfig(model_path=path, **config)
+        self.tokenizer = Tokenizer.from_directory(engine_config.tokenizer_path or path)
+        self._template = ChatTemplate.from_tokenizer(self.tokenizer)
+        self._core: EngineCore | None
+        self._core, self.info = build_engine(engine_config)
+        self._ids = map(str, itertools.count())
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: Params = None,
+        *,
+        n: int = 1,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Continue prompts (texts or token ids, one or many); answers in the order of the prompts.
+
+        `params` is for all, or one for each prompt. Interrupted, it leaves nothing running.
+        Raises: `InvalidRequest` when a prompt cannot be served; the others are given up then.
+        """
+        return self._run([encode_prompt(self.tokenizer, p) for p in _as_list(prompts)], params, n, use_tqdm)
+
+    def chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        params: Params = None,
+        *,
+        n: int = 1,
+        use_tqdm: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer conversations (one or many), rendered with the model's chat template."""
+        chats = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        encoded = [encode_chat(self.tokenizer, self._template, chat, tools=tools) for chat in chats]
+        return self._run(encoded, params, n, use_tqdm)
+
+    def close(self) -> None:
+        """Free the model. Nothing else can be called afterwards."""
+        self._core = None
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(
+        self, encoded: Sequence[tuple[str | None, list[int]]], params: Params, n: int, use_tqdm: bool
+    ) -> list[RequestOutput]:
+        if self._core is None:
+            raise EngineError("this LLM is closed")
+        requests = [
+            RequestInProgress(next(self._ids), prompt, ids, own, n)
+            for (prompt, ids), own in zip(encoded, _params_of_each(params, len(encoded)), strict=True)
+        ]
+        running: dict[str, RequestInProgress] = {}
+        bar = tqdm(total=len(requests), desc="generating", unit="prompt", disable=not use_tqdm)
+        try:
+            with bar:
+                self._run_all(deque(requests), running, bar)
+        finally:
+            for request_id in running:  # after an error or ctrl-C
+                self._core.handle(CancelRequest(request_id))
+            self._core.step()
+        return [request.output for request in requests]
+
+    def _run_all(
+        self, todo: deque[RequestInProgress], running: dict[str, RequestInProgress], bar: tqdm
+    ) -> None:
+        """Keep the engine full until nothing is left; `running` holds what it has."""
+        core = self._core
+        assert core is not None
+        num_choices = 0
+        while todo or running:
+            while todo and (not running or num_choices + todo[0].n <= self.info.max_running_requests):
+                request = todo.popleft()
+                running[request.request_id] = request
+                num_choices += request.n
+                core.handle(request.start(self.tokenizer))
+            for message in core.step():
+                request = running.get(getattr(message, "request_id", ""))
+                if request is None:
+                    continue
+                if isinstance(message, Failed):
+                    del running[message.request_id]
+                    raise message.to_error()
+                if isinstance(message, TokenChunk):
+                    if request.add(message):
+                        core.handle(CancelChoice(message.request_id, message.choice))
+                    if request.is_finished:
+                        del running[message.request_id]
+                        num_choices -= request.n
+                        bar.update()
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
+    """One prompt, as text or as token ids, becomes a list of one."""
+    if isinstance(prompts, str) or (len(prompts) > 0 and not isinstance(prompts[0], (str, Sequence))):
+        return [prompts]  # type: ignore[list-item]
+    return prompts  # type: ignore[return-value]
+
+
+def _params_of_each(params: Params, count: int) -> Sequence[SamplingParams]:
+    if params is None:
+        params = SamplingParams()
+    if isinstance(params, SamplingParams):
+        return [params] * count
+    if len(params) != count:
+        raise InvalidRequest(f"Invalid request: {len(params)} sampling parameters for {count} prompts")
+    return params

@@ -1,0 +1,105 @@
+"""What `LLM` and `AsyncEngine` give back, put together from token chunks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from engine.core.messages import GenerateRequest, TokenChunk, TokenLogprobs
+from engine.core.output_processor import OutputProcessor
+from engine.errors import InvalidRequest
+from engine.sampling.params import SamplingParams
+from engine.text.chat_template import ChatTemplate
+from engine.text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+Messages = Sequence[Mapping[str, Any]]
+
+
+@dataclasses.dataclass
+class CompletionOutput:
+    """One choice. `token_ids` holds every generated token, a stop token included.
+
+    `finish_reason` is "stop", "length", or None while it runs; `matched_stop` the stop string or
+    the id of the stop token. `logprobs` has one entry for each token that the text holds.
+    """
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = dataclasses.field(default_factory=list)
+    finish_reason: str | None = None
+    matched_stop: str | int | None = None
+    logprobs: list[tuple[int, TokenLogprobs]] | None = None
+
+
+@dataclasses.dataclass
+class RequestOutput:
+    """One prompt with its choices. `prompt` is None when token ids were given."""
+
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    num_cached_tokens: int = 0
+
+
+class RequestInProgress:
+    """A request on its way: the message for the engine, and the answer as it grows."""
+
+    def __init__(
+        self, request_id: str, prompt: str | None, ids: Sequence[int], params: SamplingParams, n: int
+    ) -> None:
+        self.request_id = request_id
+        self.params = params
+        self.n = n
+        keeps_logprobs = params.logprobs is not None
+        outputs = [CompletionOutput(i, logprobs=[] if keeps_logprobs else None) for i in range(n)]
+        self.output = RequestOutput(prompt, list(ids), outputs)
+
+    def start(self, tokenizer: Tokenizer) -> GenerateRequest:
+        """The message that asks for it."""
+        ids = self.output.prompt_token_ids
+        self._processor = OutputProcessor(tokenizer, self.params, ids, self.n)
+        return GenerateRequest(self.request_id, np.array(ids, "<i4").tobytes(), self.params, self.n)
+
+    def add(self, chunk: TokenChunk) -> bool:
+        """Add what the engine computed; whether its choice must now be ended in the engine."""
+        delta = self._processor.process(chunk)
+        if delta is None:
+            return False
+        if chunk.choice == 0:
+            self.output.num_cached_tokens = chunk.cached_tokens
+        choice = self.output.outputs[chunk.choice]
+        choice.text += delta.text
+        choice.token_ids += chunk.token_ids
+        choice.finish_reason, choice.matched_stop = delta.finish_reason, delta.matched_stop
+        if choice.logprobs is not None:
+            choice.logprobs += delta.tokens
+        return delta.finish_reason is not None and chunk.finish_reason is None
+
+    @property
+    def is_finished(self) -> bool:
+        return all(choice.finish_reason is not None for choice in self.output.outputs)
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> tuple[str | None, list[int]]:
+    """Text (if it was text) and token ids. Raises: `InvalidRequest` for anything else."""
+    if isinstance(prompt, str):
+        return prompt, tokenizer.encode(prompt)
+    try:
+        ids = [int(token_id) for token_id in prompt]
+    except (TypeError, ValueError):
+        raise InvalidRequest("Invalid request: a prompt is a string or a list of token ids") from None
+    if any(not -(2**31) <= token_id < 2**31 for token_id in ids):
+        raise InvalidRequest("Invalid request: token ids are 32-bit integers", param="prompt")
+    return None, ids
+
+
+def encode_chat(
+    tokenizer: Tokenizer, template: ChatTemplate, messages: Messages, **options: Any
+) -> tuple[str, list[int]]:
+    """Rendered text and token ids of a conversation; `options` go to the template."""
+    text = template.render(messages, **options)
+    return text, tokenizer.encode(text, add_special_tokens=False)

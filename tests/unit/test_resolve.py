@@ -1,0 +1,126 @@
+import dataclasses
+
+import pytest
+
+from engine.config.engine_config import EngineConfig
+from engine.core.resolve import Machine, resolve
+from engine.errors import ConfigError
+from engine.models.spec import ModelSpec
+
+SPEC = ModelSpec.from_config(
+    {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 512,
+        "vocab_size": 1000,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+        "eos_token_id": 2,
+        "dtype": "bfloat16",
+    }
+)
+BLOCK_BYTES = 2 * 2 * 2 * 64 * 16 * 2  # keys and values, layers, heads, head_dim, tokens, bfloat16
+GIB = 2**30
+MACHINE = Machine(num_cores=3, memory_bytes=8 * GIB)
+
+
+def config(**fields):
+    return EngineConfig(model_path="/nowhere", **fields)
+
+
+def spec(**fields):
+    return dataclasses.replace(SPEC, **fields)
+
+
+def test_defaults_have_values_and_reasons():
+    resolved = resolve(config(), SPEC, MACHINE)
+    assert resolved.dtype == "bfloat16"
+    assert resolved.context_length == 2048
+    assert resolved.page_size == 16
+    assert resolved.max_running_requests == 64
+    assert resolved.num_threads == 3
+    assert resolved.num_blocks == 64 * 2048 // 16, "never more than all running requests can use"
+    undecided = {
+        field.name
+        for field in dataclasses.fields(EngineConfig)
+        if getattr(config(), field.name) in (None, "auto")
+    } - {"tokenizer_path", "load_format"}
+    assert set(resolved.reasons) == undecided
+    assert all(value is not None and reason for value, reason in resolved.explained().values())
+
+
+def test_choices_win():
+    chosen = {
+        "dtype": "float32",
+        "context_length": 100,
+        "page_size": 4,
+        "max_total_tokens": 402,
+        "max_running_requests": 2,
+        "max_queued_requests": 0,
+        "chunked_prefill_size": 7,
+        "target_itl_ms": 1.5,
+        "num_threads": 9,
+        "cpu_isa": "baseline",
+        "schedule_policy": "lpm",
+        "disable_radix_cache": True,
+        "debug_checks": True,
+    }
+    resolved = resolve(config(**chosen), SPEC, MACHINE)
+    for name, value in chosen.items():
+        assert getattr(resolved, name) == (400 if name == "max_total_tokens" else value)
+    assert resolved.num_blocks == 100
+    assert resolved.reasons == {}
+    settings = resolved.scheduler_settings(SPEC)
+    assert settings.target_itl_s == 0.0015
+    assert settings.eos_token_ids == (2,)
+    assert resolved.max_step_tokens == 7
+
+
+def test_step_buffers_hold_all_decodes_and_a_block():
+    resolved = resolve(config(max_running_requests=50, chunked_prefill_size=8, page_size=16), SPEC, MACHINE)
+    assert resolved.max_step_tokens == 58
+
+
+@pytest.mark.parametrize(
+    ("stored", "chosen"), [("bfloat16", "bfloat16"), ("float32", "float32"), ("float16", "float32")]
+)
+def test_dtype_keeps_what_the_checkpoint_has(stored, chosen):
+    assert resolve(config(), spec(dtype=stored), MACHINE).dtype == chosen
+
+
+def test_pool_stays_small_beside_a_small_model():
+    resolved = resolve(config(max_running_requests=4096), SPEC, MACHINE)
+    assert resolved.num_blocks == 256 * 2**20 // BLOCK_BYTES
+
+
+def test_pool_holds_one_long_context_when_memory_allows():
+    long = spec(max_position_embeddings=1_000_000)
+    resolved = resolve(config(), long, MACHINE)
+    assert resolved.context_length == resolved.max_total_tokens == 1_000_000
+
+
+def test_pool_takes_half_of_what_is_left_and_cuts_the_context():
+    long = spec(max_position_embeddings=1_000_000)
+    resolved = resolve(config(), long, Machine(num_cores=1, memory_bytes=GIB // 4))
+    assert resolved.num_blocks * BLOCK_BYTES < GIB // 8
+    assert resolved.context_length == resolved.max_total_tokens
+    assert "KV cache" in resolved.reasons["context_length"]
+    assert "half" in resolved.reasons["max_total_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "memory", "message"),
+    [
+        ({"context_length": 2049}, GIB, "--context-length 2049 is more than the 2048"),
+        ({"context_length": 100, "max_total_tokens": 64}, GIB, "does not fit the KV cache of 64 tokens"),
+        ({"max_total_tokens": 15}, GIB, "--max-total-tokens 15 is less than one block of 16"),
+        ({}, 1000, "the model does not fit: its weights take"),
+    ],
+)
+def test_contradictions_are_one_line(fields, memory, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        resolve(config(**fields), SPEC, Machine(num_cores=1, memory_bytes=memory))
+    assert "\n" not in caught.value.message
