@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
-from helpers.tiny_models import LLAMA_CONFIG
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import ConfigError
 from engine.models.registry import FAMILIES
 from engine.models.spec import ModelSpec
+from helpers.tiny_models import LLAMA_CONFIG
 
 
 def with_changes(**changes):
@@ -157,12 +159,23 @@ json_values = st.recursive(
 )
 
 
-@given(key=st.sampled_from([*LLAMA_CONFIG, "head_dim", "rope_scaling", "layer_types", "sliding_window", "hidden_act",
-                            "use_sliding_window", "rope_theta", "max_window_layers", "bos_token_id"]),
-       value=json_values, architecture=st.sampled_from(list(FAMILIES)))  # fmt: skip
+KEYS = [*LLAMA_CONFIG, "head_dim", "rope_scaling", "rope_theta", "layer_types", "sliding_window"]
+KEYS += ["use_sliding_window", "max_window_layers", "hidden_act", "bos_token_id"]
+
+
+@given(key=st.sampled_from(KEYS), value=json_values, architecture=st.sampled_from(list(FAMILIES)))
 def test_any_json_is_read_or_refused(key, value, architecture):
     config = {**LLAMA_CONFIG, "architectures": [architecture], "use_sliding_window": True, key: value}
     try:
         ModelSpec.from_config(config)
     except ConfigError as error:
         assert "\n" not in error.message
+
+
+def test_resolving_a_model_needs_no_torch():
+    """The configuration of a wrong model is refused before seconds are spent on importing torch."""
+    code = (
+        "import sys, engine.models.registry, engine.runner.memory, engine.runner.hardware;"
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
