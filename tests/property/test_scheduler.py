@@ -9,8 +9,10 @@ import msgspec
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from engine.cache.prefix_cache import PrefixCache
 from engine.errors import InvalidRequest, Overloaded
 from engine.sampling.params import SamplingParams
+from helpers.prefix_cache import PlainPrefixCache
 from helpers.scheduling import Harness, answer_alone
 
 VOCAB_SIZE = 3
@@ -43,6 +45,8 @@ def make_params(greedy, max_tokens, min_tokens, ignore_eos, seed):
 class SchedulerMachine(RuleBasedStateMachine):
     """Tiny pools, a two-token vocabulary: prefixes collide and blocks run out all the time."""
 
+    cache_kind: type = PlainPrefixCache
+
     @initialize(
         num_blocks=st.integers(10, 24),
         enabled=st.booleans(),
@@ -55,7 +59,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.h = Harness(
             num_blocks=num_blocks,
             block_size=BLOCK_SIZE,
-            enabled=enabled,
+            cache=self.cache_kind(num_blocks, BLOCK_SIZE, enabled),
             vocab_size=VOCAB_SIZE,
             eos_token_ids=(EOS,),
             schedule_policy=policy,
@@ -159,7 +163,15 @@ class SchedulerMachine(RuleBasedStateMachine):
                     assert answer == expected
 
 
-SchedulerMachine.TestCase.settings = settings(
-    max_examples=250, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
-)
+class NativeCacheMachine(SchedulerMachine):
+    """The same walks over the native tree and allocator."""
+
+    cache_kind = PrefixCache
+
+
+for machine in (SchedulerMachine, NativeCacheMachine):
+    machine.TestCase.settings = settings(
+        max_examples=120, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    )
 TestScheduler = SchedulerMachine.TestCase
+TestSchedulerOnNativeCache = NativeCacheMachine.TestCase
