@@ -9,7 +9,7 @@ import pytest
 
 from engine import _native
 from engine.cache.prefix_cache import PrefixCache
-from engine.models.spec import ModelSpec
+from engine.models.registry import read_spec
 from engine.runner.model_runner import ModelRunner
 from engine.sampling.params import SamplingParams
 from engine.scheduling.scheduler import Scheduler
@@ -86,7 +86,7 @@ class Machine:
 
     def __init__(self, directory, *, dtype="bfloat16", isa="auto", num_threads=2) -> None:
         self.runner = ModelRunner(
-            ModelSpec.from_directory(directory),
+            read_spec(directory),
             directory,
             dtype=dtype,
             num_blocks=PLENTY_OF_BLOCKS,

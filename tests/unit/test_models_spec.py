@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import ConfigError
-from engine.models.registry import FAMILIES
-from engine.models.spec import ModelSpec
+from engine.models.registry import FAMILIES, read_spec, spec_from_config
 from helpers.tiny_models import LLAMA_CONFIG
 
 
@@ -21,7 +20,7 @@ def with_changes(**changes):
 
 
 def test_llama_facts():
-    spec = ModelSpec.from_config(LLAMA_CONFIG)
+    spec = spec_from_config(LLAMA_CONFIG)
     assert (spec.head_dim, spec.num_kv_heads, spec.qkv_size) == (64, 2, 512)
     assert (spec.rms_norm_eps, spec.dtype, spec.activation) == (1e-5, "bfloat16", "silu")
     assert spec.eos_token_ids == (2,)
@@ -42,19 +41,19 @@ def test_old_and_new_rope_fields_say_the_same():
     old = with_changes(rope_theta=5e5, rope_scaling={"rope_type": "llama3", **scaling})
     older = with_changes(rope_theta=5e5, rope_scaling={"type": "llama3", **scaling})
     new = with_changes(rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, **scaling})
-    ropes = [ModelSpec.from_config(config).rope for config in (old, older, new)]
+    ropes = [spec_from_config(config).rope for config in (old, older, new)]
     assert ropes[0] == ropes[1] == ropes[2]
     assert (ropes[0].kind, ropes[0].theta, ropes[0].original_max_positions) == ("llama3", 5e5, 512)
 
 
 def test_scaling_without_an_original_length_uses_the_context():
-    rope = ModelSpec.from_config(with_changes(rope_scaling={"type": "yarn", "factor": 2.0})).rope
+    rope = spec_from_config(with_changes(rope_scaling={"type": "yarn", "factor": 2.0})).rope
     assert rope.original_max_positions == 2048
 
 
 def test_yarn_extends_the_context():
     scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
-    assert ModelSpec.from_config(with_changes(rope_scaling=scaling)).max_position_embeddings == 8192
+    assert spec_from_config(with_changes(rope_scaling=scaling)).max_position_embeddings == 8192
 
 
 @pytest.mark.parametrize(
@@ -82,37 +81,37 @@ def test_yarn_extends_the_context():
     ],
 )
 def test_windows(architecture, changes, windows):
-    spec = ModelSpec.from_config(with_changes(architectures=[architecture], **changes))
+    spec = spec_from_config(with_changes(architectures=[architecture], **changes))
     assert spec.windows == windows
 
 
 def test_qwen_facts():
-    qwen2 = ModelSpec.from_config(with_changes(architectures=["Qwen2ForCausalLM"]))
+    qwen2 = spec_from_config(with_changes(architectures=["Qwen2ForCausalLM"]))
     assert qwen2.qkv_bias and not qwen2.output_bias and not qwen2.qk_norm
-    qwen3 = ModelSpec.from_config(with_changes(architectures=["Qwen3ForCausalLM"]))
+    qwen3 = spec_from_config(with_changes(architectures=["Qwen3ForCausalLM"]))
     assert qwen3.qk_norm and not qwen3.qkv_bias
     assert (qwen3.head_dim, qwen3.rope.rotary_dim) == (128, 128)
 
 
 def test_generation_config_decides_the_end_tokens(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_CONFIG))
-    assert ModelSpec.from_directory(tmp_path).eos_token_ids == (2,)
+    assert read_spec(tmp_path).eos_token_ids == (2,)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8]}))
-    assert ModelSpec.from_directory(tmp_path).eos_token_ids == (7, 8)
+    assert read_spec(tmp_path).eos_token_ids == (7, 8)
 
 
 def test_missing_directory_and_files(tmp_path):
     with pytest.raises(ConfigError, match="no such model directory"):
-        ModelSpec.from_directory(tmp_path / "absent")
+        read_spec(tmp_path / "absent")
     with pytest.raises(ConfigError, match="no config.json in"):
-        ModelSpec.from_directory(tmp_path)
+        read_spec(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\xff", "[" * 100_000])
 def test_broken_config_is_one_line(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError) as caught:
-        ModelSpec.from_directory(tmp_path)
+        read_spec(tmp_path)
     assert "\n" not in caught.value.message and "config.json" in caught.value.message
 
 
@@ -145,7 +144,7 @@ def test_broken_config_is_one_line(tmp_path, text):
 )
 def test_what_is_refused(changes, message):
     with pytest.raises(ConfigError) as caught:
-        ModelSpec.from_config(with_changes(**changes))
+        spec_from_config(with_changes(**changes))
     assert message in caught.value.message
     assert "\n" not in caught.value.message
 
@@ -167,7 +166,7 @@ KEYS += ["use_sliding_window", "max_window_layers", "hidden_act", "bos_token_id"
 def test_any_json_is_read_or_refused(key, value, architecture):
     config = {**LLAMA_CONFIG, "architectures": [architecture], "use_sliding_window": True, key: value}
     try:
-        ModelSpec.from_config(config)
+        spec_from_config(config)
     except ConfigError as error:
         assert "\n" not in error.message
 

@@ -5,9 +5,9 @@ import pytest
 from engine.config.engine_config import EngineConfig
 from engine.core.resolve import Machine, resolve
 from engine.errors import ConfigError
-from engine.models.spec import ModelSpec
+from engine.models.registry import spec_from_config
 
-SPEC = ModelSpec.from_config(
+SPEC = spec_from_config(
     {
         "architectures": ["LlamaForCausalLM"],
         "hidden_size": 256,

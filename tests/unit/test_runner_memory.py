@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.models.spec import ModelSpec
+from engine.models.registry import spec_from_config
 from engine.runner.kv_cache import KVCache
 from engine.runner.memory import block_bytes, blocks_that_fit, weight_bytes
 from helpers.tiny_models import LLAMA_CONFIG
 
-SPEC = ModelSpec.from_config(LLAMA_CONFIG)
+SPEC = spec_from_config(LLAMA_CONFIG)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

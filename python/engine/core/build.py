@@ -10,7 +10,7 @@ from engine.config.model_location import locate_model
 from engine.core.engine_core import EngineCore
 from engine.core.messages import EngineReady
 from engine.core.resolve import resolve
-from engine.models.spec import ModelSpec
+from engine.models.registry import read_spec
 
 Progress = Callable[[str, float], None]
 
@@ -24,7 +24,7 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> tupl
     """
     directory = str(locate_model(config.model_path))
     config = dataclasses.replace(config, model_path=directory)
-    spec = ModelSpec.from_directory(directory)
+    spec = read_spec(directory)
     resolved = resolve(config, spec)
 
     # Late: torch takes seconds to import, and a wrong path is told at once.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine.models.spec import ModelSpec, flag
+from engine.models.hf_config import flag
+from engine.models.spec import ModelSpec
 
 
 def facts(config: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:

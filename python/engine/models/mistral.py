@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine.models.spec import ModelSpec, integer
+from engine.models.hf_config import integer
+from engine.models.spec import ModelSpec
 
 DEFAULT_WINDOW = 4096
 

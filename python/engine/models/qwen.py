@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.errors import ConfigError
-from engine.models.spec import ModelSpec, flag, integer
+from engine.models.hf_config import flag, integer
+from engine.models.spec import ModelSpec
 
 DEFAULT_WINDOW = 4096
 DEFAULT_FIRST_WINDOW_LAYER = 28

@@ -1,13 +1,16 @@
-"""Which architectures are served, by the name that config.json gives them."""
+"""Which architectures are served, by the name that config.json gives them. No torch here."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from engine.errors import ConfigError
 from engine.models import llama, mistral, qwen
+from engine.models.hf_config import check_supported, read_facts, read_json
 from engine.models.spec import ModelSpec
 
 
@@ -26,6 +29,32 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "Qwen3ForCausalLM": Family(qwen.qwen3_facts, default_head_dim=128),
     }
 )
+
+
+def read_spec(directory: str | Path) -> ModelSpec:
+    """The facts of a checkpoint, from its config.json and, if there is one, generation_config.json.
+
+    Raises: `ConfigError`, one line, when a file is missing or broken, or when the architecture or
+    one of its features is not supported.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise ConfigError(f"no such model directory: {directory}")
+    config = read_json(directory / "config.json")
+    generation_path = directory / "generation_config.json"
+    generation = read_json(generation_path) if generation_path.exists() else {}
+    return spec_from_config(config, generation)
+
+
+def spec_from_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelSpec:
+    """The same from the parsed JSON objects."""
+    architecture = architecture_of(config)
+    family = FAMILIES[architecture]
+    facts = read_facts(config, generation or {}, family.default_head_dim)
+    spec = ModelSpec(architecture=architecture, **facts)
+    spec = dataclasses.replace(spec, **family.facts(config, spec))
+    check_supported(spec)
+    return spec
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:

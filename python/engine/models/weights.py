@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from engine.errors import CheckpointError, ConfigError
-from engine.models.spec import read_json
+from engine.models.hf_config import read_json
 
 Progress = Callable[[str, float], None]
 

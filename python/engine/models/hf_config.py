@@ -1,0 +1,190 @@
+"""Read config.json as Hugging Face writes it, in old and new spellings, trusting nothing in it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.errors import ConfigError
+from engine.models.spec import ModelSpec, RopeSpec
+
+ROPE_KINDS = ("default", "linear", "llama3", "yarn")
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+DTYPES = ("float32", "float16", "bfloat16")
+HEAD_DIMS = range(64, 257, 16)
+MAX_DIMENSION = 2**31 - 1
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """One JSON object from a file. Raises: `ConfigError` naming the file and its directory."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no {path.name} in {path.parent}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"cannot read {path.name} in {path.parent}: {_one_line(error)}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path.name} in {path.parent} must hold a JSON object")
+    return value
+
+
+def integer(config: Mapping[str, Any], key: str, default: int | None = None, *, minimum: int = 1) -> int:
+    """An integer of config.json; null counts as absent. Raises: `ConfigError` naming the key."""
+    value = config.get(key)
+    if value is None:
+        value = default
+    if value is None:
+        raise ConfigError(f"config.json lacks {key}")
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= MAX_DIMENSION:
+        raise ConfigError(f"config.json: {key} must be an integer of at least {minimum}, got {value!r}")
+    return value
+
+
+def number(config: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    """A positive number of config.json; null counts as absent. Raises: `ConfigError` naming the key."""
+    value = config.get(key)
+    if value is None:
+        value = default
+    if value is None:
+        raise ConfigError(f"config.json lacks {key}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ConfigError(f"config.json: {key} must be a positive number, got {value!r}")
+    return float(value)
+
+
+def flag(config: Mapping[str, Any], key: str, default: bool = False) -> bool:
+    """A boolean of config.json; null counts as absent. Raises: `ConfigError` naming the key."""
+    value = config.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise ConfigError(f"config.json: {key} must be true or false, got {value!r}")
+    return value
+
+
+def read_facts(
+    config: Mapping[str, Any], generation: Mapping[str, Any], default_head_dim: int | None
+) -> dict[str, Any]:
+    """Fields of `ModelSpec` that every family writes the same way, and flags that a family may replace."""
+    hidden_size = integer(config, "hidden_size")
+    num_layers = integer(config, "num_hidden_layers")
+    num_heads = integer(config, "num_attention_heads")
+    head_dim = integer(config, "head_dim", default_head_dim or hidden_size // num_heads)
+    max_positions = integer(config, "max_position_embeddings")
+    rope = read_rope(config, head_dim, max_positions)
+    if rope.kind == "yarn":
+        max_positions = max(max_positions, int(rope.original_max_positions * rope.factor))
+    eos_source = generation if generation.get("eos_token_id") is not None else config
+    return {
+        "hidden_size": hidden_size,
+        "num_layers": num_layers,
+        "num_heads": num_heads,
+        "num_kv_heads": integer(config, "num_key_value_heads", num_heads),
+        "head_dim": head_dim,
+        "intermediate_size": integer(config, "intermediate_size"),
+        "vocab_size": integer(config, "vocab_size"),
+        "rms_norm_eps": number(config, "rms_norm_eps", 1e-6),
+        "rope": rope,
+        "windows": (0,) * num_layers,
+        "activation": _activation(config),
+        "tie_word_embeddings": flag(config, "tie_word_embeddings"),
+        "qkv_bias": False,
+        "output_bias": False,
+        "mlp_bias": False,
+        "qk_norm": False,
+        "max_position_embeddings": max_positions,
+        "eos_token_ids": _token_ids(eos_source, "eos_token_id"),
+        "bos_token_id": next(iter(_token_ids(config, "bos_token_id")), None),
+        "dtype": _dtype(config),
+    }
+
+
+def read_rope(config: Mapping[str, Any], head_dim: int, max_positions: int) -> RopeSpec:
+    """Rotary facts, from `rope_parameters` (new) or `rope_theta` and `rope_scaling` (old)."""
+    parameters = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(parameters, Mapping) or any(isinstance(item, Mapping) for item in parameters.values()):
+        raise ConfigError("config.json: rope parameters must be one flat object for all layers")
+    kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    if kind not in ROPE_KINDS:
+        raise ConfigError(f"rope scaling {kind!r} is not supported; supported: {', '.join(ROPE_KINDS)}")
+    share = number(parameters, "partial_rotary_factor", number(config, "partial_rotary_factor", 1.0))
+    rotary_dim = int(head_dim * share)
+    if share > 1 or rotary_dim < 2 or rotary_dim % 2:
+        raise ConfigError(
+            f"config.json: partial_rotary_factor {share:g} of head_dim {head_dim} is no even size"
+        )
+    theta = number(parameters, "rope_theta", number(config, "rope_theta", 10000.0))
+    facts: dict[str, Any] = {"kind": kind, "theta": theta, "rotary_dim": rotary_dim}
+    if kind == "default":
+        return RopeSpec(**facts)
+    facts["factor"] = factor = number(parameters, "factor")
+    if kind == "linear":
+        return RopeSpec(**facts)
+    original = integer(parameters, "original_max_position_embeddings", max_positions)
+    facts["original_max_positions"] = integer(config, "original_max_position_embeddings", original)
+    if kind == "llama3":
+        low, high = number(parameters, "low_freq_factor"), number(parameters, "high_freq_factor")
+        if high <= low:
+            raise ConfigError(f"config.json: high_freq_factor {high:g} must be above low_freq_factor {low:g}")
+        return RopeSpec(**facts, low_freq_factor=low, high_freq_factor=high)
+    return RopeSpec(
+        **facts,
+        beta_fast=number(parameters, "beta_fast", 32.0),
+        beta_slow=number(parameters, "beta_slow", 1.0),
+        attention_factor=_yarn_attention_factor(parameters, factor),
+        truncate=flag(parameters, "truncate", True),
+    )
+
+
+def _yarn_attention_factor(parameters: Mapping[str, Any], factor: float) -> float:
+    """What cos and sin are multiplied by. `mscale` and `mscale_all_dim` count only together."""
+
+    def mscale(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    if parameters.get("attention_factor") is not None:
+        return number(parameters, "attention_factor")
+    if parameters.get("mscale") and parameters.get("mscale_all_dim"):
+        return mscale(number(parameters, "mscale")) / mscale(number(parameters, "mscale_all_dim"))
+    return mscale(1.0)
+
+
+def _activation(config: Mapping[str, Any]) -> str:
+    name = config.get("hidden_act") or "silu"
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise ConfigError(f"activation {name!r} is not supported; supported: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def _dtype(config: Mapping[str, Any]) -> str:
+    name = config.get("dtype") or config.get("torch_dtype") or "float32"
+    if name not in DTYPES:
+        raise ConfigError(f"checkpoint dtype {name!r} is not supported; supported: {', '.join(DTYPES)}")
+    return name
+
+
+def _token_ids(config: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    value = config.get(key)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if any(isinstance(item, bool) or not isinstance(item, int) or item < 0 for item in ids):
+        raise ConfigError(f"{key} must be a token id or a list of token ids, got {value!r}")
+    return tuple(ids)
+
+
+def check_supported(spec: ModelSpec) -> None:
+    """Raises: `ConfigError` where the kernels or the facts themselves do not fit together."""
+    if spec.head_dim not in HEAD_DIMS:
+        raise ConfigError(f"head_dim {spec.head_dim} is not supported; supported: 64 to 256 in steps of 16")
+    if spec.num_heads % spec.num_kv_heads:
+        raise ConfigError(
+            f"{spec.num_heads} query heads do not divide into {spec.num_kv_heads} key-value heads"
+        )
+    if len(spec.windows) != spec.num_layers:
+        raise ConfigError(f"layer_types has {len(spec.windows)} entries for {spec.num_layers} layers")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
