@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m engine.server",
         usage="python -m engine.server [flags]",
         description="Serve a model over an OpenAI-compatible HTTP API.",
-        epilog=f"Environment: {API_KEY} adds an API key; {CPU_ISA} chooses the instruction set of the kernels.",
+        epilog=f"Environment: {API_KEY} adds an API key; {CPU_ISA} names the instruction set of the kernels.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )

@@ -123,11 +123,11 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag(
         "--max-running-requests", Kind.INTEGER, CAPACITY, "Most requests computed at once.",
-        EngineConfig, unset="from --max-total-tokens",
+        EngineConfig, unset="64 on the CPU",
     ),
     Flag(
         "--max-queued-requests", Kind.INTEGER, CAPACITY,
-        "Most requests waiting; one more is answered 503. 0: none waits.", EngineConfig, unset="no limit",
+        "Most requests waiting; one more is answered 503. 0: none waits.", EngineConfig, unset="1024",
     ),
     Flag(
         "--page-size", Kind.INTEGER, CAPACITY, "Tokens in a block of the KV cache.",
@@ -143,7 +143,8 @@ FLAGS: tuple[Flag, ...] = (
         EngineConfig, SCHEDULE_POLICIES,
     ),
     Flag(
-        "--chunked-prefill-size", Kind.INTEGER, SPEED, "Most prompt tokens computed in one step.", EngineConfig,
+        "--chunked-prefill-size", Kind.INTEGER, SPEED, "Most prompt tokens computed in one step.",
+        EngineConfig, unset="512 on the CPU",
     ),
     Flag(
         "--target-itl-ms", Kind.NUMBER, SPEED,

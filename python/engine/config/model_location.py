@@ -18,11 +18,10 @@ def bundled_model() -> Path:
     return Path(engine.__file__).parent / "demo" / "model"
 
 
-def locate_model(model_path: str) -> Path:
-    """Directory of the checkpoint that `model_path` names.
+def check_model_path(model_path: str) -> Path | None:
+    """The directory that `model_path` names, or None if it can only be a hub id; fetches nothing.
 
-    Effects: downloads what a hub id names and the local cache lacks.
-    Raises: `ConfigError` with the reason.
+    Raises: `ConfigError` if it is neither.
     """
     directory = Path(model_path).expanduser()
     if directory.is_dir():
@@ -33,7 +32,16 @@ def locate_model(model_path: str) -> Path:
         raise ConfigError(f"{model_path} is a file; --model-path takes a directory or a hub id")
     if not _HUB_ID.fullmatch(model_path):
         raise ConfigError(f"no such model directory: {model_path}")
-    return _from_hub(model_path)
+    return None
+
+
+def locate_model(model_path: str) -> Path:
+    """Directory of the checkpoint that `model_path` names.
+
+    Effects: downloads what a hub id names and the local cache lacks.
+    Raises: `ConfigError` with the reason.
+    """
+    return check_model_path(model_path) or _from_hub(model_path)
 
 
 def _from_hub(repository: str) -> Path:

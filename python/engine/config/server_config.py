@@ -36,16 +36,15 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port must be in [0, 65535], got {self.port}")
-        if self.default_max_tokens_chat is not None and self.default_max_tokens_chat < 1:
-            raise ConfigError(
-                f"--default-max-tokens-chat must be at least 1, or 'context', got {self.default_max_tokens_chat}"
-            )
-        if self.sampling_defaults not in SAMPLING_DEFAULTS:
-            raise ConfigError(
-                f"--sampling-defaults must be one of {', '.join(SAMPLING_DEFAULTS)}, got {self.sampling_defaults!r}"
-            )
-        if self.log_level not in LEVELS:
-            raise ConfigError(f"--log-level must be one of {', '.join(LEVELS)}, got {self.log_level!r}")
+        limit = self.default_max_tokens_chat
+        if limit is not None and limit < 1:
+            raise ConfigError(f"--default-max-tokens-chat must be at least 1, or 'context', got {limit}")
+        for flag, value, allowed in (
+            ("--sampling-defaults", self.sampling_defaults, SAMPLING_DEFAULTS),
+            ("--log-level", self.log_level, LEVELS),
+        ):
+            if value not in allowed:
+                raise ConfigError(f"{flag} must be one of {', '.join(allowed)}, got {value!r}")
         if any(not name for name in self.served_model_name):
             raise ConfigError("--served-model-name must not be empty")
         if any(not key.strip() for key in self.api_key):

@@ -56,5 +56,6 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> tupl
         device=config.device,
         cpu_isa=runner.context.isa,
         num_threads=resolved.num_threads,
+        max_queued_requests=resolved.max_queued_requests,
     )
     return core, ready

@@ -140,6 +140,7 @@ class EngineReady(_Message, tag=13):
     device: str
     cpu_isa: str
     num_threads: int
+    max_queued_requests: int | None = None
 
 
 class EngineFailed(_Message, tag=14):

@@ -1,0 +1,101 @@
+"""`python -m engine.server`: read the flags, start the engine's process, serve.
+
+The engine's process is started before anything heavy is imported here, so that both load at the
+same time; the port is bound before that, so that a port in use costs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import Sequence
+
+from engine.config.command_line import Settings, describe, read_settings
+from engine.config.engine_config import EngineConfig
+from engine.config.env import read_environment
+from engine.config.model_location import BUNDLED_NAME, bundled_model, check_model_path
+from engine.config.server_config import ServerConfig
+from engine.core.process import ProcessClient
+from engine.errors import ConfigError
+from engine.log import set_up_logging
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+_BACKLOG = 1024
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until a signal. Returns the exit code; every error is one line on standard error."""
+    try:
+        settings = read_settings(sys.argv[1:] if argv is None else argv, read_environment())
+        engine_config, server_config = _configs(settings)
+    except ConfigError as error:
+        return _complain(error, EXIT_USAGE)
+    set_up_logging(server_config.log_level)
+    try:
+        check_model_path(engine_config.model_path)
+        if settings.print_config:
+            print(_explain(settings, engine_config, server_config))
+        else:
+            _serve(engine_config, server_config)
+    except ConfigError as error:
+        return _complain(error, EXIT_FAILURE)
+    except KeyboardInterrupt:  # before the server listens to signals
+        return EXIT_FAILURE
+    return 0
+
+
+def _configs(settings: Settings) -> tuple[EngineConfig, ServerConfig]:
+    """Both configurations; the model is not looked for yet."""
+    engine_fields, server_fields = settings.for_class(EngineConfig), settings.for_class(ServerConfig)
+    if "model_path" not in engine_fields:
+        engine_fields["model_path"] = str(bundled_model())
+        server_fields.setdefault("served_model_name", (BUNDLED_NAME,))
+    return EngineConfig(**engine_fields), ServerConfig(**server_fields)
+
+
+def _serve(engine_config: EngineConfig, server_config: ServerConfig) -> None:
+    with _bind(server_config.host, server_config.port) as listener:
+        client = ProcessClient(engine_config)
+        client.start()
+
+        from engine.server.serve import serve  # late: the engine loads meanwhile
+
+        asyncio.run(serve(client, listener, config=server_config, engine_config=engine_config))
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A listening socket: from now on clients wait rather than fail. Raises `ConfigError`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {error.strerror or error}; see --port"
+        ) from None
+
+
+def _explain(settings: Settings, engine_config: EngineConfig, server_config: ServerConfig) -> str:
+    """What --print-config shows, with what the engine would decide for this model and this machine."""
+    from engine.config.model_location import locate_model
+    from engine.core.resolve import resolve
+    from engine.models.spec import ModelSpec
+
+    directory = str(locate_model(engine_config.model_path))
+    resolved = resolve(engine_config, ModelSpec.from_directory(directory)).explained()
+    if settings.get("model_path") is None:
+        resolved["model_path"] = (engine_config.model_path, "the bundled model")
+    if settings.get("served_model_name") is None:
+        names = server_config.served_model_name or (engine_config.model_path,)
+        resolved["served_model_name"] = (names, "name of the bundled model or the model path")
+    return describe(settings, resolved)
+
+
+def _complain(error: ConfigError, code: int) -> int:
+    print(f"error: {error.message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""Sending the answer of a generation, as a stream or whole: what both kinds of completion share."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+import uuid
+from collections.abc import Iterable
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import msgspec
+from sanic import HTTPResponse
+from sanic.request import Request
+
+from engine.core.output_processor import TextDelta
+from engine.server.error_map import to_http
+from engine.server.generation import Generation
+from engine.server.request_id import request_id_of
+from engine.server.schema import GenerationRequest
+from engine.server.sse import DONE, Events, EventStream, error_event
+
+logger = logging.getLogger(__name__)
+
+_MAX_IGNORED_SHOWN = 20
+_MAX_NAME_CHARS = 64
+
+
+class Shape(Protocol):
+    """How one kind of completion writes its choices."""
+
+    object_name: str
+    stream_object_name: str
+
+    def opening(self, events: Events) -> Iterable[bytes]:
+        """Events that go out before any token."""
+        ...
+
+    def events(self, events: Events, index: int, delta: TextDelta, **extra: Any) -> Iterable[bytes]:
+        """Events for a delta; `extra` goes beside `choices`."""
+        ...
+
+    def choice(self, index: int, deltas: list[TextDelta]) -> dict[str, Any]:
+        """A whole choice from all its deltas."""
+        ...
+
+
+@dataclasses.dataclass(kw_only=True)
+class Answer:
+    """One answer on its way. `reports_cache`: the server reports cached tokens to everybody."""
+
+    request: Request
+    asked: GenerationRequest
+    shape: Shape
+    response_id: str
+    reports_cache: bool
+    created: int = dataclasses.field(default_factory=lambda: int(time.time()))
+    finish_reasons: dict[int, str] = dataclasses.field(default_factory=dict)
+
+    async def send(self, generation: Generation) -> HTTPResponse | None:
+        """Run the generation to its end. Returns the answer, unless it was streamed.
+
+        Effects: logs one line about the request; leaves nothing running in the engine.
+        """
+        start = time.monotonic()
+        outcome = "cancelled"
+        try:
+            async with generation:
+                if self.asked.stream:
+                    response = None
+                    outcome = await self._stream(generation)
+                else:
+                    response = await self._whole(generation)
+                    outcome = self._outcome
+        except Exception:
+            outcome = "error"
+            raise
+        finally:
+            self._log(generation, outcome, time.monotonic() - start)
+        return response
+
+    async def _whole(self, generation: Generation) -> HTTPResponse:
+        deltas: list[list[TextDelta]] = [[] for _ in range(generation.num_choices)]
+        async for index, delta in generation.deltas():
+            deltas[index].append(delta)
+            self._note_end(index, delta)
+        content = {
+            "id": self.response_id,
+            "object": self.shape.object_name,
+            "created": self.created,
+            "model": self.asked.model,
+            "choices": [self.shape.choice(i, choice_deltas) for i, choice_deltas in enumerate(deltas)],
+            "usage": self._usage(generation),
+            **self._cache_details(generation),
+        }
+        was_cut = "length" in self.finish_reasons.values()
+        return HTTPResponse(
+            msgspec.json.encode(content), headers=self._headers(was_cut), content_type="application/json"
+        )
+
+    async def _stream(self, generation: Generation) -> str:
+        """Returns how it went, for the log."""
+        events = Events(
+            object_name=self.shape.stream_object_name,
+            response_id=self.response_id,
+            created=self.created,
+            model=self.asked.model,
+            has_usage=self.asked.include_usage,
+        )
+        async with EventStream(self.request, self._headers(may_be_cut=True)) as stream:
+            try:
+                await self._stream_choices(generation, events, stream)
+                outcome = self._outcome
+            except Exception as error:  # the status line is out: the error goes into the stream
+                await stream.send(error_event(to_http(error, request_id_of(self.request)).body()))
+                outcome = "error"
+            await stream.send(DONE)
+        return outcome
+
+    async def _stream_choices(self, generation: Generation, events: Events, stream: EventStream) -> None:
+        for event in self.shape.opening(events):
+            await stream.send(event)
+        async for index, delta in generation.deltas():
+            self._note_end(index, delta)
+            extra: dict[str, Any] = {"usage": generation.usage} if self.asked.continuous_usage else {}
+            if len(self.finish_reasons) == generation.num_choices and not self.asked.include_usage:
+                extra |= self._cache_details(generation)
+            for event in self.shape.events(events, index, delta, **extra):
+                await stream.send(event)
+        if self.asked.include_usage:
+            await stream.send(events.usage(self._usage(generation), **self._cache_details(generation)))
+
+    def _note_end(self, index: int, delta: TextDelta) -> None:
+        if delta.finish_reason is not None:
+            self.finish_reasons[index] = delta.finish_reason
+
+    def _usage(self, generation: Generation) -> dict[str, Any]:
+        details = None
+        if self.reports_cache or self.asked.return_cached_details:
+            details = {"cached_tokens": generation.cached_tokens}
+        return {**generation.usage, "prompt_tokens_details": details}
+
+    def _cache_details(self, generation: Generation) -> dict[str, Any]:
+        if not self.asked.return_cached_details:
+            return {}
+        return {"sglext": {"cached_tokens_details": {"device": generation.cached_tokens, "host": 0}}}
+
+    def _headers(self, may_be_cut: bool) -> dict[str, str]:
+        headers = {}
+        if self.asked.ignored:
+            # Names come from the client: only what is harmless in a header goes back.
+            names = [
+                quote(name[:_MAX_NAME_CHARS], safe="[]") for name in self.asked.ignored[:_MAX_IGNORED_SHOWN]
+            ]
+            headers["x-ignored-params"] = ",".join(names)
+        if may_be_cut and self.asked.max_tokens_is_default and self.asked.params.max_tokens is not None:
+            headers["x-default-max-tokens"] = str(self.asked.params.max_tokens)
+        return headers
+
+    @property
+    def _outcome(self) -> str:
+        return ",".join(dict.fromkeys(self.finish_reasons.values()))
+
+    def _log(self, generation: Generation, outcome: str, seconds: float) -> None:
+        logger.info(
+            "%s %s %s prompt=%d cached=%d output=%d choices=%d end=%s %.3fs",
+            self.response_id,
+            request_id_of(self.request),
+            "stream" if self.asked.stream else "whole",
+            generation.prompt_tokens,
+            generation.cached_tokens,
+            generation.completion_tokens,
+            generation.num_choices,
+            outcome,
+            seconds,
+        )
+
+
+def new_response_id(prefix: str) -> str:
+    return f"{prefix}-{uuid.uuid4().hex}"
+
+
+def joined(deltas: list[TextDelta]) -> str:
+    return "".join([delta.text for delta in deltas])
+
+
+def scored_tokens(deltas: list[TextDelta]) -> list[Any]:
+    return [token for delta in deltas for token in delta.tokens]

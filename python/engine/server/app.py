@@ -1,0 +1,93 @@
+"""The Sanic application: what holds for every route, and one line for each route file."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import socket
+
+from sanic import HTTPResponse, Sanic
+from sanic.application.state import ApplicationServerInfo
+from sanic.handlers import ErrorHandler
+from sanic.http.constants import HTTP
+from sanic.request import Request
+from sanic.server.async_server import AsyncioServer
+
+from engine.server.auth import ApiKeys
+from engine.server.body import MAX_BODY_BYTES
+from engine.server.context import ServerContext
+from engine.server.error_map import to_http
+from engine.server.request_id import HEADER, request_id_of
+from engine.server.routes import chat, completions, health, models
+
+KEEP_ALIVE_TIMEOUT_S = 75
+REQUEST_TIMEOUT_S = 60
+BACKLOG = 1024
+_DRAIN_POLL_S = 0.05
+
+_SANIC_CONFIG = {
+    "ACCESS_LOG": False,
+    "AUTO_EXTEND": False,
+    "MOTD": False,
+    "KEEP_ALIVE_TIMEOUT": KEEP_ALIVE_TIMEOUT_S,
+    # Headers must arrive in this time; bodies have a limit of their own (body.py).
+    "REQUEST_TIMEOUT": REQUEST_TIMEOUT_S,
+    # An answer may take as long as it takes; a reader that stops reading is found in sse.py.
+    "RESPONSE_TIMEOUT": math.inf,
+    "REQUEST_MAX_SIZE": MAX_BODY_BYTES,
+}
+
+
+def create_app(context: ServerContext) -> Sanic:
+    """The application of one server. Its name is not registered, so a process may have several."""
+    app = Sanic("engine", configure_logging=False, env_prefix="", error_handler=_ErrorHandler())
+    Sanic.unregister_app(app)
+    app.config.update(_SANIC_CONFIG)
+    keys = ApiKeys(context.config.api_key)
+
+    # Runs for unknown routes too, and before any body is read.
+    @app.on_request
+    async def check_key(request: Request) -> None:
+        keys.check(request)
+
+    @app.on_response
+    async def add_request_id(request: Request, response: HTTPResponse) -> None:
+        response.headers[HEADER] = request_id_of(request)
+
+    for routes in (health, models, chat, completions):
+        routes.add_routes(app, context)
+    return app
+
+
+class _ErrorHandler(ErrorHandler):
+    """Gives every error, of ours and of the framework, the one body."""
+
+    def default(self, request: Request, exception: Exception) -> HTTPResponse:
+        error = to_http(exception, request_id_of(request))
+        return HTTPResponse(error.body(), error.status, error.headers, "application/json")
+
+
+async def start_serving(app: Sanic, listener: socket.socket) -> AsyncioServer:
+    """Answer on a bound socket, in the running event loop."""
+    # Without this note about itself the framework sends an empty alt-svc header with every answer.
+    app.state.server_info.append(ApplicationServerInfo(settings={"version": HTTP.VERSION_1}))
+    server = await app.create_server(
+        sock=listener, backlog=BACKLOG, asyncio_server_kwargs={"start_serving": False}
+    )
+    await server.startup()
+    await server.start_serving()
+    return server
+
+
+async def stop_serving(server: AsyncioServer, drain_s: float) -> None:
+    """Accept no more, give running requests `drain_s` seconds to end, then cut them off."""
+    server.close()
+    deadline = asyncio.get_running_loop().time() + drain_s
+    while server.connections:
+        is_late = asyncio.get_running_loop().time() >= deadline
+        for connection in list(server.connections):
+            if is_late:
+                connection.abort()
+            else:
+                connection.close_if_idle()
+        await asyncio.sleep(_DRAIN_POLL_S)

@@ -1,0 +1,91 @@
+"""Reading a request's body: bounded in size and time, JSON only."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+from sanic.request import Request
+
+from engine.errors import InvalidRequest
+from engine.server.error_map import INVALID, HttpError
+
+MAX_BODY_BYTES = 32 * 2**20
+BODY_TIMEOUT_S = 60.0
+_LINGER_BYTES = 4 * MAX_BODY_BYTES
+_LINGER_S = 5.0
+_LINGER_SILENCE_S = 0.3
+
+
+async def read_object(request: Request) -> dict[str, Any]:
+    """The JSON object in the body.
+
+    Raises: `HttpError` 408, 413 or 415, or `InvalidRequest` (slug invalid_json).
+    """
+    _check_media_type(request)
+    body = await _read(request)
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error}", slug="invalid_json") from None
+    except RecursionError:
+        raise InvalidRequest("the JSON body is nested too deeply", slug="invalid_json") from None
+    if not isinstance(value, dict):
+        raise InvalidRequest("the body must be a JSON object", slug="invalid_json")
+    return value
+
+
+def _check_media_type(request: Request) -> None:
+    media_type = request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise HttpError(
+            415,
+            INVALID,
+            "unsupported_media_type",
+            f"Content-Type must be application/json, got {media_type!r}.",
+        )
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise HttpError(415, INVALID, "unsupported_media_type", "Compressed bodies are not supported.")
+
+
+async def _read(request: Request) -> bytes:
+    stream, pieces, num_bytes = request.stream, [], 0
+    if stream.request_body and (stream.request_bytes or 0) > MAX_BODY_BYTES:  # as announced
+        await _discard(stream, 0)
+        raise _too_large()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            while stream.request_body and (piece := await stream.read()) is not None:
+                num_bytes += len(piece)
+                if num_bytes > MAX_BODY_BYTES:
+                    await _discard(stream, num_bytes)
+                    raise _too_large()
+                pieces.append(piece)
+    except TimeoutError:
+        raise HttpError(408, INVALID, "request_timeout", "The body did not arrive in time.") from None
+    # The transport may still be paused by a large body; unless it reads, a vanished client goes unseen.
+    if request.transport is not None:
+        request.transport.resume_reading()
+    return b"".join(pieces)
+
+
+async def _discard(stream: Any, num_bytes: int) -> None:
+    """Swallow some of a body that is refused: a client still writing would never read the answer."""
+    if stream.expecting_continue:  # it waits to be told to begin
+        return
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _LINGER_S
+    try:
+        while num_bytes < _LINGER_BYTES and loop.time() < deadline:
+            async with asyncio.timeout(_LINGER_SILENCE_S):
+                if (piece := await stream.read()) is None:
+                    return
+            num_bytes += len(piece)
+    except TimeoutError:
+        pass
+
+
+def _too_large() -> HttpError:
+    message = f"The request body exceeds {MAX_BODY_BYTES} bytes."
+    return HttpError(413, INVALID, "body_too_large", message)

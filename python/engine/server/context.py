@@ -1,0 +1,57 @@
+"""What the routes share: the engine, the configuration, and the model's text side."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+from engine.config.engine_config import EngineConfig
+from engine.config.server_config import ServerConfig
+from engine.core.client import EngineClient, EngineState
+from engine.core.messages import EngineReady
+from engine.errors import Overloaded
+from engine.server.model_files import ModelFiles
+from engine.server.model_names import ModelNames
+
+_SLUGS = {
+    EngineState.LOADING: ("model_loading", 2.0),
+    EngineState.DRAINING: ("shutting_down", 5.0),
+    EngineState.RESTARTING: ("engine_restarted", 2.0),
+    EngineState.FAILED: ("engine_restarted", 30.0),
+}
+
+
+@dataclasses.dataclass(kw_only=True)
+class ServerContext:
+    """One server. `model` is None until its files are read, which does not hold up the port."""
+
+    client: EngineClient
+    config: ServerConfig
+    engine_config: EngineConfig
+    model: ModelFiles | None = None
+    is_draining: bool = False
+    started_at: int = dataclasses.field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        path = self.engine_config.model_path
+        self.names = ModelNames(self.config.served_model_name or (path,), path)
+
+    @property
+    def unready(self) -> Overloaded | None:
+        """Why no request can be served now; None when one can."""
+        state = EngineState.DRAINING if self.is_draining else self.client.state
+        if state is EngineState.READY and self.model is not None:
+            return None
+        slug, retry_after_s = _SLUGS.get(state, _SLUGS[EngineState.LOADING])
+        reason = self.client.state_reason or f"The server is {slug.replace('_', ' ')}."
+        if self.is_draining:
+            reason = "The server is shutting down."
+        return Overloaded(reason, slug=slug, retry_after_s=retry_after_s)
+
+    def require_ready(self) -> tuple[ModelFiles, EngineReady]:
+        """The model and the engine's capacities. Raises `Overloaded` while requests cannot be served."""
+        if (error := self.unready) is not None:
+            raise error
+        info = self.client.info
+        assert self.model is not None and info is not None
+        return self.model, info

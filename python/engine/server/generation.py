@@ -1,0 +1,191 @@
+"""One HTTP request in the engine: admission, the merged deltas of its prompts, and its totals."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from engine.core.client import EngineClient, RequestStream
+from engine.core.messages import GenerateRequest
+from engine.core.output_processor import OutputProcessor, TextDelta
+from engine.errors import InvalidRequest
+from engine.sampling.params import SamplingParams
+from engine.server.schema import GenerationRequest
+from engine.text.tokenizer import Tokenizer
+
+_INLINE_CHARS = 4096
+
+
+async def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
+    """Token ids of a prompt. Long texts are encoded in a thread, so that other requests go on."""
+    if len(text) <= _INLINE_CHARS:
+        return tokenizer.encode(text, add_special_tokens)
+    return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens)
+
+
+def fit_context(
+    params: SamplingParams, prompt_len: int, context_length: int, *, is_default: bool
+) -> SamplingParams:
+    """`params` for a prompt of this length: a limit that nobody asked for is cut to what is left.
+
+    Raises `InvalidRequest` if the prompt, or the prompt and the answer asked for, do not fit.
+    """
+    if prompt_len >= context_length:
+        raise InvalidRequest(
+            f"The input ({prompt_len} tokens) is longer than the model's context length "
+            f"({context_length} tokens).",
+            slug="context_length_exceeded",
+        )
+    total = prompt_len + (params.max_tokens or 0)
+    if total <= context_length:
+        return params
+    if is_default:
+        return msgspec.structs.replace(params, max_tokens=context_length - prompt_len)
+    raise InvalidRequest(
+        f"Requested token count exceeds the model's maximum context length of {context_length} tokens. "
+        f"You requested a total of {total} tokens: {prompt_len} in the prompt, {params.max_tokens} to generate.",
+        slug="context_length_exceeded",
+        param="max_tokens",
+    )
+
+
+class Generation:
+    """An admitted request. Choice `index` is prompt times n plus sample.
+
+    Use as an asynchronous context manager: leaving it frees in the engine whatever still runs.
+    """
+
+    def __init__(
+        self, client: EngineClient, request: GenerationRequest, requests: list[GenerateRequest]
+    ) -> None:
+        self.num_choices = request.n * len(requests)
+        self.prompt_tokens = sum(len(r.prompt) // 4 for r in requests)
+        self.completion_tokens = 0
+        self.cached_tokens = 0
+        self._client = client
+        self._requests = requests
+        self._unfinished = {r.request_id for r in requests}
+        self._streams: list[RequestStream] = []
+        self._processors: list[OutputProcessor] = []
+
+    @classmethod
+    async def admit(
+        cls,
+        client: EngineClient,
+        tokenizer: Tokenizer,
+        request: GenerationRequest,
+        prompts: Sequence[tuple[list[int], SamplingParams]],
+        response_id: str,
+    ) -> Generation:
+        """Wait until every prompt has a running slot. Raises the refusal of the first that is refused."""
+        requests = [
+            GenerateRequest(
+                request_id=f"{response_id}-{i}",
+                prompt=np.asarray(ids, dtype="<i4").tobytes(),
+                params=params,
+                n=request.n,
+                namespace=request.cache_salt,
+            )
+            for i, (ids, params) in enumerate(prompts)
+        ]
+        self = cls(client, request, requests)
+        self._processors = [OutputProcessor(tokenizer, params, ids, request.n) for ids, params in prompts]
+        try:
+            self._streams = await _submit_all(client, requests)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    async def __aenter__(self) -> Generation:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel what has not come to its end."""
+        for request_id in self._unfinished:
+            self._client.cancel(request_id)
+        self._unfinished.clear()
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """Totals so far; the prompt counts once however many choices it has."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+
+    async def deltas(self) -> AsyncIterator[tuple[int, TextDelta]]:
+        """(index, delta) until every choice has ended. Raises `EngineError` when a prompt dies."""
+        if len(self._streams) == 1:
+            async for item in self._deltas_of(0):
+                yield item
+            return
+        queue: asyncio.Queue[tuple[int, TextDelta] | BaseException | None] = asyncio.Queue()
+        tasks = [asyncio.create_task(self._pump(i, queue)) for i in range(len(self._streams))]
+        try:
+            num_open = len(tasks)
+            while num_open:
+                item = await queue.get()
+                if isinstance(item, BaseException):
+                    raise item
+                if item is None:
+                    num_open -= 1
+                else:
+                    yield item
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _pump(self, prompt: int, queue: asyncio.Queue[Any]) -> None:
+        try:
+            async for item in self._deltas_of(prompt):
+                queue.put_nowait(item)
+            queue.put_nowait(None)
+        except Exception as error:  # handed to the reader, who raises it
+            queue.put_nowait(error)
+
+    async def _deltas_of(self, prompt: int) -> AsyncIterator[tuple[int, TextDelta]]:
+        request, processor = self._requests[prompt], self._processors[prompt]
+        num_open = num_running = request.n
+        counted_cache = False
+        async for chunk in self._streams[prompt]:
+            if chunk.choice == 0 and not counted_cache:
+                counted_cache = True
+                self.cached_tokens += chunk.cached_tokens
+            if chunk.finish_reason is not None:
+                num_running -= 1
+                if not num_running:
+                    self._unfinished.discard(request.request_id)
+            delta = processor.process(chunk)
+            if delta is None:
+                continue
+            self.completion_tokens += delta.num_tokens
+            if delta.finish_reason is not None:
+                num_open -= 1
+                if chunk.finish_reason is None:
+                    self._client.cancel_choice(request.request_id, chunk.choice)
+            yield prompt * request.n + chunk.choice, delta
+            if not num_open:
+                return
+
+
+async def _submit_all(client: EngineClient, requests: list[GenerateRequest]) -> list[RequestStream]:
+    if len(requests) == 1:
+        return [await client.submit(requests[0])]
+    tasks = [asyncio.create_task(client.submit(request)) for request in requests]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        # Wait for all of them, so that a submission that was just accepted is known and cancelled.
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

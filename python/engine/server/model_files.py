@@ -1,0 +1,82 @@
+"""What the HTTP side knows about the served checkpoint, read without any model library."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.errors import ConfigError, InvalidRequest
+from engine.sampling.params import SamplingParams
+from engine.text.chat_template import ChatTemplate
+from engine.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+_SAMPLING_FIELDS = {
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "min_p": float,
+    "repetition_penalty": float,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """A checkpoint's text side. `sampling_defaults` holds fields of `SamplingParams`."""
+
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate
+    vocab_size: int
+    model_type: str
+    architectures: tuple[str, ...]
+    sampling_defaults: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, directory: str, *, sampling_defaults: str) -> ModelFiles:
+        """Effects: reads files for some 100 ms. Raises: `ConfigError` naming what is missing."""
+        config = read_json(Path(directory) / "config.json")
+        tokenizer = Tokenizer.from_directory(directory)
+        text_config = config.get("text_config", config)
+        return cls(
+            tokenizer=tokenizer,
+            chat_template=ChatTemplate(tokenizer.chat_templates, tokenizer.special_tokens),
+            vocab_size=text_config.get("vocab_size", tokenizer.vocab_size),
+            model_type=config.get("model_type", ""),
+            architectures=tuple(config.get("architectures") or ()),
+            sampling_defaults=_sampling_defaults(Path(directory)) if sampling_defaults == "model" else {},
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises `ConfigError` naming the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold a JSON object")
+    return content
+
+
+def _sampling_defaults(directory: Path) -> dict[str, Any]:
+    path = directory / "generation_config.json"
+    if not path.exists():
+        return {}
+    content = read_json(path)
+    given = {name: content[name] for name in _SAMPLING_FIELDS if content.get(name) is not None}
+    try:
+        typed = {name: msgspec.convert(value, _SAMPLING_FIELDS[name]) for name, value in given.items()}
+        SamplingParams(**typed)
+    except (InvalidRequest, msgspec.ValidationError) as error:
+        logger.warning("%s is not used for sampling: %s", path.name, error)
+        return {}
+    return typed

@@ -1,0 +1,97 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from sanic import HTTPResponse, Sanic
+from sanic.request import Request
+
+from engine.core.output_processor import TextDelta
+from engine.server.answer import Answer, joined, new_response_id, scored_tokens
+from engine.server.body import read_object
+from engine.server.context import ServerContext
+from engine.server.generation import Generation, encode, fit_context
+from engine.server.logprobs import chat_logprobs
+from engine.server.model_files import ModelFiles
+from engine.server.schema import ChatRequest, Defaults, check_token_ids, model_of, parse_chat
+from engine.server.sse import Events
+from engine.text.tokenizer import Tokenizer
+
+_INLINE_MESSAGES = 64
+
+
+def add_routes(app: Sanic, context: ServerContext) -> None:
+    # stream=True: the body is read by us, after the key is checked and within our own limits.
+    @app.post("/v1/chat/completions", stream=True)
+    async def chat_completions(request: Request) -> HTTPResponse | None:
+        model, ready = context.require_ready()
+        body = await read_object(request)
+        context.names.check(model_of(body))
+        defaults = Defaults(
+            max_tokens=context.config.default_max_tokens_chat, sampling=model.sampling_defaults
+        )
+        asked = parse_chat(body, defaults)
+        check_token_ids(asked.params, model.vocab_size)
+        prompt_ids = await encode(model.tokenizer, await _render(model, asked), add_special_tokens=False)
+        params = fit_context(
+            asked.params, len(prompt_ids), ready.context_length, is_default=asked.max_tokens_is_default
+        )
+        answer = Answer(
+            request=request,
+            asked=asked,
+            shape=ChatShape(model.tokenizer, num_choices=asked.n, has_logprobs=params.logprobs is not None),
+            response_id=new_response_id("chatcmpl"),
+            reports_cache=context.config.enable_cache_report,
+        )
+        generation = await Generation.admit(
+            context.client, model.tokenizer, asked, [(prompt_ids, params)], answer.response_id
+        )
+        return await answer.send(generation)
+
+
+async def _render(model: ModelFiles, asked: ChatRequest) -> str:
+    def render() -> str:
+        return model.chat_template.render(
+            asked.messages,
+            add_generation_prompt=asked.add_generation_prompt,
+            continue_final_message=asked.continue_final_message,
+            **asked.template_variables,
+        )
+
+    return render() if len(asked.messages) <= _INLINE_MESSAGES else await asyncio.to_thread(render)
+
+
+class ChatShape:
+    """Choices with a message each; in streams, role first, then content, then the reason of the end."""
+
+    object_name = "chat.completion"
+    stream_object_name = "chat.completion.chunk"
+
+    def __init__(self, tokenizer: Tokenizer, *, num_choices: int, has_logprobs: bool) -> None:
+        self._tokenizer = tokenizer
+        self._num_choices = num_choices
+        self._has_logprobs = has_logprobs
+
+    def opening(self, events: Events) -> Iterable[bytes]:
+        return map(events.role, range(self._num_choices))
+
+    def events(self, events: Events, index: int, delta: TextDelta, **extra: Any) -> Iterable[bytes]:
+        if delta.text or delta.tokens:
+            yield events.delta(index, delta.text, self._logprobs(delta.tokens), extra.get("usage"))
+        if delta.finish_reason is not None:
+            yield events.end(index, delta.finish_reason, delta.matched_stop, **extra)
+
+    def choice(self, index: int, deltas: list[TextDelta]) -> dict[str, Any]:
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": joined(deltas)},
+            "logprobs": self._logprobs(scored_tokens(deltas)),
+            "finish_reason": deltas[-1].finish_reason,
+            "matched_stop": deltas[-1].matched_stop,
+        }
+
+    def _logprobs(self, tokens: list[Any]) -> dict[str, Any] | None:
+        return chat_logprobs(self._tokenizer, tokens) if self._has_logprobs else None

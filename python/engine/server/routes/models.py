@@ -1,0 +1,91 @@
+"""GET /v1/models, /v1/models/{id}, /get_model_info and its other name /model_info."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import unquote
+
+import msgspec
+from sanic import HTTPResponse, Sanic
+from sanic.request import Request
+
+import engine
+from engine.server.context import ServerContext
+
+
+def add_routes(app: Sanic, context: ServerContext) -> None:
+    @app.get("/v1/models", ignore_body=True)
+    async def list_models(_request: Request) -> HTTPResponse:
+        cards = [_card(context, name) for name in context.names.served]
+        return _json({"object": "list", "data": cards})
+
+    # Ids may hold slashes, as they are or percent-encoded, and may begin with one.
+    @app.get("/v1/models/<model_id:path>", ignore_body=True)
+    async def get_model(_request: Request, model_id: str) -> HTTPResponse:
+        return _json(_card(context, context.names.id_of(unquote(model_id))))
+
+    @app.get("/get_model_info", name="get_model_info", ignore_body=True)
+    @app.get("/model_info", name="model_info", ignore_body=True)
+    async def model_info(_request: Request) -> HTTPResponse:
+        return _json(_info(context))
+
+
+def _json(content: Any) -> HTTPResponse:
+    return HTTPResponse(msgspec.json.encode(content), content_type="application/json")
+
+
+def _card(context: ServerContext, name: str) -> dict[str, Any]:
+    _, ready = context.require_ready()
+    return {
+        "id": name,
+        "object": "model",
+        "created": context.started_at,
+        "owned_by": "engine",
+        "root": context.engine_config.model_path,
+        "parent": None,
+        "max_model_len": ready.context_length,
+    }
+
+
+def _info(context: ServerContext) -> dict[str, Any]:
+    """Never keys: only what is named here is shown."""
+    model, ready = context.require_ready()
+    config = context.engine_config
+    return {
+        "model_path": config.model_path,
+        "served_model_name": context.names.primary,
+        "served_model_names": context.names.served,
+        "tokenizer_path": config.tokenizer_path or config.model_path,
+        "is_generation": True,
+        "has_image_understanding": False,
+        "has_audio_understanding": False,
+        "model_type": model.model_type,
+        "architectures": model.architectures,
+        "vocab_size": model.vocab_size,
+        "context_length": ready.context_length,
+        "max_model_len": ready.context_length,
+        "load_format": config.load_format,
+        "dtype": ready.dtype,
+        "kv_cache_dtype": ready.dtype,
+        "quantization": None,
+        "device": ready.device,
+        "cpu_isa": ready.cpu_isa,
+        "num_threads": ready.num_threads,
+        "max_running_requests": ready.max_running_requests,
+        "max_queued_requests": ready.max_queued_requests,
+        "max_total_tokens": ready.max_total_tokens,
+        "page_size": ready.block_size,
+        "schedule_policy": config.schedule_policy,
+        "enable_radix_cache": not config.disable_radix_cache,
+        "enable_cache_report": context.config.enable_cache_report,
+        "lora": {"enabled": False, "max_loras_per_batch": 0, "max_lora_rank": 0, "adapters": []},
+        "default_sampling_params": dict(model.sampling_defaults),
+        "preferred_sampling_params": None,
+        "default_max_tokens": context.config.default_max_tokens_chat,
+        "reasoning_parser": None,
+        "tool_call_parser": None,
+        "disaggregation_mode": "null",
+        "weight_version": "default",
+        "started_at": context.started_at,
+        "version": engine.__version__,
+    }

@@ -1,0 +1,325 @@
+"""From the JSON of a request to what it asks for, checked; nothing is parsed and then ignored.
+
+Every field is read (and honoured), refused because it asks for something this server does not
+do, or left over and reported in `ignored`. Values are judged by `SamplingParams`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from engine.errors import InvalidRequest
+from engine.sampling.params import SamplingParams
+from engine.server.fields import Fields, json_type
+
+MAX_CHOICES = 128
+MAX_PROMPTS = 1024
+MAX_COMPLETION_LOGPROBS = 20
+DEFAULT_MAX_TOKENS = 16
+_MAX_SALT_CHARS = 256
+
+_RESERVED_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
+
+ROLES = ("system", "user", "assistant", "tool", "developer", "function")
+
+# Fields that ask for something not served here, with the values that ask for nothing.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "regex": ("",),
+    "ebnf": ("",),
+    "json_schema": ("",),
+    "structured_outputs": ({},),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "lora_path": ("",),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "web_search_options": (),
+    "reasoning": (),
+    "reasoning_effort": (),
+    "chat_template": (),
+    "input_ids": (),
+    "stop_regex": ("", []),
+    "suffix": ("",),
+    "prompt_logprobs": (),
+    "bad_words": ([],),
+    "allowed_token_ids": (),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    "return_token_ids": (False,),
+    "return_hidden_states": (False,),
+    "custom_logit_processor": (),
+    "session_params": (),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """What holds when a request does not say."""
+
+    max_tokens: int | None
+    sampling: Mapping[str, Any]
+    """Fields of `SamplingParams`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """What chat and text completions have in common."""
+
+    model: str
+    params: SamplingParams
+    n: int
+    stream: bool
+    include_usage: bool
+    continuous_usage: bool
+    return_cached_details: bool
+    cache_salt: str
+    max_tokens_is_default: bool
+    ignored: tuple[str, ...]
+    """Names of fields that this server does not know."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChatRequest(GenerationRequest):
+    """A conversation to be continued; each message has `role` and `content`, as the template takes them."""
+
+    messages: list[dict[str, Any]]
+    add_generation_prompt: bool
+    continue_final_message: bool
+    template_variables: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompletionRequest(GenerationRequest):
+    """Texts, or lists of token ids, to be continued."""
+
+    prompts: list[str | list[int]]
+    echo: bool
+
+
+def model_of(body: dict[str, Any]) -> str:
+    """The model that a request names. It is looked at first: the other fields depend on it."""
+    fields = Fields({"model": body.get("model")})
+    fields.require("model")
+    return fields.text("model") or ""
+
+
+def parse_chat(body: dict[str, Any], defaults: Defaults) -> ChatRequest:
+    """Raises `InvalidRequest` naming the field."""
+    fields = Fields(body)
+    fields.require("messages")
+    messages, ignored = _messages(fields)
+    wants_logprobs = fields.boolean("logprobs")
+    top_logprobs = fields.integer("top_logprobs") or 0
+    if top_logprobs and not wants_logprobs:
+        raise fields.fail("top_logprobs", "needs logprobs to be true")
+    max_tokens, newer = fields.integer("max_tokens"), fields.integer("max_completion_tokens")
+    add_generation_prompt = fields.boolean("add_generation_prompt", default=True)
+    continue_final_message = fields.boolean("continue_final_message")
+    template_variables = _template_variables(fields)
+    common = _common(
+        fields,
+        defaults,
+        max_tokens=newer if newer is not None else max_tokens,
+        logprobs=top_logprobs if wants_logprobs else None,
+    )
+    common["ignored"] = tuple(fields.unread()) + tuple(ignored)
+    return ChatRequest(
+        messages=messages,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=continue_final_message,
+        template_variables=template_variables,
+        **common,
+    )
+
+
+def parse_completion(body: dict[str, Any], defaults: Defaults, vocab_size: int) -> CompletionRequest:
+    """Raises `InvalidRequest` naming the field."""
+    fields = Fields(body)
+    fields.require("prompt")
+    prompts = _prompts(fields, vocab_size)
+    echo = fields.boolean("echo")
+    logprobs = fields.integer("logprobs")
+    if logprobs is not None and not 0 <= logprobs <= MAX_COMPLETION_LOGPROBS:
+        raise fields.fail("logprobs", f"must be in [0, {MAX_COMPLETION_LOGPROBS}], got {logprobs}")
+    if echo and logprobs is not None:
+        raise fields.fail("echo", "together with logprobs is not supported", slug="unsupported_parameter")
+    max_tokens = fields.integer("max_tokens")
+    if max_tokens == 0 and not echo:
+        raise fields.fail("max_tokens", "must be at least 1 unless echo is true, got 0")
+    best_of = fields.integer("best_of")
+    common = _common(fields, defaults, max_tokens=max_tokens, logprobs=logprobs)
+    if best_of is not None and best_of != common["n"]:
+        raise fields.fail("best_of", "other than n is not supported", slug="unsupported_parameter")
+    common["ignored"] = tuple(fields.unread())
+    return CompletionRequest(prompts=prompts, echo=echo, **common)
+
+
+def _common(
+    fields: Fields, defaults: Defaults, *, max_tokens: int | None, logprobs: int | None
+) -> dict[str, Any]:
+    """Fields of `GenerationRequest`, all but `ignored`."""
+    fields.refuse(_NEUTRAL, _NEUTRAL)
+    n = fields.integer("n")
+    if n is not None and not 1 <= n <= MAX_CHOICES:
+        raise fields.fail("n", f"must be in [1, {MAX_CHOICES}], got {n}")
+    stream_options = fields.object("stream_options")
+    common = {
+        "model": fields.text("model") or "",
+        "n": n or 1,
+        "stream": fields.boolean("stream"),
+        "include_usage": stream_options.boolean("include_usage"),
+        "continuous_usage": stream_options.boolean("continuous_usage_stats"),
+        "return_cached_details": fields.boolean("return_cached_tokens_details"),
+        "cache_salt": _cache_salt(fields),
+        "max_tokens_is_default": max_tokens is None,
+    }
+    limit = defaults.max_tokens if max_tokens is None else max_tokens
+    common["params"] = _sampling(fields, defaults, limit, logprobs)
+    return common
+
+
+def _sampling(
+    fields: Fields, defaults: Defaults, max_tokens: int | None, logprobs: int | None
+) -> SamplingParams:
+    chosen = {
+        "temperature": fields.number("temperature"),
+        "top_p": fields.number("top_p"),
+        "top_k": fields.integer("top_k"),
+        "min_p": fields.number("min_p"),
+        "frequency_penalty": fields.number("frequency_penalty"),
+        "presence_penalty": fields.number("presence_penalty"),
+        "repetition_penalty": fields.number("repetition_penalty"),
+        "seed": fields.integer("seed"),
+        "min_tokens": fields.integer("min_tokens"),
+    }
+    keeps_stop = fields.boolean("include_stop_str_in_output")
+    return SamplingParams(
+        **{**defaults.sampling, **{name: value for name, value in chosen.items() if value is not None}},
+        max_tokens=max_tokens,
+        logprobs=logprobs,
+        logit_bias=fields.biases("logit_bias"),
+        stop=fields.texts("stop"),
+        stop_token_ids=fields.integers("stop_token_ids"),
+        ignore_eos=fields.boolean("ignore_eos"),
+        include_stop=fields.boolean("no_stop_trim") or keeps_stop,
+        skip_special_tokens=fields.boolean("skip_special_tokens", default=True),
+    )
+
+
+def _cache_salt(fields: Fields) -> str:
+    salt, other = fields.text("cache_salt") or "", fields.text("extra_key") or ""
+    for name, value in (("cache_salt", salt), ("extra_key", other)):
+        if len(value) > _MAX_SALT_CHARS:
+            raise fields.fail(name, f"must have at most {_MAX_SALT_CHARS} characters, got {len(value)}")
+    # Lengths in front keep ("a", "bc") and ("ab", "c") apart.
+    return f"{len(salt)}:{salt}:{other}" if salt or other else ""
+
+
+def _prompts(fields: Fields, vocab_size: int) -> list[str | list[int]]:
+    value = fields.raw("prompt")
+    if isinstance(value, str) or (isinstance(value, list) and value and _is_integer(value[0])):
+        value = [value]
+    if not isinstance(value, list):
+        raise fields.fail("prompt", f"must be a string or an array, got {json_type(value)}")
+    if not value or not all(value):
+        raise fields.fail("prompt", "cannot be empty")
+    if len(value) > MAX_PROMPTS:
+        raise fields.fail("prompt", f"may hold at most {MAX_PROMPTS} prompts, got {len(value)}")
+    return [prompt if isinstance(prompt, str) else _token_ids(fields, prompt, vocab_size) for prompt in value]
+
+
+def _token_ids(fields: Fields, prompt: Any, vocab_size: int) -> list[int]:
+    if not isinstance(prompt, list) or not all(map(_is_integer, prompt)):
+        raise fields.fail("prompt", "must be a string, an array of strings, or token ids")
+    token_ids = [int(token_id) for token_id in prompt]
+    if not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
+        raise fields.fail("prompt", f"holds a token id outside of [0, {vocab_size})")
+    return token_ids
+
+
+def _is_integer(value: Any) -> bool:
+    return not isinstance(value, bool) and (
+        isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    )
+
+
+def _messages(fields: Fields) -> tuple[list[dict[str, Any]], list[str]]:
+    values = fields.items("messages")
+    if not values:
+        raise fields.fail("messages", "must not be empty")
+    messages, ignored = [], {}
+    for i, value in enumerate(values):
+        if not isinstance(value, dict):
+            raise fields.fail("messages", f"must hold objects, got {json_type(value)} at {i}")
+        message = Fields(value, f"messages[{i}]")
+        messages.append(_message(message, has_content="content" in value))
+        ignored |= dict.fromkeys("messages." + name.split(".", 1)[1] for name in message.unread())
+    return messages, list(ignored)
+
+
+def _message(fields: Fields, *, has_content: bool) -> dict[str, Any]:
+    fields.require("role")
+    role = fields.text("role")
+    if role not in ROLES:
+        raise fields.fail("role", f"must be one of {', '.join(ROLES)}, got {role!r:.40}")
+    if not has_content and role != "assistant":
+        raise fields.fail("content", "is required", slug="missing_required_parameter")
+    fields.refuse(
+        {"tool_calls": ([],), "function_call": (), "audio": ()}, ("tool_calls", "function_call", "audio")
+    )
+    message = {"role": "system" if role == "developer" else role, "content": _content(fields)}
+    for name in ("name", "tool_call_id"):
+        if (value := fields.text(name)) is not None:
+            message[name] = value
+    return message
+
+
+def _template_variables(fields: Fields) -> dict[str, Any]:
+    value = fields.raw("chat_template_kwargs")
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise fields.fail("chat_template_kwargs", f"must be an object, got {json_type(value)}")
+    for name in _RESERVED_VARIABLES.intersection(value):
+        raise fields.fail("chat_template_kwargs", f"may not set {name!r}")
+    return value
+
+
+def _content(fields: Fields) -> str | list[dict[str, str]]:
+    """Text, or text parts as they are: the template decides how parts are joined."""
+    value = fields.raw("content")
+    if value is None or isinstance(value, str):
+        return value or ""
+    if not isinstance(value, list):
+        raise fields.fail("content", f"must be a string or an array of parts, got {json_type(value)}")
+    parts = []
+    for i, part in enumerate(value):
+        if not isinstance(part, dict):
+            raise fields.fail("content", f"must hold objects, got {json_type(part)} at {i}")
+        part_fields = Fields(part, fields.name_of(f"content[{i}]"))
+        part_fields.require("type")
+        if (kind := part_fields.text("type")) != "text":
+            raise part_fields.fail("type", f"{kind!r:.40} is not supported", slug="unsupported_parameter")
+        part_fields.require("text")
+        parts.append({"type": "text", "text": part_fields.text("text") or ""})
+    return parts
+
+
+def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
+    """Raises `InvalidRequest` if a parameter names a token that the model does not have."""
+    for name, token_ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
+        for token_id in token_ids:
+            if not 0 <= token_id < vocab_size:
+                raise InvalidRequest(
+                    f"{name} names token {token_id}, outside of [0, {vocab_size})", param=name
+                )

@@ -1,0 +1,100 @@
+"""The life of a server: answer at once, get ready, serve until a signal, end in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Coroutine
+from typing import Any
+
+from engine.config.engine_config import EngineConfig
+from engine.config.model_location import locate_model
+from engine.config.server_config import ServerConfig
+from engine.core.process import ProcessClient
+from engine.errors import ConfigError
+from engine.server.app import create_app, start_serving, stop_serving
+from engine.server.context import ServerContext
+from engine.server.model_files import ModelFiles
+
+logger = logging.getLogger(__name__)
+
+DRAIN_S = 30.0
+
+
+async def serve(
+    client: ProcessClient, listener: socket.socket, *, config: ServerConfig, engine_config: EngineConfig
+) -> None:
+    """Serve on a bound socket until SIGTERM or SIGINT; a second signal cuts running requests off.
+
+    Raises: `ConfigError` if the engine or the model's text side cannot be loaded.
+    """
+    client.attach()
+    context = ServerContext(client=client, config=config, engine_config=engine_config)
+    signals: asyncio.Queue[None] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signals.put_nowait, None)
+    server = await start_serving(create_app(context), listener)
+    drain_s = 0.0
+    try:
+        host, port = listener.getsockname()[:2]
+        logger.info("listening on http://%s:%d, loading %s", host, port, context.names.primary)
+        if await _unless(signals, _load(client, context)):
+            _log_ready(context)
+            await signals.get()
+            drain_s = DRAIN_S
+    finally:
+        logger.info("shutting down")
+        context.is_draining = True
+        await _unless(signals, stop_serving(server, drain_s))
+        await stop_serving(server, 0)
+        await client.close()
+
+
+async def _load(client: ProcessClient, context: ServerContext) -> None:
+    """Wait until requests can be served; the engine loads in its own process meanwhile."""
+    files = asyncio.create_task(asyncio.to_thread(_load_files, context))
+    try:
+        await client.wait_ready()
+        context.model = await files
+    except ConfigError:
+        # Both may fail for one reason: the engine's is the fuller one, and the thread must end anyway.
+        await asyncio.gather(files, return_exceptions=True)
+        raise
+
+
+def _load_files(context: ServerContext) -> ModelFiles:
+    config = context.engine_config
+    directory = str(locate_model(config.tokenizer_path or config.model_path))
+    return ModelFiles.load(directory, sampling_defaults=context.config.sampling_defaults)
+
+
+async def _unless(signals: asyncio.Queue[None], work: Coroutine[Any, Any, None]) -> bool:
+    """Do `work` unless a signal comes first. Returns whether it was done."""
+    task, signalled = asyncio.create_task(work), asyncio.create_task(signals.get())
+    await asyncio.wait((task, signalled), return_when=asyncio.FIRST_COMPLETED)
+    signalled.cancel()
+    if task.done():
+        task.result()
+        return True
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    return False
+
+
+def _log_ready(context: ServerContext) -> None:
+    limit = context.config.default_max_tokens_chat
+    info = context.client.info
+    assert info is not None
+    logger.info(
+        "ready: %d tokens of KV cache, %d running requests, context of %d; "
+        "chat answers without max_tokens stop after %s",
+        info.max_total_tokens,
+        info.max_running_requests,
+        info.context_length,
+        "the context" if limit is None else f"{limit} tokens (--default-max-tokens-chat)",
+    )

@@ -1,0 +1,155 @@
+"""Server-sent events: the bytes of each event, and the way they go out.
+
+Events are cut from templates that are built once a response; per token only the text is encoded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+import msgspec
+from sanic.request import Request
+
+KEEP_ALIVE_S = 15.0
+WRITE_TIMEOUT_S = 60.0
+HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+CONTENT_TYPE = "text/event-stream; charset=utf-8"
+DONE = b"data: [DONE]\n\n"
+_COMMENT = b": keep-alive\n\n"
+
+encode_json = msgspec.json.encode
+
+
+class Events:
+    """The events of one response, of either kind of completion.
+
+    `usage`, where an event takes it, is what to put into its `usage` field; events without one
+    carry null if the client asked for usage at all, and no such field otherwise.
+    """
+
+    def __init__(
+        self, *, object_name: str, response_id: str, created: int, model: str, has_usage: bool
+    ) -> None:
+        common = {"id": response_id, "object": object_name, "created": created, "model": model}
+        self._head = b"data: " + encode_json(common)[:-1] + b',"choices":['
+        self._tail = b'],"usage":null}\n\n' if has_usage else b"]}\n\n"
+
+    def role(self, index: int) -> bytes:
+        """Chat: the choice exists."""
+        return self._event(
+            b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
+            % index
+        )
+
+    def delta(
+        self, index: int, text: str, logprobs: Any = None, usage: dict[str, Any] | None = None
+    ) -> bytes:
+        """Chat: more text."""
+        return self._event(
+            b'{"index":%d,"delta":{"content":%b},"logprobs":%b,"finish_reason":null}'
+            % (index, encode_json(text), encode_json(logprobs)),
+            usage,
+        )
+
+    def end(self, index: int, finish_reason: str, matched_stop: str | int | None, **extra: Any) -> bytes:
+        """Chat: the choice is complete. `extra` goes beside `choices`."""
+        choice = {
+            "index": index,
+            "delta": {},
+            "logprobs": None,
+            "finish_reason": finish_reason,
+            "matched_stop": matched_stop,
+        }
+        return self._event(encode_json(choice), **extra)
+
+    def text(
+        self,
+        index: int,
+        text: str,
+        logprobs: Any = None,
+        finish_reason: str | None = None,
+        matched_stop: str | int | None = None,
+        **extra: Any,
+    ) -> bytes:
+        """Text completion: more text, perhaps the last. `extra` goes beside `choices`."""
+        if finish_reason is None:
+            choice = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":null}'
+            return self._event(choice % (index, encode_json(text), encode_json(logprobs)), **extra)
+        last = {
+            "index": index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": finish_reason,
+            "matched_stop": matched_stop,
+        }
+        return self._event(encode_json(last), **extra)
+
+    def usage(self, usage: dict[str, Any], **extra: Any) -> bytes:
+        """The totals; the only event without a choice."""
+        return self._event(b"", usage, **extra)
+
+    def _event(self, choice: bytes, usage: dict[str, Any] | None = None, **extra: Any) -> bytes:
+        present = {name: value for name, value in extra.items() if value is not None}
+        if usage is None and not present:
+            return self._head + choice + self._tail
+        tail = self._tail if usage is None else b'],"usage":' + encode_json(usage) + b"}\n\n"
+        if present:
+            tail = tail.removesuffix(b"}\n\n") + b"," + encode_json(present)[1:-1] + b"}\n\n"
+        return self._head + choice + tail
+
+
+def error_event(body: bytes) -> bytes:
+    return b"data: " + body + b"\n\n"
+
+
+class EventStream:
+    """The open response: sends events, comments when there are none, and gives up on a dead reader.
+
+    One watching task serves both purposes, so that a token costs no timer of its own.
+    """
+
+    def __init__(self, request: Request, headers: dict[str, str]) -> None:
+        self._request = request
+        self._headers = headers
+        self._last_sent = monotonic()
+        self._sending_since: float | None = None
+
+    async def __aenter__(self) -> EventStream:
+        self._response = await self._request.respond(
+            status=200, headers={**HEADERS, **self._headers}, content_type=CONTENT_TYPE
+        )
+        self._watcher = asyncio.create_task(self._watch())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._watcher.cancel()
+        if kind is None:
+            await self._response.eof()
+
+    async def send(self, event: bytes) -> None:
+        """Effects: waits while the client reads more slowly than events are made."""
+        self._sending_since = monotonic()
+        await self._response.send(event)
+        self._last_sent = monotonic()
+        self._sending_since = None
+
+    async def _watch(self) -> None:
+        while True:
+            now = monotonic()
+            if self._sending_since is None:
+                wait_s = self._last_sent + KEEP_ALIVE_S - now
+                if wait_s <= 0:
+                    await self.send(_COMMENT)
+                    continue
+            else:
+                wait_s = self._sending_since + WRITE_TIMEOUT_S - now
+                if wait_s <= 0:
+                    # The handler is cancelled by the loss of the connection, as with any other.
+                    self._request.transport.abort()
+                    return
+            await asyncio.sleep(max(wait_s, 0.01))
