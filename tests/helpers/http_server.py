@@ -1,0 +1,205 @@
+"""A real server on a loopback port, in a thread, in front of a scripted engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import openai
+import tokenizers
+from sanic import Sanic
+from tokenizers import decoders, models, pre_tokenizers
+
+from engine.config.engine_config import EngineConfig
+from engine.config.server_config import ServerConfig
+from engine.core.messages import GenerateRequest
+from engine.server.app import create_app, start_serving, stop_serving
+from engine.server.context import ServerContext
+from engine.server.model_files import ModelFiles
+from helpers.engines import FakeEngineClient
+
+# The framework rewrites its own code at start-up and can do so once a process, except in this mode.
+Sanic.test_mode = True
+
+EOS = 0
+MODEL_PATH = "org/tiny-model"
+T = TypeVar("T")
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role[0] }}:{% if m.content is string %}{{ m.content }}"
+    "{% else %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endif %};{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}{{ suffix or '' }}"
+)
+
+
+def write_model(directory: Path, **generation_config: Any) -> Path:
+    """A checkpoint without weights: each token is one byte, id 0 ends a text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = tokenizers.Tokenizer(
+        models.BPE(vocab={c: i for i, c in enumerate(["<end>", *alphabet])}, merges=[])
+    )
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    directory.mkdir(parents=True, exist_ok=True)
+    backend.save(str(directory / "tokenizer.json"))
+    files = {
+        "tokenizer_config": {"eos_token": "<end>", "chat_template": TEMPLATE},
+        "config": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 257},
+        "generation_config": generation_config,
+    }
+    for name, content in files.items():
+        (directory / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    return directory
+
+
+class Server:
+    """The server under test. `text` makes output ids; `engine` must be touched through `call` only."""
+
+    def __init__(
+        self,
+        model_dir: Path,
+        *,
+        reply: str = "Hello there.",
+        config: ServerConfig | None = None,
+        context_length: int = 2048,
+        loads_model: bool = True,
+        drain_s: float = 5,
+        **engine_config: Any,
+    ) -> None:
+        self.model = ModelFiles.load(str(model_dir), sampling_defaults="model")
+        self.context_length = context_length
+        self._reply: str | Callable[[GenerateRequest, int], list[int]] = reply
+        self._first_reply = reply
+        self._config = config or ServerConfig()
+        self._engine_config = EngineConfig(model_path=MODEL_PATH, **engine_config)
+        self._loads_model = loads_model
+        self._drain_s = drain_s
+        self._started = threading.Event()
+        self._stop = None
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+
+    def __enter__(self) -> Server:
+        self._thread.start()
+        assert self._started.wait(10)
+        self.http = httpx.Client(base_url=self.url, timeout=20, trust_env=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
+        self.begin_stop()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+    def begin_stop(self) -> None:
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self._stop.set)
+
+    async def _serve(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        self.engine = FakeEngineClient(self._answer, context_length=self.context_length)
+        self.context = ServerContext(
+            client=self.engine,
+            config=self._config,
+            engine_config=self._engine_config,
+            model=self.model if self._loads_model else None,
+        )
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.port = listener.getsockname()[1]
+        server = await start_serving(create_app(self.context), listener)
+        self.connections = server.connections
+        self._started.set()
+        await self._stop.wait()
+        await stop_serving(server, self._drain_s)
+
+    def _answer(self, request: GenerateRequest, choice: int) -> list[int]:
+        if callable(self._reply):
+            return self._reply(request, choice)
+        return self.ids(self._reply) + [EOS]
+
+    def reset(self) -> None:
+        """Forget what earlier tests did."""
+        self._reply = self._first_reply
+
+        def forget() -> None:
+            self.engine.submitted.clear()
+            self.engine.cancelled.clear()
+            self.engine.cancelled_choices.clear()
+            self.engine.refuse_with = self.engine.fail_with = None
+            self.engine.cached_tokens = 0
+
+        self.call(forget)
+
+    def wait_idle(self) -> None:
+        """Fails the test unless the engine becomes idle."""
+        wait_until(lambda: not self.call(lambda: self.engine.running))
+
+    def set_reply(self, reply: str | Callable[[GenerateRequest, int], list[int]]) -> None:
+        """What the model says from now on, before its end token; or the ids, by request and choice."""
+        self._reply = reply
+
+    def ids(self, text: str) -> list[int]:
+        return self.model.tokenizer.encode(text)
+
+    def prompt_text(self, request: GenerateRequest) -> str:
+        return self.model.tokenizer.decode(request.prompt_ids.tolist())
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run `function` on the server's event loop."""
+
+        async def run() -> T:
+            return function()
+
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(10)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def sdk(self, api_key: str = "EMPTY", **options: Any) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, timeout=20, **options)
+
+    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
+        return self.http.post(path, json=body, **options)
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return self.http.get(path, **options)
+
+    def chat(self, **fields: Any) -> httpx.Response:
+        """A chat request with defaults for what is required."""
+        body = {"model": "default", "messages": [{"role": "user", "content": "Hi"}], **fields}
+        return self.post("/v1/chat/completions", body)
+
+    def complete(self, **fields: Any) -> httpx.Response:
+        return self.post("/v1/completions", {"model": "default", "prompt": "Hi", **fields})
+
+    def raw(self, data: bytes, timeout: float = 10) -> bytes:
+        """All that comes back for these bytes until the server closes the connection."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as connection:
+            connection.sendall(data)
+            return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+    """Poll until `condition` holds; fails the test when it does not in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.005)
+
+
+def events_of(response: httpx.Response) -> Iterator[Any]:
+    """The JSON of each event of a finished stream; checks the framing byte by byte."""
+    frames = response.content.decode().split("\n\n")
+    assert frames.pop() == ""
+    assert frames.pop() == "data: [DONE]"
+    for frame in frames:
+        assert frame.startswith("data: {") and "\n" not in frame
+        yield json.loads(frame.removeprefix("data: "))

@@ -1,0 +1,29 @@
+"""A tiny checkpoint without weights, and a server in front of a scripted engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from helpers.http_server import Server, write_model
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="module")
+def shared_server(model_dir: Path) -> Iterator[Server]:
+    with Server(model_dir) as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server: Server) -> Iterator[Server]:
+    """The module's server, its engine as new; afterwards nothing may be left running in it."""
+    shared_server.reset()
+    yield shared_server
+    shared_server.wait_idle()

@@ -1,0 +1,220 @@
+"""Bytes that no well-behaved client sends: each gets one clear answer, and the server lives on."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from engine.server import body as body_module
+from helpers.http_server import Server, events_of, wait_until
+
+CHAT = "/v1/chat/completions"
+GOOD = json.dumps({"model": "default", "messages": [{"role": "user", "content": "x"}]}).encode()
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture(autouse=True)
+def _still_alive(server: Server) -> Iterator[None]:
+    yield
+    assert server.chat().status_code == 200
+
+
+def send(server: Server, content: bytes, **headers: str) -> httpx.Response:
+    return server.http.post(CHAT, content=content, headers={**JSON, **headers})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"nonsense",
+        b"[]",
+        b'"text"',
+        b"5",
+        b"null",
+        b"{}{}",
+        b'{"model": NaN}',
+        b'{"model": "\xff\xfe"}',
+        b'{"model": "\\ud800"}',
+        b"\xef\xbb\xbf" + GOOD,
+        b"\x00" * 100,
+        b"[" * 200_000,
+        b'{"a":' * 200_000,
+        b'{"model": 1e999}',
+        b"{'model': 'x'}",
+        b'{"n": ' + b"9" * 10_000 + b"}",
+    ],
+    ids=lambda content: repr(content[:24]),
+)
+def test_bodies_that_are_no_json_object(server: Server, content: bytes) -> None:
+    response = send(server, content)
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_json")
+    assert len(response.json()["message"]) < 300
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b'{"model": []}', 400),
+        (b'{"model": {"a": 1}}', 400),
+        (b'{"model": ""}', 404),
+        (b'{"model": "' + b"x" * 100_000 + b'"}', 404),
+        (b'{"model": "\\u0000"}', 404),
+        (b'{"model": "default", "model": "other"}', 404),
+    ],
+)
+def test_odd_models(server: Server, content: bytes, status: int) -> None:
+    response = send(server, content)
+    assert response.status_code == status
+    assert response.json()["param"] == "model"
+    assert len(response.content) < 2000
+
+
+def test_deep_values_in_fields_are_not_followed(server: Server) -> None:
+    deep = b'{"a":' * 500 + b"1" + b"}" * 500
+    response = send(server, GOOD[:-1] + b', "stop": ' + deep + b', "metadata": ' + deep + b"}")
+    assert (response.status_code, response.json()["param"]) == (400, "stop")
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""]
+)
+def test_other_media_types(server: Server, kind: str) -> None:
+    response = send(server, GOOD, **{"content-type": kind})
+    assert (response.status_code, response.json()["error"]["code"]) == (415, "unsupported_media_type")
+
+
+def test_compressed_bodies(server: Server) -> None:
+    assert send(server, GOOD, **{"content-encoding": "gzip"}).status_code == 415
+
+
+@pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "Application/JSON"])
+def test_ways_to_say_json(server: Server, kind: str) -> None:
+    assert send(server, GOOD, **{"content-type": kind}).status_code == 200
+
+
+def test_no_media_type_counts_as_json(server: Server) -> None:
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(GOOD)}\r\n\r\n"
+    assert server.raw(head.encode() + GOOD).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_body_that_is_too_large(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_module, "MAX_BODY_BYTES", 10_000)
+    huge = json.dumps({"model": "default", "prompt": "x" * 3_000_000}).encode()
+    response = send(server, huge)
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
+    chunked = server.http.post(CHAT, content=iter([huge[:5000]] * 50), headers=JSON)
+    assert (chunked.status_code, chunked.json()["error"]["code"]) == (413, "body_too_large")
+    assert send(server, GOOD).status_code == 200
+
+
+def test_a_body_announced_as_huge_is_not_waited_for(server: Server) -> None:
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n{{"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_body_that_stops_coming(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_module, "BODY_TIMEOUT_S", 0.1)
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{{"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(65536).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_chunked_body(server: Server) -> None:
+    pieces = iter([GOOD[i : i + 7] for i in range(0, len(GOOD), 7)])
+    assert server.http.post(CHAT, content=pieces, headers=JSON).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GARBAGE\r\n\r\n",
+        b"\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET  / HTTP/1.1\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nno colon here\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nxxxxx",
+        b"POST /v1/completions HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nx: " + b"y" * 20_000 + b"\r\n\r\n",
+    ],
+    ids=lambda data: repr(data[:40]),
+)
+def test_broken_http(server: Server, data: bytes) -> None:
+    answer = server.raw(data)
+    head, _, content = answer.partition(b"\r\n\r\n")
+    assert head.split(b" ")[1] in (b"400", b"413"), head
+    body = json.loads(content)
+    assert body["object"] == body["error"]["object"] == "error"
+
+
+def test_a_request_id_that_could_harm_is_replaced(server: Server) -> None:
+    for bad in ("a b", "x" * 129, "é".encode(), "<script>", "a\tb", "%0d%0a"):
+        answer = server.get("/health", headers={"x-request-id": bad})
+        assert answer.headers["x-request-id"].startswith("req-")
+    assert server.get("/health", headers={"x-request-id": "x" * 128}).headers["x-request-id"] == "x" * 128
+
+
+def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
+    one = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    last = b"GET /nope HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    answer = server.raw(one * 3 + last)
+    assert [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200"] * 3 + [b"404"]
+
+
+def test_a_connection_stays_usable_after_an_error(server: Server) -> None:
+    with httpx.Client(base_url=server.url, trust_env=False) as client:
+        for _ in range(3):
+            assert client.post(CHAT, content=b"{", headers=JSON).status_code == 400
+            assert client.post(CHAT, content=GOOD, headers={"content-type": "text/plain"}).status_code == 415
+            assert client.post(CHAT, content=GOOD, headers=JSON).status_code == 200
+
+
+def test_many_idle_and_half_open_connections_do_not_block_others(server: Server) -> None:
+    connections = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(200)]
+    try:
+        for connection in connections[::2]:
+            connection.sendall(f"POST {CHAT} HTTP/1.1\r\nContent-Le".encode())
+        assert server.chat().status_code == 200
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+def test_text_that_looks_like_frames_stays_text(server: Server) -> None:
+    text = "\n\ndata: [DONE]\n\nevent: x\r\n"
+    server.set_reply(text)
+    events = list(events_of(server.chat(stream=True, max_tokens=100)))
+    assert "".join(e["choices"][0]["delta"].get("content", "") for e in events) == text
+
+
+def test_a_model_name_with_quotes_is_echoed_whole(server: Server) -> None:
+    name = 'a"\\\nb'
+    context = server.context
+    context.names._accepted.add(name)
+    try:
+        events = list(events_of(server.chat(model=name, stream=True)))
+        assert {event["model"] for event in events} == {name}
+    finally:
+        context.names._accepted.discard(name)
+
+
+def test_a_client_that_vanishes_while_sending(server: Server) -> None:
+    for size in (10, 200, 100_000):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+            connection.sendall(
+                f"POST {CHAT} HTTP/1.1\r\nContent-Length: {size}\r\n\r\n".encode() + b"{" * (size // 2)
+            )
+    wait_until(lambda: server.call(lambda: len(server.connections)) <= 1)
+    assert not server.engine.submitted

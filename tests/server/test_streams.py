@@ -1,0 +1,193 @@
+"""What only shows while an answer is on its way: admission, disconnects, silence, slow readers, the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from engine.server import sse
+from helpers.http_server import EOS, Server, wait_until
+
+CHAT = {"model": "default", "messages": [{"role": "user", "content": "x"}]}
+
+
+@contextlib.contextmanager
+def connection(server: Server, path: str, body: dict[str, Any]) -> Iterator[socket.socket]:
+    """A connection that has sent a request and nothing more."""
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as opened:
+        opened.sendall(head.encode() + content)
+        yield opened
+
+
+def read_until(opened: socket.socket, what: bytes) -> bytes:
+    received = b""
+    while what not in received:
+        piece = opened.recv(65536)
+        assert piece, received
+        received += piece
+    return received
+
+
+@pytest.fixture
+def held(server: Server) -> Iterator[Server]:
+    """A server whose engine admits requests but makes no tokens until released."""
+    server.call(server.engine.hold)
+    yield server
+    server.call(server.engine.release)
+
+
+def running(server: Server) -> int:
+    return server.call(lambda: len(server.engine.running))
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_vanished_client_frees_its_slot(held: Server, path: str, stream: bool, reset: bool) -> None:
+    body = {**CHAT, "prompt": ["x", "y"], "stream": stream}
+    expected = 2 if path == "/v1/completions" else 1
+    with connection(held, path, body) as opened:
+        wait_until(lambda: running(held) == expected)
+        if reset:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+    wait_until(lambda: running(held) == 0)
+    assert len(held.engine.cancelled) == expected
+
+
+def test_a_vanished_client_frees_its_slot_after_a_large_body(held: Server) -> None:
+    # So large that the transport stops reading before the body is complete.
+    body = {**CHAT, "metadata": "x" * 400_000}
+    with connection(held, "/v1/chat/completions", body):
+        wait_until(lambda: running(held) == 1)
+    wait_until(lambda: running(held) == 0)
+
+
+def test_a_client_that_vanishes_in_the_middle_of_a_stream(server: Server) -> None:
+    server.set_reply(lambda _request, _choice: [*server.ids("ab" * 900), EOS])
+    server.call(server.engine.hold)
+    with connection(server, "/v1/chat/completions", {**CHAT, "stream": True, "max_tokens": 1900}) as opened:
+        read_until(opened, b'"role":"assistant"')
+        wait_until(lambda: running(server) == 1)
+    wait_until(lambda: running(server) == 0)
+    server.call(server.engine.release)
+
+
+def test_a_client_that_vanishes_while_waiting_for_admission(server: Server) -> None:
+    server.call(server.engine.hold_admission)
+    try:
+        with connection(server, "/v1/chat/completions", CHAT):
+            wait_until(lambda: len(server.engine.submitted) == 1)
+            assert not server.engine.cancelled
+        wait_until(lambda: len(server.engine.cancelled) >= 1)
+    finally:
+        server.call(server.engine.release_admission)
+
+
+def test_no_status_line_before_admission_and_the_role_at_once_after(server: Server) -> None:
+    server.call(server.engine.hold_admission)
+    server.call(server.engine.hold)
+    with connection(server, "/v1/chat/completions", {**CHAT, "stream": True}) as opened:
+        wait_until(lambda: len(server.engine.submitted) == 1)
+        opened.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            opened.recv(1)
+        opened.settimeout(10)
+        server.call(server.engine.release_admission)
+        assert read_until(opened, b'"role":"assistant"').startswith(b"HTTP/1.1 200 ")
+        server.call(server.engine.release)
+        read_until(opened, b"data: [DONE]\n\n\r\n0\r\n\r\n")
+
+
+def test_silence_is_filled_with_comments(held: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.05)
+    with connection(held, "/v1/chat/completions", {**CHAT, "stream": True}) as opened:
+        received = b""
+        while received.count(b": keep-alive\n\n") < 3:
+            received += opened.recv(65536)
+        held.call(held.engine.release)
+        received += read_until(opened, b"[DONE]")
+    content = received.partition(b"\r\n\r\n")[2]
+    for frame in content.split(b"\n\n"):
+        assert b"keep-alive" not in frame or b"data:" not in frame
+
+
+def test_the_sdk_does_not_mind_comments(held: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.02)
+    timer = threading.Timer(0.2, lambda: held.call(held.engine.release))
+    timer.start()
+    stream = held.sdk().chat.completions.create(**CHAT, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == "Hello there."
+    timer.join()
+
+
+def test_a_reader_that_stops_reading_is_cut_off(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "WRITE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.1)
+    with Server(model_dir, context_length=30_000) as server:
+        server.set_reply(lambda _request, _choice: [65] * 20_000)
+        body = {**CHAT, "stream": True, "max_tokens": 20_000, "logprobs": True, "top_logprobs": 20}
+        with connection(server, "/v1/chat/completions", body) as opened:
+            wait_until(lambda: running(server) == 1)
+            wait_until(lambda: running(server) == 0, timeout_s=20)
+            del opened
+
+
+def test_answers_interleave(server: Server) -> None:
+    """Thirty requests at once, streams and not, each with its own text."""
+    server.set_reply(lambda request, _choice: [*server.ids(server.prompt_text(request)[::-1]), EOS])
+    answers: dict[int, str] = {}
+
+    def ask(i: int) -> None:
+        with httpx.Client(base_url=server.url, trust_env=False, timeout=20) as client:
+            body = {"model": "default", "prompt": f"<{i}>", "stream": i % 2 == 0}
+            response = client.post("/v1/completions", json=body)
+            if i % 2:
+                answers[i] = response.json()["choices"][0]["text"]
+                return
+            frames = [line for line in response.text.split("\n\n") if line.startswith("data: {")]
+            answers[i] = "".join(json.loads(f.removeprefix("data: "))["choices"][0]["text"] for f in frames)
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(30)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == {i: f"<{i}>"[::-1] for i in range(30)}
+
+
+def test_stopping_lets_running_requests_end(model_dir: Path) -> None:
+    server = Server(model_dir)
+    with server:
+        server.call(server.engine.hold)
+        with connection(server, "/v1/chat/completions", {**CHAT, "stream": True}) as opened:
+            wait_until(lambda: running(server) == 1)
+            idle = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+            wait_until(lambda: server.call(lambda: len(server.connections)) == 2)
+            server.begin_stop()
+            assert idle.recv(1) == b""
+            with pytest.raises(OSError):
+                socket.create_connection(("127.0.0.1", server.port), timeout=1).close()
+            server.call(server.engine.release)
+            read_until(opened, b"[DONE]")
+
+
+def test_stopping_cuts_off_what_does_not_end(model_dir: Path) -> None:
+    with Server(model_dir, drain_s=0.2) as server:
+        server.call(server.engine.hold)
+        with connection(server, "/v1/chat/completions", {**CHAT, "stream": True}) as opened:
+            wait_until(lambda: running(server) == 1)
+            server.begin_stop()
+            with contextlib.suppress(ConnectionResetError):
+                while opened.recv(65536):
+                    pass
+    assert not server.engine.running
