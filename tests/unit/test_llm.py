@@ -1,6 +1,8 @@
 """LLM and AsyncEngine over a real tokenizer and a fake model."""
 
 import asyncio
+import concurrent.futures
+import signal
 
 import pytest
 
@@ -138,6 +140,36 @@ def test_interruption_leaves_nothing_running(llm, error):
         llm.generate([[i] * 20 for i in range(9)], SamplingParams(max_tokens=50), use_tqdm=False)
     assert not llm._core.has_work
     assert llm._core.stats().num_blocks_in_use == 0
+
+
+def test_ctrl_c_in_a_step_waits_for_its_end(llm):
+    execute = llm._core._runner.execute
+    handler = signal.getsignal(signal.SIGINT)
+    finished = []
+
+    def interrupted(plan):
+        if llm._core._runner.num_steps == 5:
+            signal.raise_signal(signal.SIGINT)
+        finished.append(execute(plan))
+        return finished[-1]
+
+    llm._core._runner.execute = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate([[i] * 20 for i in range(9)], SamplingParams(max_tokens=50), use_tqdm=False)
+    assert len(finished) == 6
+    assert not llm._core.has_work
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_threads_of_their_own_may_generate(llm):
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        (output,) = pool.submit(llm.generate, [[1, 2]], use_tqdm=False).result()
+    assert len(output.outputs[0].token_ids) == 16
+
+
+def test_an_unknown_option_is_one_line(checkpoint):
+    with pytest.raises(ConfigError, match="^unknown option: max_tokens$"):
+        LLM(str(checkpoint), max_tokens=3)
 
 
 def test_after_close_nothing_runs(llm):

@@ -508,3 +508,20 @@ def test_a_decode_step_of_sixteen_is_cheap():
         h.scheduler.update(plan, result)
         times.append(time.perf_counter() - begin)
     assert sorted(times)[len(times) // 2] < 1e-3
+
+
+def test_cached_tokens_are_those_of_the_first_start():
+    """Neither losing the slot before it, nor starting again, changes what is reported."""
+    h = Harness(chunked_prefill_size=64)
+    h.submit("owner", prompt(320), greedy(max_tokens=2))
+    h.submit("waits", prompt(320), greedy(max_tokens=3))
+    h.step()
+    waits = next(r for r in h.scheduler._running if r.request_id == "waits")
+    h.scheduler._preempt(waits)
+    assert waits.num_cached is None
+    while not h.tokens("waits"):
+        h.step()
+    assert waits.num_cached == 304
+    h.scheduler._preempt(waits)
+    h.run()
+    assert waits.num_cached == 304

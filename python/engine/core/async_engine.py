@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from engine.config.engine_config import EngineConfig
-from engine.config.model_location import bundled_model, locate_model
 from engine.core.client import EngineClient
 from engine.core.outputs import (
     Messages,
@@ -18,6 +16,7 @@ from engine.core.outputs import (
     RequestOutput,
     encode_chat,
     encode_prompt,
+    script_config,
 )
 from engine.core.process import ProcessClient
 from engine.sampling.params import SamplingParams
@@ -39,10 +38,9 @@ class AsyncEngine:
     def __init__(
         self, model_path: str | None = None, *, client: EngineClient | None = None, **config: Any
     ) -> None:
-        path = str(bundled_model() if model_path is None else locate_model(str(model_path)))
-        engine_config = EngineConfig(model_path=path, **config)
+        engine_config = script_config(model_path, config)
         self.client: EngineClient = ProcessClient(engine_config) if client is None else client
-        self._tokenizer_path = engine_config.tokenizer_path or path
+        self._tokenizer_path = engine_config.tokenizer_path or engine_config.model_path
         self._ids = map(str, itertools.count())
 
     async def start(self) -> None:

@@ -145,7 +145,7 @@ def _chunk(new: NewToken, result: StepResult, row: int) -> TokenChunk:
         request.choice,
         [new.token_id],
         None if wanted is None else [_logprobs(result, row, wanted)],
-        request.num_cached,
+        request.num_cached or 0,
         new.finish_reason,
         new.stop_token_id,
     )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import signal
+import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
-from types import TracebackType
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FrameType, TracebackType
 from typing import Any
 
 from tqdm import tqdm
 
-from engine.config.engine_config import EngineConfig
-from engine.config.model_location import bundled_model, locate_model
 from engine.core.build import build_engine
 from engine.core.engine_core import EngineCore
 from engine.core.messages import CancelChoice, CancelRequest, Failed, TokenChunk
@@ -22,6 +23,7 @@ from engine.core.outputs import (
     RequestOutput,
     encode_chat,
     encode_prompt,
+    script_config,
 )
 from engine.errors import EngineError, InvalidRequest
 from engine.sampling.params import SamplingParams
@@ -40,9 +42,8 @@ class LLM:
     """
 
     def __init__(self, model_path: str | None = None, **config: Any) -> None:
-        path = str(bundled_model() if model_path is None else locate_model(str(model_path)))
-        engine_config = EngineConfig(model_path=path, **config)
-        self.tokenizer = Tokenizer.from_directory(engine_config.tokenizer_path or path)
+        engine_config = script_config(model_path, config)
+        self.tokenizer = Tokenizer.from_directory(engine_config.tokenizer_path or engine_config.model_path)
         self._template = ChatTemplate.from_tokenizer(self.tokenizer)
         self._core: EngineCore | None
         self._core, self.info = build_engine(engine_config)
@@ -101,8 +102,8 @@ class LLM:
         running: dict[str, RequestInProgress] = {}
         bar = tqdm(total=len(requests), desc="generating", unit="prompt", disable=not use_tqdm)
         try:
-            with bar:
-                self._run_all(deque(requests), running, bar)
+            with bar, _interruptible_between_steps() as check_interrupt:
+                self._run_all(deque(requests), running, bar, check_interrupt)
         finally:
             for request_id in running:  # after an error or ctrl-C
                 self._core.handle(CancelRequest(request_id))
@@ -110,13 +111,18 @@ class LLM:
         return [request.output for request in requests]
 
     def _run_all(
-        self, todo: deque[RequestInProgress], running: dict[str, RequestInProgress], bar: tqdm
+        self,
+        todo: deque[RequestInProgress],
+        running: dict[str, RequestInProgress],
+        bar: tqdm,
+        check_interrupt: Callable[[], None],
     ) -> None:
         """Keep the engine full until nothing is left; `running` holds what it has."""
         core = self._core
         assert core is not None
         num_choices = 0
         while todo or running:
+            check_interrupt()
             while todo and (not running or num_choices + todo[0].n <= self.info.max_running_requests):
                 request = todo.popleft()
                 running[request.request_id] = request
@@ -136,6 +142,33 @@ class LLM:
                         del running[message.request_id]
                         num_choices -= request.n
                         bar.update()
+
+
+@contextlib.contextmanager
+def _interruptible_between_steps() -> Iterator[Callable[[], None]]:
+    """Hold ctrl-C back until the yielded function is called: in the middle of a step it would leave
+    the books half written. A second one is not held back. Other threads never see ctrl-C anyway.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    was_interrupted = False
+    before = signal.getsignal(signal.SIGINT)
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        nonlocal was_interrupted
+        was_interrupted = True
+        signal.signal(signal.SIGINT, before)
+
+    def check() -> None:
+        if was_interrupted:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:

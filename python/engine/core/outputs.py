@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from engine.config.engine_config import EngineConfig
+from engine.config.env import read_environment
+from engine.config.model_location import bundled_model, locate_model
 from engine.core.messages import GenerateRequest, TokenChunk, TokenLogprobs
 from engine.core.output_processor import OutputProcessor
-from engine.errors import InvalidRequest
+from engine.errors import ConfigError, InvalidRequest
 from engine.sampling.params import SamplingParams
 from engine.text.chat_template import ChatTemplate
 from engine.text.tokenizer import Tokenizer
@@ -82,6 +85,18 @@ class RequestInProgress:
     @property
     def is_finished(self) -> bool:
         return all(choice.finish_reason is not None for choice in self.output.outputs)
+
+
+def script_config(model_path: str | None, fields: Mapping[str, Any]) -> EngineConfig:
+    """Configuration of an engine that a script makes; without a path that of the bundled model.
+
+    Effects: may download a model that is named by a hub id. Raises: `ConfigError`.
+    """
+    unknown = set(fields) - {field.name for field in dataclasses.fields(EngineConfig)}
+    if unknown:
+        raise ConfigError(f"unknown option: {', '.join(sorted(unknown))}")
+    path = bundled_model() if model_path is None else locate_model(str(model_path))
+    return EngineConfig(**({"cpu_isa": read_environment().cpu_isa} | dict(fields)), model_path=str(path))
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> tuple[str | None, list[int]]:

@@ -39,8 +39,8 @@ class Request:
     num_computed: int = 0
     num_blocks: int = 0
 
-    num_cached: int = 0
-    """Prompt tokens that this choice did not have to compute when it started for the first time."""
+    num_cached: int | None = None
+    """Prompt tokens that were cached when this choice started for the first time; None before that."""
     node: int | None = None
     """Locked radix node covering the blocks that are in the tree."""
     num_shared: int = 0

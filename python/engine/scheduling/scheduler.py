@@ -326,9 +326,9 @@ class Scheduler:
                 return False
             self._claims.claim(request, request.num_shared)
         request.is_started = True
-        if request.num_preemptions == 0:
+        if request.num_cached is None:
             request.num_cached = request.num_computed
-            self.counters.prompt_tokens_cached += request.num_cached
+            self.counters.prompt_tokens_cached += request.num_computed
         return True
 
     def _take_cached_prefix(self, request: Request) -> None:
