@@ -38,6 +38,9 @@ ENGINE_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 ENGINE_INLINE Vec16 load_cache(const float* p) { return load(p); }
 ENGINE_INLINE Vec16 load_cache(const uint16_t* p) { return load_bf16(p); }
 
+template <typename Element>
+constexpr int kLine = 64 / static_cast<int>(sizeof(Element));  // elements a cache line
+
 constexpr float kMinusInfinity = -__builtin_inff();
 
 // The tile's pairs against one split: where the keys and values of each group of tokens lie.
@@ -69,10 +72,19 @@ struct Scratch {
   alignas(64) float values[kMaxRows][kMaxHeadDim];
 };
 
+// What a register tile prefetches while it computes: the groups that are read next. Blocks lie
+// anywhere, so the hardware does not guess them.
+template <typename Element, int C>
+struct Ahead {
+  const Element* groups[C];
+  int64_t stride;
+};
+
 // Scores of R pairs for C groups of tokens.
 template <int R, int C, typename Element>
 ENGINE_INLINE void score_groups(const PagedAttentionArgs& args, const float* const* query,
-                                const Element* const* keys, int64_t group, Scratch& scratch) {
+                                const Element* const* keys, int64_t group, const Ahead<Element, C>& ahead,
+                                Scratch& scratch) {
   Vec16 sum[R][C];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -82,7 +94,10 @@ ENGINE_INLINE void score_groups(const PagedAttentionArgs& args, const float* con
   for (int64_t d = 0; d < args.D; ++d) {
     Vec16 key[C];
 #pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) key[c] = load_cache(keys[group + c] + d * args.S);
+    for (int c = 0; c < C; ++c) {
+      key[c] = load_cache(keys[group + c] + d * args.S);
+      __builtin_prefetch(ahead.groups[c] + d * ahead.stride);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const Vec16 x = set1(query[r][d]);
@@ -100,12 +115,24 @@ ENGINE_INLINE void score_groups(const PagedAttentionArgs& args, const float* con
 }
 
 template <int R, typename Element>
-ENGINE_INLINE void score(const PagedAttentionArgs& args, const float* const* query, const Element* const* keys,
+ENGINE_INLINE void score(const PagedAttentionArgs& args, const float* const* query, const Split<Element>& split,
                          Range groups, Scratch& scratch) {
   constexpr int C = columns_for(R);
   int64_t group = groups.begin;
-  for (; group + C <= groups.end; group += C) score_groups<R, C>(args, query, keys, group, scratch);
-  for (; group < groups.end; ++group) score_groups<R, 1>(args, query, keys, group, scratch);
+  for (; group + C <= groups.end; group += C) {
+    Ahead<Element, C> ahead;
+    const bool is_last = group + C >= groups.end;
+    for (int c = 0; c < C; ++c) {
+      ahead.groups[c] = is_last ? split.values[least(groups.begin + c, groups.end - 1)]
+                                : split.keys[least(group + C + c, groups.end - 1)];
+    }
+    ahead.stride = is_last ? kGroup : args.S;
+    score_groups<R, C>(args, query, split.keys, group, ahead, scratch);
+  }
+  for (; group < groups.end; ++group) {
+    const Ahead<Element, 1> ahead = {{split.values[groups.begin]}, kGroup};
+    score_groups<R, 1>(args, query, split.keys, group, ahead, scratch);
+  }
 }
 
 // Turns a pair's scores into weights e^(score - maximum), zero outside `seen`.
@@ -147,10 +174,15 @@ ENGINE_INLINE void add_value_columns(const PagedAttentionArgs& args, const Split
     const int64_t group = token / kGroup;
     const int64_t stop = least((group + 1) * kGroup, tokens.end);
     const Element* value = split.values[group] + token % kGroup * args.D + column;
+    // As Ahead, one row of the next group at a time.
+    const int64_t ahead = split.values[least(group + 1, (tokens.end - 1) / kGroup)] - split.values[group];
     for (; token < stop; ++token, value += args.D) {
       Vec16 x[C];
 #pragma GCC unroll 4
-      for (int c = 0; c < C; ++c) x[c] = load_cache(value + c * 16);
+      for (int c = 0; c < C; ++c) {
+        x[c] = load_cache(value + c * 16);
+        if (c * 16 % kLine<Element> == 0) __builtin_prefetch(value + ahead + c * 16);
+      }
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const Vec16 weight = set1(weights[r][token]);
@@ -206,7 +238,7 @@ void attend_pairs(const PagedAttentionArgs& args, Tile& tile, int first, const S
     if (seen[r].begin < seen[r].end) any = {least(any.begin, seen[r].begin), most(any.end, seen[r].end)};
   }
   if (any.end <= any.begin) return;
-  score<R>(args, tile.query + first, split.keys, {any.begin / kGroup, (any.end + kGroup - 1) / kGroup}, scratch);
+  score<R>(args, tile.query + first, split, {any.begin / kGroup, (any.end + kGroup - 1) / kGroup}, scratch);
   float maximum[R], sum[R];
   for (int r = 0; r < R; ++r) {
     if (seen[r].end <= seen[r].begin) continue;
