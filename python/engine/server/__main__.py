@@ -80,10 +80,10 @@ def _explain(settings: Settings, engine_config: EngineConfig, server_config: Ser
     """What --print-config shows, with what the engine would decide for this model and this machine."""
     from engine.config.model_location import locate_model
     from engine.core.resolve import resolve
-    from engine.models.spec import ModelSpec
+    from engine.models.registry import read_spec
 
     directory = str(locate_model(engine_config.model_path))
-    resolved = resolve(engine_config, ModelSpec.from_directory(directory)).explained()
+    resolved = resolve(engine_config, read_spec(directory)).explained()
     if settings.get("model_path") is None:
         resolved["model_path"] = (engine_config.model_path, "the bundled model")
     if settings.get("served_model_name") is None:
