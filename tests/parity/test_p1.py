@@ -219,6 +219,14 @@ def test_every_instruction_set_and_number_of_threads(directory, mix, alone, isa,
     assert_same(machine.answer([mix], num_blocks=FEW_BLOCKS), alone)
 
 
+def test_without_fma_each_answer_is_still_one(directory, mix):
+    """The baseline rounds products, so its bits are its own; they too depend on nothing else."""
+    machine = Machine(directory, isa="baseline")
+    few = mix[::2]
+    expected = machine.answer([[ask] for ask in few], cached=False)
+    assert_same(machine.answer([few], chunk=16, num_blocks=FEW_BLOCKS), expected)
+
+
 @pytest.mark.parametrize("kind", ["llama3", "qwen2", "qwen3"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_other_families(tmp_path, mix, kind, dtype):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from engine.errors import ConfigError
 from engine.models.registry import FAMILIES, read_spec, spec_from_config
+from engine.models.rope import rope_tables
 from helpers.tiny_models import LLAMA_CONFIG
 
 
@@ -100,6 +101,10 @@ def test_generation_config_decides_the_end_tokens(tmp_path):
     assert read_spec(tmp_path).eos_token_ids == (7, 8)
 
 
+def test_end_tokens_outside_the_vocabulary_are_dropped():
+    assert spec_from_config(with_changes(eos_token_id=[999, 1000, 2])).eos_token_ids == (999, 2)
+
+
 def test_missing_directory_and_files(tmp_path):
     with pytest.raises(ConfigError, match="no such model directory"):
         read_spec(tmp_path / "absent")
@@ -131,11 +136,14 @@ def test_broken_config_is_one_line(tmp_path, text):
         ({"rope_scaling": [1]}, "one flat object"),
         ({"num_key_value_heads": 3}, "4 query heads do not divide into 3"),
         ({"head_dim": 72}, "head_dim 72 is not supported; supported: 64 to 256 in steps of 16"),
-        ({"hidden_size": -1}, "hidden_size must be an integer of at least 1, got -1"),
+        ({"hidden_size": -1}, "hidden_size must be an integer from 1 to"),
         ({"hidden_size": True}, "hidden_size must be an integer"),
         ({"vocab_size": "many"}, "vocab_size must be an integer"),
         ({"num_hidden_layers": 2**40}, "num_hidden_layers must be an integer"),
         ({"vocab_size": None}, "lacks vocab_size"),
+        ({"num_hidden_layers": 5000}, "num_hidden_layers must be an integer from 1 to 4096"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps must be a positive number"),
+        ({"rope_theta": 1}, "rope_theta must be above 1"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a positive number"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings must be true or false"),
         ({"eos_token_id": "</s>"}, "eos_token_id must be a token id"),
@@ -169,6 +177,39 @@ def test_any_json_is_read_or_refused(key, value, architecture):
         spec_from_config(config)
     except ConfigError as error:
         assert "\n" not in error.message
+
+
+numbers = st.none() | st.integers(-2, 10**5) | st.floats() | st.integers() | st.sampled_from([1, 1e30, 1e-30])
+rope_objects = st.fixed_dictionaries(
+    {"rope_type": st.sampled_from(["default", "linear", "llama3", "yarn"])},
+    optional={
+        key: numbers
+        for key in (
+            "rope_theta",
+            "factor",
+            "low_freq_factor",
+            "high_freq_factor",
+            "original_max_position_embeddings",
+            "beta_fast",
+            "beta_slow",
+            "mscale",
+            "mscale_all_dim",
+            "attention_factor",
+            "partial_rotary_factor",
+        )
+    },
+)
+
+
+@given(rope_objects)
+def test_any_rope_parameters_give_tables_or_are_refused(parameters):
+    try:
+        spec = spec_from_config(with_changes(rope_parameters=parameters))
+    except ConfigError as error:
+        assert "\n" not in error.message
+    else:
+        cos, sin = rope_tables(spec.rope, 3)
+        assert cos.shape == sin.shape == (3, spec.rope.rotary_dim // 2)
 
 
 def test_resolving_a_model_needs_no_torch():

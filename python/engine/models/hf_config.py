@@ -15,7 +15,9 @@ ROPE_KINDS = ("default", "linear", "llama3", "yarn")
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 DTYPES = ("float32", "float16", "bfloat16")
 HEAD_DIMS = range(64, 257, 16)
-MAX_DIMENSION = 2**31 - 1
+MAX_INTEGER = 2**31 - 1
+MAX_LAYERS = 4096
+MAX_NUMBER = 1e30
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -31,15 +33,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def integer(config: Mapping[str, Any], key: str, default: int | None = None, *, minimum: int = 1) -> int:
+def integer(
+    config: Mapping[str, Any],
+    key: str,
+    default: int | None = None,
+    *,
+    minimum: int = 1,
+    maximum: int = MAX_INTEGER,
+) -> int:
     """An integer of config.json; null counts as absent. Raises: `ConfigError` naming the key."""
     value = config.get(key)
     if value is None:
         value = default
     if value is None:
         raise ConfigError(f"config.json lacks {key}")
-    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= MAX_DIMENSION:
-        raise ConfigError(f"config.json: {key} must be an integer of at least {minimum}, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+        expected = f"an integer from {minimum} to {maximum}"
+        raise ConfigError(f"config.json: {key} must be {expected}, got {value!r:.80}")
     return value
 
 
@@ -50,8 +60,8 @@ def number(config: Mapping[str, Any], key: str, default: float | None = None) ->
         value = default
     if value is None:
         raise ConfigError(f"config.json lacks {key}")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ConfigError(f"config.json: {key} must be a positive number, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MAX_NUMBER:
+        raise ConfigError(f"config.json: {key} must be a positive number, got {value!r:.80}")
     return float(value)
 
 
@@ -61,7 +71,7 @@ def flag(config: Mapping[str, Any], key: str, default: bool = False) -> bool:
     if value is None:
         return default
     if not isinstance(value, bool):
-        raise ConfigError(f"config.json: {key} must be true or false, got {value!r}")
+        raise ConfigError(f"config.json: {key} must be true or false, got {value!r:.80}")
     return value
 
 
@@ -70,14 +80,16 @@ def read_facts(
 ) -> dict[str, Any]:
     """Fields of `ModelSpec` that every family writes the same way, and flags that a family may replace."""
     hidden_size = integer(config, "hidden_size")
-    num_layers = integer(config, "num_hidden_layers")
+    num_layers = integer(config, "num_hidden_layers", maximum=MAX_LAYERS)
     num_heads = integer(config, "num_attention_heads")
     head_dim = integer(config, "head_dim", default_head_dim or hidden_size // num_heads)
     max_positions = integer(config, "max_position_embeddings")
     rope = read_rope(config, head_dim, max_positions)
     if rope.kind == "yarn":
         max_positions = max(max_positions, int(rope.original_max_positions * rope.factor))
+    vocab_size = integer(config, "vocab_size")
     eos_source = generation if generation.get("eos_token_id") is not None else config
+    eos_token_ids = _token_ids(eos_source, "eos_token_id")
     return {
         "hidden_size": hidden_size,
         "num_layers": num_layers,
@@ -85,7 +97,7 @@ def read_facts(
         "num_kv_heads": integer(config, "num_key_value_heads", num_heads),
         "head_dim": head_dim,
         "intermediate_size": integer(config, "intermediate_size"),
-        "vocab_size": integer(config, "vocab_size"),
+        "vocab_size": vocab_size,
         "rms_norm_eps": number(config, "rms_norm_eps", 1e-6),
         "rope": rope,
         "windows": (0,) * num_layers,
@@ -96,7 +108,7 @@ def read_facts(
         "mlp_bias": False,
         "qk_norm": False,
         "max_position_embeddings": max_positions,
-        "eos_token_ids": _token_ids(eos_source, "eos_token_id"),
+        "eos_token_ids": tuple(i for i in eos_token_ids if i < vocab_size),  # others are never drawn
         "bos_token_id": next(iter(_token_ids(config, "bos_token_id")), None),
         "dtype": _dtype(config),
     }
@@ -109,7 +121,7 @@ def read_rope(config: Mapping[str, Any], head_dim: int, max_positions: int) -> R
         raise ConfigError("config.json: rope parameters must be one flat object for all layers")
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     if kind not in ROPE_KINDS:
-        raise ConfigError(f"rope scaling {kind!r} is not supported; supported: {', '.join(ROPE_KINDS)}")
+        raise ConfigError(f"rope scaling {kind!r:.80} is not supported; supported: {', '.join(ROPE_KINDS)}")
     share = number(parameters, "partial_rotary_factor", number(config, "partial_rotary_factor", 1.0))
     rotary_dim = int(head_dim * share)
     if share > 1 or rotary_dim < 2 or rotary_dim % 2:
@@ -117,6 +129,8 @@ def read_rope(config: Mapping[str, Any], head_dim: int, max_positions: int) -> R
             f"config.json: partial_rotary_factor {share:g} of head_dim {head_dim} is no even size"
         )
     theta = number(parameters, "rope_theta", number(config, "rope_theta", 10000.0))
+    if theta <= 1:
+        raise ConfigError(f"config.json: rope_theta must be above 1, got {theta:g}")
     facts: dict[str, Any] = {"kind": kind, "theta": theta, "rotary_dim": rotary_dim}
     if kind == "default":
         return RopeSpec(**facts)
@@ -155,14 +169,14 @@ def _yarn_attention_factor(parameters: Mapping[str, Any], factor: float) -> floa
 def _activation(config: Mapping[str, Any]) -> str:
     name = config.get("hidden_act") or "silu"
     if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise ConfigError(f"activation {name!r} is not supported; supported: {', '.join(ACTIVATIONS)}")
+        raise ConfigError(f"activation {name!r:.80} is not supported; supported: {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
 def _dtype(config: Mapping[str, Any]) -> str:
     name = config.get("dtype") or config.get("torch_dtype") or "float32"
     if name not in DTYPES:
-        raise ConfigError(f"checkpoint dtype {name!r} is not supported; supported: {', '.join(DTYPES)}")
+        raise ConfigError(f"checkpoint dtype {name!r:.80} is not supported; supported: {', '.join(DTYPES)}")
     return name
 
 
@@ -170,7 +184,7 @@ def _token_ids(config: Mapping[str, Any], key: str) -> tuple[int, ...]:
     value = config.get(key)
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if any(isinstance(item, bool) or not isinstance(item, int) or item < 0 for item in ids):
-        raise ConfigError(f"{key} must be a token id or a list of token ids, got {value!r}")
+        raise ConfigError(f"{key} must be a token id or a list of token ids, got {value!r:.80}")
     return tuple(ids)
 
 
