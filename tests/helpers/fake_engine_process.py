@@ -28,7 +28,7 @@ SETTINGS = SchedulerSettings(
     context_length=NUM_BLOCKS * BLOCK_SIZE,
     vocab_size=VOCAB_SIZE,
     max_running_requests=4,
-    max_queued_requests=2,
+    max_queued_requests=100,
     chunked_prefill_size=64,
     debug_checks=True,
 )

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -124,6 +125,52 @@ def test_cancel_reaches_the_engine():
     run(main)
 
 
+def test_a_crowd_that_comes_and_goes():
+    """Clients that leave at any moment; everybody else gets the right answer and nothing is left."""
+    rng = random.Random(5)
+    outcomes = []
+
+    async def main():
+        async with running() as client:
+            await client.wait_ready()
+
+            async def one(i):
+                prompt = [1] * rng.randrange(40) + [i % 40, 2, 3]
+                params = SamplingParams(seed=i, max_tokens=rng.randrange(1, 60))
+                request = generate(f"r{i}", prompt, temperature=1, seed=i, max_tokens=params.max_tokens)
+                stream = await client.submit(request)
+                leaves_after = rng.choice([None, 1, 5])
+                tokens = []
+                try:
+                    async for chunk in stream:
+                        tokens += chunk.token_ids
+                        if len(tokens) == leaves_after:
+                            break
+                finally:
+                    client.cancel(request.request_id)
+                expected = answer_alone(prompt, params).token_ids
+                assert tokens == expected[: len(tokens)]
+                assert len(tokens) in (leaves_after, len(expected))
+                return len(tokens)
+
+            tasks = []
+            for i in range(60):
+                tasks.append(asyncio.create_task(one(i)))
+                for _ in range(rng.randrange(5)):
+                    await asyncio.sleep(0)
+                if rng.random() < 0.2:
+                    rng.choice(tasks).cancel()
+            outcomes.extend(await asyncio.gather(*tasks, return_exceptions=True))
+            stats = await client.stats()
+            assert (stats.num_running, stats.num_waiting, stats.num_blocks_in_use) == (0, 0, 0)
+            assert len(client._streams) == 0
+
+    run(main)
+    errors = [o for o in outcomes if isinstance(o, BaseException)]
+    assert all(isinstance(error, asyncio.CancelledError) for error in errors), errors
+    assert 3 <= len(errors) <= 30
+
+
 @pytest.mark.parametrize("how", ["killed from outside", "crash in a step"])
 def test_death_fails_what_is_in_flight_and_service_resumes(how):
     async def main():
@@ -179,7 +226,7 @@ def test_repeated_death_is_given_up_with_the_reason():
         ("bug", "^the engine could not start: TypeError: two lines$"),
     ],
 )
-def test_an_engine_that_cannot_start_says_why_once(model_path, message):
+def test_an_engine_that_cannot_start_says_why_once(model_path, message, caplog):
     async def main():
         async with running(model_path) as client:
             pid = client.pid
@@ -190,6 +237,7 @@ def test_an_engine_that_cannot_start_says_why_once(model_path, message):
             assert_gone(pid)
 
     run(main)
+    assert not caplog.records, "the caller says it; twice is once too often"
 
 
 @pytest.mark.parametrize("when", ["not attached", "loading", "idle", "running", "hanging", "twice"])

@@ -5,6 +5,7 @@ import pytest
 
 from engine.errors import InvalidRequest, Overloaded
 from engine.sampling.params import SamplingParams
+from engine.scheduling import block_claims
 from engine.scheduling.step_plan import StepResult
 from engine.scheduling.step_time import StepTimeModel
 from engine.scheduling.waiting_queue import MAX_PASSED_OVER, WINDOW
@@ -213,6 +214,16 @@ def test_waiting_for_a_block_ends_with_its_owner(how):
     h.run()
     assert h.answers["waits", 0] == answer_alone(prompt(320), greedy(max_tokens=2))
     assert h.runner.tokens_computed["waits"] == 320 - 64 + 1
+
+
+def test_colliding_hashes_are_no_common_prefix(monkeypatch):
+    monkeypatch.setattr(block_claims, "hash", lambda value: 7, raising=False)
+    h = Harness(chunked_prefill_size=32)
+    for i in range(4):
+        h.submit(f"r{i}", prompt(100, seed=i // 2), greedy(max_tokens=4), namespace="ab"[i == 3])
+    h.run()
+    for i in range(4):
+        assert h.answers[f"r{i}", 0] == answer_alone(prompt(100, seed=i // 2), greedy(max_tokens=4))
 
 
 # --- the budget

@@ -227,7 +227,8 @@ class ProcessClient:
             else:
                 state = EngineState.LOADING if self.info is None else EngineState.RESTARTING
                 self._set_state(state, f"the engine {how} and is being restarted")
-            logger.error(self.state_reason)
+            if self.info is not None or self._start_error is None:  # else whoever starts us reports it
+                logger.error(self.state_reason)
             self._fail_requests(
                 Overloaded("The engine was restarted; please try again.", slug="engine_restarted")
             )
