@@ -167,7 +167,7 @@ json_values = st.recursive(
 
 
 KEYS = [*LLAMA_CONFIG, "head_dim", "rope_scaling", "rope_theta", "layer_types", "sliding_window"]
-KEYS += ["use_sliding_window", "max_window_layers", "hidden_act", "bos_token_id"]
+KEYS += ["use_sliding_window", "max_window_layers", "hidden_act"]
 
 
 @given(key=st.sampled_from(KEYS), value=json_values, architecture=st.sampled_from(list(FAMILIES)))

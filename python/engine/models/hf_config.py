@@ -109,7 +109,6 @@ def read_facts(
         "qk_norm": False,
         "max_position_embeddings": max_positions,
         "eos_token_ids": tuple(i for i in eos_token_ids if i < vocab_size),  # others are never drawn
-        "bos_token_id": next(iter(_token_ids(config, "bos_token_id")), None),
         "dtype": _dtype(config),
     }
 

@@ -53,7 +53,6 @@ class ModelSpec:
     qk_norm: bool
     max_position_embeddings: int
     eos_token_ids: tuple[int, ...]
-    bos_token_id: int | None
     dtype: str
 
     @property

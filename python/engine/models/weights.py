@@ -107,11 +107,6 @@ def checkpoint_files(directory: Path) -> list[Path]:
     return [directory / name for name in sorted(names)]
 
 
-def checkpoint_bytes(directory: str | Path) -> int:
-    """Size of the checkpoint on disk."""
-    return sum(path.stat().st_size for path in checkpoint_files(Path(directory)))
-
-
 def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and dtype of every tensor of one file."""
     header = {}

@@ -17,8 +17,6 @@ class KVCache:
 
     def __init__(self, spec: ModelSpec, *, num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
         heads, dim = spec.num_kv_heads, spec.head_dim
-        self.num_blocks = num_blocks
-        self.block_size = block_size
         self.layers = [
             (
                 torch.empty(num_blocks, heads, dim, block_size, dtype=dtype),

@@ -1,10 +1,10 @@
-"""How much memory weights, cache and workspace take, before any of it is allocated. No torch here."""
+"""How much memory weights and cache take, before any of it is allocated. No torch here."""
 
 from __future__ import annotations
 
 from engine.models.spec import ModelSpec
 
-DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
 
 
 def block_bytes(spec: ModelSpec, block_size: int, dtype: str) -> int:
@@ -20,12 +20,3 @@ def blocks_that_fit(spec: ModelSpec, block_size: int, dtype: str, budget_bytes: 
 def weight_bytes(spec: ModelSpec, dtype: str) -> int:
     """All matrices at `dtype`; norms and biases are within the rounding."""
     return spec.num_parameters * DTYPE_BYTES[dtype]
-
-
-def workspace_bytes(spec: ModelSpec, max_tokens: int, max_rows: int, num_positions: int) -> int:
-    """Float32 buffers of the largest step, and the position tables."""
-    per_token = (
-        3 * spec.hidden_size + spec.qkv_size + spec.num_heads * spec.head_dim + 3 * spec.intermediate_size
-    )
-    per_row = 3 * spec.hidden_size + 2 * spec.vocab_size  # logits, and the sampler's copy
-    return 4 * (max_tokens * per_token + max_rows * per_row + num_positions * spec.rope.rotary_dim)

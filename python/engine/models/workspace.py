@@ -1,0 +1,100 @@
+"""The memory for intermediate results of a step, allocated once and cut to each step's size."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from engine.models.spec import ModelSpec
+
+
+@dataclasses.dataclass(slots=True)
+class Rows:
+    """What rows carry through a layer, all float32.
+
+    Shapes, for T rows of hidden size E: `residual`, `normed` and `update` [T, E], `attended`
+    [T, H * D], `gate_up` [T, 2 I], `product` [T, I].
+    """
+
+    residual: torch.Tensor
+    normed: torch.Tensor
+    attended: torch.Tensor
+    update: torch.Tensor
+    gate_up: torch.Tensor
+    product: torch.Tensor
+
+
+@dataclasses.dataclass(slots=True)
+class Heads:
+    """Attention's view of the same rows: `q`, `k` and `v` are columns of `qkv`, split into heads.
+
+    Shapes: `qkv` [T, (H + 2 G) D]; `q` and `attended` [T, H, D]; `k` and `v` [T, G, D].
+    """
+
+    qkv: torch.Tensor
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    attended: torch.Tensor
+
+
+class Workspace:
+    """Buffers for steps of up to `max_tokens` rows, `max_rows` of which are wanted as logits.
+
+    Cost: address space; untouched pages are never paid for.
+    """
+
+    def __init__(self, spec: ModelSpec, max_tokens: int, max_rows: int) -> None:
+        self._spec = spec
+        hidden, heads = spec.hidden_size, spec.num_heads * spec.head_dim
+        self._residual, self._normed, self._update = (torch.empty(max_tokens, hidden) for _ in range(3))
+        self._qkv = torch.empty(max_tokens, spec.qkv_size)
+        self._attended = torch.empty(max_tokens, heads)
+        self._gate_up = torch.empty(max_tokens, 2 * spec.intermediate_size)
+        self._product = torch.empty(max_tokens, spec.intermediate_size)
+        self._kept_residual = torch.empty(max_rows, hidden)
+        self._kept_attended = torch.empty(max_rows, heads)
+        self._logits = torch.empty(max_rows, spec.vocab_size)
+
+    def rows(self, count: int) -> Rows:
+        """The first `count` rows of every buffer."""
+        return self._rows(self._residual[:count], self._attended[:count])
+
+    def heads(self, count: int) -> Heads:
+        """The same rows as attention sees them."""
+        spec, qkv = self._spec, self._qkv[:count]
+        q_end = spec.num_heads * spec.head_dim
+        k_end = q_end + spec.num_kv_heads * spec.head_dim
+        return Heads(
+            qkv=qkv,
+            q=qkv[:, :q_end].unflatten(1, (spec.num_heads, spec.head_dim)),
+            k=qkv[:, q_end:k_end].unflatten(1, (spec.num_kv_heads, spec.head_dim)),
+            v=qkv[:, k_end:].unflatten(1, (spec.num_kv_heads, spec.head_dim)),
+            attended=self._attended[:count].unflatten(1, (spec.num_heads, spec.head_dim)),
+        )
+
+    def keep(self, rows: Rows, wanted: torch.Tensor) -> Rows:
+        """Only the wanted rows (int64, ascending, each once), as they stand after attention."""
+        count = len(wanted)
+        if count == len(rows.residual):
+            return rows
+        residual, attended = self._kept_residual[:count], self._kept_attended[:count]
+        torch.index_select(rows.residual, 0, wanted, out=residual)
+        torch.index_select(rows.attended, 0, wanted, out=attended)
+        return self._rows(residual, attended)
+
+    def logits(self, count: int) -> torch.Tensor:
+        """Float32 [count, V]."""
+        return self._logits[:count]
+
+    def _rows(self, residual: torch.Tensor, attended: torch.Tensor) -> Rows:
+        count = len(residual)
+        return Rows(
+            residual=residual,
+            normed=self._normed[:count],
+            attended=attended,
+            update=self._update[:count],
+            gate_up=self._gate_up[:count],
+            product=self._product[:count],
+        )
