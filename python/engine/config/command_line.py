@@ -73,8 +73,11 @@ class _Parser(argparse.ArgumentParser):
             word = unknown[0].split("=")[0]
             if not word.startswith("-"):
                 raise ConfigError(f"unexpected argument {word!r}; --help lists the flags")
-            raise ConfigError(f"unknown flag {word}" + _suggestion(word, (flag.name for flag in FLAGS)))
+            raise ConfigError(f"unknown flag {word}" + _suggestion(word, _NAMES))
         return namespace
+
+
+_NAMES = tuple(name for flag in FLAGS for name in (flag.name, flag.alias) if name)
 
 
 def _parser() -> argparse.ArgumentParser:

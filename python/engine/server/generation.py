@@ -47,7 +47,7 @@ def fit_context(
         return msgspec.structs.replace(params, max_tokens=context_length - prompt_len)
     raise InvalidRequest(
         f"Requested token count exceeds the model's maximum context length of {context_length} tokens. "
-        f"You requested a total of {total} tokens: {prompt_len} in the prompt, {params.max_tokens} to follow.",
+        f"You requested a total of {total} tokens: {prompt_len} of prompt, {params.max_tokens} to generate.",
         slug="context_length_exceeded",
         param="max_tokens",
     )

@@ -14,7 +14,6 @@ from engine.config.engine_config import EngineConfig
 from engine.config.model_location import locate_model
 from engine.config.server_config import ServerConfig
 from engine.core.process import ProcessClient
-from engine.errors import ConfigError
 from engine.server.app import create_app, start_serving, stop_serving
 from engine.server.context import ServerContext
 from engine.server.model_files import ModelFiles
@@ -56,14 +55,16 @@ async def serve(
 
 async def _load(client: ProcessClient, context: ServerContext) -> None:
     """Wait until requests can be served; the engine loads in its own process meanwhile."""
+    ready = asyncio.create_task(client.wait_ready())
     files = asyncio.create_task(asyncio.to_thread(_load_files, context))
     try:
-        await client.wait_ready()
-        context.model = await files
-    except ConfigError:
-        # Both may fail for one reason: the engine's is the fuller one, and the thread must end anyway.
-        await asyncio.gather(files, return_exceptions=True)
-        raise
+        done, _ = await asyncio.wait((ready, files), return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+        context.model = files.result()
+    finally:
+        ready.cancel()
+        files.cancel()
 
 
 def _load_files(context: ServerContext) -> ModelFiles:
