@@ -1,0 +1,125 @@
+"""`python -m engine.server` as a process, on any free port."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO
+
+import httpx
+import openai
+import psutil
+
+from helpers.http_server import wait_until, write_model
+
+PACKAGE_ROOT = Path(__file__).parents[2] / "python"
+START_S = 90
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 257,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "max_position_embeddings": 1024,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "torch_dtype": "float32",
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+    "eos_token_id": 0,
+}
+
+
+def write_llama(directory: Path, **config: object) -> Path:
+    """A tiny Llama to be served with --load-format dummy."""
+    write_model(directory)
+    (directory / "config.json").write_text(json.dumps({**LLAMA, **config}))
+    return directory
+
+
+def command(*argv: str) -> list[str]:
+    return [sys.executable, "-m", "engine.server", *argv]
+
+
+def environment() -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("ENGINE_")}
+    return inherited | {"PYTHONPATH": str(PACKAGE_ROOT)}
+
+
+def run(*argv: str, timeout_s: float = START_S) -> subprocess.CompletedProcess[str]:
+    """A command that ends by itself."""
+    return subprocess.run(
+        command(*argv), env=environment(), capture_output=True, text=True, timeout=timeout_s, check=False
+    )
+
+
+class ServerProcess:
+    """A served model; `log` is all that went to standard error."""
+
+    def __init__(self, *argv: str, program: list[str] | None = None) -> None:
+        self._log: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115  (open as long as this object)
+        self._out: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [*(program or command()), "--port", "0", *argv],
+            env=environment(),
+            stdout=self._out,
+            stderr=self._log,
+        )
+
+    def __enter__(self) -> ServerProcess:
+        try:
+            wait_until(lambda: bool(self._address()) or self.process.poll() is not None, START_S)
+            assert self.process.poll() is None, self.log
+            self.url = self._address()
+            self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
+        if self.process.poll() is None:
+            self.stop()
+
+    def _address(self) -> str:
+        found = re.search(r"listening on (http://\S+?),", self.log)
+        return found[1] if found else ""
+
+    @property
+    def log(self) -> str:
+        return self._content(self._log)
+
+    @property
+    def output(self) -> str:
+        return self._content(self._out)
+
+    @staticmethod
+    def _content(file: IO[str]) -> str:
+        return os.pread(file.fileno(), 1 << 24, 0).decode()
+
+    def wait_ready(self) -> None:
+        wait_until(lambda: self.http.get("/health").status_code == 200, START_S)
+
+    def stop(self) -> int:
+        """Ask it to end; the exit code. Fails the test if any child of it is left."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.terminate()
+        code = self.process.wait(60)
+        _, left = psutil.wait_procs(children, 10)
+        assert not left
+        return code
+
+    def sdk(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="EMPTY", max_retries=0, timeout=60)

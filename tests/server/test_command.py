@@ -1,0 +1,150 @@
+"""`python -m engine.server`: wrong input is one line and an exit code, and nothing is left running."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from helpers.http_server import write_model
+from helpers.server_process import ServerProcess, run, write_llama
+
+DUMMY = ("--load-format", "dummy")
+
+
+def complaint(process: subprocess.CompletedProcess[str], code: int) -> str:
+    """The one line, after checking that there is nothing else to be afraid of."""
+    assert process.returncode == code, process.stderr
+    assert "Traceback" not in process.stderr
+    errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, process.stderr
+    assert process.stdout == ""
+    return errors[0].removeprefix("error: ")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--modle-path", "x"], "unknown flag --modle-path; did you mean --model-path?"),
+        (["--port", "99999"], "--port must be in [0, 65535], got 99999"),
+        (["--page-size", "0"], "--page-size must be at least 1, got 0"),
+        (["--config", "missing.toml"], "cannot read --config missing.toml: No such file or directory"),
+    ],
+)
+def test_bad_flags(argv: list[str], message: str) -> None:
+    assert complaint(run(*argv), 2) == message
+
+
+def test_no_such_model(tmp_path: Path) -> None:
+    missing = str(tmp_path / "nothing here")
+    assert complaint(run("--model-path", missing), 1) == f"no such model directory: {missing}"
+    assert "has no config.json" in complaint(run("--model-path", str(tmp_path)), 1)
+
+
+def test_no_tokenizer(tmp_path: Path) -> None:
+    write_llama(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    message = complaint(run("--model-path", str(tmp_path), "--port", "0", *DUMMY), 1)
+    assert "tokenizer.json" in message
+
+
+def test_unsupported_architecture(tmp_path: Path) -> None:
+    write_llama(tmp_path, architectures=["MysteryForCausalLM"], model_type="mystery")
+    assert "MysteryForCausalLM" in complaint(run("--model-path", str(tmp_path), "--port", "0", *DUMMY), 1)
+
+
+def test_broken_checkpoints(tmp_path: Path) -> None:
+    write_llama(tmp_path)
+    assert complaint(run("--model-path", str(tmp_path), "--port", "0"), 1)  # no weights
+    (tmp_path / "config.json").write_text("{")
+    assert "config.json" in complaint(run("--model-path", str(tmp_path), "--port", "0"), 1)
+
+
+def test_a_port_in_use(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        message = complaint(run("--model-path", str(tmp_path), "--port", port), 1)
+    assert message.startswith(f"cannot listen on 127.0.0.1 port {port}: ")
+    assert "in use" in message
+
+
+def test_an_address_of_another_machine(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    message = complaint(run("--model-path", str(tmp_path), "--host", "192.0.2.1", "--port", "0"), 1)
+    assert message.startswith("cannot listen on 192.0.2.1 port 0: ")
+
+
+def test_print_config_shows_what_would_run(tmp_path: Path) -> None:
+    write_llama(tmp_path)
+    (tmp_path / "server.toml").write_text("page-size = 32\n")
+    process = run(
+        "--model-path",
+        str(tmp_path),
+        "--config",
+        str(tmp_path / "server.toml"),
+        "--port",
+        "5",
+        "--print-config",
+    )
+    assert process.returncode == 0, process.stderr
+    lines = {line.split()[0]: " ".join(line.split()[1:]) for line in process.stdout.splitlines()}
+    assert lines["port"] == "5 # command line"
+    assert lines["page-size"] == f"32 # {tmp_path / 'server.toml'}"
+    assert lines["host"] == "127.0.0.1 # default"
+    assert lines["dtype"].startswith("float32 # ")
+    assert lines["context-length"].startswith("1024 # ")
+    assert lines["num-threads"].split()[0].isdigit()
+
+
+def test_the_port_answers_while_the_model_loads_and_a_signal_ends_it_cleanly(tmp_path: Path) -> None:
+    write_llama(tmp_path)
+    listing = (
+        "import atexit, json, sys; from engine.server.__main__ import main; "
+        "atexit.register(lambda: print(json.dumps(sorted(sys.modules)))); sys.exit(main(sys.argv[1:]))"
+    )
+    with ServerProcess(
+        "--model-path", str(tmp_path), *DUMMY, program=[sys.executable, "-c", listing]
+    ) as server:
+        early = server.http.get("/health")
+        assert early.status_code == 503, "the engine loaded before the first look"
+        assert early.json()["error"]["code"] == "model_loading"
+        assert int(early.headers["retry-after"]) >= 1
+        server.wait_ready()
+        body = {"model": "default", "prompt": "x", "max_tokens": 4, "ignore_eos": True}
+        assert server.http.post("/v1/completions", json=body).json()["usage"]["completion_tokens"] == 4
+        assert server.stop() == 0
+        modules = set(json.loads(server.output))
+    assert "engine.server.serve" in modules
+    assert not modules & {"torch", "transformers", "xgrammar", "huggingface_hub"}
+
+
+def test_a_signal_while_loading_ends_it_cleanly(tmp_path: Path) -> None:
+    write_llama(tmp_path)
+    with ServerProcess("--model-path", str(tmp_path), *DUMMY) as server:
+        assert server.stop() == 0
+        assert "Traceback" not in server.log
+
+
+def test_the_engine_is_restarted_when_it_dies(tmp_path: Path) -> None:
+    write_llama(tmp_path)
+    with ServerProcess("--model-path", str(tmp_path), *DUMMY) as server:
+        server.wait_ready()
+        body = {"model": "default", "prompt": "x", "max_tokens": 900, "ignore_eos": True, "stream": True}
+        with server.http.stream("POST", "/v1/completions", json=body) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("data: ")
+            (engine,) = psutil.Process(server.process.pid).children()
+            engine.kill()
+            rest = list(lines)
+        assert '"code":"engine_restarted"' in rest[-4]
+        assert rest[-2] == "data: [DONE]"
+        server.wait_ready()
+        answer = server.http.post("/v1/completions", json={**body, "max_tokens": 3, "stream": False})
+        assert answer.json()["usage"]["completion_tokens"] == 3
+        assert server.stop() == 0
