@@ -15,6 +15,7 @@ The limit is what memcmp takes for the tokens of a prompt, warm.
 from __future__ import annotations
 
 import argparse
+import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,8 @@ SIZES = (100_000, 1_000_000)
 NODES = {"one": 1, "chain": 128, "short": 256}
 MOST_US = {"match one": 10.0, "match chain": 30.0, "evict": 2.0}
 MOST_GROWTH = 1.5
+"""From 100,000 to 1,000,000 blocks. Not asked of random matches: the smaller tree lives in the CPU's
+caches and the larger one does not."""
 
 
 class Tree:
@@ -118,7 +121,10 @@ def time_wide(size: int) -> Iterator[tuple[str, Timing]]:
     yield "evict wide", time_each(insert_again, evict, calls=3000)
     assert tree.match_length("", keys[2999]) == 0
     order = np.random.default_rng(2).integers(3000, size, 3000)
-    yield "match wide random", time_each(lambda i: keys[order[i]], lambda key: tree.match("", key), calls=3000)
+    yield (
+        "match wide random",
+        time_each(lambda i: keys[order[i]], lambda key: tree.match("", key), calls=3000),
+    )
     tree.check()
 
 
@@ -129,15 +135,35 @@ def time_limit() -> Timing:
 
 
 def judge(name: str, timings: dict[int, Timing]) -> dict[str, object]:
-    most = next((us for key, us in MOST_US.items() if name.startswith(key + " ")), None)
-    growth = timings[SIZES[1]].median_us / timings[SIZES[0]].median_us
-    result: dict[str, object] = {f"us_{size}": round(t.median_us, 3) for size, t in timings.items()}
-    result |= {f"spread_{size}": round(t.spread, 3) for size, t in timings.items()}
-    result |= {"growth": round(growth, 2)}
-    if most is not None:
-        slowest = max(t.median_us for t in timings.values())
-        result |= {"most_us": most, "reached": slowest <= most and growth <= MOST_GROWTH}
+    medians = [timings[size].median_us for size in SIZES]
+    growth = medians[1] / medians[0]
+    result: dict[str, object] = {
+        "us": [round(us, 2) for us in medians],
+        "spread": [round(timings[size].spread, 2) for size in SIZES],
+        "growth": round(growth, 2),
+    }
+    most_us = next((us for key, us in MOST_US.items() if name.startswith(key + " ")), None)
+    if most_us is not None:
+        grows_little = growth <= MOST_GROWTH or name.endswith("random")
+        result |= {"most_us": most_us, "reached": max(medians) <= most_us and grows_little}
     return result
+
+
+def bytes_per_block(size: int, blocks_per_insert: int) -> float:
+    """Resident memory that the allocator and the tree take for each block that they hold."""
+    prompts = np.random.default_rng(3).integers(0, 150_000, (size, BLOCK_SIZE), np.int32)
+    before = resident_bytes()
+    allocator = BlockAllocator(size)
+    tree = RadixTree(allocator, BLOCK_SIZE)
+    for begin in range(0, size, blocks_per_insert):
+        token_ids = prompts[begin : begin + blocks_per_insert].reshape(-1)
+        tree.insert("", token_ids, allocator.try_allocate(len(token_ids) // BLOCK_SIZE))
+    assert tree.num_cached_blocks == size
+    return (resident_bytes() - before) / size
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def main() -> None:
@@ -145,6 +171,8 @@ def main() -> None:
     print(machine())
     limit = time_limit()
     print(f"{'memcmp of a prompt':38} {limit}")
+    memory = {"one": bytes_per_block(SIZES[1], PROMPT_BLOCKS), "wide": bytes_per_block(SIZES[1], 1)}
+    print(f"bytes per block of 16 tokens, 64 of them the tokens: {memory}")
     timings: dict[str, dict[int, Timing]] = {}
     for size in SIZES:
         for rows in (*(time_matches(shape, size) for shape in NODES), time_wide(size)):
@@ -153,7 +181,14 @@ def main() -> None:
                 print(f"{name:38} {size:9,} blocks {timing}", flush=True)
     results = {name: judge(name, by_size) for name, by_size in timings.items()}
     one_us = timings["match one repeated"][SIZES[0]].median_us
-    report("radix_tree", {"limit_share": round(limit.median_us / one_us, 3), "results": results})
+    report(
+        "radix_tree",
+        {
+            "limit_share": round(limit.median_us / one_us, 2),
+            "bytes_per_block": {shape: round(count) for shape, count in memory.items()},
+            "results": results,
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -212,8 +212,8 @@ void RadixTree::append(NodeIndex index, std::span<const Token> tokens, std::span
   stats_.num_inserted_blocks += count;
 }
 
-// Gives the first blocks of a run to a new node above; returns it. The lower part keeps its
-// index, its handles and its locks.
+// Gives the first blocks of a run to a new node above, which is about to be used; returns it. The
+// lower part keeps its index, its handles, its locks and its age.
 NodeIndex RadixTree::split(NodeIndex index, std::size_t num_upper_blocks) {
   const NodeIndex upper_index = new_node();
   Node& lower = node(index);
@@ -237,7 +237,7 @@ NodeIndex RadixTree::split(NodeIndex index, std::size_t num_upper_blocks) {
   lower.start += static_cast<std::uint32_t>(num_upper_blocks);
   lower.hash = child_hash(upper_index, lower.tokens.data());
   children_.insert(lower.hash, index);
-  if (lower.path_locks == 0) link_after(lower.newer, upper_index);
+  if (lower.path_locks == 0) link_newest(upper_index);
   return upper_index;
 }
 
@@ -278,7 +278,7 @@ std::int64_t RadixTree::evict(std::int64_t num_blocks) {
   std::int64_t num_left = std::min(num_blocks, num_evictable_blocks_);
   const std::int64_t num_evicted = num_left;
   while (num_left > 0) {
-    const NodeIndex index = node(kNoNode).newer;  // the oldest: the list is a ring
+    const NodeIndex index = node(kNoNode).newer;
     Node& n = node(index);
     const std::size_t count = std::min(n.num_blocks(), static_cast<std::size_t>(num_left));
     const std::size_t num_kept = n.num_blocks() - count;
@@ -311,7 +311,7 @@ void RadixTree::remove(NodeIndex index) {
   free_node(parent);
 }
 
-// --- eviction list: a ring through the sentinel; sentinel.older is the newest --------------------
+// --- eviction list: a ring; behind the sentinel comes the newest, before it the oldest -----------
 
 void RadixTree::touch_path(NodeIndex leaf) {
   // The nodes above a locked one are locked too, and on no list.
@@ -321,12 +321,12 @@ void RadixTree::touch_path(NodeIndex leaf) {
   }
 }
 
-void RadixTree::link_after(NodeIndex newer, NodeIndex index) {
-  const NodeIndex older = node(newer).older;
-  node(index).newer = newer;
-  node(index).older = older;
-  node(newer).older = index;
-  node(older).newer = index;
+void RadixTree::link_newest(NodeIndex index) {
+  Node& sentinel = node(kNoNode);
+  node(index).newer = kNoNode;
+  node(index).older = sentinel.older;
+  node(sentinel.older).newer = index;
+  sentinel.older = index;
 }
 
 void RadixTree::unlink(NodeIndex index) {

@@ -153,8 +153,7 @@ class RadixTree {
   void free_node(NodeIndex index);
 
   void touch_path(NodeIndex leaf);
-  void link_newest(NodeIndex index) { link_after(kNoNode, index); }
-  void link_after(NodeIndex newer, NodeIndex index);
+  void link_newest(NodeIndex index);
   void unlink(NodeIndex index);
 
   void check_node(NodeIndex index) const;

@@ -99,9 +99,19 @@ def test_a_leaf_does_not_grow_under_the_lock_of_another():
     longer, _, _ = tree.insert("", tokens(1, 2, 3), block_ids[:3])
     assert longer != node and tree.num_nodes == 2
     assert tree.num_evictable_blocks == 1, "the new block is not under the old lock"
-    tree.lock(node)  # two locks: not even for one of their holders
-    other, _, _ = tree.insert("", tokens(1, 2, 4), np.append(block_ids[:2], block_ids[3:]), node)
-    assert other != node and tree.num_evictable_blocks == 2
+    tree.check()
+
+
+def test_a_leaf_with_two_locks_grows_for_neither_holder():
+    allocator = BlockAllocator(2)
+    tree = RadixTree(allocator, 1)
+    block_ids = allocator.try_allocate(2)
+    node, _, _ = tree.insert("", tokens(1), block_ids[:1])
+    tree.lock(node)
+    tree.lock(node)
+    longer, _, _ = tree.insert("", tokens(1, 2), block_ids, node)
+    assert longer != node and tree.path_len(node) == 1
+    assert tree.num_evictable_blocks == 1
     tree.check()
 
 
@@ -159,6 +169,27 @@ def test_the_least_recently_used_goes_first_from_its_end():
         cache.check()
     assert lengths == [(2, 3), (1, 3), (1, 2), (1, 1), (1, 0), (0, 0)]
     assert cache.try_allocate(1) is None and cache.num_evicted_blocks == 6
+
+
+@pytest.mark.parametrize("use", ["match", "insert", "unlock", "match_length"])
+def test_what_counts_as_a_use(use: str):
+    cache = PrefixCache(6, 1)
+    remember(cache, "", tokens(1, 2))
+    node = cache.match("", tokens(1, 2))[2]
+    if use == "unlock":
+        cache.lock(node)
+    remember(cache, "", tokens(3, 4))
+    if use == "match":
+        cache.match("", tokens(1, 2))
+    elif use == "insert":
+        remember(cache, "", tokens(1, 2))
+    elif use == "unlock":
+        cache.unlock(node)
+    else:
+        cache.match_length("", tokens(1, 2))
+    cache.try_allocate(4)
+    kept, gone = (tokens(3, 4), tokens(1, 2)) if use == "match_length" else (tokens(1, 2), tokens(3, 4))
+    assert cache.match_length("", kept) == 2 and cache.match_length("", gone) == 0
 
 
 def test_what_is_locked_stays_and_nothing_is_evicted_for_nothing():

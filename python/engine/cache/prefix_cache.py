@@ -22,9 +22,9 @@ class PrefixCache:
     - Blocks that `match` found belong to the tree. Lock the node before anything else is called,
       or they may be evicted; use them until `unlock`.
     - After `insert`: lock the new node, unlock the old one, use the block ids that were returned,
-      and release your references to what is in the tree now: the given
-      block_ids[path_len(old node) : path_len(new node)]. Those that were stored stay under the
-      lock, duplicates become free, and at no moment is a block without an owner.
+      and release your references to what is in the tree now: the given block_ids[old:new], where
+      old is the path_len of your node before the insertion and new that of the new node. Stored
+      blocks stay under the lock, duplicates become free, and no block is ever without an owner.
 
     With `enabled=False` nothing is found and nothing is kept: `match` finds nothing, `insert`
     returns no node and the given ids, and the caller goes on owning its blocks.
@@ -65,7 +65,8 @@ class PrefixCache:
 
         `token_ids` fills the blocks exactly, from position 0. Where the tree has other blocks for
         the same tokens, those win, and the given ones are duplicates. Give the node that you have
-        locked as `held`, so that a sequence which only you extend stays one node.
+        locked as `held`, so that a sequence which only you extend stays one node; the new node may
+        then be the same, its path having grown.
         """
         if not self.enabled:
             return None, block_ids, 0
