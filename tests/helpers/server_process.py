@@ -15,9 +15,10 @@ import httpx
 import openai
 import psutil
 
+import engine
 from helpers.http_server import wait_until, write_model
 
-PACKAGE_ROOT = Path(__file__).parents[2] / "python"
+PACKAGE_ROOT = Path(engine.__file__).parents[1]
 START_S = 90
 
 LLAMA = {
