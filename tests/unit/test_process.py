@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -54,6 +55,11 @@ def assert_gone(pid):
         os.kill(pid, 0)
 
 
+def ignores_sigterm(pid):
+    (mask,) = re.findall(r"SigIgn:\t(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
+
+
 async def until(condition):
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
@@ -95,6 +101,7 @@ def test_requests_are_answered_across_the_socket():
                 await tokens_of(await client.submit(generate("raises", [fake.RAISES, 1])))
             stats = await client.stats()
             assert (stats.num_running, stats.num_waiting, stats.num_blocks_in_use) == (0, 0, 0)
+            assert len(client._streams) == 0
 
     run(main)
 
@@ -254,9 +261,8 @@ def test_close_leaves_nothing(when):
             if when == "running":
                 await client.submit(generate("a", [fake.SLOW], max_tokens=900))
             if when == "hanging":
-                stream = await client.submit(generate("a", [1], max_tokens=900))
                 hang = asyncio.create_task(client.submit(generate("hang", [fake.HANGS])))
-                await until(lambda: len(stream._chunks) > 0)
+                await until(lambda: ignores_sigterm(client.pid))
                 await client.close()
                 with pytest.raises(Overloaded):
                     await hang
@@ -269,15 +275,19 @@ def test_close_leaves_nothing(when):
     run(main)
 
 
-def test_the_engine_dies_with_its_parent(tmp_path):
+@pytest.mark.parametrize(("model_path", "state"), [("fine", "ready"), ("slow", "loading")])
+def test_the_engine_dies_with_its_parent(model_path, state):
+    """Also while it loads, when it does not look at the connection."""
     program = f"""
 import asyncio, sys
 sys.path.insert(0, {str(SCRIPT.parents[1])!r})
 from engine.config.engine_config import EngineConfig
 from engine.core.process import ProcessClient
 async def main():
-    client = ProcessClient(EngineConfig(model_path="fine"), command=({sys.executable!r}, {str(SCRIPT)!r}))
-    await client.wait_ready()
+    client = ProcessClient(EngineConfig(model_path={model_path!r}), command={COMMAND!r})
+    client.attach()
+    while client.state.value != {state!r} or "starting" in client.state_reason:
+        await asyncio.sleep(0.01)
     print(client.pid, flush=True)
     await asyncio.sleep(3600)
 asyncio.run(main())
@@ -300,8 +310,9 @@ asyncio.run(main())
 
 
 def test_an_engine_whose_parent_is_gone_already_does_not_start():
-    done = subprocess.run([*COMMAND, "0", "1", "error"], stdin=subprocess.DEVNULL, timeout=DEADLINE_S)
-    assert done.returncode == 1
+    command = [*COMMAND, "0", "1", "error"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=DEADLINE_S)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 # --- frames

@@ -6,10 +6,11 @@ import pytest
 from engine.errors import InvalidRequest, Overloaded
 from engine.sampling.params import SamplingParams
 from engine.scheduling import block_claims
+from engine.scheduling.request import Request
 from engine.scheduling.step_plan import StepResult
 from engine.scheduling.step_time import StepTimeModel
-from engine.scheduling.waiting_queue import MAX_PASSED_OVER, WINDOW
-from helpers.scheduling import Harness, answer_alone
+from engine.scheduling.waiting_queue import MAX_PASSED_OVER, WINDOW, WaitingQueue
+from helpers.scheduling import GREEDY, Harness, answer_alone
 
 
 def prompt(length, seed=0, vocab_size=50):
@@ -218,12 +219,16 @@ def test_waiting_for_a_block_ends_with_its_owner(how):
 
 def test_colliding_hashes_are_no_common_prefix(monkeypatch):
     monkeypatch.setattr(block_claims, "hash", lambda value: 7, raising=False)
-    h = Harness(chunked_prefill_size=32)
-    for i in range(4):
-        h.submit(f"r{i}", prompt(100, seed=i // 2), greedy(max_tokens=4), namespace="ab"[i == 3])
+    h = Harness()
+    seeds = {"first": 0, "same": 0, "other": 1, "elsewhere": 0}
+    for name, seed in seeds.items():
+        namespace = "two" if name == "elsewhere" else "one"
+        h.submit(name, prompt(100, seed), greedy(max_tokens=4), namespace=namespace)
+    plan = h.step()
+    assert [row.request.request_id for row in plan.rows] == ["first", "other", "elsewhere"]
     h.run()
-    for i in range(4):
-        assert h.answers[f"r{i}", 0] == answer_alone(prompt(100, seed=i // 2), greedy(max_tokens=4))
+    for name, seed in seeds.items():
+        assert h.answers[name, 0] == answer_alone(prompt(100, seed), greedy(max_tokens=4))
 
 
 # --- the budget
@@ -463,6 +468,27 @@ def test_flush_drops_what_nobody_holds():
 
 
 # --- policies
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "lpm"])
+def test_preempted_requests_come_first_and_the_oldest_of_them(policy):
+    def make(arrival):
+        empty = np.empty(0, np.int32)
+        return Request("r", 0, GREEDY, 0, "", empty, empty, 0, 0, 0, arrival)
+
+    queue = WaitingQueue(policy, lambda request: request.arrival)
+    fresh, preempted = [make(i) for i in (5, 6, 7)], [make(i) for i in (3, 1, 2)]
+    for request in fresh:
+        queue.push(request)
+    assert queue.peek() is fresh[0 if policy == "fcfs" else 2]
+    for request in preempted:
+        queue.push_preempted(request)
+    assert len(queue) == 6
+    assert [queue.pop().arrival for _ in range(3)] == [1, 2, 3]
+    queue.remove(fresh[2])
+    assert [queue.pop().arrival for _ in range(2)] == ([5, 6] if policy == "fcfs" else [6, 5])
+    with pytest.raises(IndexError):
+        queue.pop()
 
 
 def test_lpm_admits_the_longest_cached_prefix_first():
