@@ -20,7 +20,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from engine.config.engine_config import EngineConfig
 from engine.config.server_config import ServerConfig
 from engine.core.messages import GenerateRequest
-from engine.server.app import create_app, start_serving, stop_serving
+from engine.server.app import create_app, cut_off, drain, start_serving
 from engine.server.context import ServerContext
 from engine.server.model_files import ModelFiles
 from helpers.engines import FakeEngineClient
@@ -117,7 +117,8 @@ class Server:
         self.connections = server.connections
         self._started.set()
         await self._stop.wait()
-        await stop_serving(server, self._drain_s)
+        await drain(server, self._drain_s)
+        await cut_off(server)
 
     def _answer(self, request: GenerateRequest, choice: int) -> list[int]:
         if callable(self._reply):

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from helpers.http_server import write_model
+from helpers.http_server import wait_until, write_model
 from helpers.server_process import ServerProcess, run, write_llama
 
 DUMMY = ("--load-format", "dummy")
@@ -129,6 +129,38 @@ def test_a_signal_while_loading_ends_it_cleanly(tmp_path: Path) -> None:
     with ServerProcess("--model-path", str(tmp_path), *DUMMY) as server:
         assert server.stop() == 0
         assert "Traceback" not in server.log
+
+
+def test_a_signal_during_a_stream_lets_it_end(tmp_path: Path) -> None:
+    write_llama(tmp_path)
+    with ServerProcess("--model-path", str(tmp_path), *DUMMY) as server:
+        server.wait_ready()
+        body = {"model": "default", "prompt": "x", "max_tokens": 900, "ignore_eos": True, "stream": True}
+        with server.http.stream("POST", "/v1/completions", json=body) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("data: ")
+            server.process.terminate()
+            rest = [line for line in lines if line]
+        assert '"finish_reason":"length"' in rest[-2]
+        assert rest[-1] == "data: [DONE]"
+        assert server.process.wait(30) == 0
+
+
+def test_a_second_signal_ends_running_requests_in_an_error(tmp_path: Path) -> None:
+    write_llama(tmp_path, max_position_embeddings=60_000)
+    with ServerProcess("--model-path", str(tmp_path), *DUMMY) as server:
+        server.wait_ready()
+        body = {"model": "default", "prompt": "x", "max_tokens": 50_000, "ignore_eos": True, "stream": True}
+        with server.http.stream("POST", "/v1/completions", json=body) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("data: ")
+            server.process.terminate()
+            wait_until(lambda: "shutting down" in server.log)
+            server.process.terminate()
+            rest = [line for line in lines if line]
+        assert '"code":"shutting_down"' in rest[-2]
+        assert rest[-1] == "data: [DONE]"
+        assert server.process.wait(30) == 0
 
 
 def test_the_engine_is_restarted_when_it_dies(tmp_path: Path) -> None:

@@ -243,6 +243,9 @@ def test_prompts_longer_than_the_context(server: Server) -> None:
     assert body["message"] == (
         "Invalid request: The input (2048 tokens) is longer than the model's context length (2048 tokens)."
     )
+    for prompt in ("x" * 2_000_000, " " * 30_000_000):
+        body = check(server.complete(prompt=prompt), 400, "context_length_exceeded")
+        assert f"{len(prompt)} characters" in body["message"]
     long_chat = server.chat(messages=[{"role": "user", "content": "x" * 5000}])
     check(long_chat, 400, "context_length_exceeded")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import socket
 import threading
 from collections.abc import Iterator
@@ -53,7 +54,10 @@ def running(server: Server) -> int:
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("reset", [False, True])
-def test_a_vanished_client_frees_its_slot(held: Server, path: str, stream: bool, reset: bool) -> None:
+def test_a_vanished_client_frees_its_slot(
+    held: Server, path: str, stream: bool, reset: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     body = {**CHAT, "prompt": ["x", "y"], "stream": stream}
     expected = 2 if path == "/v1/completions" else 1
     with connection(held, path, body) as opened:
@@ -62,6 +66,8 @@ def test_a_vanished_client_frees_its_slot(held: Server, path: str, stream: bool,
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
     wait_until(lambda: running(held) == 0)
     assert len(held.engine.cancelled) == expected
+    wait_until(lambda: "end=cancelled" in caplog.text)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_a_vanished_client_frees_its_slot_after_a_large_body(held: Server) -> None:

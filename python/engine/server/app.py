@@ -79,15 +79,20 @@ async def start_serving(app: Sanic, listener: socket.socket) -> AsyncioServer:
     return server
 
 
-async def stop_serving(server: AsyncioServer, drain_s: float) -> None:
-    """Accept no more, give running requests `drain_s` seconds to end, then cut them off."""
+async def drain(server: AsyncioServer, timeout_s: float) -> None:
+    """Accept no more, and wait at most `timeout_s` seconds until running requests have ended."""
     server.close()
-    deadline = asyncio.get_running_loop().time() + drain_s
-    while server.connections:
-        is_late = asyncio.get_running_loop().time() >= deadline
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    while server.connections and loop.time() < deadline:
         for connection in list(server.connections):
-            if is_late:
-                connection.abort()
-            else:
-                connection.close_if_idle()
+            connection.close_if_idle()
         await asyncio.sleep(_DRAIN_POLL_S)
+
+
+async def cut_off(server: AsyncioServer) -> None:
+    """Close what is still open. Effects: handlers are cancelled, and with them their requests."""
+    while server.connections:
+        for connection in list(server.connections):
+            connection.abort()
+        await asyncio.sleep(0)

@@ -6,6 +6,7 @@ more under `error`, as OpenAI's own clients expect it (code as a machine-readabl
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from typing import Any
@@ -69,6 +70,8 @@ def to_http(error: BaseException, request_id: str) -> HttpError:
         return HttpError(404, INVALID, error.slug, error.message, param=error.param)
     if isinstance(error, Overloaded):
         return _overloaded(error)
+    if isinstance(error, asyncio.CancelledError):  # the client is gone, or soon the server
+        return _overloaded(Overloaded("The connection was closed.", slug="shutting_down"))
     if isinstance(error, SanicException):
         return _from_sanic(error, request_id)
     if isinstance(error, EngineError) and not isinstance(error, ConfigError):

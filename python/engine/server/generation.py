@@ -18,10 +18,22 @@ from engine.server.schema import GenerationRequest
 from engine.text.tokenizer import Tokenizer
 
 _INLINE_CHARS = 4096
+_MOST_CHARS_A_TOKEN = 512  # vocabularies have runs of 128 spaces, hardly more
 
 
-async def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
-    """Token ids of a prompt. Long texts are encoded in a thread, so that other requests go on."""
+async def encode(
+    tokenizer: Tokenizer, text: str, context_length: int, *, add_special_tokens: bool
+) -> list[int]:
+    """Token ids of a prompt. Long texts are encoded in a thread, so that other requests go on.
+
+    Raises `InvalidRequest` for a text that cannot fit the context, before time is spent on it.
+    """
+    if len(text) > context_length * _MOST_CHARS_A_TOKEN:
+        raise InvalidRequest(
+            f"The input ({len(text)} characters) is longer than the model's context length "
+            f"({context_length} tokens).",
+            slug="context_length_exceeded",
+        )
     if len(text) <= _INLINE_CHARS:
         return tokenizer.encode(text, add_special_tokens)
     return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens)

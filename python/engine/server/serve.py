@@ -14,13 +14,14 @@ from engine.config.engine_config import EngineConfig
 from engine.config.model_location import locate_model
 from engine.config.server_config import ServerConfig
 from engine.core.process import ProcessClient
-from engine.server.app import create_app, start_serving, stop_serving
+from engine.server.app import create_app, cut_off, drain, start_serving
 from engine.server.context import ServerContext
 from engine.server.model_files import ModelFiles
 
 logger = logging.getLogger(__name__)
 
 DRAIN_S = 30.0
+LAST_WORDS_S = 1.0
 
 
 async def serve(
@@ -48,9 +49,10 @@ async def serve(
     finally:
         logger.info("shutting down")
         context.is_draining = True
-        await _unless(signals, stop_serving(server, drain_s))
-        await stop_serving(server, 0)
-        await client.close()
+        await _unless(signals, drain(server, drain_s))
+        await client.close()  # what still runs ends in an error, which is sent
+        await drain(server, LAST_WORDS_S)
+        await cut_off(server)
 
 
 async def _load(client: ProcessClient, context: ServerContext) -> None:

@@ -35,7 +35,8 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
         )
         asked = parse_chat(body, defaults)
         check_token_ids(asked.params, model.vocab_size)
-        prompt_ids = await encode(model.tokenizer, await _render(model, asked), add_special_tokens=False)
+        text = await _render(model, asked)
+        prompt_ids = await encode(model.tokenizer, text, ready.context_length, add_special_tokens=False)
         params = fit_context(
             asked.params, len(prompt_ids), ready.context_length, is_default=asked.max_tokens_is_default
         )

@@ -56,8 +56,10 @@ async def _encode_prompts(
 ) -> list[tuple[list[int], SamplingParams]]:
     prompts = []
     for prompt in asked.prompts:
-        is_text = isinstance(prompt, str)
-        ids = await encode(model.tokenizer, prompt, add_special_tokens=True) if is_text else prompt
+        if isinstance(prompt, str):
+            ids = await encode(model.tokenizer, prompt, context_length, add_special_tokens=True)
+        else:
+            ids = prompt
         params = fit_context(asked.params, len(ids), context_length, is_default=asked.max_tokens_is_default)
         prompts.append((ids, params))
     return prompts
