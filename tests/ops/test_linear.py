@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -209,6 +211,37 @@ def test_packs_parts_in_any_order_and_knows_when_it_is_complete():
     matrix.pack_rows(ctx, 31, -weight[31:34])
     weight[31:34] *= -1
     assert unpacked(matrix).equal(weight)
+
+
+def test_packs_different_rows_of_the_same_panels_from_two_threads():
+    weight = normal(400, 333)
+    matrix = PackedMatrix(400, 333, "bfloat16")
+    starts = range(0, 400, 5)
+
+    def work(first: int) -> None:
+        ctx = _native.ExecutionContext(1)
+        for start in starts[first::2]:
+            matrix.pack_rows(ctx, start, weight[start : start + 5])
+
+    with ThreadPoolExecutor(2) as executor:
+        list(executor.map(work, (0, 1)))
+    assert matrix.is_complete
+    assert unpacked(matrix).equal(weight.bfloat16().float())
+
+
+def test_a_matrix_of_huge_pages_is_packed_and_read_like_a_small_one():
+    check(ISAS[-1], normal(2, 1100), normal(1300, 1100, seed=1), None, "bfloat16")
+    check(ISAS[-1], normal(20, 1100), normal(1300, 1100, seed=1), None, "float32")
+
+
+def test_memory_is_given_back():
+    process = psutil.Process()
+    weight = torch.ones(1, 1024).expand(16384, 1024)
+    packed(weight, "bfloat16")
+    before = process.memory_info().rss
+    for _ in range(6):
+        packed(weight, "bfloat16")
+    assert process.memory_info().rss - before < 2 * 16384 * 1024 * 2
 
 
 def test_properties():

@@ -21,7 +21,7 @@ constexpr int64_t kTileRows = 12, kWideRows = 12;
 #elif ENGINE_ISA_avx2
 constexpr int64_t kTileRows = 6, kWideRows = 2;
 #elif ENGINE_ISA_neon
-constexpr int64_t kTileRows = 6, kWideRows = 3;
+constexpr int64_t kTileRows = 6, kWideRows = 2;
 #else
 constexpr int64_t kTileRows = 2, kWideRows = 1;
 #endif
