@@ -54,7 +54,7 @@ def command(*argv: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("ENGINE_")}
-    return inherited | {"PYTHONPATH": str(PACKAGE_ROOT)}
+    return inherited | {"PYTHONPATH": str(PACKAGE_ROOT), "HF_HUB_OFFLINE": "1"}
 
 
 def run(*argv: str, timeout_s: float = START_S) -> subprocess.CompletedProcess[str]:

@@ -57,7 +57,8 @@ def test_the_capital_of_france(client, system):
 
 def test_the_capital_of_france_at_temperature_1(client):
     answers = [
-        client.chat.completions.create(model=MODEL, messages=FRANCE, temperature=1, seed=seed) for seed in range(20)
+        client.chat.completions.create(model=MODEL, messages=FRANCE, temperature=1, seed=seed)
+        for seed in range(20)
     ]
     right = [a.choices[0].message.content == "The capital of France is Paris." for a in answers]
     assert sum(right) >= 19
@@ -88,7 +89,9 @@ def test_a_story_streams_to_its_own_end(client):
 
 
 def test_completions_continue_text(client):
-    answer = client.completions.create(model=MODEL, prompt="The capital of France is", max_tokens=3, temperature=0)
+    answer = client.completions.create(
+        model=MODEL, prompt="The capital of France is", max_tokens=3, temperature=0
+    )
     assert answer.choices[0].text.startswith(" Paris")
 
 

@@ -46,6 +46,11 @@ def test_no_such_model(tmp_path: Path) -> None:
     assert "has no config.json" in complaint(run("--model-path", str(tmp_path)), 1)
 
 
+def test_a_hub_id_that_cannot_be_fetched() -> None:
+    message = complaint(run("--model-path", "no-such-organisation/no-such-model", "--port", "0"), 1)
+    assert message.startswith("no such model directory: no-such-organisation/no-such-model; as a hub id")
+
+
 def test_no_tokenizer(tmp_path: Path) -> None:
     write_llama(tmp_path)
     (tmp_path / "tokenizer.json").unlink()

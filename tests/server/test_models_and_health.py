@@ -69,7 +69,13 @@ def test_model_info(model_dir: Path) -> None:
         "schedule_policy": "fcfs",
         "enable_cache_report": True,
         "default_max_tokens": None,
-        "default_sampling_params": {},
+        "default_sampling_params": {
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "top_k": -1,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+        },
         "load_format": "auto",
         "quantization": None,
         "weight_version": "default",
@@ -104,10 +110,8 @@ def test_sampling_defaults_come_from_the_model_for_both_endpoints(tmp_path: Path
         first, second, third = (request.params for request in server.engine.submitted)
         assert (first.temperature, first.top_k) == (second.temperature, second.top_k) == (0.25, 7)
         assert (third.temperature, third.top_k) == (1.0, -1)
-        assert server.get("/get_model_info").json()["default_sampling_params"] == {
-            "temperature": 0.25,
-            "top_k": 7,
-        }
+        defaults = server.get("/get_model_info").json()["default_sampling_params"]
+        assert (defaults["temperature"], defaults["top_k"], defaults["top_p"]) == (0.25, 7, 1.0)
 
 
 @pytest.mark.parametrize("bad", [{"temperature": -1}, {"top_p": "high"}, {"top_k": 1.5}])

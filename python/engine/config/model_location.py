@@ -59,7 +59,7 @@ def _from_hub(repository: str) -> Path:
     try:
         return fetch()
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        reason = str(error).strip().split("\n")[0].split(". ")[0][:200]
         raise ConfigError(
             f"no such model directory: {repository}; as a hub id it could not be fetched either: "
             f"{type(error).__name__}: {reason}"

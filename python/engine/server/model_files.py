@@ -18,7 +18,7 @@ from engine.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-_SAMPLING_FIELDS = {
+SAMPLING_FIELDS = {
     "temperature": float,
     "top_p": float,
     "top_k": int,
@@ -72,9 +72,9 @@ def _sampling_defaults(directory: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     content = read_json(path)
-    given = {name: content[name] for name in _SAMPLING_FIELDS if content.get(name) is not None}
+    given = {name: content[name] for name in SAMPLING_FIELDS if content.get(name) is not None}
     try:
-        typed = {name: msgspec.convert(value, _SAMPLING_FIELDS[name]) for name, value in given.items()}
+        typed = {name: msgspec.convert(value, SAMPLING_FIELDS[name]) for name, value in given.items()}
         SamplingParams(**typed)
     except (InvalidRequest, msgspec.ValidationError) as error:
         logger.warning("%s is not used for sampling: %s", path.name, error)

@@ -10,7 +10,9 @@ from sanic import HTTPResponse, Sanic
 from sanic.request import Request
 
 import engine
+from engine.sampling.params import SamplingParams
 from engine.server.context import ServerContext
+from engine.server.model_files import SAMPLING_FIELDS, ModelFiles
 
 
 def add_routes(app: Sanic, context: ServerContext) -> None:
@@ -28,6 +30,12 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
     @app.get("/model_info", name="model_info", ignore_body=True)
     async def model_info(_request: Request) -> HTTPResponse:
         return _json(_info(context))
+
+
+def _default_sampling(model: ModelFiles) -> dict[str, Any]:
+    """What holds for a request that leaves the parameter out."""
+    params = SamplingParams(**model.sampling_defaults)
+    return {name: getattr(params, name) for name in SAMPLING_FIELDS}
 
 
 def _json(content: Any) -> HTTPResponse:
@@ -79,7 +87,7 @@ def _info(context: ServerContext) -> dict[str, Any]:
         "enable_radix_cache": not config.disable_radix_cache,
         "enable_cache_report": context.config.enable_cache_report,
         "lora": {"enabled": False, "max_loras_per_batch": 0, "max_lora_rank": 0, "adapters": []},
-        "default_sampling_params": dict(model.sampling_defaults),
+        "default_sampling_params": _default_sampling(model),
         "preferred_sampling_params": None,
         "default_max_tokens": context.config.default_max_tokens_chat,
         "reasoning_parser": None,
