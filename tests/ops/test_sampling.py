@@ -30,7 +30,9 @@ def ragged(rows: list[list], dtype) -> tuple[np.ndarray, np.ndarray]:
     return np.array([x for row in rows for x in row], dtype=dtype), indptr
 
 
-def tensors_for(logits: np.ndarray, rows: list[RowParams], num_top: list[int] | None = None) -> SamplingTensors:
+def tensors_for(
+    logits: np.ndarray, rows: list[RowParams], num_top: list[int] | None = None
+) -> SamplingTensors:
     """Arguments for one batch. Outputs and scratch are filled with values that must not survive."""
     num_rows, vocab = logits.shape
     num_words = (vocab + 31) // 32
@@ -142,7 +144,9 @@ def random_params(rng: np.random.Generator, vocab: int) -> RowParams:
         position=int(rng.integers(0, 2**33)),
         prompt=tokens[:split],
         output=tokens[split:],
-        logit_bias=maybe(tuple((int(rng.integers(0, vocab)), float(rng.integers(-5, 6))) for _ in range(3)), ()),
+        logit_bias=maybe(
+            tuple((int(rng.integers(0, vocab)), float(rng.integers(-5, 6))) for _ in range(3)), ()
+        ),
         allowed=maybe(allowed, None),
     )
 
@@ -195,7 +199,9 @@ def test_log_probabilities_are_of_the_raw_logits(ctx):
     rng = np.random.default_rng(0)
     vocab, num_rows = 3001, 6
     logits = (rng.standard_normal((num_rows, vocab)) * 4).astype(np.float32)
-    params = RowParams(temperature=0.3, top_k=3, repetition_penalty=1.5, output=(1, 2), logit_bias=((5, 50.0),))
+    params = RowParams(
+        temperature=0.3, top_k=3, repetition_penalty=1.5, output=(1, 2), logit_bias=((5, 50.0),)
+    )
     rows = [dataclasses.replace(params, seed=r) for r in range(num_rows)]
     num_top = [-1, 0, 1, 5, 20, 3]
     out = draw(ctx, logits, rows, num_top)

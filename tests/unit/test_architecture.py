@@ -91,9 +91,9 @@ def test_the_tree_is_the_tree():
     missing = [folder for folder in listed if not (ROOT / folder).is_dir()]
     assert not missing, f"ARCHITECTURE.md names folders that do not exist: {missing}"
     for top in ("python/engine", "cpp", "tests", "bench", "docs", "cuda"):
-        for folder in (ROOT / top).rglob("*"):
-            code = [p for p in folder.glob("*") if p.suffix in (".py", ".cc", ".h", ".cu", ".md")] if folder.is_dir() else []
-            if code and "__pycache__" not in folder.parts and "model" not in folder.parts:
+        for folder in filter(Path.is_dir, (ROOT / top).rglob("*")):
+            has_code = any(p.suffix in (".py", ".cc", ".h", ".cu", ".md") for p in folder.iterdir())
+            if has_code and folder.name != "model":
                 name = folder.relative_to(ROOT).as_posix()
                 assert name in listed, f"ARCHITECTURE.md does not list {name}"
 

@@ -74,6 +74,23 @@ def test_messages_of_a_request_in_order():
         assert tokens_of(messages, "a", choice) == expected
 
 
+def test_admission_and_refusal_are_announced_before_the_step_computes():
+    core, runner = make_core()
+    execute, order = runner.execute, []
+
+    def watched(plan):
+        order.append("computed")
+        return execute(plan)
+
+    runner.execute = watched
+    core.handle(generate("a", range(20)))
+    core.handle(generate("too long", range(2000)))
+    order_of = {Admitted: "admitted", Failed: "refused"}
+    messages = core.step(announce=lambda early: order.extend(order_of[type(m)] for m in early))
+    assert order == ["refused", "admitted", "computed"]
+    assert [type(m) for m in messages] == [TokenChunk], "nothing is said twice"
+
+
 def test_a_given_seed_is_used_and_reported():
     core, _ = make_core()
     core.handle(generate("a", range(20), temperature=1, seed=-5))

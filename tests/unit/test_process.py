@@ -261,11 +261,11 @@ def test_close_leaves_nothing(when):
             if when == "running":
                 await client.submit(generate("a", [fake.SLOW], max_tokens=900))
             if when == "hanging":
-                hang = asyncio.create_task(client.submit(generate("hang", [fake.HANGS])))
+                stream = await client.submit(generate("hang", [fake.HANGS]))  # admitted before it hangs
                 await until(lambda: ignores_sigterm(client.pid))
                 await client.close()
                 with pytest.raises(Overloaded):
-                    await hang
+                    await anext(aiter(stream))
             if when == "twice":
                 await client.close()
             if when != "idle":

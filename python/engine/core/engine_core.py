@@ -96,10 +96,16 @@ class EngineCore:
                 self._outbox.append(_admitted(choice))
                 self._outbox.append(TokenChunk(choice.request_id, choice.choice, [], finish_reason="length"))
 
-    def step(self) -> list[ToServer]:
-        """Compute one step, if there is anything to compute; everything to say since the last one."""
+    def step(self, announce: Callable[[list[ToServer]], None] | None = None) -> list[ToServer]:
+        """Compute one step, if there is anything to compute; everything to say since the last one.
+
+        `announce` takes what can be said before the computing: refusals, and who is admitted, so that
+        a client hears of it at once and not after a chunk of prefill.
+        """
         plan = self._scheduler.schedule()
         self._outbox.extend(map(_admitted, self._scheduler.take_admitted()))
+        if announce is not None and plan is not None and self._outbox:
+            announce(self._take_outbox())
         if plan is not None:
             try:
                 result = self._runner.execute(plan)
@@ -111,6 +117,9 @@ class EngineCore:
             else:
                 for i, new in enumerate(self._scheduler.update(plan, result)):
                     self._outbox.append(_chunk(new, result, i))
+        return self._take_outbox()
+
+    def _take_outbox(self) -> list[ToServer]:
         messages, self._outbox = self._outbox, []
         return messages
 

@@ -21,7 +21,7 @@ import msgspec
 from engine.config.engine_config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.core.frames import HEADER, FrameReader, checked_length, encode_frame
-from engine.core.messages import EngineFailed, EngineReady, Progress, Shutdown, ToEngine
+from engine.core.messages import EngineFailed, EngineReady, Progress, Shutdown, ToEngine, ToServer
 from engine.errors import EngineError
 from engine.log import set_up_logging
 
@@ -78,6 +78,10 @@ def serve(connection: socket.socket, core: EngineCore) -> None:
 
     A reader that does not keep up holds the engine up: nothing piles up in between.
     """
+
+    def send(messages: list[ToServer]) -> None:
+        connection.sendall(encode_frame(messages))
+
     reader = FrameReader(ToEngine)
     poll = select.poll()
     poll.register(connection, select.POLLIN)
@@ -90,8 +94,8 @@ def serve(connection: socket.socket, core: EngineCore) -> None:
                 if isinstance(message, Shutdown):
                     return
                 core.handle(message)
-        if messages := core.step():
-            connection.sendall(encode_frame(messages))
+        if messages := core.step(announce=send):
+            send(messages)
 
 
 def receive_config(connection: socket.socket) -> EngineConfig:

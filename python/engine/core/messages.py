@@ -1,7 +1,8 @@
 """What the server process and the engine process say to each other.
 
 All messages are msgspec structs, encoded as msgpack arrays. One frame is a 4-byte little-endian
-length followed by a list of messages; each side sends at most one frame a step.
+length followed by a list of messages. Each side batches: the engine sends a frame before a step, if
+somebody was admitted or refused, and one after it.
 """
 
 from __future__ import annotations
