@@ -47,12 +47,14 @@ def test_the_prompt_is_the_rendered_template(server: Server) -> None:
             {"role": "developer", "content": "D"},
             {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
             {"role": "assistant", "content": None},
+            {"role": "user", "content": None},
+            {"role": "assistant"},
             {"role": "tool", "content": "T", "tool_call_id": "1"},
         ],
         chat_template_kwargs={"suffix": "!"},
     )
     (request,) = server.engine.submitted
-    assert server.prompt_text(request) == "s:S;s:D;u:ab;a:;t:T;a:!"
+    assert server.prompt_text(request) == "s:S;s:D;u:ab;a:;u:;a:;t:T;a:!"
 
 
 def test_continue_final_message_leaves_the_last_turn_open(server: Server) -> None:
@@ -311,12 +313,23 @@ def test_unknown_fields_are_named_in_a_header(server: Server) -> None:
     response = server.chat(
         max_token=5,
         user="me",
-        messages=[{"role": "user", "content": "Hi", "nmae": 1}],
+        messages=[{"role": "user", "content": [{"type": "text", "text": "Hi", "cache": 1}], "nmae": 1}] * 2,
+        stream_options={"include_obfuscation": False},
         **{"evil\r\nx-a: b": 1, "é,": 2},
     )
     assert response.status_code == 200
     names = response.headers["x-ignored-params"].split(",")
-    assert set(names) == {"max_token", "user", "messages.nmae", "evil%0D%0Ax-a%3A%20b", "%C3%A9%2C"}
+    assert sorted(names) == sorted(
+        [
+            "max_token",
+            "user",
+            "messages.nmae",
+            "messages.content.cache",
+            "stream_options.include_obfuscation",
+            "evil%0D%0Ax-a%3A%20b",
+            "%C3%A9%2C",
+        ]
+    )
     assert "x-ignored-params" not in server.chat().headers
 
 

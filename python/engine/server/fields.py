@@ -17,11 +17,14 @@ class Fields:
 
     def __init__(self, values: dict[str, Any], path: str = "") -> None:
         self._values = {name: value for name, value in values.items() if value is not None}
+        self._given = frozenset(values)
         self._path = path
+        self._children: list[Fields] = []
 
     def unread(self) -> list[str]:
-        """Names that nobody asked for."""
-        return [self.name_of(name) for name in self._values]
+        """Names that nobody asked for, here and in the objects read from here."""
+        below = [name for child in self._children for name in child.unread()]
+        return [self.name_of(name) for name in self._values] + below
 
     def name_of(self, name: str) -> str:
         """The field's name with its place in the request, as reported to the client."""
@@ -30,6 +33,14 @@ class Fields:
     def raw(self, name: str) -> Any:
         """Any value; None when unset."""
         return self._values.pop(name, None)
+
+    def peek(self, name: str) -> Any:
+        """Like `raw`, but the field counts as unread."""
+        return self._values.get(name)
+
+    def is_given(self, name: str) -> bool:
+        """Whether the field was there at all, if only as null."""
+        return name in self._given
 
     def fail(self, name: str, what: str, *, slug: str | None = None) -> InvalidRequest:
         """An error about a field, to be raised: `what` goes on after its name."""
@@ -91,7 +102,16 @@ class Fields:
         value = self.raw(name)
         if value is not None and not isinstance(value, dict):
             raise self._wrong_type(name, "an object", value)
-        return Fields(value or {}, self.name_of(name))
+        return self._child(value or {}, name)
+
+    def objects(self, name: str) -> list[Fields]:
+        """An array of objects; an unset one is empty."""
+        children = []
+        for i, item in enumerate(self.items(name)):
+            if not isinstance(item, dict):
+                raise self.fail(name, f"must hold objects, got {json_type(item)} at {i}")
+            children.append(self._child(item, f"{name}[{i}]"))
+        return children
 
     def biases(self, name: str) -> dict[int, float]:
         """A map from token ids, which JSON writes as strings, to numbers."""
@@ -114,6 +134,11 @@ class Fields:
             value = self.raw(name)
             if value is not None and value not in neutral_values[name]:
                 raise self.fail(name, "is not supported by this server", slug="unsupported_parameter")
+
+    def _child(self, values: dict[str, Any], name: str) -> Fields:
+        child = Fields(values, self.name_of(name))
+        self._children.append(child)
+        return child
 
     def _to_integer(self, name: str, value: Any) -> int:
         if isinstance(value, float) and value.is_integer():

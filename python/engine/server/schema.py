@@ -7,6 +7,7 @@ do, or left over and reported in `ignored`. Values are judged by `SamplingParams
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -117,7 +118,7 @@ def parse_chat(body: dict[str, Any], defaults: Defaults) -> ChatRequest:
     """Raises `InvalidRequest` naming the field."""
     fields = Fields(body)
     fields.require("messages")
-    messages, ignored = _messages(fields)
+    messages = _messages(fields)
     wants_logprobs = fields.boolean("logprobs")
     top_logprobs = fields.integer("top_logprobs") or 0
     if top_logprobs and not wants_logprobs:
@@ -132,8 +133,8 @@ def parse_chat(body: dict[str, Any], defaults: Defaults) -> ChatRequest:
         max_tokens=newer if newer is not None else max_tokens,
         logprobs=top_logprobs if wants_logprobs else None,
     )
-    common["ignored"] = tuple(fields.unread()) + tuple(ignored)
     return ChatRequest(
+        ignored=_ignored(fields),
         messages=messages,
         add_generation_prompt=add_generation_prompt,
         continue_final_message=continue_final_message,
@@ -160,8 +161,7 @@ def parse_completion(body: dict[str, Any], defaults: Defaults, vocab_size: int) 
     common = _common(fields, defaults, max_tokens=max_tokens, logprobs=logprobs)
     if best_of is not None and best_of != common["n"]:
         raise fields.fail("best_of", "other than n is not supported", slug="unsupported_parameter")
-    common["ignored"] = tuple(fields.unread())
-    return CompletionRequest(prompts=prompts, echo=echo, **common)
+    return CompletionRequest(prompts=prompts, echo=echo, ignored=_ignored(fields), **common)
 
 
 def _common(
@@ -253,26 +253,24 @@ def _is_integer(value: Any) -> bool:
     )
 
 
-def _messages(fields: Fields) -> tuple[list[dict[str, Any]], list[str]]:
-    values = fields.items("messages")
-    if not values:
+def _ignored(fields: Fields) -> tuple[str, ...]:
+    """Unknown names, once each however many messages have them."""
+    return tuple(dict.fromkeys(re.sub(r"\[\d+\]", "", name) for name in fields.unread()))
+
+
+def _messages(fields: Fields) -> list[dict[str, Any]]:
+    messages = [_message(message) for message in fields.objects("messages")]
+    if not messages:
         raise fields.fail("messages", "must not be empty")
-    messages, ignored = [], {}
-    for i, value in enumerate(values):
-        if not isinstance(value, dict):
-            raise fields.fail("messages", f"must hold objects, got {json_type(value)} at {i}")
-        message = Fields(value, f"messages[{i}]")
-        messages.append(_message(message, has_content="content" in value))
-        ignored |= dict.fromkeys("messages." + name.split(".", 1)[1] for name in message.unread())
-    return messages, list(ignored)
+    return messages
 
 
-def _message(fields: Fields, *, has_content: bool) -> dict[str, Any]:
+def _message(fields: Fields) -> dict[str, Any]:
     fields.require("role")
     role = fields.text("role")
     if role not in ROLES:
         raise fields.fail("role", f"must be one of {', '.join(ROLES)}, got {role!r:.40}")
-    if not has_content and role != "assistant":
+    if role != "assistant" and not fields.is_given("content"):
         raise fields.fail("content", "is required", slug="missing_required_parameter")
     fields.refuse(
         {"tool_calls": ([],), "function_call": (), "audio": ()}, ("tool_calls", "function_call", "audio")
@@ -297,22 +295,17 @@ def _template_variables(fields: Fields) -> dict[str, Any]:
 
 def _content(fields: Fields) -> str | list[dict[str, str]]:
     """Text, or text parts as they are: the template decides how parts are joined."""
-    value = fields.raw("content")
-    if value is None or isinstance(value, str):
-        return value or ""
-    if not isinstance(value, list):
-        raise fields.fail("content", f"must be a string or an array of parts, got {json_type(value)}")
-    parts = []
-    for i, part in enumerate(value):
-        if not isinstance(part, dict):
-            raise fields.fail("content", f"must hold objects, got {json_type(part)} at {i}")
-        part_fields = Fields(part, fields.name_of(f"content[{i}]"))
-        part_fields.require("type")
-        if (kind := part_fields.text("type")) != "text":
-            raise part_fields.fail("type", f"{kind!r:.40} is not supported", slug="unsupported_parameter")
-        part_fields.require("text")
-        parts.append({"type": "text", "text": part_fields.text("text") or ""})
-    return parts
+    if isinstance(fields.peek("content"), list):
+        return [_part(part) for part in fields.objects("content")]
+    return fields.text("content") or ""
+
+
+def _part(fields: Fields) -> dict[str, str]:
+    fields.require("type")
+    if (kind := fields.text("type")) != "text":
+        raise fields.fail("type", f"{kind!r:.40} is not supported", slug="unsupported_parameter")
+    fields.require("text")
+    return {"type": "text", "text": fields.text("text") or ""}
 
 
 def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
