@@ -85,6 +85,7 @@ def test_the_sentence_of_the_specification(server: Server) -> None:
         ("stop_token_ids", [257]),
         ("stop_token_ids", [-1]),
         ("stop_token_ids", 5),
+        ("stop_token_ids", [1] * 1025),
         ("ignore_eos", "yes"),
         ("cache_salt", 5),
         ("cache_salt", "x" * 300),
@@ -150,6 +151,7 @@ def test_bad_prompts(server: Server, prompt: Any) -> None:
 
 def test_too_many_prompts(server: Server) -> None:
     check(server.complete(prompt=["a"] * 1025), 400, "invalid_value", "prompt")
+    check(server.complete(prompt=["a"] * 1024, n=3), 400, "invalid_value", "n")
 
 
 @pytest.mark.parametrize(
@@ -243,7 +245,7 @@ def test_prompts_longer_than_the_context(server: Server) -> None:
     assert body["message"] == (
         "Invalid request: The input (2048 tokens) is longer than the model's context length (2048 tokens)."
     )
-    for prompt in ("x" * 2_000_000, " " * 30_000_000):
+    for prompt in ("x" * 2_000_000, " " * 15_000_000):
         body = check(server.complete(prompt=prompt), 400, "context_length_exceeded")
         assert f"{len(prompt)} characters" in body["message"]
     long_chat = server.chat(messages=[{"role": "user", "content": "x" * 5000}])

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
+import time
 from collections.abc import Iterator
 
 import httpx
+import psutil
 import pytest
 
 from engine.server import body as body_module
@@ -208,6 +211,46 @@ def test_a_model_name_with_quotes_is_echoed_whole(server: Server) -> None:
         assert {event["model"] for event in events} == {name}
     finally:
         context.names._accepted.discard(name)
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "item"),
+    [
+        (CHAT, "messages", b'{"role":"user","content":""}'),
+        ("/v1/completions", "prompt", b"7"),
+        ("/v1/completions", "prompt", b'"a b c d e f g"'),
+        (CHAT, "metadata", b"[[[[]]]]"),
+    ],
+)
+def test_a_body_full_of_small_things_does_not_hold_up_others(
+    server: Server, path: str, field: str, item: bytes
+) -> None:
+    content = GOOD[:-1] + b', "%s": [' % field.encode() + b",".join([item] * (3_000_000 // len(item))) + b"]}"
+    done = threading.Event()
+
+    def send_it() -> None:
+        with httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client:
+            assert client.post(path, content=content, headers=JSON).status_code in (200, 400)
+        done.set()
+
+    thread = threading.Thread(target=send_it)
+    thread.start()
+    waits = []
+    while not done.is_set():
+        start = time.perf_counter()
+        assert server.get("/health").status_code == 200
+        waits.append(time.perf_counter() - start)
+    thread.join()
+    assert max(waits) < 1
+
+
+def test_many_choices_share_their_stop_strings(server: Server) -> None:
+    server.set_reply("x" * 5)
+    stops = [f"{i:02}" + "abcdefgh" * 31 for i in range(32)]
+    before = psutil.Process().memory_info().rss
+    response = server.complete(prompt=["a"] * 1024, n=2, max_tokens=2, stop=stops)
+    assert response.status_code == 200
+    assert psutil.Process().memory_info().rss - before < 200 * 2**20
 
 
 def test_a_client_that_vanishes_while_sending(server: Server) -> None:

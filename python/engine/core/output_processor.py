@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections import deque
 from collections.abc import Sequence
@@ -31,12 +32,22 @@ class TextDelta:
 
 
 class OutputProcessor:
-    """The text side of one request with `n` choices."""
+    """The text side of one request with `n` choices.
+
+    `stops`, unused so far, saves compiling the stop strings of `params` once more for each prompt.
+    """
 
     def __init__(
-        self, tokenizer: Tokenizer, params: SamplingParams, prompt_ids: Sequence[int], n: int
+        self,
+        tokenizer: Tokenizer,
+        params: SamplingParams,
+        prompt_ids: Sequence[int],
+        n: int,
+        stops: StopStrings | None = None,
     ) -> None:
-        self._choices = [_Choice(tokenizer, params, prompt_ids) for _ in range(n)]
+        stops = stops or StopStrings(params.stop, params.include_stop)
+        # Copies share the compiled strings, which are as large as the strings themselves.
+        self._choices = [_Choice(tokenizer, params, prompt_ids, copy.copy(stops)) for _ in range(n)]
 
     def process(self, chunk: TokenChunk) -> TextDelta | None:
         """What `chunk` adds; None if its choice is complete already.
@@ -49,13 +60,15 @@ class OutputProcessor:
 
 
 class _Choice:
-    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, prompt_ids: Sequence[int]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, params: SamplingParams, prompt_ids: Sequence[int], stops: StopStrings
+    ) -> None:
         self.is_complete = False
         self._keeps_stop_token = params.include_stop
         self._detokenizer = IncrementalDetokenizer.after_prompt(
             tokenizer, prompt_ids, params.skip_special_tokens
         )
-        self._stops = StopStrings(params.stop, params.include_stop)
+        self._stops = stops
         self._scored = _ScoredTokens() if params.logprobs is not None else None
 
     def process(self, chunk: TokenChunk) -> TextDelta:

@@ -83,12 +83,14 @@ class Fields:
             raise self._wrong_type(name, "a string or an array of strings", value)
         return tuple(items)
 
-    def integers(self, name: str) -> tuple[int, ...]:
+    def integers(self, name: str, *, at_most: int) -> tuple[int, ...]:
         value = self.raw(name)
         if value is None:
             return ()
         if not isinstance(value, list):
             raise self._wrong_type(name, "an array of integers", value)
+        if len(value) > at_most:
+            raise self.fail(name, f"may hold at most {at_most} integers, got {len(value)}")
         return tuple(self._to_integer(name, item) for item in value)
 
     def items(self, name: str) -> list[Any]:

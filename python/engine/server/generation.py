@@ -15,16 +15,14 @@ from engine.core.output_processor import OutputProcessor, TextDelta
 from engine.errors import InvalidRequest
 from engine.sampling.params import SamplingParams
 from engine.server.schema import GenerationRequest
+from engine.text.stop_strings import StopStrings
 from engine.text.tokenizer import Tokenizer
 
-_INLINE_CHARS = 4096
 _MOST_CHARS_A_TOKEN = 512  # vocabularies have runs of 128 spaces, hardly more
 
 
-async def encode(
-    tokenizer: Tokenizer, text: str, context_length: int, *, add_special_tokens: bool
-) -> list[int]:
-    """Token ids of a prompt. Long texts are encoded in a thread, so that other requests go on.
+def encode(tokenizer: Tokenizer, text: str, context_length: int, *, add_special_tokens: bool) -> list[int]:
+    """Token ids of a prompt.
 
     Raises `InvalidRequest` for a text that cannot fit the context, before time is spent on it.
     """
@@ -34,9 +32,7 @@ async def encode(
             f"({context_length} tokens).",
             slug="context_length_exceeded",
         )
-    if len(text) <= _INLINE_CHARS:
-        return tokenizer.encode(text, add_special_tokens)
-    return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens)
+    return tokenizer.encode(text, add_special_tokens)
 
 
 def fit_context(
@@ -105,7 +101,10 @@ class Generation:
             for i, (ids, params) in enumerate(prompts)
         ]
         self = cls(client, request, requests)
-        self._processors = [OutputProcessor(tokenizer, params, ids, request.n) for ids, params in prompts]
+        stops = StopStrings(request.params.stop, request.params.include_stop)
+        self._processors = [
+            OutputProcessor(tokenizer, params, ids, request.n, stops) for ids, params in prompts
+        ]
         try:
             self._streams = await _submit_all(client, requests)
         except BaseException:

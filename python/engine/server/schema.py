@@ -17,9 +17,12 @@ from engine.server.fields import Fields, json_type
 
 MAX_CHOICES = 128
 MAX_PROMPTS = 1024
+MAX_CHOICES_IN_ALL = 2048
+MAX_STOP_TOKENS = 1024
 MAX_COMPLETION_LOGPROBS = 20
 DEFAULT_MAX_TOKENS = 16
 _MAX_SALT_CHARS = 256
+_PROMPT_SHAPES = "must be a string, an array of strings, or token ids"
 
 _RESERVED_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
 
@@ -159,6 +162,8 @@ def parse_completion(body: dict[str, Any], defaults: Defaults, vocab_size: int) 
         raise fields.fail("max_tokens", "must be at least 1 unless echo is true, got 0")
     best_of = fields.integer("best_of")
     common = _common(fields, defaults, max_tokens=max_tokens, logprobs=logprobs)
+    if len(prompts) * common["n"] > MAX_CHOICES_IN_ALL:
+        raise fields.fail("n", f"times the number of prompts must be at most {MAX_CHOICES_IN_ALL}")
     if best_of is not None and best_of != common["n"]:
         raise fields.fail("best_of", "other than n is not supported", slug="unsupported_parameter")
     return CompletionRequest(prompts=prompts, echo=echo, ignored=_ignored(fields), **common)
@@ -209,7 +214,7 @@ def _sampling(
         logprobs=logprobs,
         logit_bias=fields.biases("logit_bias"),
         stop=fields.texts("stop"),
-        stop_token_ids=fields.integers("stop_token_ids"),
+        stop_token_ids=fields.integers("stop_token_ids", at_most=MAX_STOP_TOKENS),
         ignore_eos=fields.boolean("ignore_eos"),
         include_stop=fields.boolean("no_stop_trim") or keeps_stop,
         skip_special_tokens=fields.boolean("skip_special_tokens", default=True),
@@ -239,9 +244,13 @@ def _prompts(fields: Fields, vocab_size: int) -> list[str | list[int]]:
 
 
 def _token_ids(fields: Fields, prompt: Any, vocab_size: int) -> list[int]:
-    if not isinstance(prompt, list) or not all(map(_is_integer, prompt)):
-        raise fields.fail("prompt", "must be a string, an array of strings, or token ids")
-    token_ids = [int(token_id) for token_id in prompt]
+    if not isinstance(prompt, list):
+        raise fields.fail("prompt", _PROMPT_SHAPES)
+    token_ids = prompt
+    if set(map(type, prompt)) != {int}:  # the common case is checked without a loop in Python
+        if not all(map(_is_integer, prompt)):
+            raise fields.fail("prompt", _PROMPT_SHAPES)
+        token_ids = [int(token_id) for token_id in prompt]
     if not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
         raise fields.fail("prompt", f"holds a token id outside of [0, {vocab_size})")
     return token_ids

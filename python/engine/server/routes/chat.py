@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +10,7 @@ from sanic.request import Request
 
 from engine.core.output_processor import TextDelta
 from engine.server.answer import Answer, joined, new_response_id, scored_tokens
-from engine.server.body import read_object
+from engine.server.body import read_request, run_sized
 from engine.server.context import ServerContext
 from engine.server.generation import Generation, encode, fit_context
 from engine.server.logprobs import chat_logprobs
@@ -20,23 +19,14 @@ from engine.server.schema import ChatRequest, Defaults, check_token_ids, model_o
 from engine.server.sse import Events
 from engine.text.tokenizer import Tokenizer
 
-_INLINE_MESSAGES = 64
-
 
 def add_routes(app: Sanic, context: ServerContext) -> None:
     # stream=True: the body is read by us, after the key is checked and within our own limits.
     @app.post("/v1/chat/completions", stream=True)
     async def chat_completions(request: Request) -> HTTPResponse | None:
         model, ready = context.require_ready()
-        body = await read_object(request)
-        context.names.check(model_of(body))
-        defaults = Defaults(
-            max_tokens=context.config.default_max_tokens_chat, sampling=model.sampling_defaults
-        )
-        asked = parse_chat(body, defaults)
-        check_token_ids(asked.params, model.vocab_size)
-        text = await _render(model, asked)
-        prompt_ids = await encode(model.tokenizer, text, ready.context_length, add_special_tokens=False)
+        asked = await read_request(request, lambda body: _parse(context, model, body))
+        prompt_ids = await run_sized(request, lambda: _prompt_ids(model, asked, ready.context_length))
         params = fit_context(
             asked.params, len(prompt_ids), ready.context_length, is_default=asked.max_tokens_is_default
         )
@@ -53,16 +43,22 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
         return await answer.send(generation)
 
 
-async def _render(model: ModelFiles, asked: ChatRequest) -> str:
-    def render() -> str:
-        return model.chat_template.render(
-            asked.messages,
-            add_generation_prompt=asked.add_generation_prompt,
-            continue_final_message=asked.continue_final_message,
-            **asked.template_variables,
-        )
+def _parse(context: ServerContext, model: ModelFiles, body: dict[str, Any]) -> ChatRequest:
+    context.names.check(model_of(body))
+    defaults = Defaults(max_tokens=context.config.default_max_tokens_chat, sampling=model.sampling_defaults)
+    asked = parse_chat(body, defaults)
+    check_token_ids(asked.params, model.vocab_size)
+    return asked
 
-    return render() if len(asked.messages) <= _INLINE_MESSAGES else await asyncio.to_thread(render)
+
+def _prompt_ids(model: ModelFiles, asked: ChatRequest, context_length: int) -> list[int]:
+    text = model.chat_template.render(
+        asked.messages,
+        add_generation_prompt=asked.add_generation_prompt,
+        continue_final_message=asked.continue_final_message,
+        **asked.template_variables,
+    )
+    return encode(model.tokenizer, text, context_length, add_special_tokens=False)
 
 
 class ChatShape:

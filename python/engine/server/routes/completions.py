@@ -11,7 +11,7 @@ from sanic.request import Request
 from engine.core.output_processor import TextDelta
 from engine.sampling.params import SamplingParams
 from engine.server.answer import Answer, joined, new_response_id, scored_tokens
-from engine.server.body import read_object
+from engine.server.body import read_request, run_sized
 from engine.server.context import ServerContext
 from engine.server.generation import Generation, encode, fit_context
 from engine.server.logprobs import CompletionLogprobs
@@ -32,12 +32,8 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
     @app.post("/v1/completions", stream=True)
     async def completions(request: Request) -> HTTPResponse | None:
         model, ready = context.require_ready()
-        body = await read_object(request)
-        context.names.check(model_of(body))
-        defaults = Defaults(max_tokens=DEFAULT_MAX_TOKENS, sampling=model.sampling_defaults)
-        asked = parse_completion(body, defaults, model.vocab_size)
-        check_token_ids(asked.params, model.vocab_size)
-        prompts = await _encode_prompts(model, asked, ready.context_length)
+        asked = await read_request(request, lambda body: _parse(context, model, body))
+        prompts = await run_sized(request, lambda: _encode_prompts(model, asked, ready.context_length))
         answer = Answer(
             request=request,
             asked=asked,
@@ -51,13 +47,21 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
         return await answer.send(generation)
 
 
-async def _encode_prompts(
+def _parse(context: ServerContext, model: ModelFiles, body: dict[str, Any]) -> CompletionRequest:
+    context.names.check(model_of(body))
+    defaults = Defaults(max_tokens=DEFAULT_MAX_TOKENS, sampling=model.sampling_defaults)
+    asked = parse_completion(body, defaults, model.vocab_size)
+    check_token_ids(asked.params, model.vocab_size)
+    return asked
+
+
+def _encode_prompts(
     model: ModelFiles, asked: CompletionRequest, context_length: int
 ) -> list[tuple[list[int], SamplingParams]]:
     prompts = []
     for prompt in asked.prompts:
         if isinstance(prompt, str):
-            ids = await encode(model.tokenizer, prompt, context_length, add_special_tokens=True)
+            ids = encode(model.tokenizer, prompt, context_length, add_special_tokens=True)
         else:
             ids = prompt
         params = fit_context(asked.params, len(ids), context_length, is_default=asked.max_tokens_is_default)
