@@ -114,6 +114,15 @@ def test_no_status_line_before_admission_and_the_role_at_once_after(server: Serv
         read_until(opened, b"data: [DONE]\n\n\r\n0\r\n\r\n")
 
 
+def test_no_event_waits_for_the_acknowledgement_of_another(held: Server) -> None:
+    with connection(held, "/v1/chat/completions", {**CHAT, "stream": True}) as opened:
+        read_until(opened, b"data: ")
+
+        (served,) = held.connections
+        end_point = served.transport.get_extra_info("socket")
+        assert end_point.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+
+
 def test_silence_is_filled_with_comments(held: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.05)
     with connection(held, "/v1/chat/completions", {**CHAT, "stream": True}) as opened:
