@@ -110,7 +110,7 @@ def test_chat_renders_the_template(llm):
     assert [o.prompt for o in llm.chat([chat, chat], use_tqdm=False)] == ["<user>one two"] * 2
 
 
-@pytest.mark.parametrize("bad", [[1] * 2000, [], [VOCAB_SIZE], [2**40], ["a", "b"]])
+@pytest.mark.parametrize("bad", [[1] * 2000, [], [VOCAB_SIZE], [2**40], ["a", "b"], [1, 2.5], [1, "2"]])
 def test_a_prompt_that_cannot_be_served_raises_and_leaves_nothing(llm, bad):
     with pytest.raises(InvalidRequest):
         llm.generate([[1, 2, 3], bad, [4]], use_tqdm=False)
@@ -159,6 +159,19 @@ def test_ctrl_c_in_a_step_waits_for_its_end(llm):
     assert len(finished) == 6
     assert not llm._core.has_work
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_ctrl_c_in_the_last_step_is_not_lost(llm):
+    execute = llm._core._runner.execute
+
+    def interrupted(plan):
+        signal.raise_signal(signal.SIGINT)
+        return execute(plan)
+
+    llm._core._runner.execute = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate([[1, 2, 3]], SamplingParams(max_tokens=1), use_tqdm=False)
+    assert not llm._core.has_work
 
 
 def test_threads_of_their_own_may_generate(llm):

@@ -105,3 +105,8 @@ def test_without_anything_ragged():
     tensors = build(make_request())
     assert tensors.token_ids.shape == tensors.bias_ids.shape == (0,)
     assert tensors.top_ids.shape == (1, 0)
+
+
+def test_a_huge_top_k_is_all_of_the_vocabulary():
+    """It must not fail the step, which other requests share."""
+    assert build(make_request(top_k=2**62), make_request(top_k=3)).top_k.tolist() == [VOCAB, 3]

@@ -146,8 +146,9 @@ class LLM:
 
 @contextlib.contextmanager
 def _interruptible_between_steps() -> Iterator[Callable[[], None]]:
-    """Hold ctrl-C back until the yielded function is called: in the middle of a step it would leave
-    the books half written. A second one is not held back. Other threads never see ctrl-C anyway.
+    """Hold ctrl-C back until the yielded function is called, or the block ends: in the middle of a
+    step it would leave the books half written. A second one is not held back. Other threads never
+    see ctrl-C anyway.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
@@ -169,6 +170,7 @@ def _interruptible_between_steps() -> Iterator[Callable[[], None]]:
         yield check
     finally:
         signal.signal(signal.SIGINT, before)
+    check()
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:

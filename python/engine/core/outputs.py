@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -104,8 +105,8 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> tuple[str | None, lis
     if isinstance(prompt, str):
         return prompt, tokenizer.encode(prompt)
     try:
-        ids = [int(token_id) for token_id in prompt]
-    except (TypeError, ValueError):
+        ids = [operator.index(token_id) for token_id in prompt]
+    except TypeError:
         raise InvalidRequest("Invalid request: a prompt is a string or a list of token ids") from None
     if any(not -(2**31) <= token_id < 2**31 for token_id in ids):
         raise InvalidRequest("Invalid request: token ids are 32-bit integers", param="prompt")

@@ -19,12 +19,15 @@ def build_tensors(
     requests: Sequence[Request], logits: torch.Tensor, workspace: torch.Tensor, seen: torch.Tensor
 ) -> SamplingTensors:
     """Arguments of `ops.sample` for the requests whose next token is drawn, one row of logits each."""
-    num_rows = len(requests)
+    num_rows, vocab_size = logits.shape
     params = [request.params for request in requests]
     floats = np.array([_float_params(p) for p in params], np.float32)
     temperature, top_p, min_p, repetition, frequency, presence = _columns(floats)
     num_top = [-1 if p.logprobs is None else p.logprobs for p in params]
-    small = [(r.params.top_k, r.choice, r.prompt_len, k) for r, k in zip(requests, num_top, strict=True)]
+    small = [
+        (min(r.params.top_k, vocab_size), r.choice, r.prompt_len, k)
+        for r, k in zip(requests, num_top, strict=True)
+    ]
     top_k, choices, prompt_lens, num_top_logprobs = _columns(np.array(small, np.int32))
     seeds, positions = _columns(np.array([(r.seed, r.num_output) for r in requests], np.int64))
     known = [

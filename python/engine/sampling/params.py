@@ -42,7 +42,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        _check_finite(self)
+        _check_types(self)
         if self.temperature < 0:
             _fail("temperature", "must be non-negative")
         if self.temperature > 2:
@@ -71,6 +71,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             _fail("stop", f"at most {MAX_STOP_STRINGS} stop strings are allowed, got {len(self.stop)}")
         if any(not text for text in self.stop):
             _fail("stop", "stop strings must not be empty")
+        if any("\ud800" <= char <= "\udfff" for text in self.stop for char in text):
+            _fail("stop", "stop strings must not hold unpaired surrogates")
         if self.logprobs is not None and not 0 <= self.logprobs <= MAX_TOP_LOGPROBS:
             _fail("top_logprobs", f"must be in [0, {MAX_TOP_LOGPROBS}], got {self.logprobs}")
         for token_id, bias in self.logit_bias.items():
@@ -85,9 +87,17 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         return self.temperature < 1e-6
 
 
-def _check_finite(params: SamplingParams) -> None:
-    for name in params.__struct_fields__:
+_TYPES = tuple((field.name, field.type) for field in msgspec.structs.fields(SamplingParams))
+
+
+def _check_types(params: SamplingParams) -> None:
+    """Structs made in Python are not checked by msgspec, only those that it decodes."""
+    for name, kind in _TYPES:
         value = getattr(params, name)
+        try:
+            msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            _fail(name, f"has the wrong type: {str(error).lower()}")
         if isinstance(value, float) and not math.isfinite(value):
             _fail(name, "must be a finite number")
 
