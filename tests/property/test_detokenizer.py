@@ -7,17 +7,17 @@ import functools
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tests.helpers.tokenizers import (
-    SENTENCES,
-    byte_level_tokenizer,
-    metaspace_tokenizer,
-    sentencepiece_tokenizer,
-)
 from tokenizers import decoders
 
 from engine.errors import ConfigError
 from engine.text.detokenizer import IncrementalDetokenizer
 from engine.text.tokenizer import Tokenizer
+from helpers.tokenizers import (
+    SENTENCES,
+    byte_level_tokenizer,
+    metaspace_tokenizer,
+    sentencepiece_tokenizer,
+)
 
 KINDS = ["byte_level", "sentencepiece", "gguf_style", "gemma_style", "metaspace", "metaspace_never"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import jinja2
 import pytest
 import transformers
-from tests.helpers.tokenizers import byte_level_tokenizer, save_tokenizer
 
 from engine.errors import ConfigError, InvalidRequest
 from engine.text.chat_template import ChatTemplate, normalize_messages
 from engine.text.tokenizer import Tokenizer
+from helpers.tokenizers import byte_level_tokenizer, save_tokenizer
 
 CHATML = """
 {%- if tools %}

@@ -6,16 +6,16 @@ import json
 
 import pytest
 import transformers
-from tests.helpers.tokenizers import (
+
+from engine.errors import ConfigError, InvalidRequest
+from engine.text.tokenizer import Tokenizer
+from helpers.tokenizers import (
     SENTENCES,
     byte_level_tokenizer,
     metaspace_tokenizer,
     save_tokenizer,
     sentencepiece_tokenizer,
 )
-
-from engine.errors import ConfigError, InvalidRequest
-from engine.text.tokenizer import Tokenizer
 
 BACKENDS = {
     "byte_level": byte_level_tokenizer,
