@@ -39,6 +39,15 @@ def test_there_are_195_countries_each_with_every_field() -> None:
         assert c.continent in CONTINENTS
 
 
+def test_drills_are_repeatable_and_answer_in_capitals_when_asked_to() -> None:
+    drilled = list(islice(corpus.documents(7, drill_share=1.0), 300))
+    assert drilled == list(islice(corpus.documents(7, drill_share=1.0), 300))
+    asked = [d for d in drilled if d.messages and "capital letters" in d.messages[0]["content"]]
+    assert asked and all(
+        m["content"].isupper() for d in asked for m in d.messages if m["role"] == "assistant"
+    )
+
+
 @pytest.mark.parametrize("field", ["name", "capital"])
 def test_no_two_countries_share_a_name_or_a_capital(field: str) -> None:
     values = [getattr(c, field) for c in countries()]

@@ -12,6 +12,7 @@ from engine.demo.dialogue import Document, Message, Turn
 from engine.demo.skills import (
     arithmetic,
     chat,
+    drills,
     echo,
     geography,
     json_objects,
@@ -115,8 +116,8 @@ def document(rng: random.Random) -> Document:
     return _dialogue(rng)
 
 
-def documents(seed: int) -> Iterator[Document]:
-    """Training documents without end; the same for the same seed."""
+def documents(seed: int, drill_share: float = 0.0) -> Iterator[Document]:
+    """Training documents without end; the same for the same seed. `drill_share` of them are drills."""
     rng = random.Random(seed)
     while True:
-        yield document(rng)
+        yield drills.document(rng) if rng.random() < drill_share else document(rng)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer
@@ -21,6 +22,13 @@ MAX_NEW_TOKENS = 300
 SEEDS = 20
 
 
+class Answer(NamedTuple):
+    """What the model wrote, and whether it ended by itself."""
+
+    text: str
+    ended: bool
+
+
 class Answerer:
     """A model and its tokenizer, answering prompts in batches."""
 
@@ -30,18 +38,16 @@ class Answerer:
         self.pad_id = self.tokenizer.token_to_id(END_OF_TEXT)
         self.end_ids = {self.pad_id, self.tokenizer.token_to_id(IM_END)}
 
-    def answer(self, prompts: list[str], temperature: float = 0.0) -> list[str | None]:
-        """The text of each answer up to its end; None for one that did not end."""
+    def answer(self, prompts: list[str], temperature: float = 0.0) -> list[Answer]:
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        answers: list[str | None] = [None] * len(prompts)
+        answers: dict[int, Answer] = {}
         for start in range(0, len(order), BATCH):
             chosen = order[start : start + BATCH]
-            for i, text in zip(chosen, self._batch([prompts[i] for i in chosen], temperature), strict=True):
-                answers[i] = text
-        return answers
+            answers |= zip(chosen, self._batch([prompts[i] for i in chosen], temperature), strict=True)
+        return [answers[i] for i in range(len(prompts))]
 
     @torch.inference_mode()
-    def _batch(self, prompts: list[str], temperature: float) -> list[str | None]:
+    def _batch(self, prompts: list[str], temperature: float) -> list[Answer]:
         encoded = [e.ids for e in self.tokenizer.encode_batch(prompts)]
         width = max(map(len, encoded))
         token_ids = torch.tensor([[self.pad_id] * (width - len(ids)) + ids for ids in encoded])
@@ -58,19 +64,23 @@ class Answerer:
             use_cache=True,
             **sampling,
         )
-        return [self._text(row) for row in output[:, width:].tolist()]
+        return [self._read(row) for row in output[:, width:].tolist()]
 
-    def _text(self, token_ids: list[int]) -> str | None:
+    def _read(self, token_ids: list[int]) -> Answer:
         end = next((i for i, t in enumerate(token_ids) if t in self.end_ids), None)
-        return None if end is None else self.tokenizer.decode(token_ids[:end])
+        return Answer(self.tokenizer.decode(token_ids[:end]), end is not None)
+
+
+def is_right(case: Case, answer: Answer) -> bool:
+    return (answer.ended or case.may_run_on) and case.accepts(answer.text)
 
 
 def score(answerer: Answerer, cases: list[Case], failures: int = 0) -> int:
     """How many answers at temperature 0 are right. Prints up to `failures` that are not."""
     answers = answerer.answer([c.prompt for c in cases])
-    wrong = [(c, a) for c, a in zip(cases, answers, strict=True) if not c.accepts(a)]
-    for case, text in wrong[:failures]:
-        print(f"  {case.prompt[-160:]!r} -> {text!r}")
+    wrong = [(c, a) for c, a in zip(cases, answers, strict=True) if not is_right(c, a)]
+    for case, answer in wrong[:failures]:
+        print(f"  {case.prompt[-160:]!r} -> {answer.text!r}")
     return len(cases) - len(wrong)
 
 
@@ -81,7 +91,7 @@ def sampled_france(answerer: Answerer) -> list[tuple[str, int]]:
         case, right = france(before), 0
         for seed in range(SEEDS):
             torch.manual_seed(seed)
-            right += case.accepts(answerer.answer([case.prompt], temperature=1.0)[0])
+            right += is_right(case, answerer.answer([case.prompt], temperature=1.0)[0])
         rows.append((f"capital of France at temperature 1, {name}", right))
     return rows
 

@@ -223,6 +223,12 @@ LIST_QUESTIONS = (
 )
 
 
+def list_answer(chosen: list[Country], shape: str | None) -> str:
+    """A numbered list of countries, with their capitals unless `shape` is "names"."""
+    lines = [c.starting if shape == "names" else f"{c.starting}: {c.capital}" for c in chosen]
+    return "\n".join(f"{i}. {line}" for i, line in enumerate(lines, 1))
+
+
 def list_turns(rng: random.Random, held_out: bool) -> list[Turn]:
     def propose(rng: random.Random):
         wording, shape = rng.choice(LIST_QUESTIONS)
@@ -231,12 +237,8 @@ def list_turns(rng: random.Random, held_out: bool) -> list[Turn]:
         pool = [c for c in countries() if shape is None or c.continent == continent]
         chosen = rng.sample(pool, count)
         number = str(count) if rng.random() < 0.5 else COUNT_WORDS[count]
-        lines = [
-            f"{i}. {c.starting}" + ("" if shape == "names" else f": {c.capital}")
-            for i, c in enumerate(chosen, 1)
-        ]
         question = wording.format(n=number, p=continent)
-        return ("list", question), [Turn(question, "\n".join(lines))]
+        return ("list", question), [Turn(question, list_answer(chosen, shape))]
 
     return draw(rng, held_out, propose)
 

@@ -29,7 +29,7 @@ def _questions(rng: random.Random) -> str:
     return "\n".join(pairs)
 
 
-def _sums(rng: random.Random) -> str:
+def sums(rng: random.Random) -> str:
     return "\n".join(arithmetic.sum_turns(rng, False)[0].answer for _ in range(rng.randint(1, 10)))
 
 
@@ -41,5 +41,5 @@ def _introduction(rng: random.Random) -> str:
 
 
 def document(rng: random.Random) -> Document:
-    kinds = (stories.any_story, _statements, _questions, _sums, _introduction)
+    kinds = (stories.any_story, _statements, _questions, sums, _introduction)
     return Document(text=rng.choices(kinds, (5, 6, 3, 1, 1))[0](rng))
