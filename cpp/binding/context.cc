@@ -12,7 +12,7 @@ namespace py = pybind11;
 void bind_context(py::module_& module) {
   using cpu::ExecutionContext;
   // Starting and joining threads must not hold the interpreter lock.
-  py::class_<ExecutionContext>(module, "ExecutionContext")
+  py::class_<ExecutionContext>(module, "ExecutionContext", py::release_gil_before_calling_cpp_dtor())
       .def(py::init<int, std::string_view>(), py::arg("num_threads"), py::arg("isa") = "auto", ReleaseGil())
       .def_property_readonly("isa", [](const ExecutionContext& self) { return cpu::isa_name(self.isa()); })
       .def_property_readonly("num_threads", [](ExecutionContext& self) { return self.pool().num_threads(); });

@@ -40,14 +40,11 @@ void bind_linear(py::module_& module) {
       .def_property_readonly("num_bytes", &PackedMatrix::num_bytes)
       .def_property_readonly("is_complete", &PackedMatrix::is_complete);
 
-  // Two overloads and not an optional tensor: a view must be held by its own caster for the call.
   module.def("linear",
-             [](ExecutionContext& ctx, const TensorView& x, const PackedMatrix& weight, const TensorView& bias,
-                const TensorView& out) { ops::linear(ctx, x, weight, &bias, out); },
-             py::arg("ctx"), py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("out"), ReleaseGil());
-  module.def("linear",
-             [](ExecutionContext& ctx, const TensorView& x, const PackedMatrix& weight, const py::none&,
-                const TensorView& out) { ops::linear(ctx, x, weight, nullptr, out); },
+             [](ExecutionContext& ctx, const TensorView& x, const PackedMatrix& weight,
+                const std::optional<TensorView>& bias, const TensorView& out) {
+               ops::linear(ctx, x, weight, bias ? &*bias : nullptr, out);
+             },
              py::arg("ctx"), py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("out"), ReleaseGil());
   module.def("embedding", &ops::embedding, py::arg("ctx"), py::arg("token_ids"), py::arg("weight"),
              py::arg("out"), ReleaseGil());

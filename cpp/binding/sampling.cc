@@ -1,7 +1,5 @@
 #include "ops/sampling.h"
 
-#include <pybind11/stl.h>
-
 #include "binding/module.h"
 #include "binding/tensor_caster.h"
 
@@ -28,7 +26,7 @@ void bind_sampling(py::module_& module) {
       py::arg("repetition_penalty"), py::arg("frequency_penalty"), py::arg("presence_penalty"),
       py::arg("seeds"), py::arg("choices"), py::arg("positions"), py::arg("token_ids"),
       py::arg("token_indptr"), py::arg("prompt_lens"), py::arg("bias_ids"), py::arg("bias_values"),
-      py::arg("bias_indptr"), py::arg("bitmask").none(true), py::arg("num_top_logprobs"), py::arg("out_ids"),
+      py::arg("bias_indptr"), py::arg("bitmask"), py::arg("num_top_logprobs"), py::arg("out_ids"),
       py::arg("out_logprobs"), py::arg("top_ids"), py::arg("top_logprobs"), ReleaseGil());
 }
 

@@ -2,6 +2,7 @@
 
 #include <dlpack/dlpack.h>
 
+#include <algorithm>
 #include <string>
 
 #include "engine/error.h"
@@ -17,6 +18,7 @@ DType dtype_of(const DLDataType& type) {
   if (type.lanes == 1) {
     switch (type.code) {
       case kDLFloat:
+        if (type.bits == 64) return DType::kFloat64;
         if (type.bits == 32) return DType::kFloat32;
         if (type.bits == 16) return DType::kFloat16;
         break;
@@ -37,8 +39,7 @@ DType dtype_of(const DLDataType& type) {
       default: break;
     }
   }
-  refuse("unsupported dtype (DLPack code " + std::to_string(type.code) + ", " + std::to_string(type.bits) +
-         " bits)");
+  return DType::kOther;
 }
 
 void fill(TensorView& view, const DLTensor& tensor) {
@@ -47,15 +48,16 @@ void fill(TensorView& view, const DLTensor& tensor) {
     case kDLCUDAHost: view.device = DeviceType::kCpu; break;
     case kDLCUDA:
     case kDLCUDAManaged: view.device = DeviceType::kCuda; break;
-    default: refuse("unsupported device type " + std::to_string(tensor.device.device_type));
-  }
-  if (tensor.ndim > kMaxRank) {
-    refuse("at most " + std::to_string(kMaxRank) + " dimensions, got " + std::to_string(tensor.ndim));
+    default: view.device = DeviceType::kOther; break;
   }
   view.dtype = dtype_of(tensor.dtype);
   view.device_id = tensor.device.device_id;
   view.rank = tensor.ndim;
   view.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
+  if (tensor.ndim > kMaxRank) {
+    std::copy_n(tensor.shape, kMaxRank, view.shape);
+    return;
+  }
   int64_t step = 1;
   for (int i = tensor.ndim - 1; i >= 0; --i) {
     view.shape[i] = tensor.shape[i];

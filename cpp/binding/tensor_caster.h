@@ -6,6 +6,9 @@
 
 #include <pybind11/pybind11.h>
 
+#include <optional>
+#include <utility>
+
 #include "engine/tensor_view.h"
 
 struct DLManagedTensorVersioned;
@@ -36,20 +39,34 @@ class CapsuleHold {
   DLManagedTensor* legacy_ = nullptr;
 };
 
-// Fills `view` from `object`. False when `object` is no tensor at all; throws Error when it is one
-// that ops cannot take (dtype, device, more than kMaxRank dimensions, read-only capsule).
+// Fills `view` from `object`. False when `object` is no tensor at all; throws Error for a capsule that
+// is read-only or no DLPack. What ops cannot take otherwise, expect() refuses, which knows the argument.
 bool view_of(PyObject* object, TensorView& view, CapsuleHold& hold);
 
 }  // namespace engine::binding
 
 namespace pybind11::detail {
 
+// The caster of an argument lives as long as the call, and with it what it holds.
 template <>
 struct type_caster<engine::TensorView> {
   PYBIND11_TYPE_CASTER(engine::TensorView, const_name("Tensor"));
 
   bool load(handle source, bool /*convert*/) {
     return engine::binding::view_of(source.ptr(), value, hold_);
+  }
+
+ private:
+  engine::binding::CapsuleHold hold_;
+};
+
+// Not pybind11's own: that drops the caster of the value, and with it the hold, before the call.
+template <>
+struct type_caster<std::optional<engine::TensorView>> {
+  PYBIND11_TYPE_CASTER(std::optional<engine::TensorView>, const_name("Tensor | None"));
+
+  bool load(handle source, bool /*convert*/) {
+    return source.is_none() || engine::binding::view_of(source.ptr(), value.emplace(), hold_);
   }
 
  private:

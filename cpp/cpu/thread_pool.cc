@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <string>
+#include <system_error>
 
 #include "engine/error.h"
 
@@ -41,10 +43,18 @@ ThreadPool::ThreadPool(int num_threads) {
                 "num_threads: expected 1 to 1024, got " + std::to_string(num_threads));
   }
   workers_.reserve(static_cast<size_t>(num_threads - 1));
-  for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this] { work(0); });
+  try {
+    for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this] { work(0); });
+  } catch (const std::system_error& error) {
+    stop();
+    throw Error(ErrorCode::kUnsupported, "num_threads: the system refused to start " + std::to_string(num_threads) +
+                                             " threads: " + error.what());
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   is_stopping_.store(true);
   epoch_.fetch_add(1);
   epoch_.notify_all();

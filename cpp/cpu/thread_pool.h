@@ -14,6 +14,7 @@ namespace engine::cpu {
 // while, because the next one of the same layer is microseconds away, and then parks.
 class ThreadPool {
  public:
+  // Throws kUnsupported when the system refuses the threads.
   explicit ThreadPool(int num_threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -36,6 +37,7 @@ class ThreadPool {
  private:
   using RangeFunction = void (*)(const void* context, int64_t begin, int64_t end);
 
+  void stop();
   void run(int64_t num_items, int64_t grain, RangeFunction function, const void* context);
   void work(uint32_t seen_epoch);
   void claim_ranges();

@@ -10,8 +10,8 @@ namespace {
 
 std::string shape_text(const TensorView& view) {
   std::string text = "[";
-  for (int i = 0; i < view.rank; ++i) text += (i ? ", " : "") + std::to_string(view.shape[i]);
-  return text + "]";
+  for (int i = 0; i < std::min(view.rank, kMaxRank); ++i) text += (i ? ", " : "") + std::to_string(view.shape[i]);
+  return text + (view.rank > kMaxRank ? ", ...]" : "]");
 }
 
 std::string shape_text(std::initializer_list<Extent> shape) {
@@ -30,6 +30,15 @@ std::string shape_text(std::initializer_list<Extent> shape) {
 
 [[noreturn]] void refuse(const char* name, const std::string& expected, const std::string& got) {
   throw Error(ErrorCode::kInvalidArgument, std::string(name) + ": expected " + expected + ", got " + got);
+}
+
+const char* device_name(DeviceType type) {
+  switch (type) {
+    case DeviceType::kCpu: return "cpu";
+    case DeviceType::kCuda: return "cuda";
+    case DeviceType::kOther: return "another device";
+  }
+  return "unknown";
 }
 
 bool shape_agrees(const TensorView& view, std::initializer_list<Extent> shape) {
@@ -67,6 +76,8 @@ const char* dtype_name(DType dtype) {
     case DType::kInt8: return "int8";
     case DType::kUInt8: return "uint8";
     case DType::kBool: return "bool";
+    case DType::kFloat64: return "float64";
+    case DType::kOther: return "another dtype";
   }
   return "unknown";
 }
@@ -74,7 +85,6 @@ const char* dtype_name(DType dtype) {
 void expect(const TensorView& view, const char* name, std::initializer_list<DType> dtypes,
             std::initializer_list<Extent> shape, Layout layout, DeviceType device) {
   if (view.device != device) {
-    const auto device_name = [](DeviceType type) { return type == DeviceType::kCpu ? "cpu" : "cuda"; };
     refuse(name, std::string("a tensor on ") + device_name(device), device_name(view.device));
   }
   if (std::find(dtypes.begin(), dtypes.end(), view.dtype) == dtypes.end()) {

@@ -330,7 +330,7 @@ def test_refuses_wrong_rows(row_start, weight, message):
         ({"x": torch.zeros(3, 8).bfloat16()}, "x: expected float32, got bfloat16"),
         ({"x": torch.zeros(8, 3).T}, "x: expected contiguous rows"),
         ({"bias": torch.zeros(5)}, r"bias: expected \[N=4\], got \[5\]"),
-        ({"bias": torch.zeros(4).double()}, "unsupported dtype"),
+        ({"bias": torch.zeros(4).double()}, "bias: expected float32, got float64"),
         ({"bias": torch.zeros(8)[::2]}, "bias: expected a contiguous tensor"),
         ({"out": torch.zeros(2, 4)}, r"out: expected \[T=3, N=4\], got \[2, 4\]"),
         ({"out": torch.zeros(3, 5)}, r"out: expected \[T=3, N=4\], got \[3, 5\]"),

@@ -209,6 +209,19 @@ def test_no_row_reads_a_token_that_it_does_not_see(isa, poison):
 # --- extreme scores -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("softcap", [0.0, 20.0])
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_query_that_is_not_a_number_spoils_its_own_rows_only(isa, softcap):
+    """And does spoil them: a plausible answer from a broken model would be worse."""
+    case = make_case([(3, 300), (1, 40)], heads=4, kv_heads=2, head_dim=64)
+    healthy = attend(case, isa, softcap=softcap)
+    case.q[1, 2, 5] = float("nan")
+    out = attend(case, isa, softcap=softcap)
+    assert out[1, 2].isnan().all()
+    out[1, 2] = healthy[1, 2]
+    assert_same_bits(out, healthy)
+
+
 @pytest.mark.parametrize("winner", [0, 100, 255, 256, 599])
 @pytest.mark.parametrize("isa", ISAS)
 def test_a_score_far_above_the_others_gives_its_value_exactly(isa, winner):
@@ -288,7 +301,7 @@ def int32(*values: int) -> torch.Tensor:
             "q: expected a multiple of G=2 heads, got 3",
         ),
         ({"q": torch.ones(5, 4, 80)}, r"k_cache: expected \[N, G, D=80, S\]"),
-        ({"q": torch.ones(5, 4, 64).double()}, "unsupported dtype"),
+        ({"q": torch.ones(5, 4, 64).double()}, "q: expected float32, got float64"),
         ({"q": torch.ones(5, 4, 128)[..., ::2]}, "q: expected contiguous rows"),
         ({"out": torch.ones(4, 4, 64)}, r"out: expected \[T=5, H=4, D=64\], got \[4, 4, 64\]"),
         ({"v_cache": torch.ones(6, 2, 16, 64)}, "v_cache: expected bfloat16, got float32"),

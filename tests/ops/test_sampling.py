@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -238,6 +239,55 @@ def test_broken_logits_do_not_win(ctx):
     logits[1, 4] = np.inf
     rows = [RowParams(temperature=0.0), RowParams(temperature=1.0)]
     assert draw(ctx, logits, rows).out_ids.tolist() == [9, 4]
+
+
+def test_a_penalty_below_one_does_not_overflow(ctx):
+    logits = np.zeros((2, 40), np.float32)
+    logits[:, 7] = 3e38
+    rows = [RowParams(repetition_penalty=0.5, output=(7,), min_p=min_p) for min_p in (0.0, 0.5)]
+    assert draw(ctx, logits, rows).out_ids.tolist() == [7, 7]
+
+
+@pytest.mark.parametrize("params", [RowParams(temperature=0.0), RowParams(top_k=1)])
+def test_zeros_of_either_sign_tie(ctx, params):
+    logits = np.array([[-1.0, -0.0, 0.0, -0.0]], np.float32)
+    assert draw(ctx, logits, [params]).out_ids.tolist() == [1]
+
+
+@pytest.mark.parametrize(("bias", "token"), [(100.0, 6), (-100.0, 5)])
+def test_the_largest_biases_decide(ctx, bias, token):
+    logits = np.full((50, 10), -200.0, np.float32)
+    logits[:, 5:7] = 20.0
+    rows = [RowParams(temperature=2.0, logit_bias=((6, bias),), seed=-i) for i in range(50)]
+    assert set(draw(ctx, logits, rows).out_ids.tolist()) == {token}
+
+
+def test_a_bitmask_is_held_during_the_call(ctx):
+    made = []
+
+    class Producer:
+        def __init__(self, produce):
+            self._produce = produce
+
+        def __dlpack__(self, **kwargs):
+            return self._produce(**kwargs)
+
+    def produce_mask(**kwargs):
+        mask = np.array([[1 << 3]], np.int32)
+        made.append(weakref.ref(mask))
+        return mask.__dlpack__(**kwargs)
+
+    tensors = tensors_for(np.zeros((1, 10), np.float32), [RowParams()])
+    out_ids = tensors.out_ids
+
+    def produce_out(**kwargs):
+        assert made[0]() is not None, "freed while the arguments are still being read"
+        return out_ids.__dlpack__(**kwargs)
+
+    tensors.bitmask, tensors.out_ids = Producer(produce_mask), Producer(produce_out)
+    sample(ctx, tensors)
+    assert out_ids.tolist() == [3]
+    assert made[0]() is None, "kept after the call"
 
 
 def test_a_bias_of_minus_infinity_rules_out(ctx):

@@ -137,6 +137,7 @@ void apply_penalties(const Row& row, const SamplingArgs& args, int64_t r) {
       if (!is_first(row, tokens[i])) continue;
       float& x = row.x[tokens[i]];
       x = x > 0 ? x / repetition : x * repetition;
+      if (x > kLargest) x = kLargest;
     }
   }
   const float frequency = args.frequency_penalty[r];
@@ -167,6 +168,7 @@ void apply_bias_and_mask(const Row& row, const SamplingArgs& args, int64_t r) {
 
 // An unsigned number that orders like the float.
 ENGINE_INLINE uint32_t order_key(float x) {
+  x += 0.0f;  // -0 becomes 0
   uint32_t bits;
   __builtin_memcpy(&bits, &x, sizeof(bits));
   return (bits & 0x80000000u) ? ~bits : bits | 0x80000000u;

@@ -73,18 +73,6 @@ ENGINE_INLINE void load_bf16_pairs(const uint16_t* p, Vec16& low, Vec16& high) {
           _mm256_castsi256_ps(_mm256_and_si256(second, upper_half))};
 }
 
-ENGINE_INLINE __m256i round_eight_bf16(__m256 a) {
-  const __m256i bits = _mm256_castps_si256(a);
-  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  return _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
-}
-// Rounds to nearest even; not for NaN.
-ENGINE_INLINE void store_bf16(uint16_t* p, Vec16 a) {
-  // packus works within 128-bit halves, hence the permutation.
-  const __m256i packed = _mm256_packus_epi32(round_eight_bf16(a.lo), round_eight_bf16(a.hi));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
-}
-
 ENGINE_INLINE float reduce_add(Vec16 a) {
   const __m256 eight = _mm256_add_ps(a.lo, a.hi);
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

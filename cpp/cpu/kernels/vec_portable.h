@@ -82,16 +82,6 @@ ENGINE_INLINE void load_bf16_pairs(const uint16_t* p, Vec16& low, Vec16& high) {
   }
 }
 
-// Rounds to nearest even; not for NaN.
-ENGINE_INLINE void store_bf16(uint16_t* p, Vec16 a) {
-  for (int i = 0; i < 16; ++i) {
-    const float f = a.v[i];
-    uint32_t bits;
-    __builtin_memcpy(&bits, &f, sizeof(bits));
-    p[i] = static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-  }
-}
-
 ENGINE_INLINE float reduce_add(Vec16 a) {
   for (int step = 8; step > 0; step /= 2) {
     for (int i = 0; i < step; ++i) a.v[i] += a.v[i + step];
