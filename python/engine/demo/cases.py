@@ -196,8 +196,8 @@ def all_cases() -> dict[str, list[Case]]:
     """Every suite by its name, as the model card lists them."""
     first = geography.CAPITAL_QUESTIONS[:1]
     suites: dict[str, Iterator[Case]] = {
-        "capitals, plain question": capital_cases(first, []),
-        "capitals, with a system prompt": capital_cases(first, [HELPFUL]),
+        "capitals, plain question (as trained)": capital_cases(first, []),
+        "capitals, with a system prompt (as trained)": capital_cases(first, [HELPFUL]),
         "capitals, held-out pairs of wording and country": held_out(capital_facts, 200),
         "capitals, wordings never seen": capital_cases(geography.UNSEEN_CAPITAL_QUESTIONS, [], every=4),
         "other facts, held-out pairs": held_out(other_facts, 300),
@@ -206,7 +206,7 @@ def all_cases() -> dict[str, list[Case]]:
         "is X the capital of Y": held_out(geography.check_turns, 100),
         "about a country": held_out(geography.overview_turns, 100),
         "facts late in a long dialogue": late_cases(60),
-        "plain text: the capital of X is": completion_cases(),
+        "plain text: the capital of X is (as trained)": completion_cases(),
         "sums": held_out(arithmetic.sum_turns, 300),
         "comparing numbers": held_out(arithmetic.compare_turns, 100),
         "counting": held_out(arithmetic.count_turns, 60),
