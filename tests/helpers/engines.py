@@ -153,6 +153,7 @@ class FakeEngineClient:
             device="cpu",
             cpu_isa="none",
             num_threads=1,
+            max_queued_requests=100,
         )
         self.cached_tokens = cached_tokens
         self.submitted: list[GenerateRequest] = []

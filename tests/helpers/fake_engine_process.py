@@ -67,7 +67,7 @@ def build(config, progress):
         case "slow":
             time.sleep(3600)
     ready = EngineReady(
-        NUM_BLOCKS * BLOCK_SIZE, 4, BLOCK_SIZE, SETTINGS.context_length, "none", "cpu", "none", 1
+        NUM_BLOCKS * BLOCK_SIZE, 4, BLOCK_SIZE, SETTINGS.context_length, "none", "cpu", "none", 1, 100
     )
     return make_core(), ready
 

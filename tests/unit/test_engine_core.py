@@ -34,7 +34,7 @@ SETTINGS = SchedulerSettings(
     chunked_prefill_size=64,
     debug_checks=True,
 )
-INFO = EngineReady(1024, 4, 16, 1024, "none", "cpu", "none", 1)
+INFO = EngineReady(1024, 4, 16, 1024, "none", "cpu", "none", 1, 2)
 
 
 def make_core():

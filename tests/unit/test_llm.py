@@ -31,7 +31,7 @@ SETTINGS = SchedulerSettings(
     chunked_prefill_size=64,
     debug_checks=True,
 )
-INFO = EngineReady(1024, 4, 16, 1024, "none", "cpu", "none", 1)
+INFO = EngineReady(1024, 4, 16, 1024, "none", "cpu", "none", 1, 0)
 
 
 def make_core():
@@ -116,6 +116,13 @@ def test_a_prompt_that_cannot_be_served_raises_and_leaves_nothing(llm, bad):
         llm.generate([[1, 2, 3], bad, [4]], use_tqdm=False)
     assert not llm._core.has_work
     assert len(llm.generate([[1, 2, 3]], use_tqdm=False)[0].outputs[0].token_ids) == 16
+
+
+@pytest.mark.parametrize("n", [-1, 0, 5, 10**9])
+def test_choices_that_can_never_be_served(llm, n):
+    with pytest.raises(InvalidRequest) as caught:
+        llm.generate([[1, 2, 3]], n=n, use_tqdm=False)
+    assert caught.value.param == "n"
 
 
 def test_wrong_number_of_parameters(llm):
@@ -216,5 +223,7 @@ def test_async_engine_streams_and_cancels(checkpoint):
                     break
             await chat.aclose()
             assert core.stats().num_running == 0
+            with pytest.raises(InvalidRequest, match="n is 1000000000, but at most 4 choices"):
+                await anext(engine.generate("again", n=10**9))
 
     asyncio.run(main())

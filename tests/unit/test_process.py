@@ -39,9 +39,9 @@ def generate(request_id, ids, n=1, **params):
 
 
 @contextlib.asynccontextmanager
-async def running(model_path="fine", patience=IMPATIENT):
+async def running(model_path="fine", patience=IMPATIENT, command=COMMAND):
     """A client that is closed at the end, after which no process may be left."""
-    client = ProcessClient(EngineConfig(model_path=model_path), command=COMMAND, patience=patience)
+    client = ProcessClient(EngineConfig(model_path=model_path), command=command, patience=patience)
     client.start()
     try:
         yield client
@@ -313,6 +313,47 @@ def test_an_engine_whose_parent_is_gone_already_does_not_start():
     command = [*COMMAND, "0", "1", "error"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=DEADLINE_S)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_a_message_that_cannot_be_sent_harms_nobody_else():
+    async def main():
+        async with running() as client:
+            await client.wait_ready()
+            bystander = asyncio.create_task(client.submit(generate("bystander", [1, 2, 3])))
+            with pytest.raises(InvalidRequest):
+                await client.submit(generate("\ud800", [1]))  # no text encoding has a half character
+            with pytest.raises(InvalidRequest):
+                await client.submit(generate("huge", [1], top_k=2**70))
+            assert len(await tokens_of(await bystander)) == 8
+            assert len(client._streams) == 0
+
+    run(main)
+
+
+def test_a_restart_that_fails_is_a_failure(tmp_path):
+    """The program is away for a moment, as it is when memory for a process is lacking."""
+    program = tmp_path / "engine"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {SCRIPT} "$@"\n')
+    program.chmod(0o755)
+
+    async def main(is_back):
+        async with running(command=(str(program),)) as client:
+            await client.wait_ready()
+            hidden = program.rename(tmp_path / "away")
+            os.kill(client.pid, signal.SIGKILL)
+            await until(lambda: "could not be started" in client.state_reason)
+            if is_back:
+                hidden.rename(program)
+                await client.wait_ready()
+                assert len(await tokens_of(await client.submit(generate("again", [1, 2, 3])))) == 8
+            else:
+                with pytest.raises(ConfigError, match="could not be started"):
+                    await client.wait_ready()
+                assert client.state is EngineState.FAILED
+                hidden.rename(program)
+
+    run(lambda: main(True))
+    run(lambda: main(False))
 
 
 # --- frames

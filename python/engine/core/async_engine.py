@@ -20,6 +20,7 @@ from engine.core.outputs import (
 )
 from engine.core.process import ProcessClient
 from engine.sampling.params import SamplingParams
+from engine.scheduling.admission import check_choices
 from engine.text.chat_template import ChatTemplate
 from engine.text.tokenizer import Tokenizer
 
@@ -93,6 +94,8 @@ class AsyncEngine:
     async def _run(
         self, prompt: str | None, ids: list[int], params: SamplingParams | None, n: int
     ) -> AsyncIterator[RequestOutput]:
+        if self.client.info is not None:  # else the client says why
+            check_choices(n, self.client.info.num_places)
         request = RequestInProgress(next(self._ids), prompt, ids, params or SamplingParams(), n)
         stream = await self.client.submit(request.start(self.tokenizer))
         try:

@@ -14,12 +14,15 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 class FrameError(Exception):
-    """The other side sent what is no frame; the connection cannot be used any more."""
+    """What is no frame: sent by the other side, so that the connection is of no use any more, or ours."""
 
 
 def encode_frame(messages: Sequence[msgspec.Struct]) -> bytes:
-    """One frame. Raises: `FrameError` above `MAX_FRAME_BYTES`."""
-    body = _encoder.encode(messages)
+    """One frame. Raises: `FrameError` above `MAX_FRAME_BYTES`, and for what msgpack cannot hold."""
+    try:
+        body = _encoder.encode(messages)
+    except (UnicodeEncodeError, OverflowError) as error:
+        raise FrameError(f"a message does not encode: {error}") from None
     return HEADER.pack(checked_length(len(body))) + body
 
 

@@ -27,6 +27,7 @@ from engine.core.outputs import (
 )
 from engine.errors import EngineError, InvalidRequest
 from engine.sampling.params import SamplingParams
+from engine.scheduling.admission import check_choices
 from engine.text.chat_template import ChatTemplate
 from engine.text.tokenizer import Tokenizer
 
@@ -95,6 +96,7 @@ class LLM:
     ) -> list[RequestOutput]:
         if self._core is None:
             raise EngineError("this LLM is closed")
+        check_choices(n, self.info.num_places)
         requests = [
             RequestInProgress(next(self._ids), prompt, ids, own, n)
             for (prompt, ids), own in zip(encoded, _params_of_each(params, len(encoded)), strict=True)

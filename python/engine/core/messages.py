@@ -2,7 +2,7 @@
 
 All messages are msgspec structs, encoded as msgpack arrays. One frame is a 4-byte little-endian
 length followed by a list of messages. Each side batches: the engine sends a frame before a step, if
-somebody was admitted or refused, and one after it.
+somebody was admitted or refused, and one after it; the server writes once a turn of its loop.
 """
 
 from __future__ import annotations
@@ -141,7 +141,12 @@ class EngineReady(_Message, tag=13):
     device: str
     cpu_isa: str
     num_threads: int
-    max_queued_requests: int | None = None
+    max_queued_requests: int
+
+    @property
+    def num_places(self) -> int:
+        """Most choices that run and wait together."""
+        return self.max_running_requests + self.max_queued_requests
 
 
 class EngineFailed(_Message, tag=14):

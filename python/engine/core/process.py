@@ -36,7 +36,7 @@ from engine.core.messages import (
     ToServer,
 )
 from engine.core.streams import StreamTable, TokenStream
-from engine.errors import ConfigError, EngineError, Overloaded
+from engine.errors import ConfigError, EngineError, InvalidRequest, Overloaded
 from engine.scheduling.admission import check_prompt_len
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class ProcessClient:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._writer: asyncio.StreamWriter | None = None
-        self._outbox: list[ToEngine] = []
+        self._outbox = bytearray()
         self._flush_is_due = False
         self._streams = StreamTable()
         self._stats_waiters: deque[asyncio.Future[EngineStats]] = deque()
@@ -115,9 +115,12 @@ class ProcessClient:
         assert self.info is not None
         check_prompt_len(len(request.prompt) // 4, self.info.context_length)  # frames are bounded
         stream = self._streams.open(request)
-        self._send(request)
         try:
+            self._send(request)
             await stream.admission
+        except FrameError as error:
+            self._streams.cancel(request.request_id)
+            raise InvalidRequest(f"Invalid request: {error}") from None
         except asyncio.CancelledError:
             self.cancel(request.request_id)
             raise
@@ -163,7 +166,10 @@ class ProcessClient:
     # --- start
 
     def start(self) -> None:
-        """Launch the engine's process. Effects: one child process, dead at the latest with this thread."""
+        """Launch the engine's process. Raises: `OSError` when the machine cannot.
+
+        Effects: one child process, dead at the latest with this thread.
+        """
         ours, theirs = socket.socketpair()
         package_root = str(Path(engine.__file__).parent.parent)
         search_path = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -184,9 +190,10 @@ class ProcessClient:
                 env=environment,
                 start_new_session=True,  # a ctrl-C at the terminal is the server's to handle
             )
-        body = msgspec.msgpack.encode(self._config)
-        ours.sendall(HEADER.pack(len(body)) + body)
         self._socket = ours
+        body = msgspec.msgpack.encode(self._config)
+        with contextlib.suppress(ConnectionError):  # it is dead already, as whoever reads will see
+            ours.sendall(HEADER.pack(len(body)) + body)
 
     def attach(self) -> None:
         """Begin to talk with the engine and to watch it, in the running event loop."""
@@ -209,12 +216,7 @@ class ProcessClient:
     async def _supervise(self) -> None:
         num_failures = 0
         while True:
-            try:
-                await self._talk()
-            except Exception:
-                logger.exception("the connection to the engine failed")
-            self._disconnect()
-            how = await self._reap(self._patience.terminate_s)
+            how = await self._live_once()
             if self._is_closing:
                 return
             lived_s = 0.0 if self._ready_since_s is None else time.monotonic() - self._ready_since_s
@@ -238,7 +240,20 @@ class ProcessClient:
             await asyncio.sleep(min(delay_s, self._patience.longest_delay_s))
             if self._is_closing:
                 return
-            self.start()
+
+    async def _live_once(self) -> str:
+        """The life of one process, started if none is; how it ended, for a sentence."""
+        if self._socket is None:
+            try:
+                self.start()
+            except OSError as error:
+                return f"could not be started ({error.strerror})"
+        try:
+            await self._talk()
+        except Exception:
+            logger.exception("the connection to the engine failed")
+        self._disconnect()
+        return await self._reap(self._patience.terminate_s)
 
     async def _talk(self) -> None:
         """Handle what the engine says, until it is gone."""
@@ -310,10 +325,13 @@ class ProcessClient:
     # --- sending
 
     def _send(self, message: ToEngine) -> None:
-        """Queue a message; all of one turn of the loop go out as one frame."""
+        """Queue a message; all of one turn of the loop go out together.
+
+        Raises: `FrameError` for one that does not encode; the others are not harmed.
+        """
         if self._writer is None:
             return
-        self._outbox.append(message)
+        self._outbox += encode_frame([message])
         if not self._flush_is_due:
             self._flush_is_due = True
             asyncio.get_running_loop().call_soon(self._flush)
@@ -321,8 +339,8 @@ class ProcessClient:
     def _flush(self) -> None:
         self._flush_is_due = False
         if self._outbox and self._writer is not None:
-            messages, self._outbox = self._outbox, []
-            self._writer.write(encode_frame(messages))
+            self._writer.write(bytes(self._outbox))
+            self._outbox.clear()
 
     def _set_state(self, state: EngineState, reason: str) -> None:
         self.state, self.state_reason = state, reason

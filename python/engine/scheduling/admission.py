@@ -72,14 +72,19 @@ def check_place(n: int, num_running: int, num_waiting: int, settings: SchedulerS
     Raises: `InvalidRequest` when there never is so much place, `Overloaded` when there is none now.
     """
     places = settings.max_running_requests + settings.max_queued_requests
+    check_choices(n, places)
+    if num_running + num_waiting + n > places:
+        raise Overloaded("The request queue is full.", slug="queue_full")
+
+
+def check_choices(n: int, places: int) -> None:
+    """Raises: `InvalidRequest` when n choices can never run and wait in `places` together."""
     if n < 1:
         raise InvalidRequest(f"Invalid request: n must be at least 1, got {n}", param="n")
     if n > places:
         raise InvalidRequest(
             f"Invalid request: n is {n}, but at most {places} choices can be served at once", param="n"
         )
-    if num_running + num_waiting + n > places:
-        raise Overloaded("The request queue is full.", slug="queue_full")
 
 
 def _too_long(what: str, param: str) -> None:
