@@ -124,6 +124,8 @@ def test_mistakes_on_the_command_line(argv: list[str], message: str) -> None:
         ("api-key = [1]", "api-key expects text or a list of texts, got [1]"),
         ("port 1", "Expected '='"),
         ("[section]\nport = 1", "unknown key 'section'"),
+        ("page-size = 16\npage_size = 32", "page-size is given twice"),
+        ("port = " + "[" * 100_000, "nested too deeply"),
     ],
 )
 def test_mistakes_in_a_file(tmp_path: Path, content: str, message: str) -> None:
@@ -147,9 +149,29 @@ def test_mistakes_in_a_file(tmp_path: Path, content: str, message: str) -> None:
         ({"served_model_name": ("",)}, "--served-model-name must not be empty"),
     ],
 )
-def test_values_out_of_range(fields: dict[str, object], message: str) -> None:
+def test_values_out_of_range_of_the_server(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         ServerConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model_path": ""}, "--model-path must not be empty"),
+        ({"max_queued_requests": -1}, "--max-queued-requests must be in [0, 2147483647], got -1"),
+        ({"max_total_tokens": 10**30}, "--max-total-tokens must be in [1, 2147483647], got 1000"),
+        ({"context_length": 0}, "--context-length must be in"),
+        ({"page_size": 10**30}, "--page-size must be in"),
+        ({"max_running_requests": 10**10}, "--max-running-requests must be in"),
+        ({"chunked_prefill_size": 10**10}, "--chunked-prefill-size must be in"),
+        ({"num_threads": 10**10}, "--num-threads must be in"),
+        ({"target_itl_ms": float("nan")}, "--target-itl-ms must be positive, got nan"),
+        ({"target_itl_ms": float("inf")}, "--target-itl-ms must be positive, got inf"),
+    ],
+)
+def test_values_out_of_range_of_the_engine(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        EngineConfig(**{"model_path": "/nowhere"} | fields)
 
 
 def test_the_environment_adds_a_key_and_names_the_instruction_set() -> None:

@@ -117,6 +117,7 @@ def test_pool_takes_half_of_what_is_left_and_cuts_the_context():
         ({"context_length": 2049}, GIB, "--context-length 2049 is more than the 2048"),
         ({"context_length": 100, "max_total_tokens": 64}, GIB, "does not fit the KV cache of 64 tokens"),
         ({"max_total_tokens": 15}, GIB, "--max-total-tokens 15 is less than one block of 16"),
+        ({"max_total_tokens": 2**31 - 1}, GIB, "--max-total-tokens 2147483647 needs 2048.0 GiB beside"),
         ({"device": "tpu"}, GIB, "--device must be cpu, got 'tpu'"),
         ({}, 1000, "the model does not fit: its weights take"),
     ],

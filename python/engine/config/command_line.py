@@ -108,11 +108,13 @@ def _argument(flag: Flag) -> dict[str, Any]:
 
 def _read_file(path: str) -> dict[str, Setting]:
     flags = {flag.key: flag for flag in FLAGS if flag.key not in ("config", "print-config")}
-    chosen = {}
+    chosen: dict[str, Setting] = {}
     for key, raw in _parse_file(path).items():
         flag = flags.get(key.replace("_", "-"))
         if flag is None:
             raise ConfigError(f"{path}: unknown key {key!r}" + _suggestion(key, flags))
+        if flag.field in chosen:
+            raise ConfigError(f"{path}: {flag.key} is given twice")
         chosen[flag.field] = Setting(convert(flag, raw, f"{path}: {key}"), path)
     return chosen
 
@@ -127,6 +129,8 @@ def _parse_file(path: str) -> dict[str, Any]:
         content = json.loads(text) if path.endswith(".json") else tomllib.loads(text)
     except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"--config {path}: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"--config {path}: nested too deeply") from None
     if not isinstance(content, dict):
         raise ConfigError(f"--config {path} must hold an object of flags")
     return content

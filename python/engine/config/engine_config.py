@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from engine.errors import ConfigError
 
 DTYPES = ("auto", "bfloat16", "float32")
 SCHEDULE_POLICIES = ("fcfs", "lpm")
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
+_MOST = 2**31 - 1
+"""More of anything is a slip of the finger, and would not fit the messages to the engine."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,18 +44,20 @@ class EngineConfig:
         _one_of("--dtype", self.dtype, DTYPES)
         _one_of("--schedule-policy", self.schedule_policy, SCHEDULE_POLICIES)
         _one_of("--load-format", self.load_format, LOAD_FORMATS)
-        for flag, value, minimum in (
-            ("--context-length", self.context_length, 1),
-            ("--max-total-tokens", self.max_total_tokens, 1),
-            ("--page-size", self.page_size, 1),
-            ("--max-running-requests", self.max_running_requests, 1),
-            ("--max-queued-requests", self.max_queued_requests, 0),
-            ("--chunked-prefill-size", self.chunked_prefill_size, 1),
-            ("--num-threads", self.num_threads, 1),
+        if not self.model_path:
+            raise ConfigError("--model-path must not be empty")
+        for flag, value, least, most in (
+            ("--context-length", self.context_length, 1, _MOST),
+            ("--max-total-tokens", self.max_total_tokens, 1, _MOST),
+            ("--page-size", self.page_size, 1, 4096),
+            ("--max-running-requests", self.max_running_requests, 1, 65536),
+            ("--max-queued-requests", self.max_queued_requests, 0, _MOST),
+            ("--chunked-prefill-size", self.chunked_prefill_size, 1, 65536),
+            ("--num-threads", self.num_threads, 1, 1024),
         ):
-            if value is not None and value < minimum:
-                raise ConfigError(f"{flag} must be at least {minimum}, got {value}")
-        if self.target_itl_ms is not None and not self.target_itl_ms > 0:
+            if value is not None and not least <= value <= most:
+                raise ConfigError(f"{flag} must be in [{least}, {most}], got {value}")
+        if self.target_itl_ms is not None and not 0 < self.target_itl_ms < math.inf:
             raise ConfigError(f"--target-itl-ms must be positive, got {self.target_itl_ms:g}")
 
 

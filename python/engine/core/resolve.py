@@ -113,6 +113,12 @@ def resolve(config: EngineConfig, spec: ModelSpec, machine: Machine | None = Non
     pool_tokens -= pool_tokens % page_size
     if pool_tokens < page_size:
         raise ConfigError(_no_room(config, spec, dtype, page_size, machine))
+    pool_bytes = pool_tokens // page_size * block_bytes(spec, page_size, dtype)
+    if config.max_total_tokens is not None and weight_bytes(spec, dtype) + pool_bytes > machine.memory_bytes:
+        raise ConfigError(
+            f"--max-total-tokens {config.max_total_tokens} needs {pool_bytes / 2**30:.1f} GiB beside the "
+            f"weights, and {machine.memory_bytes / 2**30:.1f} GiB of memory are available"
+        )
     if context_length > pool_tokens:
         if config.context_length is not None:
             raise ConfigError(

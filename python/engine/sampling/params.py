@@ -68,9 +68,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         if self.seed is not None and not -(2**63) <= self.seed < 2**63:
             _fail("seed", "must fit a signed 64-bit integer")
         if len(self.stop) > MAX_STOP_STRINGS:
-            _fail("stop", f"at most {MAX_STOP_STRINGS} stop strings are allowed, got {len(self.stop)}")
+            _fail("stop", f"may hold at most {MAX_STOP_STRINGS} strings, got {len(self.stop)}")
         if any(not text for text in self.stop):
-            _fail("stop", "stop strings must not be empty")
+            _fail("stop", "must not hold an empty string")
         if any("\ud800" <= char <= "\udfff" for text in self.stop for char in text):
             _fail("stop", "stop strings must not hold unpaired surrogates")
         if self.logprobs is not None and not 0 <= self.logprobs <= MAX_TOP_LOGPROBS:

@@ -71,8 +71,9 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
+        reason = str(error.strerror or error).split(" (while ")[0]
         raise ConfigError(
-            f"cannot listen on {host} port {port}: {error.strerror or error}; see --port"
+            f"cannot listen on {host} port {port}: {reason}; see --host and --port"
         ) from None
 
 

@@ -127,6 +127,8 @@ def parse_chat(body: dict[str, Any], defaults: Defaults) -> ChatRequest:
     if top_logprobs and not wants_logprobs:
         raise fields.fail("top_logprobs", "needs logprobs to be true")
     max_tokens, newer = fields.integer("max_tokens"), fields.integer("max_completion_tokens")
+    if newer is not None and newer < 0:
+        raise fields.fail("max_completion_tokens", f"must be non-negative, got {newer}")
     add_generation_prompt = fields.boolean("add_generation_prompt", default=True)
     continue_final_message = fields.boolean("continue_final_message")
     template_variables = _template_variables(fields)
