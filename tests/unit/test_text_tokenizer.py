@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import transformers
@@ -58,7 +60,6 @@ def test_ids_and_text_are_those_of_transformers(pair, add_special_tokens):
         assert ids == theirs.encode(text, add_special_tokens=add_special_tokens)
         for skip in (True, False):
             assert ours.decode(ids, skip) == theirs.decode(ids, skip_special_tokens=skip)
-    assert ours.encode_batch(TEXTS, add_special_tokens) == [ours.encode(t, add_special_tokens) for t in TEXTS]
 
 
 def test_special_tokens_are_those_of_transformers(pair):
@@ -153,6 +154,18 @@ def test_truncation_and_padding_of_training_are_off(tmp_path):
     backend.enable_padding(length=64)
     ours = Tokenizer.from_directory(save_tokenizer(backend, tmp_path))
     assert ours.decode(ours.encode(SENTENCES[0])) == SENTENCES[0]
+
+
+def test_other_threads_run_while_a_long_text_is_encoded():
+    tokenizer = _tokenizer(byte_level_tokenizer())
+    with ThreadPoolExecutor(1) as pool:
+        encoded = pool.submit(tokenizer.encode, "to be or not " * 50_000)
+        num_turns = 0
+        while not encoded.done():
+            num_turns += 1
+            time.sleep(0.001)
+    assert len(encoded.result()) > 50_000
+    assert num_turns > 10, "the interpreter lock was held"
 
 
 def test_a_lone_surrogate_is_refused():

@@ -7,6 +7,7 @@ same time; the port is bound before that, so that a port in use costs nothing.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import sys
 from collections.abc import Sequence
@@ -57,6 +58,7 @@ def _configs(settings: Settings) -> tuple[EngineConfig, ServerConfig]:
 
 def _serve(engine_config: EngineConfig, server_config: ServerConfig) -> None:
     with _bind(server_config.host, server_config.port) as listener:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one text at a time: no pool of threads for it
         client = ProcessClient(engine_config)
         client.start()
 

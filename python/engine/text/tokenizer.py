@@ -82,16 +82,14 @@ class Tokenizer:
         Raises: `InvalidRequest` if the text is not valid Unicode (a lone surrogate).
         """
         try:
-            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            # Unlike `encode`, this releases the lock; it also spares the offsets, half of the time.
+            (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+            return encoding.ids
         except TypeError:
             # The library says only that it wants a str; a str it refuses has a lone surrogate.
             if not isinstance(text, str):
                 raise
             raise InvalidRequest("Invalid request: text holds an unpaired surrogate character") from None
-
-    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
-        """`encode` for each text. One after the other: the library's own batching starts a thread pool."""
-        return [self.encode(text, add_special_tokens) for text in texts]
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of a whole sequence. Incomplete characters become U+FFFD; unknown ids add nothing."""
