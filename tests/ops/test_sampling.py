@@ -352,6 +352,9 @@ def test_filters_with_many_ties(logits, top_k, top_p, seed):
         ("num_top_logprobs", np.array([1, 0], np.int32), "num_top_logprobs: expected at most K=0"),
         ("prompt_lens", np.array([-1, 0], np.int32), "prompt_lens"),
         ("seen", np.zeros((2, 9), np.int32), "seen: expected"),
+        ("bitmask", np.zeros((2, 0), np.int32), "bitmask: expected"),
+        ("bitmask", np.zeros((1, 1), np.int32), "bitmask: expected"),
+        ("bitmask", np.zeros((2, 1), np.int64), "bitmask: expected int32, got int64"),
     ],
 )
 def test_wrong_arguments_are_named(ctx, field, value, message):
@@ -362,12 +365,25 @@ def test_wrong_arguments_are_named(ctx, field, value, message):
 
 
 @pytest.mark.parametrize("token", [-1, 10, 2**31 - 1])
-def test_token_ids_outside_the_vocabulary_are_refused(ctx, token):
+@pytest.mark.parametrize("name", ["token", "bias"])
+def test_ids_outside_the_vocabulary_are_refused(ctx, name, token):
     tensors = tensors_for(np.zeros((1, 10), np.float32), [RowParams()])
-    tensors.token_ids = np.array([token], np.int32)
-    tensors.token_indptr = np.array([0, 1], np.int64)
-    with pytest.raises(NativeError, match=r"token_ids: expected ids in \[0, 10\)"):
+    setattr(tensors, f"{name}_ids", np.array([token], np.int32))
+    setattr(tensors, f"{name}_indptr", np.array([0, 1], np.int64))
+    tensors.bias_values = np.zeros(len(tensors.bias_ids), np.float32)
+    with pytest.raises(NativeError, match=rf"{name}_ids: expected ids in \[0, 10\)"):
         sample(ctx, tensors)
+
+
+def test_more_alternatives_than_tokens_are_refused(ctx):
+    tensors = tensors_for(np.zeros((1, 3), np.float32), [RowParams()], [4])
+    with pytest.raises(NativeError, match="num_top_logprobs: expected at most K=4 and V=3, got 4"):
+        sample(ctx, tensors)
+
+
+def test_a_vocabulary_without_tokens_is_refused(ctx):
+    with pytest.raises(NativeError, match="logits: expected at least one token"):
+        draw(ctx, np.zeros((2, 0), np.float32), [RowParams()] * 2)
 
 
 def test_no_rows(ctx):
