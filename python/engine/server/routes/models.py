@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import unquote
 
-import msgspec
 from sanic import HTTPResponse, Sanic
 from sanic.request import Request
 
 import engine
 from engine.sampling.params import SamplingParams
 from engine.server.context import ServerContext
+from engine.server.json_response import json_response
 from engine.server.model_files import SAMPLING_FIELDS, ModelFiles
 
 
@@ -19,27 +19,23 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
     @app.get("/v1/models", ignore_body=True)
     async def list_models(_request: Request) -> HTTPResponse:
         cards = [_card(context, name) for name in context.names.served]
-        return _json({"object": "list", "data": cards})
+        return json_response({"object": "list", "data": cards})
 
     # Ids may hold slashes, as they are or percent-encoded, and may begin with one.
     @app.get("/v1/models/<model_id:path>", ignore_body=True)
     async def get_model(_request: Request, model_id: str) -> HTTPResponse:
-        return _json(_card(context, context.names.id_of(unquote(model_id))))
+        return json_response(_card(context, context.names.id_of(unquote(model_id))))
 
     @app.get("/get_model_info", name="get_model_info", ignore_body=True)
     @app.get("/model_info", name="model_info", ignore_body=True)
-    async def model_info(_request: Request) -> HTTPResponse:
-        return _json(_info(context))
+    async def get_info(_request: Request) -> HTTPResponse:
+        return json_response(model_info(context))
 
 
 def _default_sampling(model: ModelFiles) -> dict[str, Any]:
     """What holds for a request that leaves the parameter out."""
     params = SamplingParams(**model.sampling_defaults)
     return {name: getattr(params, name) for name in SAMPLING_FIELDS}
-
-
-def _json(content: Any) -> HTTPResponse:
-    return HTTPResponse(msgspec.json.encode(content), content_type="application/json")
 
 
 def _card(context: ServerContext, name: str) -> dict[str, Any]:
@@ -55,7 +51,7 @@ def _card(context: ServerContext, name: str) -> dict[str, Any]:
     }
 
 
-def _info(context: ServerContext) -> dict[str, Any]:
+def model_info(context: ServerContext) -> dict[str, Any]:
     """Never keys: only what is named here is shown."""
     model, ready = context.require_ready()
     config = context.engine_config

@@ -1,0 +1,12 @@
+"""Answers that are one JSON value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from sanic import HTTPResponse
+
+
+def json_response(content: Any) -> HTTPResponse:
+    return HTTPResponse(msgspec.json.encode(content), content_type="application/json")

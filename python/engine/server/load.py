@@ -1,0 +1,53 @@
+"""How busy the engine is, in the numbers that operators and load balancers look at."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+
+from engine.core.messages import EngineReady, EngineStats
+from engine.errors import Overloaded
+from engine.server.context import ServerContext
+
+STATS_TIMEOUT_S = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """Requests are counted by choice; `token_usage` and `cache_hit_rate` are fractions.
+
+    A cached token that no request holds counts as free: it goes when its place is needed.
+    """
+
+    num_running_reqs: int
+    num_waiting_reqs: int
+    num_total_reqs: int
+    num_used_tokens: int
+    max_total_num_tokens: int
+    token_usage: float
+    cache_hit_rate: float
+    num_preemptions: int
+
+
+async def fetch_load(context: ServerContext) -> Load:
+    """Where the engine stands now. Raises `Overloaded` if it is not there, or does not say in time."""
+    _, ready = context.require_ready()
+    try:
+        async with asyncio.timeout(STATS_TIMEOUT_S):
+            return _load(await context.client.stats(), ready)
+    except TimeoutError:
+        raise Overloaded("The engine does not answer in time.", slug="queue_timeout") from None
+
+
+def _load(stats: EngineStats, ready: EngineReady) -> Load:
+    prompt_tokens = stats.prompt_tokens_cached + stats.prompt_tokens_computed
+    return Load(
+        num_running_reqs=stats.num_running,
+        num_waiting_reqs=stats.num_waiting,
+        num_total_reqs=stats.num_running + stats.num_waiting,
+        num_used_tokens=stats.num_blocks_in_use * ready.block_size,
+        max_total_num_tokens=stats.num_blocks_total * ready.block_size,
+        token_usage=stats.num_blocks_in_use / max(1, stats.num_blocks_total),
+        cache_hit_rate=stats.prompt_tokens_cached / max(1, prompt_tokens),
+        num_preemptions=stats.num_preemptions,
+    )
