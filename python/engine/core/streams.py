@@ -33,6 +33,8 @@ class TokenStream:
         while True:
             while self._chunks:
                 yield self._chunks.popleft()
+                if self._chunks:
+                    await asyncio.sleep(0)  # a reader with much to catch up on must not hold up the others
             if self._error is not None:
                 raise self._error
             if not self._open:
