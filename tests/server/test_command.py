@@ -32,7 +32,7 @@ def complaint(process: subprocess.CompletedProcess[str], code: int) -> str:
     [
         (["--modle-path", "x"], "unknown flag --modle-path; did you mean --model-path?"),
         (["--port", "99999"], "--port must be in [0, 65535], got 99999"),
-        (["--page-size", "0"], "--page-size must be in [1, 4096], got 0"),
+        (["--page-size", "0"], "--page-size must be a multiple of 16 from 16 to 256, got 0"),
         (["--config", "missing.toml"], "cannot read --config missing.toml: No such file or directory"),
     ],
 )

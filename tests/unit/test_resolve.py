@@ -1,11 +1,14 @@
 import dataclasses
 
 import pytest
+import torch
 
-from engine.config.engine_config import EngineConfig
+from engine.config.engine_config import PAGE_SIZES, EngineConfig
 from engine.core.resolve import Machine, resolve
 from engine.errors import ConfigError
 from engine.models.registry import spec_from_config
+from engine.ops import native
+from engine.ops.attention_plan import AttentionPlan
 
 SPEC = spec_from_config(
     {
@@ -56,7 +59,7 @@ def test_choices_win():
     chosen = {
         "dtype": "float32",
         "context_length": 100,
-        "page_size": 4,
+        "page_size": 32,
         "max_total_tokens": 402,
         "max_running_requests": 2,
         "max_queued_requests": 0,
@@ -70,13 +73,13 @@ def test_choices_win():
     }
     resolved = resolve(config(**chosen), SPEC, MACHINE)
     for name, value in chosen.items():
-        assert getattr(resolved, name) == (400 if name == "max_total_tokens" else value)
-    assert resolved.num_blocks == 100
+        assert getattr(resolved, name) == (384 if name == "max_total_tokens" else value)
+    assert resolved.num_blocks == 12
     assert resolved.reasons == {}
     settings = resolved.scheduler_settings(SPEC)
     assert settings.target_itl_s == 0.0015
     assert settings.eos_token_ids == (2,)
-    assert resolved.max_step_tokens == 7
+    assert resolved.max_step_tokens == 9
 
 
 def test_step_buffers_hold_all_decodes_and_a_block():
@@ -126,3 +129,21 @@ def test_contradictions_are_one_line(fields, memory, message):
     with pytest.raises(ConfigError, match=message) as caught:
         resolve(config(**fields), SPEC, Machine(num_cores=1, memory_bytes=memory))
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("page_size", [1, 5, 24, 272, 512])
+def test_page_sizes_that_no_kernel_takes(page_size):
+    with pytest.raises(ConfigError, match=f"^--page-size must be a multiple of 16 .*, got {page_size}$"):
+        config(page_size=page_size)
+
+
+@pytest.mark.parametrize("page_size", PAGE_SIZES)
+def test_the_kernels_take_every_page_size(page_size):
+    """Otherwise the engine would say that it is ready, and fail every request."""
+    heads, dim = 2, 64
+    q = torch.ones(1, heads, dim)
+    k, v = torch.ones(1, heads, dim, page_size), torch.ones(1, heads, page_size, dim)
+    out, ctx = torch.zeros(1, heads, dim), native.ExecutionContext(num_threads=1, isa="auto")
+    plan = AttentionPlan(*(torch.tensor(x, dtype=torch.int32) for x in ([0, 1], [1], [[0]])))
+    native.paged_attention(ctx, q, k, v, plan, 1.0, 0, 0.0, out)
+    assert torch.equal(out, q)

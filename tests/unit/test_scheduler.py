@@ -249,9 +249,8 @@ def test_decodes_are_in_every_step():
     h.run()
 
 
-def test_prefill_beside_decodes_keeps_to_the_time_target():
-    h = Harness(chunked_prefill_size=512, target_itl_s=0.5, num_blocks=1024)
-    seconds = lambda plan: 0.02 + 0.004 * sum(r.num_tokens for r in plan.rows if r.num_tokens > 1)  # noqa: E731
+def take_time(h, seconds):
+    """Have steps last as long as `seconds` says of their plan."""
     execute = h.runner.execute
 
     def timed(plan):
@@ -259,6 +258,12 @@ def test_prefill_beside_decodes_keeps_to_the_time_target():
         return execute(plan)
 
     h.runner.execute = timed
+
+
+def test_prefill_beside_decodes_keeps_to_the_time_target():
+    h = Harness(chunked_prefill_size=512, target_itl_s=0.5, num_blocks=1024)
+    seconds = lambda plan: 0.02 + 0.004 * sum(r.num_tokens for r in plan.rows if r.num_tokens > 1)  # noqa: E731
+    take_time(h, seconds)
     h.submit("decodes", prompt(100), greedy(max_tokens=300))
     for _ in range(20):
         h.step()
@@ -274,12 +279,23 @@ def test_prefill_beside_decodes_keeps_to_the_time_target():
 
 def test_an_impossible_target_still_makes_progress():
     h = Harness(target_itl_s=1e-9)
-    h.submit("decodes", prompt(10), greedy(max_tokens=100))
+    take_time(h, lambda plan: 1.0)
+    h.submit("decodes", prompt(10), greedy(max_tokens=200))
     h.step()
-    h.now += 1
     h.submit("long", prompt(300, seed=1), greedy(max_tokens=2))
+    while not h.answers["long", 0].finish_reason:
+        h.step()
+    assert not h.answers["decodes", 0].finish_reason, "it had to wait for the other one's end"
     h.run()
-    assert len(h.tokens("long")) == 2
+
+
+def test_prefill_alone_is_not_held_back_by_the_time_target():
+    h = Harness(target_itl_s=1e-9, chunked_prefill_size=64)
+    take_time(h, lambda plan: 1.0)
+    for i in range(3):
+        h.submit(f"r{i}", prompt(100, seed=i), greedy(max_tokens=1))
+        assert h.step().num_tokens == 64
+        h.run()
 
 
 def test_step_time_model_learns_a_line_and_forgets_a_stall():
@@ -509,6 +525,22 @@ def test_fcfs_admits_in_order():
         h.submit(f"r{i}", prompt(20 + i), greedy(max_tokens=2))
     h.run()
     assert list(dict.fromkeys(rows[0][0] for rows in h.runner.plans)) == [f"r{i}" for i in range(5)]
+
+
+def test_a_turn_is_kept_until_it_is_used():
+    """Who waits for blocks is not overtaken by one that comes later with a longer prefix."""
+    first, second, late = (
+        Harness().scheduler.submit("r", np.array(prompt(5), np.int32), greedy(), seed=0)[0] for _ in range(3)
+    )
+    lengths = {first: 1, second: 2, late: 3}
+    queue = WaitingQueue("lpm", lengths.__getitem__)
+    for request in (first, second):
+        queue.push(request)
+    assert queue.peek() is second
+    queue.push(late)
+    assert queue.peek() is second
+    queue.remove(second)
+    assert queue.peek() is late
 
 
 def test_lpm_lets_nobody_starve():

@@ -10,6 +10,9 @@ from engine.errors import ConfigError
 DTYPES = ("auto", "bfloat16", "float32")
 SCHEDULE_POLICIES = ("fcfs", "lpm")
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
+PAGE_SIZES = range(16, 257, 16)
+"""What the attention kernels take."""
+
 _MOST = 2**31 - 1
 """More of anything is a slip of the finger, and would not fit the messages to the engine."""
 
@@ -49,7 +52,6 @@ class EngineConfig:
         for flag, value, least, most in (
             ("--context-length", self.context_length, 1, _MOST),
             ("--max-total-tokens", self.max_total_tokens, 1, _MOST),
-            ("--page-size", self.page_size, 1, 4096),
             ("--max-running-requests", self.max_running_requests, 1, 65536),
             ("--max-queued-requests", self.max_queued_requests, 0, _MOST),
             ("--chunked-prefill-size", self.chunked_prefill_size, 1, 65536),
@@ -57,6 +59,8 @@ class EngineConfig:
         ):
             if value is not None and not least <= value <= most:
                 raise ConfigError(f"{flag} must be in [{least}, {most}], got {value}")
+        if self.page_size is not None and self.page_size not in PAGE_SIZES:
+            raise ConfigError(f"--page-size must be a multiple of 16 from 16 to 256, got {self.page_size}")
         if self.target_itl_ms is not None and not 0 < self.target_itl_ms < math.inf:
             raise ConfigError(f"--target-itl-ms must be positive, got {self.target_itl_ms:g}")
 

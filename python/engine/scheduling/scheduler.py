@@ -275,8 +275,6 @@ class Scheduler:
         decode through one more block: admission rarely leads to preemption.
         """
         self._take_cached_prefix(request)
-        if not self._running:
-            return True
         lacking = self._num_lacking(request) + sum(map(self._num_lacking, self._running))
         if lacking <= self._cache.num_free + self._cache.num_cached:
             return True

@@ -74,9 +74,7 @@ def _bind(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         reason = str(error.strerror or error).split(" (while ")[0]
-        raise ConfigError(
-            f"cannot listen on {host} port {port}: {reason}; see --host and --port"
-        ) from None
+        raise ConfigError(f"cannot listen on {host} port {port}: {reason}; see --host and --port") from None
 
 
 def _explain(settings: Settings, engine_config: EngineConfig, server_config: ServerConfig) -> str:
