@@ -1,6 +1,7 @@
 """Prefix cache and radix tree, one behaviour at a time; the random walks are in tests/property."""
 
 import numpy as np
+import psutil
 import pytest
 
 from engine._native import BlockAllocator, RadixTree
@@ -38,6 +39,19 @@ def test_a_match_is_the_longest_prefix_in_whole_blocks():
         assert cache.path_len(node) == num_found // 2
     assert cache.match("", tokens(1, 3, 3, 4))[0] == 0
     assert cache.match("", tokens(1, 2, 3, 5))[0] == 2
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 16])
+def test_a_match_ends_where_a_long_run_differs(block_size: int):
+    num_blocks = 70  # runs are compared in strides of several blocks
+    cache = PrefixCache(num_blocks, block_size)
+    run = np.arange(num_blocks * block_size, dtype=np.int32)
+    remember(cache, "", run)
+    for position in range(len(run)):
+        other = run.copy()
+        other[position] = -1
+        assert cache.match_length("", other) == position // block_size * block_size
+    assert cache.match_length("", run) == len(run)
 
 
 def test_namespaces_share_nothing_and_leave_nothing():
@@ -339,6 +353,16 @@ def test_the_tree_keeps_its_allocator_alive():
     tree = RadixTree(BlockAllocator(1), 1)
     assert tree.match("", tokens(1))[0] == 0
     tree.check()
+
+
+def test_the_memory_of_a_trimmed_run_is_given_back():
+    process, num_blocks = psutil.Process(), 500_000
+    allocator = BlockAllocator(num_blocks)
+    tree = RadixTree(allocator, 16)
+    tree.insert("", np.ones(num_blocks * 16, np.int32), allocator.try_allocate(num_blocks))
+    full = process.memory_info().rss
+    tree.evict(num_blocks - 1)
+    assert full - process.memory_info().rss > 0.9 * num_blocks * 16 * 4, "the tokens took as much"
 
 
 # --- disabled ------------------------------------------------------------------------------------
