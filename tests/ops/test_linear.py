@@ -165,20 +165,21 @@ def test_nan_and_infinity_stay_in_their_row_and_column(isa, num_rows):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_two_python_threads_may_share_a_context(isa):
-    ctx, matrix = context(isa, 3), packed(normal(130, 200, seed=1), "bfloat16")
-    inputs = [normal(num_rows, 200, seed=num_rows) for num_rows in (1, 20)]
+def test_python_threads_may_share_a_context(isa):
+    """Products that take long enough for the regions of several callers to meet."""
+    ctx, matrix = context(isa, 3), packed(normal(1024, 512, seed=1), "bfloat16")
+    inputs = [normal(num_rows, 512, seed=num_rows) for num_rows in (1, 63, 64)]
     expected = [product(ctx, x, matrix) for x in inputs]
     failures = []
 
     def work(i: int) -> None:
         try:
-            for _ in range(200):
+            for _ in range(20):
                 assert_same_bits(product(ctx, inputs[i], matrix), expected[i])
         except BaseException as failure:
             failures.append(failure)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(inputs))]
     for thread in threads:
         thread.start()
     for thread in threads:
