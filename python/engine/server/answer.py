@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import Iterable
 from typing import Any, Protocol
-from urllib.parse import quote
 
 import msgspec
 from sanic import HTTPResponse
@@ -17,14 +16,12 @@ from sanic.request import Request
 from engine.core.output_processor import TextDelta
 from engine.server.error_map import to_http
 from engine.server.generation import Generation
+from engine.server.ignored import ignored_header
 from engine.server.request_id import request_id_of
 from engine.server.schema import GenerationRequest
 from engine.server.sse import DONE, Events, EventStream, error_event
 
 logger = logging.getLogger(__name__)
-
-_MAX_IGNORED_SHOWN = 20
-_MAX_NAME_CHARS = 64
 
 
 class Shape(Protocol):
@@ -147,13 +144,7 @@ class Answer:
         return {"sglext": {"cached_tokens_details": {"device": generation.cached_tokens, "host": 0}}}
 
     def _headers(self, may_be_cut: bool) -> dict[str, str]:
-        headers = {}
-        if self.asked.ignored:
-            # Names come from the client: only what is harmless in a header goes back.
-            names = [
-                quote(name[:_MAX_NAME_CHARS], safe="[]") for name in self.asked.ignored[:_MAX_IGNORED_SHOWN]
-            ]
-            headers["x-ignored-params"] = ",".join(names)
+        headers = ignored_header(self.asked.ignored)
         if may_be_cut and self.asked.max_tokens_is_default and self.asked.params.max_tokens is not None:
             headers["x-default-max-tokens"] = str(self.asked.params.max_tokens)
         return headers

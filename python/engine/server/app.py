@@ -18,7 +18,7 @@ from engine.server.body import MAX_BODY_BYTES
 from engine.server.context import ServerContext
 from engine.server.error_map import to_http
 from engine.server.request_id import HEADER, request_id_of
-from engine.server.routes import chat, completions, health, loads, models, server_info
+from engine.server.routes import chat, completions, health, loads, models, server_info, tokenize
 
 KEEP_ALIVE_TIMEOUT_S = 75
 REQUEST_TIMEOUT_S = 60
@@ -54,7 +54,7 @@ def create_app(context: ServerContext) -> Sanic:
     async def add_request_id(request: Request, response: HTTPResponse) -> None:
         response.headers[HEADER] = request_id_of(request)
 
-    for routes in (health, models, server_info, loads, chat, completions):
+    for routes in (health, models, server_info, loads, chat, completions, tokenize):
         routes.add_routes(app, context)
     return app
 

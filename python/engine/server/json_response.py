@@ -8,5 +8,5 @@ import msgspec
 from sanic import HTTPResponse
 
 
-def json_response(content: Any) -> HTTPResponse:
-    return HTTPResponse(msgspec.json.encode(content), content_type="application/json")
+def json_response(content: Any, headers: dict[str, str] | None = None) -> HTTPResponse:
+    return HTTPResponse(msgspec.json.encode(content), headers=headers, content_type="application/json")

@@ -25,8 +25,8 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
     @app.post("/v1/chat/completions", stream=True)
     async def chat_completions(request: Request) -> HTTPResponse | None:
         model, ready = context.require_ready()
-        asked = await read_request(request, lambda body: _parse(context, model, body))
-        prompt_ids = await run_sized(request, lambda: _prompt_ids(model, asked, ready.context_length))
+        asked = await read_request(request, lambda body: parse(context, model, body))
+        prompt_ids = await run_sized(request, lambda: encode_prompt(model, asked, ready.context_length))
         params = fit_context(
             asked.params, len(prompt_ids), ready.context_length, is_default=asked.max_tokens_is_default
         )
@@ -43,7 +43,7 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
         return await answer.send(generation)
 
 
-def _parse(context: ServerContext, model: ModelFiles, body: dict[str, Any]) -> ChatRequest:
+def parse(context: ServerContext, model: ModelFiles, body: dict[str, Any]) -> ChatRequest:
     context.names.check(model_of(body))
     defaults = Defaults(max_tokens=context.config.default_max_tokens_chat, sampling=model.sampling_defaults)
     asked = parse_chat(body, defaults)
@@ -51,14 +51,17 @@ def _parse(context: ServerContext, model: ModelFiles, body: dict[str, Any]) -> C
     return asked
 
 
-def _prompt_ids(model: ModelFiles, asked: ChatRequest, context_length: int) -> list[int]:
+def encode_prompt(
+    model: ModelFiles, asked: ChatRequest, context_length: int, *, add_special_tokens: bool = False
+) -> list[int]:
+    """The conversation as the model reads it; templates write special tokens themselves."""
     text = model.chat_template.render(
         asked.messages,
         add_generation_prompt=asked.add_generation_prompt,
         continue_final_message=asked.continue_final_message,
         **asked.template_variables,
     )
-    return encode(model.tokenizer, text, context_length, add_special_tokens=False)
+    return encode(model.tokenizer, text, context_length, add_special_tokens=add_special_tokens)
 
 
 class ChatShape:

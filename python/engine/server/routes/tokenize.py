@@ -1,0 +1,109 @@
+"""POST /tokenize and /detokenize, and the same under /v1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sanic import HTTPResponse, Sanic
+from sanic.request import Request
+
+from engine.server.body import read_request, run_sized
+from engine.server.context import ServerContext
+from engine.server.fields import Fields, json_type
+from engine.server.generation import encode
+from engine.server.ignored import ignored_header
+from engine.server.json_response import json_response
+from engine.server.model_files import ModelFiles
+from engine.server.routes import chat
+from engine.server.schema import MAX_PROMPTS
+
+
+def add_routes(app: Sanic, context: ServerContext) -> None:
+    @app.post("/tokenize", name="tokenize", stream=True)
+    @app.post("/v1/tokenize", name="v1_tokenize", stream=True)
+    async def tokenize(request: Request) -> HTTPResponse:
+        model, ready = context.require_ready()
+        body = await read_request(request, lambda body: body)
+        work = _tokenize_chat if body.get("messages") is not None else _tokenize_text
+        return await run_sized(request, lambda: work(context, model, ready.context_length, body))
+
+    @app.post("/detokenize", name="detokenize", stream=True)
+    @app.post("/v1/detokenize", name="v1_detokenize", stream=True)
+    async def detokenize(request: Request) -> HTTPResponse:
+        model, _ = context.require_ready()
+        body = await read_request(request, lambda body: body)
+        return await run_sized(request, lambda: _detokenize(context, model, body))
+
+
+def _tokenize_chat(
+    context: ServerContext, model: ModelFiles, context_length: int, body: dict[str, Any]
+) -> HTTPResponse:
+    """The prompt that the same body would make as a chat request."""
+    fields = Fields(body)
+    if fields.raw("prompt") is not None:
+        raise fields.fail("prompt", "may not be given together with messages")
+    add_special_tokens = fields.boolean("add_special_tokens")
+    rest = {name: value for name, value in body.items() if name not in ("prompt", "add_special_tokens")}
+    if rest.get("model") is None:
+        rest["model"] = context.names.primary
+    asked = chat.parse(context, model, rest)
+    tokens = chat.encode_prompt(model, asked, context_length, add_special_tokens=add_special_tokens)
+    return _tokens(tokens, len(tokens), context_length, asked.ignored)
+
+
+def _tokenize_text(
+    context: ServerContext, model: ModelFiles, context_length: int, body: dict[str, Any]
+) -> HTTPResponse:
+    fields = Fields(body)
+    _check_model(context, fields)
+    fields.require("prompt")
+    is_list = isinstance(fields.peek("prompt"), list)
+    prompts = fields.texts("prompt")
+    add_special_tokens = fields.boolean("add_special_tokens", default=True)
+    if len(prompts) > MAX_PROMPTS:
+        raise fields.fail("prompt", f"may hold at most {MAX_PROMPTS} prompts, got {len(prompts)}")
+    tokens = [
+        encode(model.tokenizer, prompt, context_length, add_special_tokens=add_special_tokens)
+        for prompt in prompts
+    ]
+    counts = [len(ids) for ids in tokens]
+    if is_list:
+        return _tokens(tokens, counts, context_length, fields.unread())
+    return _tokens(tokens[0], counts[0], context_length, fields.unread())
+
+
+def _tokens(tokens: Any, count: Any, context_length: int, ignored: Sequence[str]) -> HTTPResponse:
+    content = {"tokens": tokens, "count": count, "max_model_len": context_length}
+    return json_response(content, ignored_header(ignored))
+
+
+def _detokenize(context: ServerContext, model: ModelFiles, body: dict[str, Any]) -> HTTPResponse:
+    fields = Fields(body)
+    _check_model(context, fields)
+    fields.require("tokens")
+    tokens = fields.items("tokens")
+    skips = fields.boolean("skip_special_tokens", default=True)
+    text: str | list[str]
+    if tokens and isinstance(tokens[0], list):
+        text = [model.tokenizer.decode(_checked(fields, ids, model.vocab_size), skips) for ids in tokens]
+    else:
+        text = model.tokenizer.decode(_checked(fields, tokens, model.vocab_size), skips)
+    return json_response({"text": text}, ignored_header(fields.unread()))
+
+
+def _check_model(context: ServerContext, fields: Fields) -> None:
+    if (name := fields.text("model")) is not None:
+        context.names.check(name)
+
+
+def _checked(fields: Fields, ids: Any, vocab_size: int) -> list[int]:
+    """`ids` if it is a list of token ids. Raises `InvalidRequest`."""
+    if not isinstance(ids, list):
+        raise fields.fail("tokens", f"must hold token ids or lists of them, got {json_type(ids)}")
+    for token_id in ids:
+        if type(token_id) is not int:
+            raise fields.fail("tokens", f"must hold token ids, got {json_type(token_id)}")
+        if not 0 <= token_id < vocab_size:
+            raise fields.fail("tokens", f"holds a token id outside of [0, {vocab_size})")
+    return ids
