@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import random
 import re
@@ -210,6 +211,34 @@ def test_death_fails_what_is_in_flight_and_service_resumes(how):
             assert client.pid != pid
             answer = await tokens_of(await client.submit(generate("again", [1, 2, 3])))
             assert len(answer) == 8
+
+    run(main)
+
+
+@pytest.mark.parametrize("how", ["hangs in a step", "stopped from outside"])
+def test_an_engine_that_is_stuck_is_killed(how):
+    """What it is asked meanwhile is bounded, and answered with an error in the end."""
+
+    async def main():
+        async with running(patience=dataclasses.replace(IMPATIENT, pulse_s=0.02, silence_s=0.3)) as client:
+            await client.wait_ready()
+            if how == "stopped from outside":
+                os.kill(client.pid, signal.SIGSTOP)
+            requests = [generate("hangs", [fake.HANGS]), *(generate(f"r{i}", [1, 2]) for i in range(150))]
+            answers = [asyncio.create_task(client.submit(request)) for request in requests]
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert len(client._streams) == client.info.num_places == 104
+            outcomes = await asyncio.gather(*answers, return_exceptions=True)
+            assert [o.slug for o in outcomes[-47:]] == ["queue_full"] * 47
+            for outcome in outcomes[:104]:
+                if not isinstance(outcome, Overloaded):  # admitted before it hung
+                    with pytest.raises(Overloaded) as caught:
+                        await tokens_of(outcome)
+                    outcome = caught.value
+                assert outcome.slug == "engine_restarted"
+            await client.wait_ready()
+            assert len(await tokens_of(await client.submit(generate("again", [1, 2, 3])))) == 8
 
     run(main)
 

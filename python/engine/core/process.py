@@ -56,7 +56,8 @@ class Patience:
 
     A death after less than `stable_s` of service counts as a repeated failure; the n-th restart in
     a row waits `first_delay_s * 2**(n-1)`, at most `longest_delay_s`; after `max_failures` of them
-    there is no further one.
+    there is no further one. An engine that is asked every `pulse_s` and does not answer for
+    `silence_s`, which no step takes, is stuck and gets killed.
     """
 
     first_delay_s: float = 0.1
@@ -65,6 +66,8 @@ class Patience:
     max_failures: int = 6
     shutdown_s: float = 5.0
     terminate_s: float = 2.0
+    pulse_s: float = 10.0
+    silence_s: float = 300.0
 
 
 class ProcessClient:
@@ -114,6 +117,8 @@ class ProcessClient:
             raise self._unavailable()
         assert self.info is not None
         check_prompt_len(len(request.prompt) // 4, self.info.context_length)  # frames are bounded
+        if len(self._streams) >= self.info.num_places:  # the engine would say so too, unless it is stuck
+            raise Overloaded("The request queue is full.", slug="queue_full")
         stream = self._streams.open(request)
         try:
             self._send(request)
@@ -248,10 +253,13 @@ class ProcessClient:
                 self.start()
             except OSError as error:
                 return f"could not be started ({error.strerror})"
+        watch = asyncio.create_task(self._watch())
         try:
             await self._talk()
         except Exception:
             logger.exception("the connection to the engine failed")
+        finally:
+            watch.cancel()
         self._disconnect()
         return await self._reap(self._patience.terminate_s)
 
@@ -272,6 +280,22 @@ class ProcessClient:
                 self._streams.dispatch(messages)
                 for message in messages:
                     self._handle(message)
+
+    async def _watch(self) -> None:
+        """Kill an engine that is alive and does nothing: its requests would wait for ever."""
+        while True:
+            await asyncio.sleep(self._patience.pulse_s)
+            if self.state is not EngineState.READY:
+                continue
+            try:
+                await asyncio.wait_for(self.stats(), self._patience.silence_s)
+            except Overloaded:
+                return
+            except TimeoutError:
+                logger.error("the engine has not answered for %g s and is killed", self._patience.silence_s)
+                assert self._process is not None
+                self._process.kill()
+                return
 
     def _handle(self, message: ToServer) -> None:
         """Messages that concern the engine itself; those of requests went to their streams."""
