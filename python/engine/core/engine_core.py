@@ -52,6 +52,7 @@ class EngineCore:
         self._cache = cache
         self._draw_seed = draw_seed
         self._outbox: list[ToServer] = []
+        self._model_cpu_s = 0.0
 
     @property
     def has_work(self) -> bool:
@@ -107,6 +108,7 @@ class EngineCore:
         if announce is not None and plan is not None and self._outbox:
             announce(self._take_outbox())
         if plan is not None:
+            began_s = time.thread_time()
             try:
                 result = self._runner.execute(plan)
             except Exception:
@@ -115,6 +117,7 @@ class EngineCore:
                 for request_id in self._scheduler.abandon(plan):
                     self._outbox.append(Failed.from_error(request_id, error))
             else:
+                self._model_cpu_s += time.thread_time() - began_s
                 for i, new in enumerate(self._scheduler.update(plan, result)):
                     self._outbox.append(_chunk(new, result, i))
         return self._take_outbox()
@@ -139,6 +142,7 @@ class EngineCore:
             output_tokens=counters.output_tokens,
             num_preemptions=counters.num_preemptions,
             tokens_evicted=cache.num_evicted_blocks * cache.block_size,
+            model_cpu_s=self._model_cpu_s,
         )
 
 

@@ -25,7 +25,7 @@ from engine.core.messages import EngineFailed, EngineReady, Progress, Shutdown, 
 from engine.errors import EngineError
 from engine.log import set_up_logging
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("engine.core.engine_process")  # run as a program, __name__ says "__main__"
 
 Build = Callable[[EngineConfig, Callable[[str, float], None]], tuple[EngineCore, EngineReady]]
 
@@ -67,9 +67,12 @@ def run(connection: socket.socket, build: Build) -> int:
         return 1
     try:
         connection.sendall(encode_frame([ready]))
+        began_s = time.thread_time()
         serve(connection, core)
     except ConnectionError:
         logger.info("the server is gone")
+    else:
+        _log_totals(core, time.thread_time() - began_s)
     return 0
 
 
@@ -96,6 +99,18 @@ def serve(connection: socket.socket, core: EngineCore) -> None:
                 core.handle(message)
         if messages := core.step(announce=send):
             send(messages)
+
+
+def _log_totals(core: EngineCore, cpu_s: float) -> None:
+    """The last words, which bench/serving reads. CPU time is that of this thread."""
+    stats = core.stats()
+    logger.info(
+        "served %d tokens in %d steps: %.4f s of CPU in the model, %.4f s around it",
+        stats.output_tokens,
+        stats.num_steps,
+        stats.model_cpu_s,
+        cpu_s - stats.model_cpu_s,
+    )
 
 
 def receive_config(connection: socket.socket) -> EngineConfig:

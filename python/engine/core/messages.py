@@ -157,7 +157,10 @@ class EngineFailed(_Message, tag=14):
 
 
 class EngineStats(_Message, tag=15):
-    """A snapshot between two steps. Blocks: free + cached + in_use = total."""
+    """A snapshot between two steps. Blocks: free + cached + in_use = total.
+
+    `model_cpu_s` is the CPU time of the engine's own thread inside the runner, without its helpers.
+    """
 
     num_running: int
     num_waiting: int
@@ -171,6 +174,7 @@ class EngineStats(_Message, tag=15):
     output_tokens: int
     num_preemptions: int
     tokens_evicted: int
+    model_cpu_s: float
 
 
 class Progress(_Message, tag=16):

@@ -1,0 +1,19 @@
+"""http: 400 requests of 16 tokens in and 16 out, 32 at a time: what the server itself costs.
+
+On the bundled model. Its figures are requests_s and, of our server, own_cpu_us_per_token.
+
+    python bench/serving/bench_http.py [--base-url URL --model NAME] [-- FLAGS]
+"""
+
+from random import Random
+
+from client import Answer, Client
+from workload import at_once, main, prompt
+
+
+async def run(client: Client, draw: Random) -> list[Answer]:
+    return await at_once(client, [prompt(draw, 16) for _ in range(400)], 16, num_workers=32)
+
+
+if __name__ == "__main__":
+    main("http", __doc__, run)

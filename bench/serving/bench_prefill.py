@@ -1,0 +1,17 @@
+"""prefill: four prompts of 1,024 tokens, one after another, 1 out. Its figure is prefill_tok_s.
+
+python bench/serving/bench_prefill.py [--shape qwen05] [--base-url URL --model NAME] [-- FLAGS]
+"""
+
+from random import Random
+
+from client import Answer, Client
+from workload import main, prompt
+
+
+async def run(client: Client, draw: Random) -> list[Answer]:
+    return [await client.complete(prompt(draw, 1024), 1) for _ in range(4)]
+
+
+if __name__ == "__main__":
+    main("prefill", __doc__, run)

@@ -1,0 +1,170 @@
+"""What every serving bench does: find the server, warm up and check, time rounds, report.
+
+A bench file defines one coroutine `run(client, random)` that asks what its workload asks and returns
+the answers. Prompts are drawn anew for each round, from a fixed seed, so that no round finds the
+prefixes of another in the cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import random
+import statistics
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from client import Answer, Client, Completion
+from harness import machine, report
+
+from server import CpuTime, OwnServer, shaped_checkpoint
+
+Run = Callable[[Client, random.Random], Awaitable[list[Answer]]]
+
+SEED = 2026
+FIRST_ID, LAST_ID = 300, 3999  # ordinary tokens of the bundled model, and of any larger vocabulary
+WARM_UP = -1
+
+
+def prompt(draw: random.Random, length: int) -> list[int]:
+    return [draw.randint(FIRST_ID, LAST_ID) for _ in range(length)]
+
+
+async def at_once(
+    client: Client, prompts: Sequence[list[int]], max_tokens: int, num_workers: int
+) -> list[Answer]:
+    """Complete all prompts in order, `num_workers` at a time."""
+    waiting = iter(prompts)
+
+    async def work() -> list[Answer]:
+        return [await client.complete(ids, max_tokens) for ids in waiting]
+
+    answers = await asyncio.gather(*(work() for _ in range(num_workers)))
+    return [answer for some in answers for answer in some]
+
+
+def main(name: str, description: str, run: Run) -> None:
+    """The command line of one bench."""
+    parser = argparse.ArgumentParser(
+        description=description.splitlines()[0],
+        epilog="Without --base-url our own server is started on a free port, with the flags that come "
+        "after -- (default: --num-threads 2).",
+    )
+    parser.add_argument("--base-url", help="a running server of any kind, as http://127.0.0.1:8000")
+    parser.add_argument("--model", default="default", help="its name of the model")
+    parser.add_argument("--api-key", default="EMPTY")
+    parser.add_argument("--shape", help="serve random weights of this shape (qwen05: qwen05.json here)")
+    parser.add_argument(
+        "--extra", type=json.loads, default={}, help="JSON object with more fields for every request"
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("flags", nargs="*", help="flags of our server")
+    args = parser.parse_args()
+    with contextlib.ExitStack() as stack:
+        server = None
+        if args.base_url is None:
+            flags = args.flags or ["--num-threads", "2"]
+            if args.shape:
+                shape = Path(__file__).with_name(f"{args.shape}.json")
+                directory = stack.enter_context(shaped_checkpoint(shape))
+                flags = [*flags, "--model-path", str(directory), "--load-format", "dummy"]
+            server = OwnServer(flags)
+        base_url = args.base_url or server.base_url
+        # Special tokens are shown so that every token has a text, and so a time.
+        client = Client(base_url, args.model, args.api_key, skip_special_tokens=False, **args.extra)
+        around_us = None
+        try:
+            rounds = asyncio.run(_measure(client, name, run, args.rounds, server))
+        finally:
+            if server is not None:
+                around_us = server.stop()
+    _show(name, args, rounds, around_us)
+
+
+async def _measure(
+    client: Client, name: str, run: Run, num_rounds: int, server: OwnServer | None
+) -> list[dict[str, float]]:
+    try:
+        return [
+            figures
+            for index in range(WARM_UP, num_rounds)
+            for figures in [await _round(client, name, run, index, server)]
+            if index != WARM_UP
+        ]
+    finally:
+        client.close()
+
+
+async def _round(
+    client: Client, name: str, run: Run, index: int, server: OwnServer | None
+) -> dict[str, float]:
+    """One round, checked, in figures."""
+    draw = random.Random(f"{SEED} {name} {index}")
+    cpu_before = server.cpu_time() if server else None
+    client_before_s, began_s = process_time(), perf_counter()
+    answers = await run(client, draw)
+    wall_s, client_s = perf_counter() - began_s, process_time() - client_before_s
+    cpu = server.cpu_time() - cpu_before if server and cpu_before else None
+    return _figures([answer.read() for answer in answers], wall_s, client_s, cpu)
+
+
+def _figures(
+    completions: list[Completion], wall_s: float, client_s: float, cpu: CpuTime | None
+) -> dict[str, float]:
+    num_tokens = sum(c.num_tokens for c in completions)
+    ttft_ms = [c.ttft_s * 1e3 for c in completions]
+    gaps_ms = [gap * 1e3 for c in completions for gap in c.gaps_s]
+    figures = {
+        "output_tok_s": num_tokens / wall_s,
+        "requests_s": len(completions) / wall_s,
+        "prefill_tok_s": sum(c.prompt_len for c in completions) / sum(c.ttft_s for c in completions),
+        "ttft_p50_ms": statistics.median(ttft_ms),
+        "ttft_p99_ms": percentile(ttft_ms, 99),
+    }
+    if gaps_ms:
+        figures |= {
+            "decode_tok_s": sum(c.num_tokens - 1 for c in completions)
+            / sum(c.text_s[-1] - c.text_s[0] for c in completions),
+            "itl_p50_ms": statistics.median(gaps_ms),
+            "itl_p99_ms": percentile(gaps_ms, 99),
+        }
+    figures["client_cpu_us_per_token"] = client_s / num_tokens * 1e6
+    if cpu is not None:
+        figures["http_cpu_us_per_token"] = cpu.http_s / num_tokens * 1e6
+        figures["engine_cpu_us_per_token"] = cpu.engine_s / num_tokens * 1e6
+    return figures
+
+
+def percentile(samples: list[float], percent: int) -> float:
+    """The smallest sample that at least `percent` of them do not exceed."""
+    return sorted(samples)[-(-len(samples) * percent // 100) - 1]
+
+
+def _show(
+    name: str, args: argparse.Namespace, rounds: list[dict[str, float]], around_us: float | None
+) -> None:
+    results: dict[str, Any] = {}
+    print(f"{machine()}\n{name}, {len(rounds)} rounds after one of warming up\n")
+    print(f"{'':26}    median    lowest   highest")
+    for figure in rounds[0]:
+        samples = [one[figure] for one in rounds]
+        results[figure] = statistics.median(samples)
+        results[f"{figure}_range"] = [min(samples), max(samples)]
+        print(f"{figure:26}{results[figure]:10.2f}{min(samples):10.2f}{max(samples):10.2f}")
+    if around_us is not None:
+        http_us = results["http_cpu_us_per_token"]
+        results["engine_around_model_us_per_token"] = around_us
+        results["own_cpu_us_per_token"] = http_us + around_us
+        print(
+            f"\nown cost, CPU µs per output token: {http_us:.1f} of the HTTP process (median round) + "
+            f"{around_us:.1f} of the engine's thread around the model (its whole life)"
+        )
+    print()
+    setting = {"base_url": args.base_url, "shape": args.shape, "flags": args.flags, "rounds": args.rounds}
+    report(f"serving_{name}", {**setting, **results})

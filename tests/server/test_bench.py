@@ -1,0 +1,97 @@
+"""The serving benches: the client reads answers right and refuses wrong ones, and a whole bench runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers.server_process import environment
+
+BENCH = Path(__file__).parents[2] / "bench"
+HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+EVENTS = [
+    {"choices": [{"index": 0, "text": "a", "finish_reason": None, "token_ids": [5]}]},
+    {"choices": [{"index": 0, "text": "", "finish_reason": None}]},
+    {"choices": [{"index": 0, "text": "c", "finish_reason": "length", "token_ids": [6, 7]}]},
+    {"choices": [], "usage": {"prompt_tokens": 2, "completion_tokens": 3}},
+]
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(BENCH / "serving"))
+    import client
+
+    return client
+
+
+def stream(events: list[dict]) -> bytes:
+    data = [b"data: " + json.dumps(event).encode() + b"\n\n" for event in events]
+    chunks = [b"%x\r\n%b\r\n" % (len(event), event) for event in [*data, b"data: [DONE]\n\n"]]
+    return HEAD + b"".join(chunks) + b"0\r\n\r\n"
+
+
+def answer(client, content: bytes, piece_len: int, max_tokens: int = 3):
+    pieces = [
+        (float(start), content[start : start + piece_len]) for start in range(0, len(content), piece_len)
+    ]
+    return client.Answer(prompt_len=2, max_tokens=max_tokens, sent_s=-10.0, pieces=pieces)
+
+
+@pytest.mark.parametrize("piece_len", [1, 7, 100, 10_000])
+def test_an_answer_in_pieces(client, piece_len: int) -> None:
+    content = stream(EVENTS)
+    completion = answer(client, content, piece_len).read()
+    assert completion.token_ids == [5, 6, 7]
+    assert completion.num_tokens == 3
+    # An event has arrived when the line end after its chunk has.
+    ends = [content.index(b'"c"'), content.index(b'"a"')]
+    last, first = (content.index(b"\n\n\r\n", end) + 3 for end in ends)
+    assert completion.text_s == [float(at // piece_len * piece_len) for at in (first, last)]
+    assert completion.ttft_s == completion.text_s[0] + 10
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        stream(EVENTS[:-1]),
+        stream([*EVENTS[:-1], {"choices": [], "usage": {"prompt_tokens": 2, "completion_tokens": 2}}]),
+        stream([*EVENTS[:-1], {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 3}}]),
+        stream([EVENTS[0], EVENTS[-1]]),
+        stream([EVENTS[1], {**EVENTS[2], "choices": [{"finish_reason": "length"}]}, EVENTS[-1]]),
+        stream([*EVENTS, {"error": {"message": "no"}}]),
+        b"HTTP/1.1 400 Bad Request\r\ncontent-length: 2\r\n\r\n{}",
+        b"",
+    ],
+    ids=["no usage", "fewer tokens", "another prompt", "not finished", "no text", "error", "400", "nothing"],
+)
+def test_a_wrong_answer_is_not_timed(client, content: bytes) -> None:
+    with pytest.raises(client.BadAnswer):
+        answer(client, content, 50).read()
+
+
+def run_bench(*argv: str) -> dict:
+    done = subprocess.run(
+        [sys.executable, *argv], env=environment(), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_whole_bench() -> None:
+    result = run_bench(str(BENCH / "serving" / "bench_decode1.py"), "--rounds", "1")
+    assert result["bench"] == "serving_decode1"
+    assert 0 < result["itl_p50_ms"] <= result["itl_p99_ms"]
+    assert result["decode_tok_s"] > 0 and result["client_cpu_us_per_token"] > 0
+    assert result["http_cpu_us_per_token"] > 0 and result["engine_around_model_us_per_token"] > 0
+
+
+def test_compare() -> None:
+    command = """{python} -c 'print("{{\\"deep\\": [{value}]}}")'"""
+    a, b = (command.format(python=sys.executable, value=value) for value in (6, 4))
+    result = run_bench(str(BENCH / "compare.py"), "--figure", "deep.0", "--rounds", "3", a, b)
+    assert (result["medians"], result["ratio_of_medians"], result["ratios"]) == ([6, 4], 1.5, [1.5] * 3)
