@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import socket
@@ -15,6 +16,7 @@ import httpx
 import pytest
 
 from engine.server import sse
+from engine.server.schema import ChatRequest
 from helpers.http_server import EOS, Server, wait_until
 
 CHAT = {"model": "default", "messages": [{"role": "user", "content": "x"}]}
@@ -76,6 +78,16 @@ def test_a_vanished_client_frees_its_slot_after_a_large_body(held: Server) -> No
     with connection(held, "/v1/chat/completions", body):
         wait_until(lambda: running(held) == 1)
     wait_until(lambda: running(held) == 0)
+
+
+def test_a_conversation_is_not_kept_while_its_answer_runs(held: Server) -> None:
+    body = {**CHAT, "chat_template_kwargs": {"unused": ["large"]}, "stream": True}
+    with connection(held, "/v1/chat/completions", body) as opened:
+        read_until(opened, b"data: ")
+        gc.collect()
+        kept = [thing for thing in gc.get_objects() if isinstance(thing, ChatRequest)]
+        assert kept
+        assert not any(asked.messages or asked.template_variables for asked in kept)
 
 
 def test_a_client_that_vanishes_in_the_middle_of_a_stream(server: Server) -> None:

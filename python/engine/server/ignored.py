@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from urllib.parse import quote
 
 _MAX_SHOWN = 20
@@ -14,5 +15,9 @@ def ignored_header(names: Sequence[str]) -> dict[str, str]:
     if not names:
         return {}
     # Names come from the client: only what is harmless in a header goes back.
-    shown = [quote(name[:_MAX_NAME_CHARS], safe="[]") for name in names[:_MAX_SHOWN]]
-    return {"x-ignored-params": ",".join(shown)}
+    return {"x-ignored-params": ",".join(quote(name, safe="[]") for name in shorten(names))}
+
+
+def shorten(names: Iterable[str]) -> list[str]:
+    """The first few names, each cut to what a person would read."""
+    return [name[:_MAX_NAME_CHARS] for name in itertools.islice(names, _MAX_SHOWN)]

@@ -14,6 +14,7 @@ from typing import Any
 from engine.errors import InvalidRequest
 from engine.sampling.params import SamplingParams
 from engine.server.fields import Fields, json_type
+from engine.server.ignored import shorten
 
 MAX_CHOICES = 128
 MAX_PROMPTS = 1024
@@ -265,8 +266,9 @@ def _is_integer(value: Any) -> bool:
 
 
 def _ignored(fields: Fields) -> tuple[str, ...]:
-    """Unknown names, once each however many messages have them."""
-    return tuple(dict.fromkeys(re.sub(r"\[\d+\]", "", name) for name in fields.unread()))
+    """Unknown names, once each however many messages have them; the first ones, shortened."""
+    names = dict.fromkeys(re.sub(r"\[\d+\]", "", name) for name in fields.unread())
+    return tuple(shorten(names))
 
 
 def _messages(fields: Fields) -> list[dict[str, Any]]:

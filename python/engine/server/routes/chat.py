@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,6 +31,8 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
         params = fit_context(
             asked.params, len(prompt_ids), ready.context_length, is_default=asked.max_tokens_is_default
         )
+        # Rendered, a conversation is not needed again: it may be large, and answers take long.
+        asked = dataclasses.replace(asked, messages=[], template_variables={})
         answer = Answer(
             request=request,
             asked=asked,
