@@ -197,10 +197,11 @@ Cut find_cut(const Row& row, double target) {
     double totals[kMaxDigitSize] = {};
     const int shift = kDigitShift[digit];
     const uint32_t size = kDigitSize[digit];
-    const uint64_t prefix_shift = static_cast<uint64_t>(shift) + (digit == kNumDigits - 1 ? 10 : 11);
+    // The bits of the digits before this one, which `prefix` fixes.
+    const uint32_t known = digit == 0 ? 0 : ~0u << kDigitShift[digit - 1];
     for (int64_t i = 0; i < row.num; ++i) {
-      const uint64_t key = order_key(row.x[i]);
-      if ((key >> prefix_shift) != (prefix >> prefix_shift)) continue;
+      const uint32_t key = order_key(row.x[i]);
+      if ((key & known) != prefix) continue;
       totals[(key >> shift) & (size - 1)] += Weight::of(row.x[i]);
     }
     // The lowest digit with any weight is taken when rounding keeps the target out of reach.
