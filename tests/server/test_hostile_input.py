@@ -144,6 +144,7 @@ def test_a_chunked_body(server: Server) -> None:
         b"GET / HTTP/9.9\r\n\r\n",
         b"GET  / HTTP/1.1\r\n\r\n",
         b"GET /\xff HTTP/1.1\r\n\r\n",
+        b"CONNECT host:1 HTTP/1.1\r\nhost: x\r\n\r\n",
         b"GET / HTTP/1.1\r\nno colon here\r\n\r\n",
         b"POST /v1/completions HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
         b"POST /v1/completions HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nxxxxx",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import socket
+from typing import Any
 
 from sanic import HTTPResponse, Sanic
 from sanic.application.state import ApplicationServerInfo
@@ -40,7 +41,13 @@ _SANIC_CONFIG = {
 
 def create_app(context: ServerContext) -> Sanic:
     """The application of one server. Its name is not registered, so a process may have several."""
-    app = Sanic("engine", configure_logging=False, env_prefix="", error_handler=_ErrorHandler())
+    app = Sanic(
+        "engine",
+        configure_logging=False,
+        env_prefix="",
+        error_handler=_ErrorHandler(),
+        request_class=_Request,
+    )
     Sanic.unregister_app(app)
     app.config.update(_SANIC_CONFIG)
     keys = ApiKeys(context.config.api_key)
@@ -57,6 +64,17 @@ def create_app(context: ServerContext) -> Sanic:
     for routes in (health, models, server_info, loads, chat, completions, tokenize):
         routes.add_routes(app, context)
     return app
+
+
+class _Request(Request):
+    """A request whose target may be nonsense: without this the refusal of one fails as the request did."""
+
+    __slots__ = ()
+
+    def __init__(self, url_bytes: bytes, headers: Any, version: str, method: str, *args: Any, **kwargs: Any):
+        if method == "NONE":  # made up by the framework, to have something to refuse
+            url_bytes = b"*"
+        super().__init__(url_bytes, headers, version, method, *args, **kwargs)
 
 
 class _ErrorHandler(ErrorHandler):
