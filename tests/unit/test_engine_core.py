@@ -19,6 +19,7 @@ from engine.core.messages import (
     StatsRequest,
     TokenChunk,
 )
+from engine.core.streams import StreamTable
 from engine.errors import InternalError, InvalidRequest, Overloaded
 from engine.sampling.params import SamplingParams
 from engine.scheduling.settings import SchedulerSettings
@@ -278,5 +279,22 @@ def test_local_client_does_not_hang_when_the_engine_breaks():
         with pytest.raises(InternalError):
             await collect(stream)
         assert client.state is EngineState.FAILED
+
+    asyncio.run(main())
+
+
+def test_a_choice_that_was_ended_says_nothing_more():
+    """Chunks that were on their way when a stop string was seen."""
+
+    async def main():
+        table = StreamTable()
+        stream = table.open(generate("a", [1], n=2))
+        table.cancel_choice("a", 0)
+        last = {"finish_reason": "length"}
+        table.dispatch(
+            [TokenChunk("a", 0, [5]), TokenChunk("a", 1, [6], **last), TokenChunk("a", 0, [7], **last)]
+        )
+        assert [chunk.token_ids async for chunk in stream] == [[6]]
+        assert len(table) == 0
 
     asyncio.run(main())

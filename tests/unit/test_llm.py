@@ -73,6 +73,11 @@ def test_many_prompts_in_order_with_parameters_of_their_own(llm):
         assert (choice.index, choice.finish_reason, choice.logprobs) == (0, "length", None)
 
 
+def test_the_engine_is_kept_full(llm):
+    llm.generate([[i] for i in range(16)], SamplingParams(max_tokens=10, ignore_eos=True), use_tqdm=False)
+    assert llm._core._runner.num_steps <= 16 / SETTINGS.max_running_requests * 10 + 4
+
+
 @pytest.mark.parametrize("prompt", ["The capital", [5, 6, 7]])
 def test_one_prompt_is_a_list_of_one(llm, prompt):
     (output,) = llm.generate(prompt, use_tqdm=False)
@@ -108,6 +113,14 @@ def test_chat_renders_the_template(llm):
     assert output.prompt == "<user>one two"
     assert output.prompt_token_ids == llm.tokenizer.encode("<user>one two", add_special_tokens=False)
     assert [o.prompt for o in llm.chat([chat, chat], use_tqdm=False)] == ["<user>one two"] * 2
+
+
+@pytest.mark.parametrize(
+    "bad", ["hello", [5], [[{"role": "user", "content": "a"}], "x"], [{"role": "user", "content": 5}], [[]]]
+)
+def test_what_is_no_conversation_is_refused(llm, bad):
+    with pytest.raises(InvalidRequest):
+        llm.chat(bad, use_tqdm=False)
 
 
 @pytest.mark.parametrize("bad", [[1] * 2000, [], [VOCAB_SIZE], [2**40], ["a", "b"], [1, 2.5], [1, "2"]])

@@ -255,6 +255,20 @@ def test_repeated_death_is_given_up_with_the_reason():
     run(main)
 
 
+def test_deaths_far_apart_are_no_repeated_failure():
+    async def main():
+        patience = dataclasses.replace(IMPATIENT, stable_s=0, max_failures=1)
+        async with running(patience=patience) as client:
+            for _ in range(3):
+                await client.wait_ready()
+                pid = client.pid
+                os.kill(pid, signal.SIGKILL)
+                await until(lambda pid=pid: client.pid != pid)
+            await client.wait_ready()
+
+    run(main)
+
+
 @pytest.mark.parametrize(
     ("model_path", "message"),
     [

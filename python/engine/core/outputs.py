@@ -116,6 +116,11 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> tuple[str | None, lis
 def encode_chat(
     tokenizer: Tokenizer, template: ChatTemplate, messages: Messages, **options: Any
 ) -> tuple[str, list[int]]:
-    """Rendered text and token ids of a conversation; `options` go to the template."""
+    """Rendered text and token ids of a conversation; `options` go to the template.
+
+    Raises: `InvalidRequest` for anything else than a list of messages.
+    """
+    if not isinstance(messages, Sequence) or not all(isinstance(m, Mapping) for m in messages):
+        raise InvalidRequest("Invalid request: a conversation is a list of messages with role and content")
     text = template.render(messages, **options)
     return text, tokenizer.encode(text, add_special_tokens=False)

@@ -135,6 +135,8 @@ def _content(content: str | Sequence[Any] | None, keep_parts: bool) -> str | lis
         return ""
     if isinstance(content, str):
         return content
+    if not isinstance(content, Sequence):
+        raise _invalid("the content of a message is a text or a list of parts")
     parts = [{"type": "text", "text": part} if isinstance(part, str) else dict(part) for part in content]
     if keep_parts:
         return parts
