@@ -18,7 +18,7 @@ from engine.core.messages import (
     TokenChunk,
     TokenLogprobs,
 )
-from engine.errors import EngineError, Overloaded
+from engine.errors import EngineError, InvalidRequest, Overloaded
 from engine.scheduling.step_plan import StepPlan, StepResult, StepRow
 
 _MASK = (1 << 64) - 1
@@ -160,6 +160,7 @@ class FakeEngineClient:
         self.running: set[str] = set()
         self.cancelled: list[str] = []
         self.cancelled_choices: list[tuple[str, int]] = []
+        self.num_flushes = 0
         self.closed = False
         self.refuse_with: EngineError | None = None
         """Raised by every submit while set."""
@@ -196,12 +197,18 @@ class FakeEngineClient:
             raise Overloaded(self.state_reason, slug="model_loading")
         self.submitted.append(request)
         try:
-            await self._admit.wait()
+            if await self._is_cancelled_before(self._admit, request.request_id):
+                raise InvalidRequest("Invalid request: it was cancelled")
         except asyncio.CancelledError:
             self.cancel(request.request_id)
             raise
         self.running.add(request.request_id)
         return FakeStream(self, request)
+
+    async def _is_cancelled_before(self, event: asyncio.Event, request_id: str) -> bool:
+        while not event.is_set() and request_id not in self.cancelled:
+            await asyncio.sleep(0.001)
+        return request_id in self.cancelled
 
     def cancel(self, request_id: str) -> None:
         self.cancelled.append(request_id)
@@ -228,6 +235,12 @@ class FakeEngineClient:
             model_cpu_s=0.0,
         )
 
+    async def flush(self) -> bool:
+        if self.running:
+            return False
+        self.num_flushes += 1
+        return True
+
     async def close(self) -> None:
         self.closed = True
 
@@ -247,7 +260,8 @@ class FakeStream:
         try:
             while todo:
                 for chunks in list(todo):
-                    await client._go.wait()
+                    if await client._is_cancelled_before(client._go, request.request_id):
+                        return
                     if client.fail_with is not None:
                         raise client.fail_with
                     if (request.request_id, chunks[0].choice) in client.cancelled_choices:

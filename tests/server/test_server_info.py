@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import engine
@@ -15,25 +16,6 @@ from engine.errors import Overloaded
 from engine.server import load
 from engine.server.routes import health
 from helpers.http_server import Server, wait_until
-
-BUSY = EngineStats(
-    num_running=3,
-    num_waiting=4,
-    num_blocks_total=512,
-    num_blocks_free=300,
-    num_blocks_cached=84,
-    num_blocks_in_use=128,
-    num_steps=10,
-    prompt_tokens_computed=300,
-    prompt_tokens_cached=100,
-    output_tokens=50,
-    num_preemptions=2,
-    tokens_evicted=0,
-)
-
-
-async def busy_stats() -> EngineStats:
-    return BUSY
 
 
 def test_the_root_leads_to_routes_that_exist(server: Server) -> None:
@@ -64,7 +46,14 @@ def test_server_info_has_configuration_and_capacity_and_no_secret(model_dir: Pat
 
 
 def test_loads(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.engine, "stats", busy_stats)
+    idle = server.engine.stats
+
+    async def busy() -> EngineStats:
+        changed = {"num_running": 3, "num_waiting": 4, "num_blocks_in_use": 128, "num_preemptions": 2}
+        tokens = {"prompt_tokens_computed": 300, "prompt_tokens_cached": 100}
+        return msgspec.structs.replace(await idle(), **changed, **tokens)
+
+    monkeypatch.setattr(server.engine, "stats", busy)
     body = server.get("/v1/loads?format=json").json()
     expected = {
         "num_running_reqs": 3,

@@ -9,6 +9,7 @@ from engine.core.engine_core import EngineCore
 from engine.core.local_client import LocalClient
 from engine.core.messages import (
     Admitted,
+    CacheFlushed,
     CancelChoice,
     CancelRequest,
     EngineReady,
@@ -208,8 +209,27 @@ def test_stats_and_flush():
     assert stats.num_blocks_free + stats.num_blocks_cached == stats.num_blocks_total == 64
     assert stats.num_blocks_cached == 2
     core.handle(FlushCache())
+    assert core.step() == [CacheFlushed(True)]
     stats = core.stats()
     assert (stats.num_blocks_cached, stats.tokens_evicted) == (0, 32)
+
+
+def test_a_busy_engine_keeps_its_cache():
+    core, _ = make_core()
+    core.handle(generate("a", range(40)))
+    run(core)
+    cached = core.stats().num_blocks_cached
+    assert cached > 0
+    core.handle(generate("b", range(20, 40)))
+    core.handle(FlushCache())  # b waits
+    assert CacheFlushed(False) in core.step()
+    core.handle(FlushCache())  # b runs
+    assert CacheFlushed(False) in core.step()
+    assert core.stats().num_blocks_cached >= cached
+    run(core)
+    core.handle(FlushCache())
+    assert core.step() == [CacheFlushed(True)]
+    assert core.stats().num_blocks_cached == 0
 
 
 # --- the same behind the client protocol
@@ -233,6 +253,8 @@ def test_local_client_serves_many_at_once():
             expected = answer_alone(range(i + 1, i + 20), requests[i].params).token_ids
             assert [t for c in chunks for t in c.token_ids] == expected
         assert (await client.stats()).num_blocks_in_use == 0
+        assert await client.flush()
+        assert (await client.stats()).num_blocks_cached == 0
         await client.close()
 
     asyncio.run(main())

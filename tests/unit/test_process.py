@@ -126,9 +126,12 @@ def test_cancel_reaches_the_engine():
             stats = await client.stats()
             assert (stats.num_running, stats.num_waiting) == (1, 0)
             assert await tokens_of(streams[0]) == []
+            assert not await client.flush()
             client.cancel_choice("r3", 0)
             await tokens_of(streams[3])
             assert (await client.stats()).num_blocks_in_use == 0
+            flushed, stats = await asyncio.gather(client.flush(), client.stats())
+            assert (flushed, stats.num_blocks_cached) == (True, 0)
 
     run(main)
 

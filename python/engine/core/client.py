@@ -64,6 +64,10 @@ class EngineClient(Protocol):
 
     async def stats(self) -> EngineStats: ...
 
+    async def flush(self) -> bool:
+        """Empty the prefix cache, unless requests run or wait. Returns whether it was emptied."""
+        ...
+
     async def close(self) -> None:
         """Stop the engine and wait until its process is gone."""
         ...

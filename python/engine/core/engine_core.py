@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from engine.core.messages import (
     Admitted,
+    CacheFlushed,
     CancelChoice,
     CancelRequest,
     EngineStats,
@@ -71,7 +72,7 @@ class EngineCore:
             case StatsRequest():
                 self._outbox.append(self.stats())
             case FlushCache():
-                self._scheduler.flush_cache()
+                self._outbox.append(CacheFlushed(self.flush()))
 
     def submit(self, request: GenerateRequest) -> None:
         """Queue a request. A refusal is answered with `Failed`; nothing is raised."""
@@ -121,6 +122,13 @@ class EngineCore:
                 for i, new in enumerate(self._scheduler.update(plan, result)):
                     self._outbox.append(_chunk(new, result, i))
         return self._take_outbox()
+
+    def flush(self) -> bool:
+        """Empty the prefix cache, unless requests run or wait; whether it was done."""
+        if self._scheduler.has_work:
+            return False
+        self._scheduler.flush_cache()
+        return True
 
     def _take_outbox(self) -> list[ToServer]:
         messages, self._outbox = self._outbox, []

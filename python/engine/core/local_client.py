@@ -50,6 +50,9 @@ class LocalClient:
     async def stats(self) -> EngineStats:
         return self._core.stats()
 
+    async def flush(self) -> bool:
+        return self._core.flush()
+
     async def close(self) -> None:
         self.state, self.state_reason = EngineState.DRAINING, "the engine is closed"
         if self._stepping is not None:

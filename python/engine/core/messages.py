@@ -57,7 +57,7 @@ class StatsRequest(_Message, tag=4):
 
 
 class FlushCache(_Message, tag=5):
-    """Drop every cached block that no request holds."""
+    """Empty the prefix cache, unless requests run or wait; answered with `CacheFlushed`."""
 
 
 class Shutdown(_Message, tag=6):
@@ -184,4 +184,10 @@ class Progress(_Message, tag=16):
     fraction: float
 
 
-ToServer = Admitted | TokenChunk | Failed | EngineReady | EngineFailed | EngineStats | Progress
+class CacheFlushed(_Message, tag=17):
+    """Answer to `FlushCache`: whether the cache was emptied."""
+
+    was_idle: bool
+
+
+ToServer = Admitted | TokenChunk | Failed | EngineReady | EngineFailed | EngineStats | Progress | CacheFlushed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import logging
 import os
 import signal
@@ -12,9 +13,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -23,11 +25,13 @@ from engine.config.engine_config import EngineConfig
 from engine.core.client import EngineState
 from engine.core.frames import HEADER, FrameError, FrameReader, encode_frame
 from engine.core.messages import (
+    CacheFlushed,
     CancelChoice,
     CancelRequest,
     EngineFailed,
     EngineReady,
     EngineStats,
+    FlushCache,
     GenerateRequest,
     Progress,
     Shutdown,
@@ -40,6 +44,8 @@ from engine.errors import ConfigError, EngineError, InvalidRequest, Overloaded
 from engine.scheduling.admission import check_prompt_len
 
 logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 ENGINE_COMMAND = (sys.executable, "-m", "engine.core.engine_process")
 _READ_BYTES = 1 << 20
@@ -98,7 +104,8 @@ class ProcessClient:
         self._outbox = bytearray()
         self._flush_is_due = False
         self._streams = StreamTable()
-        self._stats_waiters: deque[asyncio.Future[EngineStats]] = deque()
+        self._waiters: defaultdict[type, deque[asyncio.Future[Any]]] = defaultdict(deque)
+        """Who waits for an answer of which type; the engine answers in order."""
         self._state_changed = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
         self._start_error: EngineFailed | None = None
@@ -141,12 +148,11 @@ class ProcessClient:
 
     async def stats(self) -> EngineStats:
         """Raises: `Overloaded` when the engine is not there to answer."""
-        if self.state is not EngineState.READY:
-            raise self._unavailable()
-        waiter: asyncio.Future[EngineStats] = asyncio.get_running_loop().create_future()
-        self._stats_waiters.append(waiter)
-        self._send(StatsRequest())
-        return await waiter
+        return await self._ask(StatsRequest(), EngineStats)
+
+    async def flush(self) -> bool:
+        """Raises: `Overloaded` when the engine is not there to answer."""
+        return (await self._ask(FlushCache(), CacheFlushed)).was_idle
 
     async def close(self) -> None:
         """Shut the engine down: ask, then terminate, then kill. Nothing of it is left afterwards."""
@@ -307,8 +313,8 @@ class ProcessClient:
                     self._set_state(EngineState.READY, "")
             case EngineFailed():
                 self._start_error = message
-            case EngineStats() if self._stats_waiters:
-                waiter = self._stats_waiters.popleft()
+            case EngineStats() | CacheFlushed() if waiters := self._waiters[type(message)]:
+                waiter = waiters.popleft()
                 if not waiter.done():
                     waiter.set_result(message)
             case Progress() if self.state in (EngineState.LOADING, EngineState.RESTARTING):
@@ -341,12 +347,21 @@ class ProcessClient:
 
     def _fail_requests(self, error: EngineError) -> None:
         self._streams.fail_all(error)
-        waiters, self._stats_waiters = self._stats_waiters, deque()
-        for waiter in waiters:
+        waiters, self._waiters = self._waiters, defaultdict(deque)
+        for waiter in itertools.chain(*waiters.values()):
             if not waiter.done():
                 waiter.set_exception(error)
 
     # --- sending
+
+    async def _ask(self, question: ToEngine, answer: type[Answer]) -> Answer:
+        """Raises: `Overloaded` when the engine is not there to answer."""
+        if self.state is not EngineState.READY:
+            raise self._unavailable()
+        waiter: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiters[answer].append(waiter)
+        self._send(question)
+        return await waiter
 
     def _send(self, message: ToEngine) -> None:
         """Queue a message; all of one turn of the loop go out together.

@@ -19,7 +19,7 @@ from engine.server.body import MAX_BODY_BYTES
 from engine.server.context import ServerContext
 from engine.server.error_map import to_http
 from engine.server.request_id import HEADER, request_id_of
-from engine.server.routes import chat, completions, health, loads, models, server_info, tokenize
+from engine.server.routes import abort, cache, chat, completions, health, loads, models, server_info, tokenize
 
 KEEP_ALIVE_TIMEOUT_S = 75
 REQUEST_TIMEOUT_S = 60
@@ -61,7 +61,7 @@ def create_app(context: ServerContext) -> Sanic:
     async def add_request_id(request: Request, response: HTTPResponse) -> None:
         response.headers[HEADER] = request_id_of(request)
 
-    for routes in (health, models, server_info, loads, chat, completions, tokenize):
+    for routes in (health, models, server_info, loads, chat, completions, tokenize, cache, abort):
         routes.add_routes(app, context)
     return app
 

@@ -10,6 +10,7 @@ from engine.config.server_config import ServerConfig
 from engine.core.client import EngineClient, EngineState
 from engine.core.messages import EngineReady
 from engine.errors import Overloaded
+from engine.server.live_requests import LiveRequests
 from engine.server.model_files import ModelFiles
 from engine.server.model_names import ModelNames
 
@@ -34,6 +35,7 @@ class ServerContext:
 
     def __post_init__(self) -> None:
         path = self.engine_config.model_path
+        self.live = LiveRequests()
         self.names = ModelNames(self.config.served_model_name or (path,), path)
 
     @property

@@ -14,6 +14,7 @@ from engine.core.messages import GenerateRequest
 from engine.core.output_processor import OutputProcessor, TextDelta
 from engine.errors import InvalidRequest
 from engine.sampling.params import SamplingParams
+from engine.server.context import ServerContext
 from engine.server.schema import GenerationRequest
 from engine.text.stop_strings import StopStrings
 from engine.text.tokenizer import Tokenizer
@@ -68,13 +69,16 @@ class Generation:
     """
 
     def __init__(
-        self, client: EngineClient, request: GenerationRequest, requests: list[GenerateRequest]
+        self, context: ServerContext, request: GenerationRequest, requests: list[GenerateRequest]
     ) -> None:
         self.num_choices = request.n * len(requests)
         self.prompt_tokens = sum(len(r.prompt) // 4 for r in requests)
         self.completion_tokens = 0
         self.cached_tokens = 0
-        self._client = client
+        self._client: EngineClient = context.client
+        self._live = context.live
+        self._names: tuple[str, ...] = ()
+        self._is_aborted = False
         self._requests = requests
         self._unfinished = {r.request_id for r in requests}
         self._streams: list[RequestStream] = []
@@ -83,13 +87,16 @@ class Generation:
     @classmethod
     async def admit(
         cls,
-        client: EngineClient,
+        context: ServerContext,
         tokenizer: Tokenizer,
         request: GenerationRequest,
         prompts: Sequence[tuple[list[int], SamplingParams]],
         response_id: str,
     ) -> Generation:
-        """Wait until every prompt has a running slot. Raises the refusal of the first that is refused."""
+        """Wait until every prompt has a running slot. Raises the refusal of the first that is refused.
+
+        Effects: until it is closed, it can be aborted by `rid` and by `response_id`.
+        """
         requests = [
             GenerateRequest(
                 request_id=f"{response_id}-{i}",
@@ -100,15 +107,18 @@ class Generation:
             )
             for i, (ids, params) in enumerate(prompts)
         ]
-        self = cls(client, request, requests)
+        self = cls(context, request, requests)
+        self._names = context.live.add(filter(None, (response_id, request.rid)), self.abort)
         stops = StopStrings(request.params.stop, request.params.include_stop)
         self._processors = [
             OutputProcessor(tokenizer, params, ids, request.n, stops) for ids, params in prompts
         ]
         try:
-            self._streams = await _submit_all(client, requests)
-        except BaseException:
+            self._streams = await _submit_all(context.client, requests)
+        except BaseException as error:
             self.close()
+            if self._is_aborted and isinstance(error, InvalidRequest):
+                raise InvalidRequest("the request was aborted", slug="request_aborted") from None
             raise
         return self
 
@@ -123,6 +133,13 @@ class Generation:
         for request_id in self._unfinished:
             self._client.cancel(request_id)
         self._unfinished.clear()
+        self._live.remove(self._names)
+
+    def abort(self) -> None:
+        """End it from outside: choices that are not complete get the finish reason "abort"."""
+        self._is_aborted = True
+        for request_id in self._unfinished:
+            self._client.cancel(request_id)
 
     @property
     def usage(self) -> dict[str, Any]:
@@ -165,7 +182,8 @@ class Generation:
 
     async def _deltas_of(self, prompt: int) -> AsyncIterator[tuple[int, TextDelta]]:
         request, processor = self._requests[prompt], self._processors[prompt]
-        num_open = num_running = request.n
+        num_running = request.n
+        still_open = set(range(request.n))
         counted_cache = False
         async for chunk in self._streams[prompt]:
             if chunk.choice == 0 and not counted_cache:
@@ -180,12 +198,14 @@ class Generation:
                 continue
             self.completion_tokens += delta.num_tokens
             if delta.finish_reason is not None:
-                num_open -= 1
+                still_open.discard(chunk.choice)
                 if chunk.finish_reason is None:
                     self._client.cancel_choice(request.request_id, chunk.choice)
             yield prompt * request.n + chunk.choice, delta
-            if not num_open:
+            if not still_open:
                 return
+        for choice in sorted(still_open):
+            yield prompt * request.n + choice, TextDelta("", [], 0, "abort")
 
 
 async def _submit_all(client: EngineClient, requests: list[GenerateRequest]) -> list[RequestStream]:

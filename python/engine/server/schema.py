@@ -23,6 +23,7 @@ MAX_STOP_TOKENS = 1024
 MAX_COMPLETION_LOGPROBS = 20
 DEFAULT_MAX_TOKENS = 16
 _MAX_SALT_CHARS = 256
+_MAX_RID_CHARS = 256
 _PROMPT_SHAPES = "must be a string, an array of strings, or token ids"
 
 _RESERVED_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
@@ -88,6 +89,9 @@ class GenerationRequest:
     continuous_usage: bool
     return_cached_details: bool
     cache_salt: str
+    rid: str | None
+    """Name under which the client may abort it."""
+
     max_tokens_is_default: bool
     ignored: tuple[str, ...]
     """Names of fields that this server does not know."""
@@ -189,6 +193,7 @@ def _common(
         "continuous_usage": stream_options.boolean("continuous_usage_stats"),
         "return_cached_details": fields.boolean("return_cached_tokens_details"),
         "cache_salt": _cache_salt(fields),
+        "rid": _rid(fields),
         "max_tokens_is_default": max_tokens is None,
     }
     limit = defaults.max_tokens if max_tokens is None else max_tokens
@@ -222,6 +227,13 @@ def _sampling(
         include_stop=fields.boolean("no_stop_trim") or keeps_stop,
         skip_special_tokens=fields.boolean("skip_special_tokens", default=True),
     )
+
+
+def _rid(fields: Fields) -> str | None:
+    rid = fields.text("rid")
+    if rid is not None and not 1 <= len(rid) <= _MAX_RID_CHARS:
+        raise fields.fail("rid", f"must have 1 to {_MAX_RID_CHARS} characters, got {len(rid)}")
+    return rid
 
 
 def _cache_salt(fields: Fields) -> str:

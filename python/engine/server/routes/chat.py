@@ -41,7 +41,7 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
             reports_cache=context.config.enable_cache_report,
         )
         generation = await Generation.admit(
-            context.client, model.tokenizer, asked, [(prompt_ids, params)], answer.response_id
+            context, model.tokenizer, asked, [(prompt_ids, params)], answer.response_id
         )
         return await answer.send(generation)
 

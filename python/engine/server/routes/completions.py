@@ -41,9 +41,7 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
             response_id=new_response_id("cmpl"),
             reports_cache=context.config.enable_cache_report,
         )
-        generation = await Generation.admit(
-            context.client, model.tokenizer, asked, prompts, answer.response_id
-        )
+        generation = await Generation.admit(context, model.tokenizer, asked, prompts, answer.response_id)
         return await answer.send(generation)
 
 
