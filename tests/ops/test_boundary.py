@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import subprocess
 import sys
@@ -142,6 +143,40 @@ def test_an_optional_tensor_is_held_during_the_call(ctx):
     _native.linear(ctx, np.ones((2, 4), np.float32), weight, Producer(produce_bias), Producer(produce_out))
     assert (out == 1).all()
     assert made[0]() is None, "kept after the call"
+
+
+class OldTensor(ctypes.Structure):
+    """DLManagedTensor, as producers from before DLPack 1 fill it. Nobody to call when it is done with."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("device", ctypes.c_int32 * 2),
+        ("ndim", ctypes.c_int32),
+        ("dtype", ctypes.c_uint8 * 2),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+        ("context", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+    ]
+
+
+def test_a_byte_offset_and_absent_strides_are_honoured(ctx):
+    """Neither torch nor numpy makes such tensors, others do."""
+    numbers = np.arange(32, dtype=np.float32)
+    shape = (ctypes.c_int64 * 2)(2, 8)
+    managed = OldTensor(
+        numbers.ctypes.data, (1, 0), 2, (2, 32), 1, shape, None, 12 * numbers.itemsize, None, None
+    )
+    new_capsule = ctypes.pythonapi.PyCapsule_New
+    new_capsule.restype, new_capsule.argtypes = (
+        ctypes.py_object,
+        [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p],
+    )
+    capsule = new_capsule(ctypes.addressof(managed), b"dltensor", None)
+    out = norm(ctx, Producer(lambda **_: capsule), torch.ones(8), torch.zeros(2, 8))
+    torch.testing.assert_close(out, expected_norm(numbers[12:28].reshape(2, 8)))
 
 
 @pytest.mark.parametrize("kind", ["torch", "numpy"])
