@@ -20,7 +20,6 @@ from hypothesis.stateful import (
 )
 
 from engine._native import BlockAllocator, RadixTree
-from engine.cache.block_table import append_blocks, num_blocks_for
 from engine.cache.prefix_cache import PrefixCache
 from engine.errors import NativeError
 
@@ -291,6 +290,11 @@ class PlayRequest:
         self.num_computed = 0
         self.node: int | None = None
 
+    def append_blocks(self, block_ids: np.ndarray) -> None:
+        end = self.num_blocks + len(block_ids)
+        self.table[self.num_blocks : end] = block_ids
+        self.num_blocks = end
+
 
 class PrefixCacheMachine(RuleBasedStateMachine):
     """Requests that come, compute, publish, are preempted and go; each block remembers what was
@@ -309,7 +313,7 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         found, block_ids, request.node = self.cache.match(namespace, np.array(tokens[:-1], np.int32))
         self.cache.lock(request.node)
         assert found == 0 or self.cache.enabled
-        request.num_blocks = append_blocks(request.table, 0, block_ids)
+        request.append_blocks(block_ids)
         request.num_computed = found
         self.requests.append(request)
 
@@ -319,7 +323,7 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         request = pick.draw(st.sampled_from(self.requests))
         size = self.cache.block_size
         end = min(request.num_computed + num_tokens, len(request.tokens))
-        num_new = max(num_blocks_for(end, size) - request.num_blocks, 0)
+        num_new = max(-(-end // size) - request.num_blocks, 0)
         room = self.cache.num_free + self.cache.num_cached
         num_evicted = self.cache.num_evicted_blocks
         block_ids = self.cache.try_allocate(num_new)
@@ -327,7 +331,7 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         if block_ids is None:
             assert self.cache.num_evicted_blocks == num_evicted, "evicted for nothing"
             return
-        request.num_blocks = append_blocks(request.table, request.num_blocks, block_ids)
+        request.append_blocks(block_ids)
         for position in range(request.num_computed, end):
             written = (request.namespace, *request.tokens[: position + 1])
             self.contents[int(request.table[position // size])][position % size] = written

@@ -5,7 +5,6 @@ import psutil
 import pytest
 
 from engine._native import BlockAllocator, RadixTree
-from engine.cache.block_table import append_blocks, num_blocks_for, slot_ids
 from engine.cache.prefix_cache import PrefixCache
 from engine.errors import NativeError
 
@@ -380,36 +379,3 @@ def test_a_disabled_cache_finds_and_keeps_nothing():
     assert (cache.num_free, cache.num_cached, cache.num_in_use) == (0, 0, 2)
     cache.release(block_ids)
     assert (cache.num_free, cache.num_cached, cache.num_in_use) == (2, 0, 0)
-
-
-# --- block tables --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("block_size", [1, 3, 16])
-def test_slots_follow_the_definition(block_size: int):
-    table = np.random.default_rng(0).permutation(40).astype(np.int32)
-    for start, stop in [(0, 0), (0, 1), (5, 6), (0, 40), (block_size, 2 * block_size), (7, 31)]:
-        got = slot_ids(table, start, stop, block_size)
-        assert got.dtype == np.int64
-        assert got.tolist() == [
-            int(table[p // block_size]) * block_size + p % block_size for p in range(start, stop)
-        ]
-
-
-def test_slots_do_not_overflow_int32():
-    table = np.array([2**31 - 1], np.int32)
-    assert slot_ids(table, 15, 16, 16).tolist() == [(2**31 - 1) * 16 + 15]
-
-
-def test_a_table_grows_up_to_its_capacity():
-    table = np.full(4, -1, np.int32)
-    assert append_blocks(table, 0, tokens(5, 6, 7)) == 3
-    with pytest.raises(ValueError, match="no room for 5 blocks"):
-        append_blocks(table, 3, tokens(8, 9))
-    assert table.tolist() == [5, 6, 7, -1]
-    assert append_blocks(table, 3, tokens(8)) == 4
-    assert table.tolist() == [5, 6, 7, 8]
-
-
-def test_the_last_block_may_be_partly_filled():
-    assert [num_blocks_for(n, 4) for n in (0, 1, 4, 5, 8)] == [0, 1, 1, 2, 2]

@@ -81,10 +81,8 @@ def _has_penalty(params: SamplingParams) -> bool:
 
 def _bias(request: Request) -> dict[int, float]:
     """Logit bias of one row; below `min_tokens` nothing that would end the output may be drawn."""
-    params = request.params
-    if request.num_output >= params.min_tokens:
-        return params.logit_bias
-    return {**params.logit_bias, **dict.fromkeys(request.stop_ids, EXCLUDED)}
+    banned, bias = request.banned_ids, request.params.logit_bias
+    return bias if banned is None else {**bias, **dict.fromkeys(banned, EXCLUDED)}
 
 
 def _columns(rows: np.ndarray) -> tuple[torch.Tensor, ...]:
