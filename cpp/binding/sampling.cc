@@ -28,6 +28,14 @@ void bind_sampling(py::module_& module) {
       py::arg("token_indptr"), py::arg("prompt_lens"), py::arg("bias_ids"), py::arg("bias_values"),
       py::arg("bias_indptr"), py::arg("bitmask"), py::arg("num_top_logprobs"), py::arg("out_ids"),
       py::arg("out_logprobs"), py::arg("top_ids"), py::arg("top_logprobs"), ReleaseGil());
+  module.def(
+      "score_tokens",
+      [](cpu::ExecutionContext& context, View logits, View token_ids, View num_top_logprobs, View out_logprobs,
+         View top_ids, View top_logprobs) {
+        ops::score_tokens(context, {logits, token_ids, num_top_logprobs, out_logprobs, top_ids, top_logprobs});
+      },
+      py::arg("ctx"), py::arg("logits"), py::arg("token_ids"), py::arg("num_top_logprobs"),
+      py::arg("out_logprobs"), py::arg("top_ids"), py::arg("top_logprobs"), ReleaseGil());
 }
 
 }  // namespace engine::binding

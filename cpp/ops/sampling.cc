@@ -30,6 +30,16 @@ void check_ids(const int32_t* ids, const char* name, int64_t num_ids, int64_t vo
   }
 }
 
+void check_num_top(const int32_t* num_top, int64_t lowest, int64_t num_rows, int64_t most, int64_t vocab_size) {
+  for (int64_t r = 0; r < num_rows; ++r) {
+    if (num_top[r] < lowest) refuse("num_top_logprobs: expected no negative number");
+    if (num_top[r] > most || num_top[r] > vocab_size) {
+      refuse("num_top_logprobs: expected at most K=" + std::to_string(most) + " and V=" +
+             std::to_string(vocab_size) + ", got " + std::to_string(num_top[r]));
+    }
+  }
+}
+
 void check_shapes(const SamplingTensors& t, SamplingArgs& args, int64_t& num_rows) {
   constexpr auto f32 = DType::kFloat32;
   constexpr auto i32 = DType::kInt32;
@@ -70,12 +80,8 @@ void check_shapes(const SamplingTensors& t, SamplingArgs& args, int64_t& num_row
   check_indptr(t.bias_indptr.as<const int64_t>(), "bias_indptr", R, biases);
   check_ids(t.token_ids.as<const int32_t>(), "token_ids", M, V);
   check_ids(t.bias_ids.as<const int32_t>(), "bias_ids", biases, V);
+  check_num_top(t.num_top_logprobs.as<const int32_t>(), INT32_MIN, R, K, V);
   for (int64_t r = 0; r < R; ++r) {
-    const int32_t num_top = t.num_top_logprobs.as<const int32_t>()[r];
-    if (num_top > K || num_top > V) {
-      refuse("num_top_logprobs: expected at most K=" + std::to_string(K.value()) + " and V=" +
-             std::to_string(V.value()) + ", got " + std::to_string(num_top));
-    }
     if (t.prompt_lens.as<const int32_t>()[r] < 0) refuse("prompt_lens: expected no negative length");
   }
 }
@@ -119,6 +125,33 @@ void sample(cpu::ExecutionContext& context, const SamplingTensors& t) {
   args.top_logprobs = t.top_logprobs.as<float>();
   const auto kernel = context.kernels().sample;
   context.pool().parallel_for(num_rows, 1, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+void score_tokens(cpu::ExecutionContext& context, const ScoringTensors& t) {
+  constexpr auto f32 = DType::kFloat32;
+  constexpr auto i32 = DType::kInt32;
+  Dim R("R"), V("V"), K("K");
+  expect(t.logits, "logits", {f32}, {R, V}, Layout::kRows);
+  if (V < 1) refuse("logits: expected at least one token, got none");
+  expect(t.token_ids, "token_ids", {i32}, {R});
+  expect(t.num_top_logprobs, "num_top_logprobs", {i32}, {R});
+  expect(t.out_logprobs, "out_logprobs", {f32}, {R});
+  expect(t.top_ids, "top_ids", {i32}, {R, K});
+  expect(t.top_logprobs, "top_logprobs", {f32}, {R, K});
+  check_ids(t.token_ids.as<const int32_t>(), "token_ids", R, V);
+  check_num_top(t.num_top_logprobs.as<const int32_t>(), 0, R, K, V);
+  ScoringArgs args{};
+  args.logits = t.logits.as<float>();
+  args.logits_stride = t.logits.strides[0];
+  args.vocab_size = V;
+  args.token_ids = t.token_ids.as<const int32_t>();
+  args.num_top_logprobs = t.num_top_logprobs.as<const int32_t>();
+  args.out_logprobs = t.out_logprobs.as<float>();
+  args.top_ids = t.top_ids.as<int32_t>();
+  args.top_logprobs = t.top_logprobs.as<float>();
+  args.top_stride = K;
+  const auto kernel = context.kernels().score_tokens;
+  context.pool().parallel_for(R, 1, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
 }  // namespace engine::ops

@@ -22,4 +22,12 @@ struct SamplingTensors {
 // Draws one token a row.
 void sample(cpu::ExecutionContext& context, const SamplingTensors& tensors);
 
+// The tensors of ScoringArgs; shapes and meaning stand in python/engine/ops/sampling.py.
+struct ScoringTensors {
+  TensorView logits, token_ids, num_top_logprobs, out_logprobs, top_ids, top_logprobs;
+};
+
+// Log-probabilities of known tokens, one a row.
+void score_tokens(cpu::ExecutionContext& context, const ScoringTensors& tensors);
+
 }  // namespace engine::ops

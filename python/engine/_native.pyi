@@ -116,6 +116,15 @@ def sample(
     top_ids: Tensor,
     top_logprobs: Tensor,
 ) -> None: ...
+def score_tokens(
+    ctx: ExecutionContext,
+    logits: Tensor,
+    token_ids: Tensor,
+    num_top_logprobs: Tensor,
+    out_logprobs: Tensor,
+    top_ids: Tensor,
+    top_logprobs: Tensor,
+) -> None: ...
 
 # --- attention ---------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from engine.core.messages import (
     TokenLogprobs,
 )
 from engine.errors import EngineError, InvalidRequest, Overloaded
-from engine.scheduling.step_plan import StepPlan, StepResult, StepRow
+from engine.scheduling.step_plan import StepPlan, StepResult, StepRow, TokenScores
 
 _MASK = (1 << 64) - 1
 
@@ -62,6 +62,11 @@ class FakeRunner:
         for row in plan.rows:
             self.plans[-1].append((row.request.request_id, row.request.choice, row.start, row.num_tokens))
             self._compute(row)
+        result = self._sample(plan)
+        result.prompt_scores = [self._score(row) for row in plan.scored_rows]
+        return result
+
+    def _sample(self, plan: StepPlan) -> StepResult:
         sampled = plan.sampled_rows
         hashes = [self._read_back(row) for row in sampled]
         token_ids = np.array([self._pick(row, h) for row, h in zip(sampled, hashes, strict=True)], np.int32)
@@ -73,6 +78,17 @@ class FakeRunner:
         top_ids = (token_ids[:, None] + np.arange(most, dtype=np.int32)) % self.vocab_size
         top_logprobs = logprobs[:, None] - np.arange(most, dtype=np.float32)
         return StepResult(token_ids, logprobs, top_ids.astype(np.int32), top_logprobs.astype(np.float32))
+
+    def _score(self, row: StepRow) -> TokenScores:
+        """Scores depend on all tokens up to the one that is scored."""
+        request, most = row.request, row.request.params.prompt_logprobs
+        assert row.start <= row.scored.start and row.scored.stop <= row.start + row.num_tokens
+        next_ids = request.token_ids[row.scored.start + 1 : row.scored.stop + 1]
+        values = self.slots[self._slot_ids(row, row.scored.start, row.scored.stop)]
+        logprobs = -((values + next_ids.astype(np.uint64)) % np.uint64(1000)).astype(np.float32) / 100
+        top_ids = (next_ids[:, None] + np.arange(most, dtype=np.int32)) % self.vocab_size
+        top_logprobs = logprobs[:, None] - np.arange(most, dtype=np.float32)
+        return TokenScores(logprobs, top_ids.astype(np.int32), top_logprobs)
 
     def _check(self, plan: StepPlan) -> None:
         seen = set()

@@ -24,6 +24,7 @@ class Answer:
     token_ids: list[int] = dataclasses.field(default_factory=list)
     finish_reason: str | None = None
     stop_token_id: int | None = None
+    prompt_logprobs: list[float] = dataclasses.field(default_factory=list)
 
 
 class Harness:
@@ -77,7 +78,12 @@ class Harness:
             self.num_idle_steps += 1
             return None
         self.num_idle_steps = 0
-        for new in self.scheduler.update(plan, self.runner.execute(plan)):
+        result = self.runner.execute(plan)
+        for row, scores in zip(plan.scored_rows, result.prompt_scores, strict=True):
+            answer = self.answers[row.request.request_id, row.request.choice]
+            assert len(answer.prompt_logprobs) == row.scored.start, "a position is scored once, in order"
+            answer.prompt_logprobs += scores.logprobs.tolist()
+        for new in self.scheduler.update(plan, result):
             self._take(new)
         return plan
 
@@ -97,7 +103,8 @@ class Harness:
     def _take(self, new: NewToken) -> None:
         answer = self.answers[new.request.request_id, new.request.choice]
         assert answer.finish_reason is None, "a token after the last one"
-        answer.token_ids.append(new.token_id)
+        if new.token_id is not None:
+            answer.token_ids.append(new.token_id)
         answer.finish_reason, answer.stop_token_id = new.finish_reason, new.stop_token_id
 
 

@@ -32,13 +32,14 @@ def _alone(prompt, encoded_params, choice):
     )
 
 
-def make_params(greedy, max_tokens, min_tokens, ignore_eos, seed):
+def make_params(greedy, max_tokens, min_tokens, ignore_eos, seed, prompt_logprobs):
     return SamplingParams(
         temperature=0 if greedy else 1,
         seed=seed,
         max_tokens=max_tokens,
         min_tokens=min(min_tokens, max_tokens),
         ignore_eos=ignore_eos,
+        prompt_logprobs=prompt_logprobs,
     )
 
 
@@ -83,6 +84,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             min_tokens=st.integers(0, 40),
             ignore_eos=st.booleans(),
             seed=st.integers(0, 2),
+            prompt_logprobs=st.sampled_from([None, None, 0, 2]),
         ),
         n=st.integers(1, 3),
         namespace=st.sampled_from(["", "", "other"]),
@@ -109,6 +111,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not too_long
         if params.max_tokens:
             self.asked[name] = (tuple(tokens), params, n)
+        elif params.prompt_logprobs is not None and len(tokens) > 1:  # scored by the first choice
+            self.asked[name] = (tuple(tokens), params, 1)
 
     @rule(steps=st.integers(1, 12), seconds=st.sampled_from([0.0, 0.0001, 0.01]))
     def run_steps(self, steps, seconds):

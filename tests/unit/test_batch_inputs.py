@@ -41,7 +41,10 @@ def plans(draw):
         start = draw(st.integers(0, MAX_POSITIONS - 1))
         num_tokens = draw(st.integers(1, MAX_POSITIONS - start))
         request = make_request(generator, start + num_tokens, -(-(start + num_tokens) // block_size))
-        rows.append(StepRow(request, start, num_tokens, draw(st.booleans())))
+        samples = draw(st.booleans())
+        scored = draw(st.integers(start, start + num_tokens - samples))
+        scored = range(scored, draw(st.integers(scored, start + num_tokens - samples)))
+        rows.append(StepRow(request, start, num_tokens, samples, scored))
     return block_size, StepPlan(rows)
 
 
@@ -51,10 +54,12 @@ def test_every_token_is_where_it_belongs(steps):
         builder = BatchInputs(max_tokens=500, max_rows=5, max_positions=MAX_POSITIONS, block_size=block_size)
         for _ in range(2):  # nothing may be left of the step before
             inputs = builder.build(plan)
-        tokens, positions, slots, logit_rows = [], [], [], []
+        tokens, positions, slots, logit_rows, scored_rows = [], [], [], [], []
         for index, row in enumerate(plan.rows):
             for position in range(row.start, row.start + row.num_tokens):
                 block_id = int(row.request.block_table[position // block_size])
+                if position in row.scored:
+                    scored_rows.append(len(tokens))
                 tokens.append(int(row.request.token_ids[position]))
                 positions.append(position)
                 slots.append(block_id * block_size + position % block_size)
@@ -68,7 +73,8 @@ def test_every_token_is_where_it_belongs(steps):
         assert inputs.token_ids.tolist() == tokens
         assert inputs.positions.tolist() == positions
         assert inputs.slot_ids.tolist() == slots
-        assert inputs.logit_rows.tolist() == logit_rows
+        assert inputs.logit_rows.tolist() == logit_rows + scored_rows
+        assert inputs.num_scored == len(scored_rows)
         assert inputs.slot_ids.dtype == inputs.logit_rows.dtype == torch.int64
         assert inputs.token_ids.dtype == inputs.positions.dtype == torch.int32
 

@@ -136,6 +136,67 @@ def test_max_tokens_zero_is_answered_at_once():
     assert not core.has_work
 
 
+def scores_of(messages, request_id, choice=0):
+    chunks = [m for m in messages if isinstance(m, TokenChunk) and m.prompt_logprobs is not None]
+    return [
+        scores
+        for m in chunks
+        if (m.request_id, m.choice) == (request_id, choice)
+        for scores in m.prompt_logprobs
+    ]
+
+
+@pytest.mark.parametrize("max_tokens", [0, 3])
+@pytest.mark.parametrize("wanted", [0, 2])
+def test_the_prompt_is_scored_once_for_all_choices(max_tokens, wanted):
+    core, runner = make_core()
+    core.handle(generate("a", range(5, 45), n=3, max_tokens=max_tokens, prompt_logprobs=wanted))
+    messages = run(core)
+    scores = scores_of(messages, "a")
+    assert len(scores) == 39
+    assert all(len(s.top_ids) == len(s.top_logprobs) == wanted for s in scores)
+    assert not wanted or [s.top_ids[0] for s in scores] == list(range(6, 45))
+    assert not scores_of(messages, "a", 1)
+    chunks = [m for m in messages if isinstance(m, TokenChunk)]
+    for choice in range(3):
+        own = [m for m in chunks if m.choice == choice]
+        assert [m.finish_reason for m in own][-1] == "length"
+        assert sum(m.finish_reason is not None for m in own) == 1
+        assert len(tokens_of(messages, "a", choice)) == max_tokens
+    first = [m for m in chunks if m.choice == 0]
+    assert [bool(m.prompt_logprobs) for m in first] == [True] + [False] * max(max_tokens, 1)
+    assert core.stats().output_tokens == 3 * max_tokens
+    assert core.stats().num_blocks_in_use == 0
+    assert runner.tokens_computed["a"] >= 40
+
+
+def test_a_prompt_of_one_token_has_no_scores():
+    core, runner = make_core()
+    core.handle(generate("a", [7], max_tokens=0, prompt_logprobs=1))
+    assert [type(m) for m in core.step()] == [Admitted, TokenChunk]
+    assert runner.num_steps == 0
+    core.handle(generate("b", [7], max_tokens=2, prompt_logprobs=1))
+    messages = run(core)
+    assert len(tokens_of(messages, "b")) == 2
+    assert scores_of(messages, "b") == []
+
+
+def test_cached_positions_are_computed_again_for_scores_and_found_by_others():
+    core, runner = make_core()
+    core.handle(generate("plain", range(40)))
+    run(core)
+    core.handle(generate("scored", range(40), prompt_logprobs=0))
+    messages = run(core)
+    assert runner.tokens_computed["scored"] >= 40
+    assert len(scores_of(messages, "scored")) == 39
+    assert {m.cached_tokens for m in messages if isinstance(m, TokenChunk)} == {0}
+    core.handle(FlushCache())
+    core.handle(generate("other", range(3, 43), prompt_logprobs=0, max_tokens=0))
+    run(core)
+    core.handle(generate("later", range(3, 43)))
+    assert {m.cached_tokens for m in run(core) if isinstance(m, TokenChunk)} == {32}
+
+
 @pytest.mark.parametrize(
     ("request_", "kind", "slug"),
     [

@@ -101,8 +101,11 @@ void select_top(const Row& row, int64_t count, int32_t* ids, float* values) {
   }
 }
 
-void write_logprobs(const Row& raw, const SamplingArgs& args, int64_t r, int64_t token) {
-  const double normaliser = log_sum_exp(raw, row_max(raw));
+// `Args` are those of either kernel: what is drawn and what is scored get the same numbers.
+template <typename Args>
+void write_logprobs(const Row& raw, const Args& args, int64_t r, int64_t token) {
+  const float best = row_max(raw);
+  const double normaliser = best == -kInfinity ? 0 : log_sum_exp(raw, best);
   const int64_t num_top = args.num_top_logprobs[r];
   float* values = args.top_logprobs + r * args.top_stride;
   select_top(raw, num_top, args.top_ids + r * args.top_stride, values);
@@ -361,6 +364,14 @@ void sample(const SamplingArgs& args, int64_t begin, int64_t end) {
     const int64_t token = sample_row(work, args, r);
     args.out_ids[r] = static_cast<int32_t>(token);
     if (token >= 0 && args.num_top_logprobs[r] >= 0) write_logprobs(raw, args, r, token);
+  }
+}
+
+void score_tokens(const ScoringArgs& args, int64_t begin, int64_t end) {
+  for (int64_t r = begin; r < end; ++r) {
+    const Row raw{args.logits + r * args.logits_stride, args.vocab_size, nullptr};
+    for (int64_t i = 0; i < raw.num; i += 16) store_logits(raw, i, cleaned(load_logits(raw, i)));
+    write_logprobs(raw, args, r, args.token_ids[r]);
   }
 }
 

@@ -57,6 +57,19 @@ struct SamplingArgs {
   int64_t top_stride;
 };
 
+// Work item: one row, that is one position whose token is known.
+struct ScoringArgs {
+  float* logits;  // [R, V]; only NaN and infinities are replaced
+  int64_t logits_stride;
+  int64_t vocab_size;
+  const int32_t* token_ids;         // [R], each in [0, V)
+  const int32_t* num_top_logprobs;  // [R], each in [0, K]
+  float* out_logprobs;              // [R]
+  int32_t* top_ids;                 // [R, K]
+  float* top_logprobs;              // [R, K]
+  int64_t top_stride;
+};
+
 // Work item: one row.
 struct GatedArgs {
   const float* gate_up;  // [T, 2n]: gate, then up

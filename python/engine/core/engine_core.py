@@ -26,7 +26,7 @@ from engine.errors import EngineError, InternalError, InvalidRequest
 from engine.scheduling.request import Request
 from engine.scheduling.scheduler import NewToken, PrefixCache, Scheduler
 from engine.scheduling.settings import SchedulerSettings
-from engine.scheduling.step_plan import Runner, StepResult
+from engine.scheduling.step_plan import Runner, StepResult, StepRow, TokenScores
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +93,8 @@ class EngineCore:
         except EngineError as error:
             self._outbox.append(Failed.from_error(request.request_id, error))
             return
-        if choices[0].max_known == choices[0].prompt_len:  # max_tokens 0: finished before it began
-            for choice in choices:
+        for choice in choices:
+            if choice.has_nothing_to_do:  # max_tokens 0: finished before it began
                 self._outbox.append(_admitted(choice))
                 self._outbox.append(TokenChunk(choice.request_id, choice.choice, [], finish_reason="length"))
 
@@ -119,6 +119,8 @@ class EngineCore:
                     self._outbox.append(Failed.from_error(request_id, error))
             else:
                 self._model_cpu_s += time.thread_time() - began_s
+                for row, scores in zip(plan.scored_rows, result.prompt_scores, strict=True):
+                    self._outbox.append(_prompt_chunk(row, scores))
                 for i, new in enumerate(self._scheduler.update(plan, result)):
                     self._outbox.append(_chunk(new, result, i))
         return self._take_outbox()
@@ -164,11 +166,23 @@ def _chunk(new: NewToken, result: StepResult, row: int) -> TokenChunk:
     return TokenChunk(
         request.request_id,
         request.choice,
-        [new.token_id],
-        None if wanted is None else [_logprobs(result, row, wanted)],
+        [] if new.token_id is None else [new.token_id],
+        None if wanted is None or new.token_id is None else [_logprobs(result, row, wanted)],
         request.num_cached or 0,
         new.finish_reason,
         new.stop_token_id,
+    )
+
+
+def _prompt_chunk(row: StepRow, scores: TokenScores) -> TokenChunk:
+    request = row.request
+    columns = scores.logprobs.tolist(), scores.top_ids.tolist(), scores.top_logprobs.tolist()
+    return TokenChunk(
+        request.request_id,
+        request.choice,
+        [],
+        cached_tokens=request.num_cached or 0,
+        prompt_logprobs=list(map(TokenLogprobs, *columns)),
     )
 
 

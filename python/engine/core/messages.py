@@ -70,7 +70,7 @@ ToEngine = GenerateRequest | CancelRequest | CancelChoice | StatsRequest | Flush
 
 
 class TokenLogprobs(_Message):
-    """Natural-log probabilities at one output position, best alternatives first."""
+    """Natural-log probabilities at one position, best alternatives first."""
 
     token_logprob: float
     top_ids: list[int]
@@ -90,7 +90,8 @@ class TokenChunk(_Message, tag=11):
 
     `cached_tokens` is the number of prompt tokens taken from the prefix cache.
     `finish_reason` is "stop" (eos or stop token, then `stop_token_id` tells which) or "length".
-    The stop token itself is included in `token_ids`.
+    The stop token itself is included in `token_ids`. `prompt_logprobs` are those of the next prompt
+    tokens, from the second on; they come in pieces before any token of choice 0, and with no other.
     """
 
     request_id: str
@@ -100,6 +101,7 @@ class TokenChunk(_Message, tag=11):
     cached_tokens: int = 0
     finish_reason: str | None = None
     stop_token_id: int | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
 
 class Failed(_Message, tag=12):

@@ -41,12 +41,16 @@ class CompletionOutput:
 
 @dataclasses.dataclass
 class RequestOutput:
-    """One prompt with its choices. `prompt` is None when token ids were given."""
+    """One prompt with its choices. `prompt` is None when token ids were given.
+
+    `prompt_logprobs`, if asked for, has one entry for each prompt token but the first.
+    """
 
     prompt: str | None
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     num_cached_tokens: int = 0
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
 
 class RequestInProgress:
@@ -61,6 +65,8 @@ class RequestInProgress:
         keeps_logprobs = params.logprobs is not None
         outputs = [CompletionOutput(i, logprobs=[] if keeps_logprobs else None) for i in range(n)]
         self.output = RequestOutput(prompt, list(ids), outputs)
+        if params.prompt_logprobs is not None:
+            self.output.prompt_logprobs = []
 
     def start(self, tokenizer: Tokenizer) -> GenerateRequest:
         """The message that asks for it."""
@@ -70,6 +76,8 @@ class RequestInProgress:
 
     def add(self, chunk: TokenChunk) -> bool:
         """Add what the engine computed; whether its choice must now be ended in the engine."""
+        if chunk.prompt_logprobs is not None and self.output.prompt_logprobs is not None:
+            self.output.prompt_logprobs += chunk.prompt_logprobs
         delta = self._processor.process(chunk)
         if delta is None:
             return False

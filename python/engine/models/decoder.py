@@ -22,7 +22,8 @@ class DecoderInputs:
     """What one step feeds the decoder: T tokens of B sequences, R of them wanted as logits.
 
     Shapes: `token_ids`, `positions` int32 [T]; `slot_ids` int64 [T], where each token's keys and
-    values go; `logit_rows` int64 [R], ascending indices into T.
+    values go; `logit_rows` int64 [R], indices into T, each once. The last `num_scored` of them score
+    prompt tokens, the others draw new ones; both parts ascend.
     """
 
     token_ids: torch.Tensor
@@ -30,13 +31,15 @@ class DecoderInputs:
     slot_ids: torch.Tensor
     logit_rows: torch.Tensor
     plan: AttentionPlan
+    num_scored: int = 0
 
 
 class Decoder:
     """Weights, position tables and workspace of one model; `forward` allocates nothing per layer.
 
     `ops` is `engine.ops.native`, or in tests `engine.ops.reference`; `ctx` is its execution context.
-    `max_tokens` and `max_rows` bound T and R of a step, `num_positions` every position.
+    `max_tokens` bounds T of a step, `num_positions` every position, `max_rows` the rows that are
+    projected to logits at once.
     """
 
     def __init__(
@@ -83,24 +86,28 @@ class Decoder:
     def forward(
         self, inputs: DecoderInputs, kv_layers: Sequence[tuple[torch.Tensor, torch.Tensor]]
     ) -> torch.Tensor:
-        """Logits float32 [R, V] of the wanted rows, valid until the next call.
+        """What the head sees of the wanted rows, float32 [R, hidden size], valid until the next call.
 
         Effects: writes the keys and values of all T tokens into `kv_layers` (key and value cache
         of each layer).
         """
         num_tokens, wanted = len(inputs.token_ids), inputs.logit_rows
         rows, heads = self._workspace.rows(num_tokens), self._workspace.heads(num_tokens)
-        logits = self._workspace.logits(len(wanted))
         self._ops.embedding(self._ctx, inputs.token_ids, self._embedding.weight, rows.residual)
         self._norm(rows.residual, self._layers[0].input_norm, rows.normed)
         for layer, next_norm, kv in zip(self._layers, self._next_norms, kv_layers, strict=True):
             self._attend(layer, rows, heads, kv, inputs)
-            if layer is self._layers[-1]:
-                if len(wanted) == 0:
-                    return logits
+            if layer is self._layers[-1] and (inputs.num_scored or len(wanted) < num_tokens):
                 rows = self._workspace.keep(rows, wanted)  # nobody looks at the others again
-            self._finish_layer(layer, rows, next_norm)
-        self._linear(rows.normed, self._head, logits)
+            if len(rows.residual) > 0:
+                self._finish_layer(layer, rows, next_norm)
+        return rows.normed
+
+    def project(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits float32 [R, V] of up to `max_rows` rows that `forward` gave, valid until the next call."""
+        logits = self._workspace.logits(len(hidden))
+        if len(hidden) > 0:
+            self._linear(hidden, self._head, logits)
         return logits
 
     def _attend(

@@ -40,7 +40,7 @@ class Heads:
 
 
 class Workspace:
-    """Buffers for steps of up to `max_tokens` rows, `max_rows` of which are wanted as logits.
+    """Buffers for steps of up to `max_tokens` rows, and for the logits of `max_rows` at once.
 
     Cost: address space; untouched pages are never paid for.
     """
@@ -53,8 +53,8 @@ class Workspace:
         self._attended = torch.empty(max_tokens, heads)
         self._gate_up = torch.empty(max_tokens, 2 * spec.intermediate_size)
         self._product = torch.empty(max_tokens, spec.intermediate_size)
-        self._kept_residual = torch.empty(max_rows, hidden)
-        self._kept_attended = torch.empty(max_rows, heads)
+        self._kept_residual = torch.empty(max_tokens, hidden)
+        self._kept_attended = torch.empty(max_tokens, heads)
         self._logits = torch.empty(max_rows, spec.vocab_size)
 
     def rows(self, count: int) -> Rows:
@@ -75,10 +75,8 @@ class Workspace:
         )
 
     def keep(self, rows: Rows, wanted: torch.Tensor) -> Rows:
-        """Only the wanted rows (int64, ascending, each once), as they stand after attention."""
+        """Only the wanted rows (int64), in that order, as they stand after attention."""
         count = len(wanted)
-        if count == len(rows.residual):
-            return rows
         residual, attended = self._kept_residual[:count], self._kept_attended[:count]
         torch.index_select(rows.residual, 0, wanted, out=residual)
         torch.index_select(rows.attended, 0, wanted, out=attended)

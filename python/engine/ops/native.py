@@ -10,7 +10,7 @@ from engine.ops.linear import PackedMatrix, linear
 from engine.ops.paged_attention import paged_attention
 from engine.ops.rms_norm import add_rms_norm, rms_norm
 from engine.ops.rope import rope
-from engine.ops.sampling import sample
+from engine.ops.sampling import sample, score_tokens
 
 __all__ = [
     "ExecutionContext",
@@ -24,5 +24,6 @@ __all__ = [
     "rms_norm",
     "rope",
     "sample",
+    "score_tokens",
     "silu_mul",
 ]

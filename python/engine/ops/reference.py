@@ -139,6 +139,14 @@ def sample(ctx, tensors: SamplingTensors) -> None:
             tensors.top_ids[row, :num_top], tensors.top_logprobs[row, :num_top] = top.indices, top.values
 
 
+def score_tokens(ctx, logits, token_ids, num_top_logprobs, out_logprobs, top_ids, top_logprobs) -> None:
+    for row, (token_id, num_top) in enumerate(zip(token_ids, num_top_logprobs.tolist(), strict=True)):
+        logprobs = torch.from_numpy(reference_sampling.log_softmax(logits[row].numpy()))
+        out_logprobs[row] = logprobs[token_id]
+        top = logprobs.topk(num_top)
+        top_ids[row, :num_top], top_logprobs[row, :num_top] = top.indices, top.values
+
+
 def _row_params(tensors: SamplingTensors, row: int) -> reference_sampling.RowParams:
     def ragged(values: torch.Tensor, indptr: torch.Tensor) -> list:
         return values[indptr[row] : indptr[row + 1]].tolist()

@@ -103,3 +103,21 @@ def sample(ctx: ExecutionContext, tensors: SamplingTensors) -> None:
         top_ids=tensors.top_ids,
         top_logprobs=tensors.top_logprobs,
     )
+
+
+def score_tokens(
+    ctx: ExecutionContext,
+    logits: Tensor,
+    token_ids: Tensor,
+    num_top_logprobs: Tensor,
+    out_logprobs: Tensor,
+    top_ids: Tensor,
+    top_logprobs: Tensor,
+) -> None:
+    """Log-probabilities of tokens that are known already: the same numbers that `sample` reports.
+
+    Shapes: `logits` float32 [R, V] (NaN becomes -inf in place, +inf the largest float), `token_ids`
+    int32 [R], `num_top_logprobs` int32 [R], `out_logprobs` float32 [R], `top_ids` int32 and
+    `top_logprobs` float32 [R, K], of which row r's first `num_top_logprobs[r]` are written, best first.
+    """
+    _native.score_tokens(ctx, logits, token_ids, num_top_logprobs, out_logprobs, top_ids, top_logprobs)

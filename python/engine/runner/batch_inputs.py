@@ -21,7 +21,7 @@ class BatchInputs:
         self._token_ids = np.empty(max_tokens, np.int32)
         self._positions = np.empty(max_tokens, np.int32)
         self._slot_ids = np.empty(max_tokens, np.int64)
-        self._logit_rows = np.empty(max_rows, np.int64)
+        self._logit_rows = np.empty(max_tokens, np.int64)
         self._cu_seqlens_q = np.zeros(max_rows + 1, np.int32)
         self._kv_lens = np.empty(max_rows, np.int32)
         self._block_tables = np.zeros((max_rows, -(-max_positions // block_size)), np.int32)
@@ -52,12 +52,20 @@ class BatchInputs:
         slot_ids += offsets
         num_sampled = int(samples.sum())
         np.subtract(ends[samples], 1, out=self._logit_rows[:num_sampled], dtype=np.int64)
+        num_wanted = num_sampled
+        for row, end in zip(rows, ends, strict=True):
+            if row.scored:
+                shift = int(end) - row.num_tokens - row.start  # from the request's positions to the step's
+                places = slice(num_wanted, num_wanted + len(row.scored))
+                self._logit_rows[places] = np.arange(row.scored.start + shift, row.scored.stop + shift)
+                num_wanted = places.stop
 
         return DecoderInputs(
             token_ids=torch.from_numpy(self._token_ids[:num_tokens]),
             positions=torch.from_numpy(positions),
             slot_ids=torch.from_numpy(slot_ids),
-            logit_rows=torch.from_numpy(self._logit_rows[:num_sampled]),
+            logit_rows=torch.from_numpy(self._logit_rows[:num_wanted]),
+            num_scored=num_wanted - num_sampled,
             plan=AttentionPlan(
                 cu_seqlens_q=torch.from_numpy(self._cu_seqlens_q[: num_rows + 1]),
                 kv_lens=torch.from_numpy(self._kv_lens[:num_rows]),

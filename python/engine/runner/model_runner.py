@@ -13,6 +13,7 @@ from engine.models.spec import ModelSpec
 from engine.models.weights import Progress, load_checkpoint, load_dummy
 from engine.runner.batch_inputs import BatchInputs
 from engine.runner.kv_cache import KVCache
+from engine.sampling.prompt_scorer import PromptScorer
 from engine.sampling.sampler import Sampler
 from engine.scheduling.step_plan import StepPlan, StepResult
 
@@ -67,14 +68,25 @@ class ModelRunner:
             max_tokens=max_tokens, max_rows=max_rows, max_positions=context_length, block_size=block_size
         )
         self._sampler = Sampler(ops, self.context, spec.vocab_size, max_rows)
+        self._scorer = PromptScorer(ops, self.context, self._model.project, max_rows)
 
     def execute(self, plan: StepPlan) -> StepResult:
-        """Compute the plan's tokens, fill their slots, and draw a token for each sampled row."""
-        return self._sampler.sample(self.compute_logits(plan), plan.sampled_rows)
+        """Compute the plan's tokens, fill their slots, score prompts, and draw a token a sampled row."""
+        hidden, num_scored = self._compute(plan)
+        num_sampled = len(hidden) - num_scored
+        result = self._sampler.sample(self._model.project(hidden[:num_sampled]), plan.sampled_rows)
+        if num_scored:
+            result.prompt_scores = self._scorer.score(hidden[num_sampled:], plan.scored_rows)
+        return result
 
     def compute_logits(self, plan: StepPlan) -> torch.Tensor:
         """Logits float32 [R, V] of the sampled rows, valid until the next step."""
-        return self._model.forward(self._inputs.build(plan), self.kv_cache.layers)
+        hidden, num_scored = self._compute(plan)
+        return self._model.project(hidden[: len(hidden) - num_scored])
+
+    def _compute(self, plan: StepPlan) -> tuple[torch.Tensor, int]:
+        inputs = self._inputs.build(plan)
+        return self._model.forward(inputs, self.kv_cache.layers), inputs.num_scored
 
 
 def _native_ops() -> ModuleType:

@@ -16,7 +16,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """Sampling parameters of one request. Defaults are those of the OpenAI API.
 
     `max_tokens` None means as many as fit the context. `logprobs` is None for none, else the
-    number of alternatives to report beside the sampled token (0: the sampled one only).
+    number of alternatives to report beside the sampled token (0: the sampled one only);
+    `prompt_logprobs` is the same for the tokens of the prompt, all but the first.
     `seed` None means that the engine draws one, and reports it. `repetition_penalty` follows
     Hugging Face (prompt and output); frequency and presence penalties see output tokens only.
 
@@ -40,6 +41,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     include_stop: bool = False
     skip_special_tokens: bool = True
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -75,6 +77,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             _fail("stop", "stop strings must not hold unpaired surrogates")
         if self.logprobs is not None and not 0 <= self.logprobs <= MAX_TOP_LOGPROBS:
             _fail("top_logprobs", f"must be in [0, {MAX_TOP_LOGPROBS}], got {self.logprobs}")
+        if self.prompt_logprobs is not None and not 0 <= self.prompt_logprobs <= MAX_TOP_LOGPROBS:
+            _fail("prompt_logprobs", f"must be in [0, {MAX_TOP_LOGPROBS}], got {self.prompt_logprobs}")
         for token_id, bias in self.logit_bias.items():
             if token_id < 0:
                 _fail("logit_bias", f"token ids must be non-negative, got {token_id}")

@@ -36,6 +36,10 @@ class Request:
     """Logical clock: order of arrival, unique."""
     stop_ids: frozenset[int] = frozenset()
     """Tokens that end generation: those of `params`, and the model's unless eos is ignored."""
+    num_to_score: int = 0
+    """Leading prompt positions whose next token gets a log-probability."""
+    num_scored: int = 0
+    """How many of them have it; what is computed again after a preemption is not scored again."""
     num_computed: int = 0
     num_blocks: int = 0
 
@@ -65,6 +69,20 @@ class Request:
     def num_pending(self) -> int:
         """Known tokens that are not computed yet; 1 when decoding."""
         return self.num_known - self.num_computed
+
+    @property
+    def is_scoring(self) -> bool:
+        """Whether prompt positions must still be computed here, because cached ones have no logits."""
+        return self.num_scored < self.num_to_score
+
+    @property
+    def has_nothing_to_do(self) -> bool:
+        return self.num_known == self.max_known and not self.is_scoring
+
+    @property
+    def num_matchable(self) -> int:
+        """Known tokens that may come from the cache."""
+        return self.num_scored if self.is_scoring else self.num_known - 1
 
     @property
     def banned_ids(self) -> frozenset[int] | None:

@@ -62,10 +62,13 @@ class SchedulerCounters:
 
 @dataclasses.dataclass(slots=True)
 class NewToken:
-    """One sampled token. `finish_reason` is "stop" or "length" when it was the last one."""
+    """One sampled token. `finish_reason` is "stop" or "length" when it was the last one.
+
+    `token_id` is None when only the prompt was to be scored.
+    """
 
     request: Request
-    token_id: int
+    token_id: int | None
     finish_reason: str | None = None
     stop_token_id: int | None = None
 
@@ -119,7 +122,10 @@ class Scheduler:
         n: int = 1,
         namespace: str = "",
     ) -> list[Request]:
-        """Queue the n choices of a prompt. With `max_tokens` 0 they are finished and not queued.
+        """Queue the n choices of a prompt; those that have nothing to do are finished and not queued.
+
+        With `max_tokens` 0 that is all of them, but for the first if the prompt is to be scored:
+        the first choice scores the prompt for all.
 
         Raises: `InvalidRequest` when it can never be served, `Overloaded` when there is no place.
         """
@@ -127,7 +133,8 @@ class Scheduler:
         max_known = max_known_tokens(prompt, params, self.settings, pool_tokens)
         if request_id in self._live:
             raise InvalidRequest(f"Invalid request: the request id {request_id!r} is in use")
-        nothing_to_do = max_known == len(prompt)
+        num_to_score = 0 if params.prompt_logprobs is None else len(prompt) - 1
+        nothing_to_do = max_known == len(prompt) and not num_to_score
         check_place(n, len(self._running), 0 if nothing_to_do else len(self._waiting), self.settings)
         stop_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
@@ -150,11 +157,13 @@ class Scheduler:
                 max_known=max_known,
                 arrival=next(self._arrivals),
                 stop_ids=stop_ids,
+                num_to_score=0 if choice else num_to_score,
             )
             choices.append(request)
-        if not nothing_to_do:
-            self._live[request_id] = {request.choice: request for request in choices}
-            for request in choices:
+        todo = [request for request in choices if not request.has_nothing_to_do]
+        if todo:
+            self._live[request_id] = {request.choice: request for request in todo}
+            for request in todo:
                 self._waiting.push(request)
         return choices
 
@@ -220,13 +229,15 @@ class Scheduler:
             request = row.request
             end = row.start + row.num_tokens
             request.num_computed = end
+            if row.scored:
+                request.num_scored = row.scored.stop
             if row.start < request.prompt_len:
                 counters.prompt_tokens_computed += min(end, request.prompt_len) - row.start
             if end // self._block_size > request.num_shared and self._cache.enabled:
                 self._share_blocks(request)
             if row.samples:
                 news.append(self._append(request, next(sampled)))
-        counters.output_tokens += len(news)
+        counters.output_tokens += sum(new.token_id is not None for new in news)
         if self.settings.debug_checks:
             self.check()
         return news
@@ -286,7 +297,7 @@ class Scheduler:
         return -(-wanted // self._block_size) - request.num_blocks
 
     def _cached_prefix_len(self, request: Request) -> int:
-        return self._cache.match_length(request.namespace, request.token_ids[: request.num_known - 1])
+        return self._cache.match_length(request.namespace, request.token_ids[: request.num_matchable])
 
     def _prefill_budget(self, num_decodes: int) -> int:
         """Tokens of prefill in this step; never none, so that prefill always gets on."""
@@ -309,7 +320,9 @@ class Scheduler:
             end = min(end, self._grow(request, end))
         if end <= start:
             return 0
-        self._rows[request] = StepRow(request, start, end - start, end == request.num_known)
+        row = self._rows[request] = StepRow(request, start, end - start, end == request.num_known)
+        if request.is_scoring:
+            row.scored = range(max(start, request.num_scored), min(end, request.num_to_score))
         return end - start
 
     def _start(self, request: Request) -> bool:
@@ -319,7 +332,8 @@ class Scheduler:
             if awaited is not None and self._claims.is_computing(awaited, request, request.num_shared):
                 return False
             self._take_cached_prefix(request)
-            request.awaited = self._claims.owner_of(request, request.num_shared)
+            if not request.is_scoring:  # which nobody else's blocks can save
+                request.awaited = self._claims.owner_of(request, request.num_shared)
             if request.awaited is not None:
                 return False
             self._claims.claim(request, request.num_shared)
@@ -331,7 +345,7 @@ class Scheduler:
 
     def _take_cached_prefix(self, request: Request) -> None:
         """Lock the longest cached prefix of a request that has not computed anything itself."""
-        known = request.token_ids[: request.num_known - 1]
+        known = request.token_ids[: request.num_matchable]
         num_tokens, block_ids, node = self._cache.match(request.namespace, known)
         if num_tokens <= request.num_computed:
             return
@@ -375,6 +389,9 @@ class Scheduler:
             self._claims.drop(request, full)
 
     def _append(self, request: Request, token_id: int) -> NewToken:
+        if request.num_known == request.max_known:  # the prompt was scored, and that was all
+            self._end(request)
+            return NewToken(request, None, "length")
         request.token_ids[request.num_known] = token_id
         request.num_known += 1
         new = NewToken(request, token_id)

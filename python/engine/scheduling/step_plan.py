@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -16,12 +17,14 @@ class StepRow:
     """One request's share of a step: positions [start, start + num_tokens) of its known tokens.
 
     `samples` says that the last of them is the last known token, so that a new token is drawn.
+    `scored` are positions of the row whose next token, known from the prompt, is to be scored.
     """
 
     request: Request
     start: int
     num_tokens: int
     samples: bool
+    scored: range = range(0)
 
 
 @dataclasses.dataclass(slots=True)
@@ -38,6 +41,23 @@ class StepPlan:
     def sampled_rows(self) -> list[StepRow]:
         return [row for row in self.rows if row.samples]
 
+    @property
+    def scored_rows(self) -> list[StepRow]:
+        return [row for row in self.rows if row.scored]
+
+
+@dataclasses.dataclass(slots=True)
+class TokenScores:
+    """Log-probabilities of known tokens: those after the C scored positions of a row.
+
+    Shapes: `logprobs` float32 [C]; `top_ids` int32 and `top_logprobs` float32 [C, K], best first,
+    K being what the request asked for. Natural logarithms of the softmax of the raw logits.
+    """
+
+    logprobs: np.ndarray
+    top_ids: np.ndarray
+    top_logprobs: np.ndarray
+
 
 @dataclasses.dataclass(slots=True)
 class StepResult:
@@ -46,13 +66,15 @@ class StepResult:
     Shapes: `token_ids` int32 [R]; `logprobs` float32 [R], of the sampled tokens; `top_ids` int32
     and `top_logprobs` float32 [R, K], best first, K being the most that any row asked for. The
     last three are None when no row asked for log-probabilities. Natural logarithms, taken from
-    the logits before bias, penalties and temperature.
+    the logits before bias, penalties and temperature. `prompt_scores` has one entry for each of
+    the plan's scored rows.
     """
 
     token_ids: np.ndarray
     logprobs: np.ndarray | None = None
     top_ids: np.ndarray | None = None
     top_logprobs: np.ndarray | None = None
+    prompt_scores: Sequence[TokenScores] = ()
 
 
 class Runner(Protocol):

@@ -1,0 +1,60 @@
+"""Log-probabilities of prompt tokens, for the requests that ask for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.scheduling.step_plan import StepRow, TokenScores
+
+
+class PromptScorer:
+    """Scores the prompt tokens of a step, `max_rows` rows of logits at a time.
+
+    Logits of a whole chunk of prompt would take hundreds of megabytes with a large vocabulary;
+    `project` makes them from hidden rows, in memory that is used again for the next rows.
+    """
+
+    def __init__(
+        self, ops: ModuleType, ctx: Any, project: Callable[[torch.Tensor], torch.Tensor], max_rows: int
+    ) -> None:
+        self._ops, self._ctx, self._project, self._max_rows = ops, ctx, project, max_rows
+
+    def score(self, hidden: torch.Tensor, rows: Sequence[StepRow]) -> list[TokenScores]:
+        """One entry for each of `rows`, whose scored positions `hidden` holds one after the other."""
+        token_ids = torch.from_numpy(np.concatenate([_next_tokens(row) for row in rows]))
+        num_top = [row.request.params.prompt_logprobs or 0 for row in rows]
+        counts = [len(row.scored) for row in rows]
+        num_top_of_each = torch.from_numpy(np.repeat(np.array(num_top, np.int32), counts))
+        logprobs = torch.empty(len(hidden))
+        top_ids = torch.empty(len(hidden), max(num_top), dtype=torch.int32)
+        top_logprobs = torch.empty(len(hidden), max(num_top))
+        for begin in range(0, len(hidden), self._max_rows):
+            part = slice(begin, begin + self._max_rows)
+            self._ops.score_tokens(
+                self._ctx,
+                self._project(hidden[part]),
+                token_ids[part],
+                num_top_of_each[part],
+                logprobs[part],
+                top_ids[part],
+                top_logprobs[part],
+            )
+        scores = []
+        for end, count, most in zip(np.cumsum(counts), counts, num_top, strict=True):
+            own = slice(end - count, end)
+            scores.append(
+                TokenScores(
+                    logprobs[own].numpy(), top_ids[own, :most].numpy(), top_logprobs[own, :most].numpy()
+                )
+            )
+        return scores
+
+
+def _next_tokens(row: StepRow) -> np.ndarray:
+    """The prompt tokens after the scored positions."""
+    return row.request.token_ids[row.scored.start + 1 : row.scored.stop + 1]
