@@ -169,7 +169,7 @@ class FakeEngineClient:
             device="cpu",
             cpu_isa="none",
             num_threads=1,
-            max_queued_requests=100,
+            max_queued_requests=2048,
         )
         self.cached_tokens = cached_tokens
         self.submitted: list[GenerateRequest] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import msgspec
 import pytest
 
 from helpers.http_server import EOS, Server, events_of
@@ -147,3 +148,13 @@ def test_the_sdk(server: Server) -> None:
     answer = server.sdk().completions.create(model="default", prompt="Once upon a time", max_tokens=100)
     assert answer.choices[0].text == "Hello there."
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_more_choices_than_the_engine_ever_takes(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready = msgspec.structs.replace(server.engine.ready, max_running_requests=2, max_queued_requests=3)
+    monkeypatch.setattr(server.engine, "ready", ready)
+    assert server.complete(prompt=["x"] * 5, max_tokens=1).status_code == 200
+    response = server.complete(prompt=["x"] * 3, n=2, max_tokens=1)
+    assert response.status_code == 400
+    assert "at most 5 can be served" in response.json()["message"]
+    assert response.json()["param"] == "n"

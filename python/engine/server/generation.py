@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from engine.core.client import EngineClient, RequestStream
-from engine.core.messages import GenerateRequest
+from engine.core.messages import EngineReady, GenerateRequest
 from engine.core.output_processor import OutputProcessor, TextDelta
 from engine.errors import InvalidRequest
 from engine.sampling.params import SamplingParams
@@ -97,6 +97,7 @@ class Generation:
 
         Effects: until it is closed, it can be aborted by `rid` and by `response_id`.
         """
+        _check_places(request.n * len(prompts), context.client.info)
         requests = [
             GenerateRequest(
                 request_id=f"{response_id}-{i}",
@@ -206,6 +207,18 @@ class Generation:
                 return
         for choice in sorted(still_open):
             yield prompt * request.n + choice, TextDelta("", [], 0, "abort")
+
+
+def _check_places(num_choices: int, ready: EngineReady | None) -> None:
+    """Raises `InvalidRequest` for more choices than an idle engine takes: to try again would be in vain."""
+    if ready is None or ready.max_queued_requests is None:
+        return
+    places = ready.max_running_requests + ready.max_queued_requests
+    if num_choices > places:
+        raise InvalidRequest(
+            f"n for each prompt makes {num_choices} choices, but at most {places} can be served at once",
+            param="n",
+        )
 
 
 async def _submit_all(client: EngineClient, requests: list[GenerateRequest]) -> list[RequestStream]:
