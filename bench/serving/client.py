@@ -86,16 +86,18 @@ class Answer:
                     yield arrived_s, json.loads(event[len(b"data: ") :])
 
     def _chunks(self) -> Iterator[tuple[float, bytes]]:
-        """(time, bytes) of each chunk of the body."""
-        waiting, in_body = b"", False
+        """(time, bytes) of each chunk of the body; of a body that is not cut into chunks, each piece."""
+        waiting, head = b"", b""
         for arrived_s, data in self.pieces:
             waiting += data
-            if not in_body and _HEAD_END in waiting:
+            if not head and _HEAD_END in waiting:
                 head, _, waiting = waiting.partition(_HEAD_END)
                 if head.split(b" ", 2)[1] != b"200":
                     raise BadAnswer(f"{head.splitlines()[0].decode()}: {waiting[:500].decode()}")
-                in_body = True
-            while in_body and b"\r\n" in waiting:
+            if head and b"transfer-encoding: chunked" not in head.lower():
+                yield arrived_s, waiting
+                waiting = b""
+            while head and b"\r\n" in waiting:
                 size_line, _, rest = waiting.partition(b"\r\n")
                 size = int(size_line.split(b";")[0], 16)
                 if len(rest) < size + 2:

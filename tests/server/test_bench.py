@@ -55,6 +55,13 @@ def test_an_answer_in_pieces(client, piece_len: int) -> None:
     assert completion.ttft_s == completion.text_s[0] + 10
 
 
+@pytest.mark.parametrize("piece_len", [1, 100, 10_000])
+def test_an_answer_of_known_length(client, piece_len: int) -> None:
+    body = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in EVENTS)
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body)
+    assert answer(client, head + body, piece_len).read().token_ids == [5, 6, 7]
+
+
 @pytest.mark.parametrize(
     "content",
     [

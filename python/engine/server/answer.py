@@ -110,23 +110,28 @@ class Answer:
                 await self._stream_choices(generation, events, stream)
                 outcome = self._outcome
             except Exception as error:  # the status line is out: the error goes into the stream
-                await stream.send(error_event(to_http(error, request_id_of(self.request)).body()))
+                stream.hold(error_event(to_http(error, request_id_of(self.request)).body()))
                 outcome = "error"
-            await stream.send(DONE)
+            stream.hold(DONE)
         return outcome
 
     async def _stream_choices(self, generation: Generation, events: Events, stream: EventStream) -> None:
+        """Send every event but those of the last delta, which go out with the end of the stream."""
         for event in self.shape.opening(events):
             await stream.send(event)
         async for index, delta in generation.deltas():
             self._note_end(index, delta)
             extra: dict[str, Any] = {"usage": generation.usage} if self.asked.continuous_usage else {}
-            if len(self.finish_reasons) == generation.num_choices and not self.asked.include_usage:
+            is_last = len(self.finish_reasons) == generation.num_choices
+            if is_last and not self.asked.include_usage:
                 extra |= self._cache_details(generation)
             for event in self.shape.events(events, index, delta, **extra):
-                await stream.send(event)
+                if is_last:
+                    stream.hold(event)
+                else:
+                    await stream.send(event)
         if self.asked.include_usage:
-            await stream.send(events.usage(self._usage(generation), **self._cache_details(generation)))
+            stream.hold(events.usage(self._usage(generation), **self._cache_details(generation)))
 
     def _note_end(self, index: int, delta: TextDelta) -> None:
         if delta.finish_reason is not None:

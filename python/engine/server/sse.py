@@ -116,6 +116,7 @@ class EventStream:
         self._headers = headers
         self._last_sent = monotonic()
         self._sending_since: float | None = None
+        self._held = b""
 
     async def __aenter__(self) -> EventStream:
         self._response = await self._request.respond(
@@ -127,14 +128,24 @@ class EventStream:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._watcher.cancel()
-        if kind is None:
-            await self._response.eof()
+        try:
+            if kind is None:
+                await self._write(b"", is_last=True)
+        finally:
+            self._watcher.cancel()
 
     async def send(self, event: bytes) -> None:
         """Effects: waits while the client reads more slowly than events are made."""
+        await self._write(event, is_last=False)
+
+    def hold(self, event: bytes) -> None:
+        """Keep an event until the next is sent, or the response ends: a write costs more than an event."""
+        self._held += event
+
+    async def _write(self, event: bytes, *, is_last: bool) -> None:
+        data, self._held = self._held + event, b""
         self._sending_since = monotonic()
-        await self._response.send(event)
+        await self._response.send(data, is_last)
         self._last_sent = monotonic()
         self._sending_since = None
 
