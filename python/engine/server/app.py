@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import socket
 from typing import Any
 
@@ -13,18 +14,33 @@ from sanic.handlers import ErrorHandler
 from sanic.http.constants import HTTP
 from sanic.request import Request
 from sanic.server.async_server import AsyncioServer
+from sanic_routing.route import Route
 
 from engine.server.auth import ApiKeys
 from engine.server.body import MAX_BODY_BYTES
 from engine.server.context import ServerContext
 from engine.server.error_map import to_http
+from engine.server.metrics import Metrics
 from engine.server.request_id import HEADER, request_id_of
-from engine.server.routes import abort, cache, chat, completions, health, loads, models, server_info, tokenize
+from engine.server.routes import (
+    abort,
+    cache,
+    chat,
+    completions,
+    health,
+    loads,
+    metrics,
+    models,
+    server_info,
+    tokenize,
+)
 
 KEEP_ALIVE_TIMEOUT_S = 75
 REQUEST_TIMEOUT_S = 60
 BACKLOG = 1024
 _DRAIN_POLL_S = 0.05
+
+ROUTES = (health, models, server_info, loads, metrics, chat, completions, tokenize, cache, abort)
 
 _SANIC_CONFIG = {
     "ACCESS_LOG": False,
@@ -45,7 +61,7 @@ def create_app(context: ServerContext) -> Sanic:
         "engine",
         configure_logging=False,
         env_prefix="",
-        error_handler=_ErrorHandler(),
+        error_handler=_ErrorHandler(context.metrics),
         request_class=_Request,
     )
     Sanic.unregister_app(app)
@@ -61,7 +77,11 @@ def create_app(context: ServerContext) -> Sanic:
     async def add_request_id(request: Request, response: HTTPResponse) -> None:
         response.headers[HEADER] = request_id_of(request)
 
-    for routes in (health, models, server_info, loads, chat, completions, tokenize, cache, abort):
+    @app.on_response
+    async def count(request: Request, response: HTTPResponse) -> None:
+        context.metrics.count_response(endpoint_of(request.route), request.method, response.status)
+
+    for routes in ROUTES:
         routes.add_routes(app, context)
     return app
 
@@ -77,11 +97,22 @@ class _Request(Request):
         super().__init__(url_bytes, headers, version, method, *args, **kwargs)
 
 
+def endpoint_of(route: Route | None) -> str:
+    """The path of a route, with {names} in place of its parameters; "other" for no route of ours."""
+    return "other" if route is None else "/" + re.sub(r"<(\w+)(:\w+)?>", r"{\1}", route.path)
+
+
 class _ErrorHandler(ErrorHandler):
     """Gives every error, of ours and of the framework, the one body."""
 
+    def __init__(self, metrics: Metrics) -> None:
+        super().__init__()
+        self._metrics = metrics
+
     def default(self, request: Request, exception: Exception) -> HTTPResponse:
         error = to_http(exception, request_id_of(request))
+        if request.method == "POST" and error.status != 500:
+            self._metrics.count_rejection(error.slug)
         return HTTPResponse(error.body(), error.status, error.headers, "application/json")
 
 

@@ -11,6 +11,7 @@ from engine.core.client import EngineClient, EngineState
 from engine.core.messages import EngineReady
 from engine.errors import Overloaded
 from engine.server.live_requests import LiveRequests
+from engine.server.metrics import Metrics
 from engine.server.model_files import ModelFiles
 from engine.server.model_names import ModelNames
 
@@ -35,6 +36,7 @@ class ServerContext:
 
     def __post_init__(self) -> None:
         path = self.engine_config.model_path
+        self.metrics = Metrics()
         self.live = LiveRequests()
         self.names = ModelNames(self.config.served_model_name or (path,), path)
 

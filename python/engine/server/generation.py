@@ -15,6 +15,7 @@ from engine.core.output_processor import OutputProcessor, TextDelta
 from engine.errors import InvalidRequest
 from engine.sampling.params import SamplingParams
 from engine.server.context import ServerContext
+from engine.server.metrics import RequestTimer
 from engine.server.schema import GenerationRequest
 from engine.text.stop_strings import StopStrings
 from engine.text.tokenizer import Tokenizer
@@ -79,6 +80,8 @@ class Generation:
         self._live = context.live
         self._names: tuple[str, ...] = ()
         self._is_aborted = False
+        self._num_ended = 0
+        self._timer = RequestTimer(context.metrics)
         self._requests = requests
         self._unfinished = {r.request_id for r in requests}
         self._streams: list[RequestStream] = []
@@ -121,13 +124,17 @@ class Generation:
             if self._is_aborted and isinstance(error, InvalidRequest):
                 raise InvalidRequest("the request was aborted", slug="request_aborted") from None
             raise
+        self._timer.admitted(self.prompt_tokens)
         return self
 
     async def __aenter__(self) -> Generation:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close()
+        is_aborted = self._is_aborted or kind is asyncio.CancelledError
+        is_complete = not is_aborted and self._num_ended == self.num_choices
+        self._timer.ended(self.cached_tokens, is_complete=is_complete, is_aborted=is_aborted)
 
     def close(self) -> None:
         """Cancel what has not come to its end."""
@@ -187,6 +194,7 @@ class Generation:
         still_open = set(range(request.n))
         counted_cache = False
         async for chunk in self._streams[prompt]:
+            self._timer.tokens(prompt * request.n + chunk.choice, len(chunk.token_ids))
             if chunk.choice == 0 and not counted_cache:
                 counted_cache = True
                 self.cached_tokens += chunk.cached_tokens
@@ -200,6 +208,7 @@ class Generation:
             self.completion_tokens += delta.num_tokens
             if delta.finish_reason is not None:
                 still_open.discard(chunk.choice)
+                self._num_ended += 1
                 if chunk.finish_reason is None:
                     self._client.cancel_choice(request.request_id, chunk.choice)
             yield prompt * request.n + chunk.choice, delta

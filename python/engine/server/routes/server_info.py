@@ -21,6 +21,7 @@ _LINKS = {
     "health": "/health",
     "server_info": "/server_info",
     "loads": "/v1/loads",
+    "metrics": "/metrics",
 }
 
 

@@ -1,0 +1,96 @@
+"""What is counted and timed for /metrics. Each server has its own; names carry the prefix engine:.
+
+Labels take few values, all of them ours: nothing that a client makes up becomes one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from time import monotonic
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import Metric
+
+PREFIX = "engine:"
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_SHORT_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
+_LONG_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+class Metrics:
+    """The counters and histograms of one server."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of admitted requests.")
+        self.cached_tokens = self._counter("cached_tokens", "Prompt tokens taken from the prefix cache.")
+        self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
+        self.requests = self._counter("num_requests", "Requests admitted.")
+        self.aborted = self._counter("num_aborted_requests", "Requests ended by their client, or aborted.")
+        self._rejected = self._counter("rejected", "Requests refused, by the code of the error.", "reason")
+        self._responses = self._counter(
+            "http_responses", "Answers over HTTP.", "endpoint", "method", "status"
+        )
+        self.time_to_first_token = self._histogram(
+            "time_to_first_token_seconds", "From the request's submission to its first token.", _LONG_S
+        )
+        self.inter_token_latency = self._histogram(
+            "inter_token_latency_seconds", "Between two tokens of a choice.", _SHORT_S
+        )
+        self.e2e_latency = self._histogram(
+            "e2e_request_latency_seconds", "From the request's submission to its last token.", _LONG_S
+        )
+        self.queue_time = self._histogram(
+            "queue_time_seconds", "From the request's submission to its admission.", _LONG_S
+        )
+
+    def count_response(self, endpoint: str, method: str, status: int) -> None:
+        """`endpoint` is the path of a route, with names in place of its parameters."""
+        self._responses.labels(endpoint, method if method in _METHODS else "other", str(status)).inc()
+
+    def count_rejection(self, reason: str) -> None:
+        self._rejected.labels(reason).inc()
+
+    def collect(self) -> Iterable[Metric]:
+        return self._registry.collect()
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(PREFIX + name, text, labels, registry=self._registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(PREFIX + name, text, buckets=buckets, registry=self._registry)
+
+
+class RequestTimer:
+    """Times and counts one request from its submission on. Choices are told apart by any number."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._start_s = monotonic()
+        self._last_token_s: dict[int, float] = {}
+
+    def admitted(self, prompt_tokens: int) -> None:
+        self._metrics.queue_time.observe(monotonic() - self._start_s)
+        self._metrics.requests.inc()
+        self._metrics.prompt_tokens.inc(prompt_tokens)
+
+    def tokens(self, choice: int, num_tokens: int) -> None:
+        """New tokens of a choice arrived together."""
+        if not num_tokens:
+            return
+        now = monotonic()
+        last_s = self._last_token_s.get(choice)
+        if last_s is not None:
+            self._metrics.inter_token_latency.observe((now - last_s) / num_tokens)
+        elif not self._last_token_s:
+            self._metrics.time_to_first_token.observe(now - self._start_s)
+        self._last_token_s[choice] = now
+        self._metrics.generation_tokens.inc(num_tokens)
+
+    def ended(self, cached_tokens: int, *, is_complete: bool, is_aborted: bool) -> None:
+        """The admitted request is over."""
+        self._metrics.cached_tokens.inc(cached_tokens)
+        if is_complete:
+            self._metrics.e2e_latency.observe(monotonic() - self._start_s)
+        if is_aborted:
+            self._metrics.aborted.inc()

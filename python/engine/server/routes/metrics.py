@@ -1,0 +1,57 @@
+"""GET /metrics, in the text formats of Prometheus."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as open_metrics
+from sanic import HTTPResponse, Sanic
+from sanic.request import Request
+
+from engine.errors import Overloaded
+from engine.server.context import ServerContext
+from engine.server.load import Load, fetch_load
+from engine.server.metrics import PREFIX
+
+_OPEN_METRICS = "application/openmetrics-text"
+
+
+def add_routes(app: Sanic, context: ServerContext) -> None:
+    @app.get("/metrics", ignore_body=True)
+    async def metrics(request: Request) -> HTTPResponse:
+        snapshot = _Snapshot([*context.metrics.collect()])
+        with contextlib.suppress(Overloaded):  # while the engine is away, its numbers are left out
+            snapshot.families += _load_families(await fetch_load(context))
+        if _OPEN_METRICS in request.headers.get("accept", ""):
+            content_type = f"{_OPEN_METRICS}; version=1.0.0; charset=utf-8"
+            return HTTPResponse(open_metrics(snapshot), content_type=content_type)
+        content_type = "text/plain; version=0.0.4; charset=utf-8"
+        return HTTPResponse(generate_latest(snapshot), content_type=content_type)
+
+
+@dataclasses.dataclass
+class _Snapshot:
+    """What the library takes for a registry."""
+
+    families: list[Metric]
+
+    def collect(self) -> Iterable[Metric]:
+        return self.families
+
+
+def _load_families(load: Load) -> Iterator[Metric]:
+    for name, text, value in (
+        ("num_running_reqs", "Choices being computed.", load.num_running_reqs),
+        ("num_queue_reqs", "Choices that wait.", load.num_waiting_reqs),
+        ("token_usage", "Part of the KV cache that requests hold.", load.token_usage),
+        ("num_used_tokens", "Tokens of the KV cache that requests hold.", load.num_used_tokens),
+        ("max_total_num_tokens", "Tokens that the KV cache holds at most.", load.max_total_num_tokens),
+        ("cache_hit_rate", "Part of all prompt tokens that were cached.", load.cache_hit_rate),
+    ):
+        yield GaugeMetricFamily(PREFIX + name, text, value=value)
+    text = "Running requests put back into the queue."
+    yield CounterMetricFamily(PREFIX + "num_preemptions", text, value=load.num_preemptions)

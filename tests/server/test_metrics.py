@@ -1,0 +1,173 @@
+"""GET /metrics: what is counted, under which names, and that clients cannot make up labels."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open_metrics
+from prometheus_client.parser import text_string_to_metric_families
+
+from engine.core.client import EngineState
+from engine.errors import InternalError, Overloaded
+from helpers.http_server import Server, wait_until
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def scrape(server: Server) -> Samples:
+    response = server.get("/metrics")
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    return {
+        (sample.name.removeprefix("engine:"), frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+
+
+def value(samples: Samples, name: str, **labels: str) -> float:
+    return samples.get((name, frozenset(labels.items())), 0.0)
+
+
+@pytest.fixture
+def fresh(model_dir: Path) -> Server:
+    with Server(model_dir) as server:
+        yield server
+
+
+def test_names(fresh: Server) -> None:
+    fresh.chat()
+    text = fresh.get("/metrics").text
+    names = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
+    assert all(name.startswith("engine:") for name in names)
+    expected = (
+        "num_running_reqs num_queue_reqs token_usage num_used_tokens max_total_num_tokens cache_hit_rate "
+        "num_preemptions_total prompt_tokens_total generation_tokens_total cached_tokens_total "
+        "num_requests_total num_aborted_requests_total rejected_total http_responses_total "
+        "time_to_first_token_seconds inter_token_latency_seconds e2e_request_latency_seconds "
+        "queue_time_seconds"
+    )
+    assert {f"engine:{name}" for name in expected.split()} <= names
+
+
+def test_tokens_and_latencies_of_requests(fresh: Server) -> None:
+    fresh.engine.cached_tokens = 1
+    usages = [
+        fresh.chat().json()["usage"],
+        fresh.complete(prompt=["a", "bc"], n=2, max_tokens=3).json()["usage"],
+    ]
+    fresh.complete(stream=True, max_tokens=5, prompt="Hello")
+    samples = scrape(fresh)
+    completion = sum(usage["completion_tokens"] for usage in usages) + 5
+    assert value(samples, "generation_tokens_total") == completion
+    assert value(samples, "prompt_tokens_total") == sum(u["prompt_tokens"] for u in usages) + 5
+    assert value(samples, "cached_tokens_total") == 4  # one for each prompt
+    assert value(samples, "num_requests_total") == 3
+    for name in ("time_to_first_token_seconds", "e2e_request_latency_seconds", "queue_time_seconds"):
+        assert value(samples, f"{name}_count") == 3
+    num_choices = 1 + 4 + 1
+    assert value(samples, "inter_token_latency_seconds_count") == completion - num_choices
+    first, last = (
+        value(samples, f"{n}_sum") for n in ("time_to_first_token_seconds", "e2e_request_latency_seconds")
+    )
+    assert 0 < first < last < 10
+    assert value(samples, "num_aborted_requests_total") == 0
+    assert value(samples, "max_total_num_tokens") == 8192
+
+
+def test_a_stop_string_completes_a_request(fresh: Server) -> None:
+    assert fresh.chat(stop="there").json()["choices"][0]["finish_reason"] == "stop"
+    assert value(scrape(fresh), "e2e_request_latency_seconds_count") == 1
+
+
+def test_aborted_and_failed_requests_are_not_complete(fresh: Server) -> None:
+    fresh.call(fresh.engine.hold)
+    thread = threading.Thread(target=lambda: fresh.chat(rid="mine"))
+    thread.start()
+    wait_until(lambda: fresh.post("/abort_request", {"rid": "mine"}).json()["aborted"] == 1)
+    thread.join(20)
+    with fresh.http.stream(
+        "POST", "/v1/completions", json={"model": "default", "prompt": "a", "stream": True}
+    ):
+        pass
+    wait_until(lambda: value(scrape(fresh), "num_aborted_requests_total") == 2)
+    fresh.call(fresh.engine.release)
+    fresh.engine.fail_with = InternalError("broken")
+    fresh.chat()
+    fresh.chat(stream=True)
+    samples = scrape(fresh)
+    assert value(samples, "num_requests_total") == 4
+    assert value(samples, "num_aborted_requests_total") == 2
+    assert value(samples, "e2e_request_latency_seconds_count") == 0
+
+
+def test_refusals_are_counted_by_reason(fresh: Server) -> None:
+    fresh.engine.refuse_with = Overloaded("full")
+    fresh.chat()
+    fresh.chat(stream=True)
+    fresh.engine.refuse_with = None
+    fresh.complete(temperature=-1)
+    fresh.complete(model="nope")
+    fresh.post("/v1/completions", [])
+    fresh.engine.fail_with = InternalError("broken")
+    fresh.chat()
+    samples = scrape(fresh)
+    reasons = {dict(labels)["reason"]: v for (name, labels), v in samples.items() if name == "rejected_total"}
+    assert reasons == {"queue_full": 2, "invalid_value": 1, "model_not_found": 1, "invalid_json": 1}
+    assert value(samples, "num_requests_total") == 1
+
+
+def test_answers_are_counted_by_route_and_clients_make_up_no_label(fresh: Server) -> None:
+    fresh.chat()
+    fresh.chat(stream=True)
+    fresh.chat(temperature=-1)
+    fresh.get("/v1/models/org/a")
+    fresh.get("/v1/models/org/b")
+    for i in range(3):
+        fresh.get(f"/made-up-{i}")
+        fresh.http.delete("/v1/models")
+    fresh.raw(b"INVENTED /health HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+    samples = scrape(fresh)
+
+    def count(endpoint: str, method: str, status: int) -> float:
+        return value(samples, "http_responses_total", endpoint=endpoint, method=method, status=str(status))
+
+    assert count("/v1/chat/completions", "POST", 200) == 2
+    assert count("/v1/chat/completions", "POST", 400) == 1
+    assert count("/v1/models/{model_id}", "GET", 404) == 2
+    assert count("other", "GET", 404) == 3
+    assert count("other", "DELETE", 405) == 3
+    labels = {v for name, labels in samples if name == "http_responses_total" for _, v in labels}
+    assert not any("made-up" in label or "INVENTED" in label for label in labels)
+
+
+def test_without_the_engine_its_numbers_are_left_out(fresh: Server) -> None:
+    fresh.chat()
+    fresh.call(lambda: fresh.engine.set_state(EngineState.RESTARTING, "gone"))
+    samples = scrape(fresh)
+    assert value(samples, "num_requests_total") == 1
+    assert ("num_running_reqs", frozenset()) not in samples
+
+
+@pytest.mark.parametrize("accept", ["", "*/*", "text/plain;version=x", "application/json", "\x7f;;,=q"])
+def test_the_plain_format_is_for_everybody(fresh: Server, accept: str) -> None:
+    assert fresh.get("/metrics", headers={"accept": accept}).headers["content-type"].startswith("text/plain")
+
+
+def test_open_metrics_for_those_who_ask(fresh: Server) -> None:
+    fresh.chat()
+    response = fresh.get(
+        "/metrics", headers={"accept": "application/openmetrics-text;version=1.0.0,*/*;q=0.1"}
+    )
+    assert response.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    names = {family.name for family in parse_open_metrics(response.text)}
+    assert {"engine:num_requests", "engine:token_usage", "engine:queue_time_seconds"} <= names
+
+
+def test_two_servers_count_apart(fresh: Server, model_dir: Path) -> None:
+    with Server(model_dir) as other:
+        fresh.chat()
+        assert value(scrape(fresh), "num_requests_total") == 1
+        assert value(scrape(other), "num_requests_total") == 0
