@@ -101,6 +101,75 @@ def test_it_is_listed_under_a_name_of_its_own(client):
     assert client.models.retrieve(model.id).max_model_len == 2048
 
 
+# --- the same request gives the same answer
+
+
+def mixed_requests() -> list[dict]:
+    """24 chats: shared and unshared beginnings, greedy and seeded, filters, penalties, biases, n."""
+    questions = [
+        "Tell me a story",
+        "What is 7 + 8?",
+        "Tell me about France",
+        "Who are you?",
+        "Hello!",
+        "Count to 9.",
+    ]
+    systems = [
+        None,
+        "You are a helpful assistant.",
+        "Answer in capital letters. " * 30,
+        "Be brief and friendly.",
+    ]
+    styles = [
+        {"temperature": 0},
+        {"seed": 1},
+        {"seed": 2, "temperature": 1.7, "extra_body": {"top_k": 40, "min_p": 0.01}},
+        {"seed": 3, "top_p": 0.9, "n": 2, "frequency_penalty": 0.7, "presence_penalty": -0.5},
+        {"seed": 4, "logit_bias": {"300": 3, "17": -100}, "extra_body": {"repetition_penalty": 1.3}},
+    ]
+    requests = []
+    for i in range(24):
+        system = systems[i % 4]
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": questions[i % 6]})
+        style = {"logprobs": True, "top_logprobs": i % 4, "max_tokens": 20 + i, **styles[i % 5]}
+        requests.append({"model": MODEL, "messages": messages, **style})
+    return requests
+
+
+def answers_of(client: openai.OpenAI, request: dict, stream: bool) -> list[tuple]:
+    """Per choice: text, reason of the end, and every token with its log-probabilities."""
+    answer = client.chat.completions.create(**request, stream=stream)
+    texts: dict[int, str] = {}
+    reasons: dict[int, str] = {}
+    tokens: dict[int, list] = {}
+    for part in answer if stream else [answer]:
+        for choice in part.choices:
+            content = choice.delta.content if stream else choice.message.content
+            texts[choice.index] = texts.get(choice.index, "") + (content or "")
+            reasons[choice.index] = choice.finish_reason or reasons.get(choice.index, "")
+            if choice.logprobs:
+                tokens.setdefault(choice.index, []).extend(t.model_dump() for t in choice.logprobs.content)
+    return [(texts[i], reasons[i], tokens[i]) for i in sorted(texts)]
+
+
+def test_answers_depend_neither_on_company_nor_on_streaming(client):
+    requests = mixed_requests()
+    alone = [answers_of(client, request, stream=i % 2 == 0) for i, request in enumerate(requests)]
+    assert len({text for answers in alone for text, _, _ in answers}) > 15, "the mix is worth comparing"
+    together: list = [None] * len(requests)
+
+    def ask(i: int) -> None:
+        together[i] = answers_of(client, requests[i], stream=i % 2 == 1)
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(requests))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == alone
+
+
 # --- the prefix cache, as clients see it
 
 

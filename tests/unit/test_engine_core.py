@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import logging
 
 import numpy as np
@@ -239,6 +240,29 @@ def test_a_failing_step_fails_its_requests_only(caplog):
     assert core.stats().num_blocks_in_use == 0
     core.handle(generate("c", range(20)))
     assert len(tokens_of(run(core), "c")) == 8
+
+
+def test_a_request_without_a_possible_token_fails_alone():
+    core, runner = make_core()
+    execute = runner.execute
+
+    def broken_for_a(plan):
+        result = execute(plan)
+        is_broken = [row.request.request_id == "a" and row.request.choice == 0 for row in plan.sampled_rows]
+        return dataclasses.replace(result, token_ids=np.where(is_broken, -1, result.token_ids))
+
+    runner.execute = broken_for_a
+    core.handle(generate("a", range(20), n=2))
+    core.handle(generate("b", range(5, 30)))
+    messages = run(core)
+    (failed,) = [m for m in messages if isinstance(m, Failed)]
+    assert failed.request_id == "a"
+    assert isinstance(failed.to_error(), InternalError)
+    assert (
+        tokens_of(messages, "b")
+        == answer_alone(range(5, 30), SamplingParams(temperature=0, max_tokens=8)).token_ids
+    )
+    assert core.stats().num_blocks_in_use == 0
 
 
 def test_cancels_are_silent_and_free_everything():

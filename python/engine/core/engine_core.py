@@ -122,8 +122,15 @@ class EngineCore:
                 for row, scores in zip(plan.scored_rows, result.prompt_scores, strict=True):
                     self._outbox.append(_prompt_chunk(row, scores))
                 for i, new in enumerate(self._scheduler.update(plan, result)):
-                    self._outbox.append(_chunk(new, result, i))
+                    is_broken = new.finish_reason == "error"
+                    self._outbox.append(self._fail(new) if is_broken else _chunk(new, result, i))
         return self._take_outbox()
+
+    def _fail(self, new: NewToken) -> Failed:
+        request_id = new.request.request_id
+        logger.error("no token can be drawn for %s: the model computes nothing but NaN", request_id)
+        self._scheduler.cancel(request_id)
+        return Failed.from_error(request_id, InternalError("The model computed no usable numbers."))
 
     def flush(self) -> bool:
         """Empty the prefix cache, unless requests run or wait; whether it was done."""

@@ -64,7 +64,8 @@ class SchedulerCounters:
 class NewToken:
     """One sampled token. `finish_reason` is "stop" or "length" when it was the last one.
 
-    `token_id` is None when only the prompt was to be scored.
+    `token_id` is None when only the prompt was to be scored, and, with `finish_reason` "error", when
+    no token was possible.
     """
 
     request: Request
@@ -392,6 +393,9 @@ class Scheduler:
         if request.num_known == request.max_known:  # the prompt was scored, and that was all
             self._end(request)
             return NewToken(request, None, "length")
+        if token_id < 0:  # no token is possible: the model's numbers are broken
+            self._end(request)
+            return NewToken(request, None, "error")
         request.token_ids[request.num_known] = token_id
         request.num_known += 1
         new = NewToken(request, token_id)
