@@ -66,7 +66,7 @@ Isa parse_isa(std::string_view name) {
     names += (names.empty() ? "" : ", ") + std::string(isa_name(isa));
   }
   throw Error(ErrorCode::kUnsupported,
-              "isa: this machine and build have " + names + ", got '" + std::string(name) + "'");
+              "instruction set (isa): this machine and build have " + names + ", got '" + std::string(name) + "'");
 }
 
 }  // namespace engine::cpu

@@ -88,8 +88,9 @@ def _explain(settings: Settings, engine_config: EngineConfig, server_config: Ser
     if settings.get("model_path") is None:
         resolved["model_path"] = (engine_config.model_path, "the bundled model")
     if settings.get("served_model_name") is None:
-        names = server_config.served_model_name or (engine_config.model_path,)
-        resolved["served_model_name"] = (names, "name of the bundled model or the model path")
+        own_name = server_config.served_model_name
+        why = "the name of the bundled model" if own_name else "the model path"
+        resolved["served_model_name"] = (own_name or (engine_config.model_path,), why)
     return describe(settings, resolved)
 
 
