@@ -22,7 +22,7 @@ START_S = 300.0
 _POLL_S = 0.02
 _MOST_LOG_BYTES = 1 << 26
 _LISTENING = re.compile(r"listening on (http://\S+?),")
-_LAST_WORDS = re.compile(r"served (\d+) tokens .*: ([\d.]+) s of CPU in the model, ([\d.]+) s around it")
+_LAST_WORDS = re.compile(r"served (\d+) tokens .*: ([\d.]+) s in the model, ([\d.]+) s around it")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,8 @@ class CpuTime:
 class OwnServer:
     """`python -m engine.server` with `argv`, on a free port.
 
-    What it says at its end is what the engine's thread spent outside the model, over its whole life.
+    At its end it says how long the engine's thread was awake outside the model. That is by the clock:
+    at least the thread's CPU time, and more where others take its core.
     """
 
     model = "default"
@@ -58,7 +59,7 @@ class OwnServer:
         return CpuTime(_cpu_s(self._watched), sum(map(_cpu_s, children)))
 
     def stop(self) -> float | None:
-        """End it; microseconds of the engine's thread outside the model, for each token it served."""
+        """End it; microseconds that the engine's thread was awake outside the model, a token served."""
         self._process.terminate()
         self._process.wait(60)
         found = _LAST_WORDS.search(self._text())

@@ -248,7 +248,7 @@ class FakeEngineClient:
             output_tokens=0,
             num_preemptions=0,
             tokens_evicted=0,
-            model_cpu_s=0.0,
+            model_s=0.0,
         )
 
     async def flush(self) -> bool:

@@ -51,9 +51,10 @@ class EngineCore:
         self._scheduler = Scheduler(settings, cache, clock=clock)
         self._runner = runner
         self._cache = cache
+        self._clock = clock
         self._draw_seed = draw_seed
         self._outbox: list[ToServer] = []
-        self._model_cpu_s = 0.0
+        self._model_s = 0.0
 
     @property
     def has_work(self) -> bool:
@@ -109,7 +110,7 @@ class EngineCore:
         if announce is not None and plan is not None and self._outbox:
             announce(self._take_outbox())
         if plan is not None:
-            began_s = time.thread_time()
+            began_s = self._clock()
             try:
                 result = self._runner.execute(plan)
             except Exception:
@@ -118,7 +119,7 @@ class EngineCore:
                 for request_id in self._scheduler.abandon(plan):
                     self._outbox.append(Failed.from_error(request_id, error))
             else:
-                self._model_cpu_s += time.thread_time() - began_s
+                self._model_s += self._clock() - began_s
                 for row, scores in zip(plan.scored_rows, result.prompt_scores, strict=True):
                     self._outbox.append(_prompt_chunk(row, scores))
                 for i, new in enumerate(self._scheduler.update(plan, result)):
@@ -159,7 +160,7 @@ class EngineCore:
             output_tokens=counters.output_tokens,
             num_preemptions=counters.num_preemptions,
             tokens_evicted=cache.num_evicted_blocks * cache.block_size,
-            model_cpu_s=self._model_cpu_s,
+            model_s=self._model_s,
         )
 
 

@@ -67,20 +67,22 @@ def run(connection: socket.socket, build: Build) -> int:
         return 1
     try:
         connection.sendall(encode_frame([ready]))
-        began_s = time.thread_time()
-        serve(connection, core)
+        awake_s = serve(connection, core)
     except ConnectionError:
         logger.info("the server is gone")
     else:
-        _log_totals(core, time.thread_time() - began_s)
+        _log_totals(core, awake_s)
     return 0
 
 
-def serve(connection: socket.socket, core: EngineCore) -> None:
+def serve(connection: socket.socket, core: EngineCore) -> float:
     """Step while there is work, sleep while there is none; return on `Shutdown` or end of file.
 
-    A reader that does not keep up holds the engine up: nothing piles up in between.
+    A reader that does not keep up holds the engine up: nothing piles up in between. Returns how
+    long it was awake, in seconds.
     """
+    began_s = time.monotonic()
+    asleep_s = 0.0
 
     def send(messages: list[ToServer]) -> None:
         connection.sendall(encode_frame(messages))
@@ -89,27 +91,30 @@ def serve(connection: socket.socket, core: EngineCore) -> None:
     poll = select.poll()
     poll.register(connection, select.POLLIN)
     while True:
-        if poll.poll(0 if core.has_work else None):
+        if not core.has_work:
+            lay_down_s = time.monotonic()
+            poll.poll()
+            asleep_s += time.monotonic() - lay_down_s
+        if poll.poll(0):
             data = connection.recv(_READ_BYTES)
-            if not data:
-                return
-            for message in reader.feed(data):
-                if isinstance(message, Shutdown):
-                    return
+            messages = reader.feed(data)
+            if not data or any(isinstance(message, Shutdown) for message in messages):
+                return time.monotonic() - began_s - asleep_s
+            for message in messages:
                 core.handle(message)
         if messages := core.step(announce=send):
             send(messages)
 
 
-def _log_totals(core: EngineCore, cpu_s: float) -> None:
-    """The last words, which bench/serving reads. CPU time is that of this thread."""
+def _log_totals(core: EngineCore, awake_s: float) -> None:
+    """The last words, which bench/serving reads. Times are by the clock, of this thread."""
     stats = core.stats()
     logger.info(
-        "served %d tokens in %d steps: %.4f s of CPU in the model, %.4f s around it",
+        "served %d tokens in %d steps: %.4f s in the model, %.4f s around it",
         stats.output_tokens,
         stats.num_steps,
-        stats.model_cpu_s,
-        cpu_s - stats.model_cpu_s,
+        stats.model_s,
+        awake_s - stats.model_s,
     )
 
 

@@ -161,7 +161,7 @@ class EngineFailed(_Message, tag=14):
 class EngineStats(_Message, tag=15):
     """A snapshot between two steps. Blocks: free + cached + in_use = total.
 
-    `model_cpu_s` is the CPU time of the engine's own thread inside the runner, without its helpers.
+    `model_s` is the time spent in the runner, by the clock.
     """
 
     num_running: int
@@ -176,7 +176,7 @@ class EngineStats(_Message, tag=15):
     output_tokens: int
     num_preemptions: int
     tokens_evicted: int
-    model_cpu_s: float
+    model_s: float
 
 
 class Progress(_Message, tag=16):
