@@ -22,6 +22,7 @@ from engine.core.frames import encode_frame
 from engine.core.messages import GenerateRequest, TokenChunk
 from engine.models.registry import read_spec
 from engine.ops import native
+from engine.ops.sampling import SamplingTensors
 from engine.runner.model_runner import ModelRunner
 from engine.sampling.params import SamplingParams
 from engine.scheduling.settings import SchedulerSettings
@@ -34,15 +35,18 @@ STEPS = 20
 
 
 def idle_ops() -> SimpleNamespace:
-    """Ops that take any arguments and do nothing; `sample` leaves what memory held as token ids."""
+    """Ops that take any arguments and do nothing; token 0 is always drawn."""
     ops = {name: _do_nothing for name in native.__all__}
-    return SimpleNamespace(
-        **{**ops, "ExecutionContext": native.ExecutionContext, "PackedMatrix": native.PackedMatrix}
-    )
+    types = {"ExecutionContext": native.ExecutionContext, "PackedMatrix": native.PackedMatrix}
+    return SimpleNamespace(**{**ops, **types, "sample": _draw_nothing})
 
 
 def _do_nothing(*_args: object) -> None:
     pass
+
+
+def _draw_nothing(_ctx: object, tensors: SamplingTensors) -> None:
+    tensors.out_ids.zero_()
 
 
 def decoding_engine(num_rows: int) -> EngineCore:
@@ -74,9 +78,13 @@ def decoding_engine(num_rows: int) -> EngineCore:
     for row in range(num_rows):
         prompt = np.full(16, row, np.int32).tobytes()
         core.handle(GenerateRequest(f"cmpl-{row:032x}", prompt, params))
-    while sum(isinstance(message, TokenChunk) for message in core.step()) < num_rows:
+    while num_new_tokens(core) < num_rows:
         pass
     return core
+
+
+def num_new_tokens(core: EngineCore) -> int:
+    return sum(isinstance(message, TokenChunk) for message in core.step())
 
 
 def time_steps(core: EngineCore, repeats: int) -> Timing:
@@ -92,6 +100,7 @@ def main() -> None:
     for num_rows in (1, 8, 32):
         core = decoding_engine(num_rows)
         timing = time_steps(core, args.repeats)
+        assert num_new_tokens(core) == num_rows, "requests ended while they were timed"
         print(f"{num_rows:4d}   {timing}   {timing.median_us / num_rows:8.2f} µs", flush=True)
         results.append({"rows": num_rows, "us": timing.median_us, "spread": timing.spread})
     report("step", {"steps": results})
