@@ -27,6 +27,7 @@ from engine.server.routes import (
     cache,
     chat,
     completions,
+    docs,
     health,
     loads,
     metrics,
@@ -40,7 +41,7 @@ REQUEST_TIMEOUT_S = 60
 BACKLOG = 1024
 _DRAIN_POLL_S = 0.05
 
-ROUTES = (health, models, server_info, loads, metrics, chat, completions, tokenize, cache, abort)
+ROUTES = (health, models, server_info, loads, metrics, chat, completions, tokenize, cache, abort, docs)
 
 _SANIC_CONFIG = {
     "ACCESS_LOG": False,

@@ -22,6 +22,8 @@ _LINKS = {
     "server_info": "/server_info",
     "loads": "/v1/loads",
     "metrics": "/metrics",
+    "docs": "/docs",
+    "openapi": "/openapi.json",
 }
 
 

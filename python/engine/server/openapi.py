@@ -1,0 +1,183 @@
+"""The description of the API in OpenAPI 3.1, and a page for people made from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from typing import Any
+
+import engine
+from engine.server.auth import OPEN_PATHS
+from engine.server.openapi_schemas import NUMBER, SCHEMAS, TEXT, Schema, ref
+
+_JSON = "application/json"
+_ERRORS = {
+    400: "The request is wrong as it is.",
+    401: "No API key, or a wrong one.",
+    404: "There is no such model.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large.",
+    415: "The body is not JSON.",
+    503: "Not now: overloaded, loading or shutting down; the header retry-after says when.",
+}
+_WITH_BODY = (400, 408, 413, 415, 503)
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One method of one path. `request` and `answer` name schemas; `media` are types of the answer."""
+
+    path: str
+    summary: str
+    answer: str
+    request: str | None = None
+    errors: tuple[int, ...] = ()
+    media: tuple[str, ...] = (_JSON,)
+    parameters: tuple[tuple[str, str, Schema], ...] = ()
+    """Place ("path" or "query"), name and schema of each."""
+
+    method: str = "get"
+
+    def described(self) -> dict[str, Any]:
+        is_open = self.path in OPEN_PATHS
+        errors = self.errors if is_open else (401, *self.errors)
+        schema = ref(self.answer) if self.answer in SCHEMAS else TEXT
+        content = {media: {"schema": schema if media == _JSON else TEXT} for media in self.media}
+        described: dict[str, Any] = {
+            "operationId": f"{self.method}{self.path.translate(_ID_CHARS)}",
+            "summary": self.summary,
+            "responses": {"200": {"description": "The answer.", "content": content}}
+            | {str(status): _error(status) for status in sorted(errors)},
+        }
+        if is_open:
+            described["security"] = []
+        if self.request is not None:
+            body = {"required": True, "content": {_JSON: {"schema": ref(self.request)}}}
+            described["requestBody"] = body
+        if self.parameters:
+            described["parameters"] = [
+                {"in": place, "name": name, "required": place == "path", "schema": schema}
+                for place, name, schema in self.parameters
+            ]
+        return described
+
+
+_ID_CHARS = str.maketrans({"/": "_", "{": "", "}": "", ".": "_"})
+_EVENTS = "text/event-stream"
+_WAIT = ("query", "timeout", {**NUMBER, "minimum": 0, "maximum": 60})
+
+
+def _post(path: str, summary: str, request: str, answer: str, **more: Any) -> Operation:
+    return Operation(path, summary, answer, request, method="post", **{"errors": _WITH_BODY, **more})
+
+
+def _generate(path: str, summary: str, request: str, answer: str) -> Operation:
+    return _post(path, summary, request, answer, errors=(*_WITH_BODY, 404), media=(_JSON, _EVENTS))
+
+
+_TOKENIZE = (
+    "Token ids of a text, of texts, or of a conversation with the fields of a chat request.",
+    "TokenizeRequest",
+    "Tokens",
+)
+_DETOKENIZE = ("The text of token ids.", "DetokenizeRequest", "Text")
+_MODEL_INFO = ("The model and the resolved configuration.", "Info")
+_SERVER_INFO = ("The model, the resolved configuration and the load.", "Info")
+_FLUSH = "Empty the prefix cache, unless requests run; timeout waits for that, in seconds."
+
+OPERATIONS = (
+    _generate("/v1/chat/completions", "Answer a conversation.", "ChatRequest", "ChatCompletion"),
+    _generate("/v1/completions", "Continue prompts.", "CompletionRequest", "Completion"),
+    Operation("/v1/models", "The model under each of its names.", "ModelList", errors=(503,)),
+    Operation(
+        "/v1/models/{model_id}",
+        "One model; its id may hold slashes.",
+        "Model",
+        errors=(404, 503),
+        parameters=(("path", "model_id", TEXT),),
+    ),
+    _post("/tokenize", *_TOKENIZE, errors=(*_WITH_BODY, 404)),
+    _post("/v1/tokenize", *_TOKENIZE, errors=(*_WITH_BODY, 404)),
+    _post("/detokenize", *_DETOKENIZE, errors=(*_WITH_BODY, 404)),
+    _post("/v1/detokenize", *_DETOKENIZE, errors=(*_WITH_BODY, 404)),
+    _post("/abort_request", "End a request by its rid, or all requests.", "AbortRequest", "Aborted"),
+    Operation("/flush_cache", _FLUSH, "Flushed", errors=(400, 503), parameters=(_WAIT,)),
+    Operation("/flush_cache", _FLUSH, "Flushed", errors=(400, 503), parameters=(_WAIT,), method="post"),
+    Operation("/health", "Whether the server can generate, from flags alone.", "Status", errors=(503,)),
+    Operation("/ready", "Whether the server takes requests.", "Status", errors=(503,)),
+    Operation("/health_generate", "Whether a token comes, by making one.", "Status", errors=(503,)),
+    Operation("/get_model_info", *_MODEL_INFO, errors=(503,)),
+    Operation("/model_info", *_MODEL_INFO, errors=(503,)),
+    Operation("/get_server_info", *_SERVER_INFO, errors=(503,)),
+    Operation("/server_info", *_SERVER_INFO, errors=(503,)),
+    Operation(
+        "/v1/loads",
+        "How busy the engine is.",
+        "Loads",
+        errors=(400, 503),
+        parameters=(("query", "format", {"type": "string", "enum": ["json"]}),),
+    ),
+    Operation(
+        "/metrics",
+        "Counters and latencies for Prometheus.",
+        "",
+        media=("text/plain", "application/openmetrics-text"),
+    ),
+    Operation("/version", "The version of this server.", "Version"),
+    Operation("/openapi.json", "This description.", "Info"),
+    Operation("/docs", "A page with the routes.", "", media=("text/html",)),
+    Operation("/", "What runs here, and links.", "Root"),
+)
+
+
+def _error(status: int) -> dict[str, Any]:
+    return {"description": _ERRORS[status], "content": {_JSON: {"schema": ref("Error")}}}
+
+
+def document() -> dict[str, Any]:
+    """The whole description."""
+    paths: dict[str, Any] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = operation.described()
+    scheme = {"type": "http", "scheme": "bearer", "description": "Only where the server has API keys."}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "engine", "version": engine.__version__},
+        "paths": paths,
+        "security": [{"key": []}, {}],
+        "components": {"schemas": SCHEMAS, "securitySchemes": {"key": scheme}},
+    }
+
+
+def page() -> str:
+    """The routes and the fields of their requests, as HTML that needs nothing else."""
+    sections = "".join(map(_section, OPERATIONS))
+    return _PAGE.format(version=html.escape(engine.__version__), sections=sections)
+
+
+def _section(operation: Operation) -> str:
+    fields = SCHEMAS[operation.request]["properties"] if operation.request else {}
+    names = ", ".join(f"<code>{html.escape(name)}</code>" for name in fields)
+    return (
+        f"<h2><code>{operation.method.upper()} {html.escape(operation.path)}</code></h2>\n"
+        f"<p>{html.escape(operation.summary)}</p>\n" + (f"<p>Fields: {names}</p>\n" if names else "")
+    )
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>engine</title>
+<style>
+body {{ font: 16px/1.5 sans-serif; max-width: 50rem; margin: 2rem auto; padding: 0 1rem; }}
+h2 {{ font-size: 1rem; margin: 1.5rem 0 0; }}
+p {{ margin: 0; }}
+</style>
+</head>
+<body>
+<h1>engine {version}</h1>
+<p>The same, with every field, for programs: <a href="openapi.json">openapi.json</a></p>
+{sections}</body>
+</html>
+"""

@@ -1,0 +1,176 @@
+"""JSON schemas of what goes in and out, by name, for the description of the API.
+
+A request field that is null counts as unset, so each field that is not required takes null.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.sampling.params import MAX_STOP_STRINGS, MAX_TOP_LOGPROBS
+from engine.server.schema import MAX_CHOICES, MAX_COMPLETION_LOGPROBS, MAX_PROMPTS, MAX_STOP_TOKENS, ROLES
+
+Schema = dict[str, Any]
+
+TEXT: Schema = {"type": "string"}
+BOOLEAN: Schema = {"type": "boolean"}
+INTEGER: Schema = {"type": "integer"}
+NUMBER: Schema = {"type": "number"}
+ANY_OBJECT: Schema = {"type": "object", "additionalProperties": True}
+
+
+def ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def array(items: Schema, most: int | None = None) -> Schema:
+    return {"type": "array", "items": items} | ({} if most is None else {"maxItems": most})
+
+
+def optional(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def bounded(schema: Schema, least: float | None = None, most: float | None = None) -> Schema:
+    bounds = {"minimum": least, "maximum": most}
+    return schema | {name: value for name, value in bounds.items() if value is not None}
+
+
+def answer(**properties: Schema) -> Schema:
+    """An object that has at least these fields."""
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def request(required: dict[str, Schema], may_have: dict[str, Schema]) -> Schema:
+    """Unknown fields are allowed; they are named in the header x-ignored-params."""
+    properties = required | {name: optional(schema) for name, schema in may_have.items()}
+    return {"type": "object", "properties": properties, "required": list(required)}
+
+
+SAMPLING: dict[str, Schema] = {
+    "temperature": bounded(NUMBER, 0, 2),
+    "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+    "top_k": bounded(INTEGER, -1),
+    "min_p": bounded(NUMBER, 0, 1),
+    "frequency_penalty": bounded(NUMBER, -2, 2),
+    "presence_penalty": bounded(NUMBER, -2, 2),
+    "repetition_penalty": {"type": "number", "exclusiveMinimum": 0, "maximum": 2},
+    "seed": bounded(INTEGER, -(2**63), 2**63 - 1),
+    "min_tokens": bounded(INTEGER, 0),
+    "max_tokens": bounded(INTEGER, 0),
+    "logit_bias": {"type": "object", "additionalProperties": bounded(NUMBER, -100, 100)},
+    "stop": {"anyOf": [TEXT, array(TEXT, MAX_STOP_STRINGS)]},
+    "stop_token_ids": array(INTEGER, MAX_STOP_TOKENS),
+    "ignore_eos": BOOLEAN,
+    "include_stop_str_in_output": BOOLEAN,
+    "no_stop_trim": BOOLEAN,
+    "skip_special_tokens": BOOLEAN,
+}
+
+GENERATION: dict[str, Schema] = {
+    **SAMPLING,
+    "n": bounded(INTEGER, 1, MAX_CHOICES),
+    "stream": BOOLEAN,
+    "stream_options": {
+        "type": "object",
+        "properties": {"include_usage": optional(BOOLEAN), "continuous_usage_stats": optional(BOOLEAN)},
+    },
+    "return_cached_tokens_details": BOOLEAN,
+    "cache_salt": TEXT,
+    "extra_key": TEXT,
+    "rid": {"type": "string", "minLength": 1},
+}
+
+_MESSAGE: Schema = request(
+    {"role": {"type": "string", "enum": list(ROLES)}},
+    {
+        "content": {"anyOf": [TEXT, array(answer(type={"type": "string", "const": "text"}, text=TEXT))]},
+        "name": TEXT,
+        "tool_call_id": TEXT,
+    },
+)
+_TEXTS: Schema = {"anyOf": [TEXT, array(TEXT, MAX_PROMPTS)]}
+_PROMPT: Schema = {"anyOf": [*_TEXTS["anyOf"], array(INTEGER), array(array(INTEGER), MAX_PROMPTS)]}
+_CHAT: dict[str, Schema] = {
+    "max_completion_tokens": bounded(INTEGER, 0),
+    "logprobs": BOOLEAN,
+    "top_logprobs": bounded(INTEGER, 0, MAX_TOP_LOGPROBS),
+    "add_generation_prompt": BOOLEAN,
+    "continue_final_message": BOOLEAN,
+    "chat_template_kwargs": ANY_OBJECT,
+}
+_MESSAGES = {**array(ref("Message")), "minItems": 1}
+_FINISH_REASON: Schema = {"type": ["string", "null"], "enum": ["stop", "length", "abort", None]}
+_USAGE = answer(prompt_tokens=INTEGER, completion_tokens=INTEGER, total_tokens=INTEGER)
+_ERROR_FIELDS: dict[str, Schema] = {
+    "object": {"type": "string", "const": "error"},
+    "message": TEXT,
+    "type": TEXT,
+    "param": {"type": ["string", "null"]},
+}
+_MODEL = answer(id=TEXT, object=TEXT, created=INTEGER, owned_by=TEXT, root=TEXT, max_model_len=INTEGER)
+_LOAD = answer(
+    num_running_reqs=INTEGER,
+    num_waiting_reqs=INTEGER,
+    num_total_reqs=INTEGER,
+    num_used_tokens=INTEGER,
+    max_total_num_tokens=INTEGER,
+    token_usage=NUMBER,
+    cache_hit_rate=NUMBER,
+    num_preemptions=INTEGER,
+)
+
+
+def _completion(**choice: Schema) -> Schema:
+    fields = answer(index=INTEGER, **choice, finish_reason=_FINISH_REASON)
+    common = {"id": TEXT, "object": TEXT, "created": INTEGER, "model": TEXT}
+    return answer(**common, choices=array(fields), usage=ref("Usage"))
+
+
+SCHEMAS: dict[str, Schema] = {
+    "Message": _MESSAGE,
+    "ChatRequest": request({"model": TEXT, "messages": _MESSAGES}, {**GENERATION, **_CHAT}),
+    "CompletionRequest": request(
+        {"model": TEXT, "prompt": _PROMPT},
+        {
+            **GENERATION,
+            "echo": BOOLEAN,
+            "logprobs": bounded(INTEGER, 0, MAX_COMPLETION_LOGPROBS),
+            "best_of": bounded(INTEGER, 1, MAX_CHOICES),
+        },
+    ),
+    "ChatCompletion": _completion(message=answer(role=TEXT, content=TEXT)),
+    "Completion": _completion(text=TEXT),
+    "Usage": _USAGE,
+    "TokenizeRequest": request(
+        {},
+        {
+            "model": TEXT,
+            "prompt": _TEXTS,
+            "messages": _MESSAGES,
+            "add_special_tokens": BOOLEAN,
+        },
+    ),
+    "Tokens": answer(
+        tokens={"anyOf": [array(INTEGER), array(array(INTEGER))]},
+        count={"anyOf": [INTEGER, array(INTEGER)]},
+        max_model_len=INTEGER,
+    ),
+    "DetokenizeRequest": request(
+        {"tokens": {"anyOf": [array(INTEGER), array(array(INTEGER))]}},
+        {"model": TEXT, "skip_special_tokens": BOOLEAN},
+    ),
+    "Text": answer(text={"anyOf": [TEXT, array(TEXT)]}),
+    "AbortRequest": request({}, {"rid": TEXT, "abort_all": BOOLEAN}),
+    "Aborted": answer(aborted=INTEGER),
+    "Flushed": answer(status=TEXT, message=TEXT),
+    "Model": _MODEL,
+    "ModelList": answer(object=TEXT, data=array(ref("Model"))),
+    "Info": ANY_OBJECT,
+    "Load": _LOAD,
+    "Loads": answer(timestamp=NUMBER, version=TEXT, loads=array(ref("Load")), aggregate=ref("Load")),
+    "Status": answer(status=TEXT),
+    "Version": answer(version=TEXT),
+    "Root": answer(name=TEXT, version=TEXT, status=TEXT, links=ANY_OBJECT),
+    "Error": answer(**_ERROR_FIELDS, code=INTEGER, error=answer(**_ERROR_FIELDS, code=TEXT)),
+}

@@ -1,0 +1,167 @@
+"""/openapi.json and /docs say what the server does, all of it and nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from engine.server import schema
+from engine.server.app import create_app, endpoint_of
+from engine.server.fields import Fields
+from engine.server.openapi import OPERATIONS, document
+from helpers.http_server import Server
+
+MESSAGES = [{"role": "user", "content": "Hi"}]
+REQUIRED = {
+    "ChatRequest": ("/v1/chat/completions", {"model": "default", "messages": MESSAGES}),
+    "CompletionRequest": ("/v1/completions", {"model": "default", "prompt": "Hi"}),
+    "TokenizeRequest": ("/tokenize", {"model": "default", "prompt": "Hi"}),
+    "DetokenizeRequest": ("/detokenize", {"model": "default", "tokens": [1]}),
+    "AbortRequest": ("/abort_request", {"rid": "a"}),
+}
+SCHEMAS = document()["components"]["schemas"]
+
+
+def references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if "$ref" in value:
+            yield value["$ref"]
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from references(item)
+
+
+def fits(value: Any, wanted: dict[str, Any]) -> bool:
+    """Whether a value is as a schema says; knows the words that ours use, and no others."""
+    if "$ref" in wanted:
+        return fits(value, SCHEMAS[wanted["$ref"].rsplit("/", 1)[1]])
+    if "anyOf" in wanted:
+        return any(fits(value, option) for option in wanted["anyOf"])
+    kinds = {
+        "string": str, "boolean": bool, "integer": int, "number": (int, float), "object": dict, "array": list,
+        "null": type(None),
+    }  # fmt: skip
+    names = wanted["type"] if isinstance(wanted["type"], list) else [wanted["type"]]
+    if not any(isinstance(value, kinds[n]) and (n == "boolean" or value is not True) for n in names):
+        return False
+    if "enum" in wanted and value not in wanted["enum"]:
+        return False
+    if isinstance(value, list):
+        return all(fits(item, wanted["items"]) for item in value)
+    if isinstance(value, dict):
+        properties = wanted.get("properties", {})
+        return all(name in value for name in wanted.get("required", ())) and all(
+            fits(value[name], properties[name]) for name in value if name in properties
+        )
+    return True
+
+
+def test_every_route_is_described_and_every_description_is_a_route(server: Server) -> None:
+    routes = create_app(server.context).router.routes
+    registered = {(endpoint_of(route), method.lower()) for route in routes for method in route.methods}
+    registered -= {(path, method) for path, method in registered if method == "options"}
+    described = {(path, method) for path, item in document()["paths"].items() for method in item}
+    assert described == registered
+    assert len(described) == len(OPERATIONS)
+
+
+def test_it_is_served_and_hangs_together(server: Server) -> None:
+    served = server.get("/openapi.json").json()
+    assert served == document()
+    for reference in references(served):
+        assert reference.removeprefix("#/components/schemas/") in served["components"]["schemas"]
+    ids = [item["operationId"] for path in served["paths"].values() for item in path.values()]
+    assert len(set(ids)) == len(ids)
+    for path, item in served["paths"].items():
+        for operation in item.values():
+            given = [p["name"] for p in operation.get("parameters", ()) if p["in"] == "path"]
+            assert given == re.findall(r"{(\w+)}", path)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda o: f"{o.method} {o.path}")
+def test_answers_are_as_described(server: Server, operation: Any) -> None:
+    path = operation.path.replace("{model_id}", "default")
+    body = REQUIRED[operation.request][1] if operation.request else None
+    response = server.http.request(operation.method, path, json=body)
+    assert response.status_code == 200, response.text
+    media_type = response.headers["content-type"].split(";")[0]
+    content = operation.described()["responses"]["200"]["content"]
+    assert media_type in content
+    if media_type == "application/json":
+        assert fits(response.json(), content[media_type]["schema"])
+    if operation.request:
+        refused = server.http.request(operation.method, path, content=b"[]")
+        assert refused.status_code == 400 and "400" in operation.described()["responses"]
+        assert fits(refused.json(), SCHEMAS["Error"])
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_described_fields_are_known_and_take_null(server: Server, name: str) -> None:
+    path, body = REQUIRED[name]
+    nulls = {field: None for field in SCHEMAS[name]["properties"] if field not in body}
+    response = server.post(path, {**body, **nulls})
+    assert response.status_code == 200, response.text
+    for field, wanted in SCHEMAS[name]["properties"].items():
+        if field in body or (name, field) == ("TokenizeRequest", "messages"):
+            continue  # not beside prompt
+        response = server.post(path, {**body, field: example(wanted)})
+        assert "x-ignored-params" not in response.headers, field
+        needs_logprobs = field == "top_logprobs"
+        assert response.status_code == (400 if needs_logprobs else 200), field
+
+
+def example(wanted: dict[str, Any]) -> Any:
+    """A value that a schema allows."""
+    if "anyOf" in wanted:
+        return example(wanted["anyOf"][0])
+    kind = wanted["type"]
+    if kind in ("integer", "number"):
+        return max(1, wanted.get("minimum", 1))
+    return {"string": "x", "boolean": True, "array": [], "object": {}}[kind]
+
+
+@pytest.mark.parametrize("name", ["ChatRequest", "CompletionRequest"])
+def test_every_field_that_is_read_is_described(
+    server: Server, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = set()
+    raw = Fields.raw
+
+    def noting(fields: Fields, field: str) -> Any:
+        if not fields._path:
+            read.add(field)
+        return raw(fields, field)
+
+    monkeypatch.setattr(Fields, "raw", noting)
+    path, body = REQUIRED[name]
+    assert server.post(path, body).status_code == 200
+    assert read - set(schema._NEUTRAL) == set(SCHEMAS[name]["properties"])
+
+
+@pytest.mark.parametrize("name", ["ChatRequest", "CompletionRequest"])
+def test_described_bounds_are_those_in_force(server: Server, name: str) -> None:
+    path, body = REQUIRED[name]
+    for field, optional in SCHEMAS[name]["properties"].items():
+        wanted = optional.get("anyOf", [optional])[0]
+        beyond = []
+        if "maximum" in wanted:
+            beyond.append(wanted["maximum"] + 1)
+        if "minimum" in wanted:
+            beyond.append(wanted["minimum"] - 1)
+        if "exclusiveMinimum" in wanted:
+            beyond.append(wanted["exclusiveMinimum"])
+        for value in beyond:
+            response = server.post(path, {**body, "logprobs": name == "ChatRequest" or None, field: value})
+            assert response.status_code == 400, (field, value)
+
+
+def test_the_page_lists_the_routes_and_needs_nothing_else(server: Server) -> None:
+    response = server.get("/docs")
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    for operation in OPERATIONS:
+        assert f"{operation.method.upper()} {operation.path}</code>" in response.text
+    assert "<script" not in response.text and "http" not in response.text
