@@ -292,6 +292,25 @@ class FakeStream:
             client.running.discard(request.request_id)
 
     def _chunks(self, choice: int) -> list[TokenChunk]:
+        return ([] if choice else self._prompt_chunks()) + self._token_chunks(choice)
+
+    def _prompt_chunks(self) -> list[TokenChunk]:
+        """Scores in pieces of two tokens; the token itself is never among the alternatives."""
+        request, wanted = self._request, self._request.params.prompt_logprobs
+        if wanted is None:
+            return []
+        scores = [
+            TokenLogprobs(
+                -1 - i / 8, [(t + 1 + j) % 257 for j in range(wanted)], [-0.5 - j for j in range(wanted)]
+            )
+            for i, t in enumerate(request.prompt_ids[1:].tolist())
+        ]
+        return [
+            TokenChunk(request.request_id, 0, [], prompt_logprobs=scores[i : i + 2])
+            for i in range(0, len(scores), 2)
+        ]
+
+    def _token_chunks(self, choice: int) -> list[TokenChunk]:
         request, params = self._request, self._request.params
         token_ids = list(self._client.answer(request, choice))
         limit = self._client.ready.context_length - len(request.prompt_ids)

@@ -31,12 +31,12 @@ def client(server: ServerProcess) -> openai.OpenAI:
     return server.sdk()
 
 
-def complete(client: openai.OpenAI, prompt: list[int], **fields):
+def complete(client: openai.OpenAI, prompt: list, extra=(), **fields):
     return client.completions.create(
         model=MODEL,
         prompt=prompt,
         temperature=0,
-        extra_body={"return_cached_tokens_details": True, "ignore_eos": True},
+        extra_body={"return_cached_tokens_details": True, "ignore_eos": True, **dict(extra)},
         **fields,
     )
 
@@ -168,6 +168,54 @@ def test_answers_depend_neither_on_company_nor_on_streaming(client):
     for thread in threads:
         thread.join()
     assert together == alone
+
+
+# --- scores
+
+
+def test_tokens_get_the_same_scores_as_answer_and_as_prompt(client):
+    """What a harness does: score a continuation that the model gave, alone and in a list."""
+    prompt = [700 + i % 900 for i in range(600)]
+    answer = complete(client, prompt, max_tokens=12, logprobs=3, extra={"return_token_ids": True})
+    (choice,) = answer.choices
+    whole = prompt + choice.token_ids
+    scored = complete(client, whole, max_tokens=0, echo=True, logprobs=3).choices[0]
+    listed = complete(client, [whole, whole[:50]], max_tokens=0, echo=True, logprobs=3).choices
+    assert (scored.finish_reason, len(scored.logprobs.tokens)) == ("length", len(whole))
+    assert scored.logprobs.token_logprobs[0] is None and scored.logprobs.top_logprobs[0] is None
+    assert max(scored.logprobs.token_logprobs[1:]) <= 0
+    assert scored.logprobs.token_logprobs[600:] == choice.logprobs.token_logprobs
+    assert scored.logprobs.top_logprobs[600:] == choice.logprobs.top_logprobs
+    assert listed[0].logprobs == scored.logprobs
+    assert listed[1].logprobs.token_logprobs == scored.logprobs.token_logprobs[:50]
+    text, offsets = scored.text, scored.logprobs.text_offset
+    assert offsets == sorted(offsets)
+    for token, offset in zip(scored.logprobs.tokens, offsets, strict=True):
+        assert token.startswith("bytes:") or text.startswith(token, offset)
+
+
+def test_a_likely_continuation_scores_higher(client):
+    def score(text: str) -> float:
+        answer = client.completions.create(model=MODEL, prompt=text, max_tokens=0, echo=True, logprobs=0)
+        assert answer.choices[0].text == text
+        return sum(answer.choices[0].logprobs.token_logprobs[1:])
+
+    assert score("The capital of France is Paris.") > score("The capital of France is Rome.")
+
+
+def test_an_unseeded_answer_can_be_had_again(client):
+    fields = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "Tell me a story"}],
+        "temperature": 1.5,
+    }
+    first = client.chat.completions.with_raw_response.create(**fields, max_tokens=40)
+    other = client.chat.completions.with_raw_response.create(**fields, max_tokens=40)
+    seed = int(first.headers["x-seed"])
+    again = client.chat.completions.create(**fields, max_tokens=40, seed=seed)
+    assert again.choices[0].message.content == first.parse().choices[0].message.content
+    assert 0 <= seed < 2**53
+    assert other.headers["x-seed"] != first.headers["x-seed"]
 
 
 # --- the prefix cache, as clients see it

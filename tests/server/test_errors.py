@@ -199,7 +199,6 @@ def test_values_that_ask_for_nothing_are_accepted(server: Server, fields: dict[s
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"echo": True, "logprobs": 1}, "echo"),
         ({"suffix": "x"}, "suffix"),
         ({"best_of": 2}, "best_of"),
         ({"json_schema": "{}"}, "json_schema"),

@@ -96,6 +96,20 @@ def test_choices_logprobs_and_cached_tokens(llm):
         assert all(len(scores.top_ids) == 2 for _, scores in choice.logprobs)
 
 
+def test_prompt_logprobs(llm):
+    scoring, plain = SamplingParams(max_tokens=0, prompt_logprobs=3), SamplingParams(max_tokens=2)
+    prompts = [[3] * 40, [7], list(range(1, 31))]
+    outputs = llm.generate(prompts, [scoring, scoring, plain], use_tqdm=False)
+    assert [o.prompt_logprobs if o.prompt_logprobs is None else len(o.prompt_logprobs) for o in outputs] == [
+        39,
+        0,
+        None,
+    ]
+    assert all(len(scores.top_ids) == 3 for scores in outputs[0].prompt_logprobs)
+    assert [o.outputs[0].finish_reason for o in outputs] == ["length"] * 3
+    assert [len(o.outputs[0].token_ids) for o in outputs] == [0, 0, 2]
+
+
 def test_stop_string_ends_the_choice(llm):
     free = llm.generate("again", SamplingParams(temperature=0, max_tokens=200), use_tqdm=False)[0].outputs[0]
     stop = free.text[30:33]

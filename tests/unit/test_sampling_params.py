@@ -40,6 +40,8 @@ from engine.sampling.params import SamplingParams
         ("ignore_eos", 1),
         ("logprobs", True),
         ("logprobs", 21),
+        ("prompt_logprobs", -1),
+        ("prompt_logprobs", 20.5),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(param, value):
@@ -56,6 +58,7 @@ def test_a_wrong_value_is_refused_by_name(param, value):
         {"temperature": 0, "top_p": 1, "top_k": 2**62, "repetition_penalty": 1e-300},
         {"stop": ("é", "\U0001f600"), "stop_token_ids": (1, 2), "logit_bias": {5: 1}},
         {"max_tokens": None, "min_tokens": 10**12, "seed": -(2**63)},
+        {"prompt_logprobs": 20, "max_tokens": 0},
     ],
 )
 def test_whatever_is_accepted_reaches_the_engine(params):

@@ -46,7 +46,7 @@ class EngineCore:
         cache: PrefixCache,
         *,
         clock: Callable[[], float] = time.monotonic,
-        draw_seed: Callable[[], int] = lambda: secrets.randbits(63),
+        draw_seed: Callable[[], int] = lambda: secrets.randbits(53),  # exact in every JSON reader
     ) -> None:
         self._scheduler = Scheduler(settings, cache, clock=clock)
         self._runner = runner

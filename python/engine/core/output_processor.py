@@ -21,7 +21,8 @@ class TextDelta:
     `tokens` are the scored tokens whose text is now given out (only if log-probabilities were
     asked for); those of a stop that is cut off never appear. `num_tokens` counts generated tokens,
     a stop token included. With a `finish_reason` the choice is complete: `matched_stop` is the
-    stop string or the id of the stop token, None for "length".
+    stop string or the id of the stop token, None for "length". `token_ids` are the generated tokens,
+    whether their text is given out yet or not. `prompt_logprobs` are those of the next prompt tokens.
     """
 
     text: str
@@ -29,6 +30,8 @@ class TextDelta:
     num_tokens: int
     finish_reason: str | None = None
     matched_stop: str | int | None = None
+    token_ids: Sequence[int] = ()
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
 
 class OutputProcessor:
@@ -79,7 +82,8 @@ class _Choice:
         text = self._push(token_ids, chunk.logprobs)
         if is_last and self._stops.matched is None:
             text += self._stops.push(self._detokenizer.finish()) + self._stops.finish()
-        delta = TextDelta(text, [], len(chunk.token_ids))
+        delta = TextDelta(text, [], len(chunk.token_ids), token_ids=chunk.token_ids)
+        delta.prompt_logprobs = chunk.prompt_logprobs
         if self._stops.matched is not None:
             delta.finish_reason, delta.matched_stop = "stop", self._stops.matched
         elif is_last:

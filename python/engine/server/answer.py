@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 import time
@@ -23,12 +24,16 @@ from engine.server.sse import DONE, Events, EventStream, error_event
 
 logger = logging.getLogger(__name__)
 
+_MAX_SEEDS_SHOWN = 64
+
 
 class Shape(Protocol):
     """How one kind of completion writes its choices."""
 
     object_name: str
     stream_object_name: str
+    fields: dict[str, Any]
+    """What stands beside the choices of an answer that is not streamed."""
 
     def opening(self, events: Events) -> Iterable[bytes]:
         """Events that go out before any token."""
@@ -87,14 +92,24 @@ class Answer:
             "object": self.shape.object_name,
             "created": self.created,
             "model": self.asked.model,
-            "choices": [self.shape.choice(i, choice_deltas) for i, choice_deltas in enumerate(deltas)],
+            "choices": await self._choices(deltas),
             "usage": self._usage(generation),
+            **self.shape.fields,
             **self._cache_details(generation),
         }
         was_cut = "length" in self.finish_reasons.values()
         return HTTPResponse(
-            msgspec.json.encode(content), headers=self._headers(was_cut), content_type="application/json"
+            msgspec.json.encode(content),
+            headers=self._headers(generation, was_cut),
+            content_type="application/json",
         )
+
+    async def _choices(self, deltas: list[list[TextDelta]]) -> list[dict[str, Any]]:
+        def make() -> list[dict[str, Any]]:
+            return [self.shape.choice(i, own) for i, own in enumerate(deltas)]
+
+        # Scores of a long prompt take a while to write out: others go on meanwhile.
+        return make() if self.asked.params.prompt_logprobs is None else await asyncio.to_thread(make)
 
     async def _stream(self, generation: Generation) -> str:
         """Returns how it went, for the log."""
@@ -105,7 +120,8 @@ class Answer:
             model=self.asked.model,
             has_usage=self.asked.include_usage,
         )
-        async with EventStream(self.request, self._headers(may_be_cut=True)) as stream:
+        headers = self._headers(generation, may_be_cut=True)
+        async with EventStream(self.request, headers) as stream:
             try:
                 await self._stream_choices(generation, events, stream)
                 outcome = self._outcome
@@ -125,7 +141,10 @@ class Answer:
             is_last = len(self.finish_reasons) == generation.num_choices
             if is_last and not self.asked.include_usage:
                 extra |= self._cache_details(generation)
-            for event in self.shape.events(events, index, delta, **extra):
+            made = self.shape.events(events, index, delta, **extra)
+            if delta.prompt_logprobs is not None:
+                made = await asyncio.to_thread(list, made)
+            for event in made:
                 if is_last:
                     stream.hold(event)
                 else:
@@ -148,8 +167,10 @@ class Answer:
             return {}
         return {"sglext": {"cached_tokens_details": {"device": generation.cached_tokens, "host": 0}}}
 
-    def _headers(self, may_be_cut: bool) -> dict[str, str]:
+    def _headers(self, generation: Generation, may_be_cut: bool) -> dict[str, str]:
         headers = ignored_header(self.asked.ignored)
+        if self.asked.params.seed is None:
+            headers["x-seed"] = ",".join(map(str, generation.seeds[:_MAX_SEEDS_SHOWN]))
         if may_be_cut and self.asked.max_tokens_is_default and self.asked.params.max_tokens is not None:
             headers["x-default-max-tokens"] = str(self.asked.params.max_tokens)
         return headers
@@ -183,3 +204,8 @@ def joined(deltas: list[TextDelta]) -> str:
 
 def scored_tokens(deltas: list[TextDelta]) -> list[Any]:
     return [token for delta in deltas for token in delta.tokens]
+
+
+def output_ids(deltas: list[TextDelta]) -> dict[str, list[int]]:
+    """The field with the generated tokens of some deltas."""
+    return {"token_ids": [token_id for delta in deltas for token_id in delta.token_ids]}

@@ -16,6 +16,7 @@ from engine.errors import InvalidRequest
 from engine.sampling.params import SamplingParams
 from engine.server.context import ServerContext
 from engine.server.metrics import RequestTimer
+from engine.server.prompt_scores import after_scores
 from engine.server.schema import GenerationRequest
 from engine.text.stop_strings import StopStrings
 from engine.text.tokenizer import Tokenizer
@@ -44,7 +45,7 @@ def fit_context(
 
     Raises `InvalidRequest` if the prompt, or the prompt and the answer asked for, do not fit.
     """
-    if prompt_len >= context_length:
+    if prompt_len > context_length - (params.max_tokens != 0):
         raise InvalidRequest(
             f"The input ({prompt_len} tokens) is longer than the model's context length "
             f"({context_length} tokens).",
@@ -150,6 +151,11 @@ class Generation:
             self._client.cancel(request_id)
 
     @property
+    def seeds(self) -> list[int]:
+        """The seed in force of each prompt, drawn by the engine unless the client gave one."""
+        return [stream.admitted.seed for stream in self._streams]
+
+    @property
     def usage(self) -> dict[str, Any]:
         """Totals so far; the prompt counts once however many choices it has."""
         return {
@@ -188,7 +194,14 @@ class Generation:
         except Exception as error:  # handed to the reader, who raises it
             queue.put_nowait(error)
 
-    async def _deltas_of(self, prompt: int) -> AsyncIterator[tuple[int, TextDelta]]:
+    def _deltas_of(self, prompt: int) -> AsyncIterator[tuple[int, TextDelta]]:
+        deltas = self._running_deltas_of(prompt)
+        request = self._requests[prompt]
+        if request.params.prompt_logprobs is None:
+            return deltas
+        return after_scores(deltas, len(request.prompt_ids) - 1)
+
+    async def _running_deltas_of(self, prompt: int) -> AsyncIterator[tuple[int, TextDelta]]:
         request, processor = self._requests[prompt], self._processors[prompt]
         num_running = request.n
         still_open = set(range(request.n))

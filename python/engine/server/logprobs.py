@@ -35,7 +35,10 @@ def _chat_token(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str
 
 
 class CompletionLogprobs:
-    """The parallel lists of text completions. `text_offset` goes on from one call to the next."""
+    """The parallel lists of text completions. `text_offset` goes on from one call to the next.
+
+    `start` is the length of the echoed prompt.
+    """
 
     def __init__(self, tokenizer: Tokenizer, start: int) -> None:
         self._tokenizer = tokenizer
@@ -53,6 +56,18 @@ class CompletionLogprobs:
             "token_logprobs": [scores.token_logprob for _, scores in tokens],
             "tokens": [self._name(token_id) for token_id, _ in tokens],
             "top_logprobs": [self._alternatives(*token) for token in tokens],
+        }
+
+    def prompt(
+        self, token_ids: Sequence[int], offsets: list[int], scores: Sequence[TokenLogprobs]
+    ) -> dict[str, Any]:
+        """The entries of the echoed prompt. Nothing comes before its first token, which has no score."""
+        scored = list(zip(token_ids[1:], scores, strict=True))
+        return {
+            "text_offset": offsets,
+            "token_logprobs": [None, *(own.token_logprob for own in scores)],
+            "tokens": [self._name(token_id) for token_id in token_ids],
+            "top_logprobs": [None, *(self._alternatives(*token) for token in scored)],
         }
 
     def _alternatives(self, token_id: int, scores: TokenLogprobs) -> dict[str, float]:

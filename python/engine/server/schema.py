@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from engine.errors import InvalidRequest
 from engine.sampling.params import SamplingParams
 from engine.server.fields import Fields, json_type
@@ -61,7 +63,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "allowed_token_ids": (),
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
-    "return_token_ids": (False,),
     "return_hidden_states": (False,),
     "custom_logit_processor": (),
     "session_params": (),
@@ -88,6 +89,7 @@ class GenerationRequest:
     include_usage: bool
     continuous_usage: bool
     return_cached_details: bool
+    return_token_ids: bool
     cache_salt: str
     rid: str | None
     """Name under which the client may abort it."""
@@ -162,13 +164,13 @@ def parse_completion(body: dict[str, Any], defaults: Defaults, vocab_size: int) 
     logprobs = fields.integer("logprobs")
     if logprobs is not None and not 0 <= logprobs <= MAX_COMPLETION_LOGPROBS:
         raise fields.fail("logprobs", f"must be in [0, {MAX_COMPLETION_LOGPROBS}], got {logprobs}")
-    if echo and logprobs is not None:
-        raise fields.fail("echo", "together with logprobs is not supported", slug="unsupported_parameter")
     max_tokens = fields.integer("max_tokens")
     if max_tokens == 0 and not echo:
         raise fields.fail("max_tokens", "must be at least 1 unless echo is true, got 0")
     best_of = fields.integer("best_of")
     common = _common(fields, defaults, max_tokens=max_tokens, logprobs=logprobs)
+    if echo:
+        common["params"] = msgspec.structs.replace(common["params"], prompt_logprobs=logprobs)
     if len(prompts) * common["n"] > MAX_CHOICES_IN_ALL:
         raise fields.fail("n", f"times the number of prompts must be at most {MAX_CHOICES_IN_ALL}")
     if best_of is not None and best_of != common["n"]:
@@ -192,6 +194,7 @@ def _common(
         "include_usage": stream_options.boolean("include_usage"),
         "continuous_usage": stream_options.boolean("continuous_usage_stats"),
         "return_cached_details": fields.boolean("return_cached_tokens_details"),
+        "return_token_ids": fields.boolean("return_token_ids"),
         "cache_salt": _cache_salt(fields),
         "rid": _rid(fields),
         "max_tokens_is_default": max_tokens is None,

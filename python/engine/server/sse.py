@@ -6,6 +6,7 @@ Events are cut from templates that are built once a response; per token only the
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -37,20 +38,26 @@ class Events:
         self._head = b"data: " + encode_json(common)[:-1] + b',"choices":['
         self._tail = b'],"usage":null}\n\n' if has_usage else b"]}\n\n"
 
-    def role(self, index: int) -> bytes:
-        """Chat: the choice exists."""
+    def role(self, index: int, **extra: Any) -> bytes:
+        """Chat: the choice exists. `extra` goes beside `choices`."""
         return self._event(
             b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
-            % index
+            % index,
+            **extra,
         )
 
     def delta(
-        self, index: int, text: str, logprobs: Any = None, usage: dict[str, Any] | None = None
+        self,
+        index: int,
+        text: str,
+        logprobs: Any = None,
+        usage: dict[str, Any] | None = None,
+        fields: Mapping[str, Any] | None = None,
     ) -> bytes:
-        """Chat: more text."""
+        """Chat: more text. `fields` are further ones of the choice."""
         return self._event(
-            b'{"index":%d,"delta":{"content":%b},"logprobs":%b,"finish_reason":null}'
-            % (index, encode_json(text), encode_json(logprobs)),
+            b'{"index":%d,"delta":{"content":%b},"logprobs":%b,"finish_reason":null%b}'
+            % (index, encode_json(text), encode_json(logprobs), _more(fields)),
             usage,
         )
 
@@ -72,18 +79,24 @@ class Events:
         logprobs: Any = None,
         finish_reason: str | None = None,
         matched_stop: str | int | None = None,
+        fields: Mapping[str, Any] | None = None,
         **extra: Any,
     ) -> bytes:
-        """Text completion: more text, perhaps the last. `extra` goes beside `choices`."""
+        """Text completion: more text, perhaps the last. `fields` are further ones of the choice, `extra`
+        goes beside `choices`.
+        """
         if finish_reason is None:
-            choice = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":null}'
-            return self._event(choice % (index, encode_json(text), encode_json(logprobs)), **extra)
+            choice = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":null%b}'
+            return self._event(
+                choice % (index, encode_json(text), encode_json(logprobs), _more(fields)), **extra
+            )
         last = {
             "index": index,
             "text": text,
             "logprobs": logprobs,
             "finish_reason": finish_reason,
             "matched_stop": matched_stop,
+            **(fields or {}),
         }
         return self._event(encode_json(last), **extra)
 
@@ -99,6 +112,10 @@ class Events:
         if present:
             tail = tail.removesuffix(b"}\n\n") + b"," + encode_json(present)[1:-1] + b"}\n\n"
         return self._head + choice + tail
+
+
+def _more(fields: Mapping[str, Any] | None) -> bytes:
+    return b"," + encode_json(fields)[1:-1] if fields else b""
 
 
 def error_event(body: bytes) -> bytes:

@@ -10,7 +10,7 @@ from sanic import HTTPResponse, Sanic
 from sanic.request import Request
 
 from engine.core.output_processor import TextDelta
-from engine.server.answer import Answer, joined, new_response_id, scored_tokens
+from engine.server.answer import Answer, joined, new_response_id, output_ids, scored_tokens
 from engine.server.body import read_request, run_sized
 from engine.server.context import ServerContext
 from engine.server.generation import Generation, encode, fit_context
@@ -36,7 +36,7 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
         answer = Answer(
             request=request,
             asked=asked,
-            shape=ChatShape(model.tokenizer, num_choices=asked.n, has_logprobs=params.logprobs is not None),
+            shape=ChatShape(model.tokenizer, asked, prompt_ids),
             response_id=new_response_id("chatcmpl"),
             reports_cache=context.config.enable_cache_report,
         )
@@ -73,17 +73,21 @@ class ChatShape:
     object_name = "chat.completion"
     stream_object_name = "chat.completion.chunk"
 
-    def __init__(self, tokenizer: Tokenizer, *, num_choices: int, has_logprobs: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, asked: ChatRequest, prompt_ids: list[int]) -> None:
         self._tokenizer = tokenizer
-        self._num_choices = num_choices
-        self._has_logprobs = has_logprobs
+        self._num_choices = asked.n
+        self._has_logprobs = asked.params.logprobs is not None
+        self._returns_ids = asked.return_token_ids
+        self.fields = {"prompt_token_ids": prompt_ids} if asked.return_token_ids else {}
 
     def opening(self, events: Events) -> Iterable[bytes]:
-        return map(events.role, range(self._num_choices))
+        for index in range(self._num_choices):
+            yield events.role(index, **({} if index else self.fields))
 
     def events(self, events: Events, index: int, delta: TextDelta, **extra: Any) -> Iterable[bytes]:
-        if delta.text or delta.tokens:
-            yield events.delta(index, delta.text, self._logprobs(delta.tokens), extra.get("usage"))
+        ids = self._output_ids([delta]) if delta.token_ids else {}
+        if delta.text or delta.tokens or ids:
+            yield events.delta(index, delta.text, self._logprobs(delta.tokens), extra.get("usage"), ids)
         if delta.finish_reason is not None:
             yield events.end(index, delta.finish_reason, delta.matched_stop, **extra)
 
@@ -94,7 +98,11 @@ class ChatShape:
             "logprobs": self._logprobs(scored_tokens(deltas)),
             "finish_reason": deltas[-1].finish_reason,
             "matched_stop": deltas[-1].matched_stop,
+            **self._output_ids(deltas),
         }
 
     def _logprobs(self, tokens: list[Any]) -> dict[str, Any] | None:
         return chat_logprobs(self._tokenizer, tokens) if self._has_logprobs else None
+
+    def _output_ids(self, deltas: list[TextDelta]) -> dict[str, Any]:
+        return output_ids(deltas) if self._returns_ids else {}

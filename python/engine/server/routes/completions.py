@@ -9,13 +9,15 @@ from sanic import HTTPResponse, Sanic
 from sanic.request import Request
 
 from engine.core.output_processor import TextDelta
+from engine.errors import InvalidRequest
 from engine.sampling.params import SamplingParams
-from engine.server.answer import Answer, joined, new_response_id, scored_tokens
+from engine.server.answer import Answer, joined, new_response_id, output_ids, scored_tokens
 from engine.server.body import read_request, run_sized
 from engine.server.context import ServerContext
 from engine.server.generation import Generation, encode, fit_context
 from engine.server.logprobs import CompletionLogprobs
 from engine.server.model_files import ModelFiles
+from engine.server.prompt_scores import token_offsets
 from engine.server.schema import (
     DEFAULT_MAX_TOKENS,
     CompletionRequest,
@@ -27,6 +29,8 @@ from engine.server.schema import (
 from engine.server.sse import Events
 from engine.text.tokenizer import Tokenizer
 
+MAX_ECHOED_SCORES = 2**19
+
 
 def add_routes(app: Sanic, context: ServerContext) -> None:
     @app.post("/v1/completions", stream=True)
@@ -37,7 +41,7 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
         answer = Answer(
             request=request,
             asked=asked,
-            shape=CompletionShape(model.tokenizer, _echoes(model, asked), asked),
+            shape=CompletionShape(model.tokenizer, _echoes(model, asked), asked, [ids for ids, _ in prompts]),
             response_id=new_response_id("cmpl"),
             reports_cache=context.config.enable_cache_report,
         )
@@ -64,7 +68,22 @@ def _encode_prompts(
             ids = prompt
         params = fit_context(asked.params, len(ids), context_length, is_default=asked.max_tokens_is_default)
         prompts.append((ids, params))
+    _check_num_scores(prompts, asked.n)
     return prompts
+
+
+def _check_num_scores(prompts: list[tuple[list[int], SamplingParams]], n: int) -> None:
+    """Refuse an echo of scores that would take the server's memory and time from everybody else."""
+    num_scores = n * sum(
+        len(ids) * (params.prompt_logprobs + 1)
+        for ids, params in prompts
+        if params.prompt_logprobs is not None
+    )
+    if num_scores > MAX_ECHOED_SCORES:
+        raise InvalidRequest(
+            f"logprobs of the echoed prompts would be {num_scores} numbers, more than {MAX_ECHOED_SCORES}",
+            param="logprobs",
+        )
 
 
 def _echoes(model: ModelFiles, asked: CompletionRequest) -> list[str]:
@@ -79,34 +98,78 @@ class CompletionShape:
 
     object_name = stream_object_name = "text_completion"
 
-    def __init__(self, tokenizer: Tokenizer, echoes: list[str], asked: CompletionRequest) -> None:
-        self._echoes = [echo for echo in echoes for _ in range(asked.n)]
+    def __init__(
+        self, tokenizer: Tokenizer, echoes: list[str], asked: CompletionRequest, prompts: list[list[int]]
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._echoes, self._prompts, self._n = echoes, prompts, asked.n
+        self._prompt_logprobs: dict[int, dict[str, Any]] = {}
+        self._has_scores = asked.params.prompt_logprobs is not None
+        self._returns_ids = asked.return_token_ids
+        self.fields: dict[str, Any] = {}
         self._logprobs = None
         if asked.params.logprobs is not None:
-            self._logprobs = [CompletionLogprobs(tokenizer, len(echo)) for echo in self._echoes]
+            self._logprobs = [
+                CompletionLogprobs(tokenizer, len(echo)) for echo in echoes for _ in range(asked.n)
+            ]
 
     def opening(self, events: Events) -> Iterable[bytes]:
-        return [events.text(index, echo) for index, echo in enumerate(self._echoes) if echo]
+        """The echo, unless scores belong to it, which are not there yet."""
+        if self._has_scores:
+            return
+        for index in range(len(self._echoes) * self._n):
+            echo = self._echoes[index // self._n]
+            if echo or self._returns_ids:
+                yield events.text(index, echo, fields=self._prompt_ids(index))
 
     def events(self, events: Events, index: int, delta: TextDelta, **extra: Any) -> Iterable[bytes]:
-        if delta.text or delta.tokens or delta.finish_reason is not None:
+        if self._has_scores and (delta.prompt_logprobs is not None or delta.finish_reason == "abort"):
+            echo, logprobs = self._echoes[index // self._n], self._echoed_logprobs(index, delta)
+            yield events.text(index, echo, logprobs, fields=self._prompt_ids(index))
+        ids = self._output_ids([delta]) if delta.token_ids else {}
+        if delta.text or delta.tokens or delta.finish_reason is not None or ids:
             yield events.text(
                 index,
                 delta.text,
                 self._take_logprobs(index, delta.tokens),
                 delta.finish_reason,
                 delta.matched_stop,
+                ids,
                 **extra,
             )
 
     def choice(self, index: int, deltas: list[TextDelta]) -> dict[str, Any]:
+        logprobs = self._take_logprobs(index, scored_tokens(deltas))
+        echoed = self._echoed_logprobs(index, deltas[0])
+        if logprobs is not None and echoed is not None:
+            logprobs = {name: echoed[name] + values for name, values in logprobs.items()}
         return {
             "index": index,
-            "text": self._echoes[index] + joined(deltas),
-            "logprobs": self._take_logprobs(index, scored_tokens(deltas)),
+            "text": self._echoes[index // self._n] + joined(deltas),
+            "logprobs": logprobs,
             "finish_reason": deltas[-1].finish_reason,
             "matched_stop": deltas[-1].matched_stop,
+            **self._prompt_ids(index),
+            **self._output_ids(deltas),
         }
 
     def _take_logprobs(self, index: int, tokens: list[Any]) -> dict[str, Any] | None:
         return None if self._logprobs is None else self._logprobs[index].take(tokens)
+
+    def _echoed_logprobs(self, index: int, delta: TextDelta) -> dict[str, Any] | None:
+        """Those of the prompt, made once for all its choices; None if the delta does not bring them."""
+        if self._logprobs is None or delta.prompt_logprobs is None:
+            return None
+        prompt = index // self._n
+        if prompt not in self._prompt_logprobs:
+            ids = self._prompts[prompt]
+            offsets = token_offsets(self._tokenizer, ids, self._echoes[prompt])
+            made = self._logprobs[index].prompt(ids, offsets, delta.prompt_logprobs)
+            self._prompt_logprobs[prompt] = made
+        return self._prompt_logprobs[prompt]
+
+    def _prompt_ids(self, index: int) -> dict[str, Any]:
+        return {"prompt_token_ids": self._prompts[index // self._n]} if self._returns_ids else {}
+
+    def _output_ids(self, deltas: list[TextDelta]) -> dict[str, Any]:
+        return output_ids(deltas) if self._returns_ids else {}
