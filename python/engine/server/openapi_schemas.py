@@ -76,6 +76,7 @@ GENERATION: dict[str, Schema] = {
         "properties": {"include_usage": optional(BOOLEAN), "continuous_usage_stats": optional(BOOLEAN)},
     },
     "return_cached_tokens_details": BOOLEAN,
+    "return_token_ids": BOOLEAN,
     "cache_salt": TEXT,
     "extra_key": TEXT,
     "rid": {"type": "string", "minLength": 1},
