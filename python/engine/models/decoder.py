@@ -92,7 +92,7 @@ class Decoder:
         of each layer).
         """
         num_tokens, wanted = len(inputs.token_ids), inputs.logit_rows
-        rows, heads = self._workspace.rows(num_tokens), self._workspace.heads(num_tokens)
+        rows, heads = self._workspace.cut(num_tokens)
         self._ops.embedding(self._ctx, inputs.token_ids, self._embedding.weight, rows.residual)
         self._norm(rows.residual, self._layers[0].input_norm, rows.normed)
         for layer, next_norm, kv in zip(self._layers, self._next_norms, kv_layers, strict=True):

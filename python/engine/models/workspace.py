@@ -42,6 +42,7 @@ class Heads:
 class Workspace:
     """Buffers for steps of up to `max_tokens` rows, and for the logits of `max_rows` at once.
 
+    Decoding steps mostly have as many rows as the step before: the last cut is kept.
     Cost: address space; untouched pages are never paid for.
     """
 
@@ -56,13 +57,16 @@ class Workspace:
         self._kept_residual = torch.empty(max_tokens, hidden)
         self._kept_attended = torch.empty(max_tokens, heads)
         self._logits = torch.empty(max_rows, spec.vocab_size)
+        self._last_cut: tuple[int, Rows, Heads] | None = None
 
-    def rows(self, count: int) -> Rows:
-        """The first `count` rows of every buffer."""
-        return self._rows(self._residual[:count], self._attended[:count])
+    def cut(self, count: int) -> tuple[Rows, Heads]:
+        """The first `count` rows of every buffer, and the same rows as attention sees them."""
+        if self._last_cut is None or self._last_cut[0] != count:
+            rows = self._rows(self._residual[:count], self._attended[:count])
+            self._last_cut = count, rows, self._heads(count)
+        return self._last_cut[1:]
 
-    def heads(self, count: int) -> Heads:
-        """The same rows as attention sees them."""
+    def _heads(self, count: int) -> Heads:
         spec, qkv = self._spec, self._qkv[:count]
         q_end = spec.num_heads * spec.head_dim
         k_end = q_end + spec.num_kv_heads * spec.head_dim
