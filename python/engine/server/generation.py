@@ -164,12 +164,11 @@ class Generation:
             "total_tokens": self.prompt_tokens + self.completion_tokens,
         }
 
-    async def deltas(self) -> AsyncIterator[tuple[int, TextDelta]]:
+    def deltas(self) -> AsyncIterator[tuple[int, TextDelta]]:
         """(index, delta) until every choice has ended. Raises `EngineError` when a prompt dies."""
-        if len(self._streams) == 1:
-            async for item in self._deltas_of(0):
-                yield item
-            return
+        return self._deltas_of(0) if len(self._streams) == 1 else self._merged_deltas()
+
+    async def _merged_deltas(self) -> AsyncIterator[tuple[int, TextDelta]]:
         queue: asyncio.Queue[tuple[int, TextDelta] | BaseException | None] = asyncio.Queue()
         tasks = [asyncio.create_task(self._pump(i, queue)) for i in range(len(self._streams))]
         try:
