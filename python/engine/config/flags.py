@@ -109,6 +109,12 @@ FLAGS: tuple[Flag, ...] = (
         ServerConfig, unset="no key needed",
     ),
     Flag(
+        "--allowed-origins", Kind.TEXTS, HTTP,
+        "Origin of web pages that may read answers (https://example.com), or * for all; "
+        "give it again for more.",
+        ServerConfig, unset="none",
+    ),
+    Flag(
         "--default-max-tokens-chat", Kind.INTEGER_OR_CONTEXT, HTTP,
         "Most tokens of a chat answer when the request does not say; context: as many as fit.",
         ServerConfig,

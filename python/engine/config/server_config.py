@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from engine.errors import ConfigError
 from engine.log import LEVELS
 
 SAMPLING_DEFAULTS = ("model", "openai")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@A-Z]+")
+"""As browsers send it: no path, no capitals."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,9 @@ class ServerConfig:
 
     api_key: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     """Accepted keys; empty leaves every route open."""
+
+    allowed_origins: tuple[str, ...] = ()
+    """Origins of web pages that may read answers, or "*" for all; empty: none."""
 
     enable_cache_report: bool = False
     default_max_tokens_chat: int | None = 16
@@ -45,6 +51,11 @@ class ServerConfig:
         ):
             if value not in allowed:
                 raise ConfigError(f"{flag} must be one of {', '.join(allowed)}, got {value!r}")
+        for origin in self.allowed_origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"--allowed-origins expects origins like https://example.com:8080, or *, got {origin!r}"
+                )
         if any(not name for name in self.served_model_name):
             raise ConfigError("--served-model-name must not be empty")
         if any(not key.strip() for key in self.api_key):

@@ -19,6 +19,7 @@ from sanic_routing.route import Route
 from engine.server.auth import ApiKeys
 from engine.server.body import MAX_BODY_BYTES
 from engine.server.context import ServerContext
+from engine.server.cors import AllowedOrigins
 from engine.server.error_map import to_http
 from engine.server.metrics import Metrics
 from engine.server.request_id import HEADER, request_id_of
@@ -68,15 +69,18 @@ def create_app(context: ServerContext) -> Sanic:
     Sanic.unregister_app(app)
     app.config.update(_SANIC_CONFIG)
     keys = ApiKeys(context.config.api_key)
+    origins = AllowedOrigins(context.config.allowed_origins)
 
     # Runs for unknown routes too, and before any body is read.
     @app.on_request
     async def check_key(request: Request) -> None:
-        keys.check(request)
+        if not origins.is_preflight(request):
+            keys.check(request)
 
     @app.on_response
-    async def add_request_id(request: Request, response: HTTPResponse) -> None:
+    async def add_headers(request: Request, response: HTTPResponse) -> None:
         response.headers[HEADER] = request_id_of(request)
+        origins.add_headers(request, response)
 
     @app.on_response
     async def count(request: Request, response: HTTPResponse) -> None:
@@ -84,6 +88,7 @@ def create_app(context: ServerContext) -> Sanic:
 
     for routes in ROUTES:
         routes.add_routes(app, context)
+    origins.add_preflights(app)
     return app
 
 
