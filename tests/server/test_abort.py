@@ -141,3 +141,20 @@ def test_unusable_names(server: Server, rid: Any) -> None:
 def test_unusable_aborts(server: Server, body: dict[str, Any], param: str) -> None:
     response = server.post("/abort_request", body)
     assert (response.status_code, response.json()["param"]) == (400, param)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_that_is_still_being_scored(held: Server, stream: bool) -> None:
+    fields = {"prompt": "abc", "n": 2, "echo": True, "logprobs": 1, "stream": stream}
+    started = Started(held, lambda: held.complete(rid="mine", **fields))
+    wait_until(lambda: running(held) == 1)
+    assert abort(held, rid="mine") == 1
+    if not stream:
+        for choice in started.response.json()["choices"]:
+            assert (choice["text"], choice["finish_reason"]) == ("abc", "abort")
+            assert choice["logprobs"]["token_logprobs"] == []
+        return
+    for index in range(2):
+        parts = [event["choices"][0] for event in events_of(started.response)]
+        own = [(part["text"], part["finish_reason"]) for part in parts if part["index"] == index]
+        assert own == [("abc", None), ("", "abort")]

@@ -171,6 +171,17 @@ def test_the_prompt_is_scored_once_for_all_choices(max_tokens, wanted):
     assert runner.tokens_computed["a"] >= 40
 
 
+def test_a_cancel_in_the_middle_of_scoring_frees_everything():
+    core, _ = make_core()
+    core.handle(generate("a", range(50), max_tokens=0, prompt_logprobs=0))
+    core.handle(generate("b", [*range(50), *range(50)], n=2, prompt_logprobs=0))
+    messages = core.step()
+    assert 0 < len(scores_of(messages, "b")) < 99
+    core.handle(CancelRequest("b"))
+    assert not any(m.request_id == "b" for m in run(core))
+    assert core.stats().num_blocks_in_use == 0
+
+
 def test_a_prompt_of_one_token_has_no_scores():
     core, runner = make_core()
     core.handle(generate("a", [7], max_tokens=0, prompt_logprobs=1))

@@ -104,7 +104,8 @@ class CompletionShape:
         self._tokenizer = tokenizer
         self._echoes, self._prompts, self._n = echoes, prompts, asked.n
         self._prompt_logprobs: dict[int, dict[str, Any]] = {}
-        self._has_scores = asked.params.prompt_logprobs is not None
+        has_scores = asked.params.prompt_logprobs is not None
+        self._awaiting_echo = set(range(len(echoes) * asked.n)) if has_scores else set()
         self._returns_ids = asked.return_token_ids
         self.fields: dict[str, Any] = {}
         self._logprobs = None
@@ -115,7 +116,7 @@ class CompletionShape:
 
     def opening(self, events: Events) -> Iterable[bytes]:
         """The echo, unless scores belong to it, which are not there yet."""
-        if self._has_scores:
+        if self._awaiting_echo:
             return
         for index in range(len(self._echoes) * self._n):
             echo = self._echoes[index // self._n]
@@ -123,7 +124,8 @@ class CompletionShape:
                 yield events.text(index, echo, fields=self._prompt_ids(index))
 
     def events(self, events: Events, index: int, delta: TextDelta, **extra: Any) -> Iterable[bytes]:
-        if self._has_scores and (delta.prompt_logprobs is not None or delta.finish_reason == "abort"):
+        if index in self._awaiting_echo:
+            self._awaiting_echo.discard(index)
             echo, logprobs = self._echoes[index // self._n], self._echoed_logprobs(index, delta)
             yield events.text(index, echo, logprobs, fields=self._prompt_ids(index))
         ids = self._output_ids([delta]) if delta.token_ids else {}
