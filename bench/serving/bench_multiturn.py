@@ -1,11 +1,9 @@
 """multiturn: 8 conversations at once, 4 turns: 256 tokens first, then the answer and 32 new ones; 32 out.
 
-The answer goes back as its own token ids where the server tells them, for which most must be asked with
---extra; else drawn ids stand in for it, and only the prompts can be found in the cache. Its figure is
-output_tok_s.
+The answer goes back as its own token ids where the server tells them (return_token_ids); else drawn ids
+stand in for it, and only the prompts can be found in the cache. Its figure is output_tok_s.
 
-    python bench/serving/bench_multiturn.py [--extra '{"return_token_ids": true}'] [--shape qwen05]
-        [--base-url URL --model NAME] [-- FLAGS]
+    python bench/serving/bench_multiturn.py [--shape qwen05] [--base-url URL --model NAME] [-- FLAGS]
 """
 
 import asyncio
@@ -38,4 +36,4 @@ async def _converse(
 
 
 if __name__ == "__main__":
-    main("multiturn", __doc__, run)
+    main("multiturn", __doc__, run, return_token_ids=True)

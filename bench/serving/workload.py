@@ -49,8 +49,8 @@ async def at_once(
     return [answer for some in answers for answer in some]
 
 
-def main(name: str, description: str, run: Run) -> None:
-    """The command line of one bench."""
+def main(name: str, description: str, run: Run, **fields: Any) -> None:
+    """The command line of one bench. `fields` go into every request, unless --extra says otherwise."""
     parser = argparse.ArgumentParser(
         description=description.splitlines()[0],
         epilog="Without --base-url our own server is started on a free port, with the flags that come "
@@ -77,7 +77,8 @@ def main(name: str, description: str, run: Run) -> None:
             server = OwnServer(flags)
         base_url = args.base_url or server.base_url
         # Special tokens are shown so that every token has a text, and so a time.
-        client = Client(base_url, args.model, args.api_key, skip_special_tokens=False, **args.extra)
+        extra = {"skip_special_tokens": False, **fields, **args.extra}
+        client = Client(base_url, args.model, args.api_key, **extra)
         around_us = None
         try:
             rounds = asyncio.run(_measure(client, name, run, args.rounds, server))
