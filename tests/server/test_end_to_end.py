@@ -5,6 +5,7 @@ The examples of the API's specification run as printed, but for the model's name
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import threading
 from collections.abc import Iterator
@@ -181,6 +182,40 @@ def test_a_repeated_prompt_is_cached_and_answers_the_same(server: ServerProcess)
     assert cold["choices"] == warm["choices"]
     other = complete(server, **{**fields, "cache_salt": "other"}).json()
     assert other["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
+
+
+def test_a_flushed_cache_is_empty(server: ServerProcess) -> None:
+    fields = {"prompt": "f" * 500, "return_cached_tokens_details": True}
+    cached = []
+    for flushes in (False, False, True):
+        if flushes:
+            assert server.http.post("/flush_cache?timeout=30").status_code == 200
+        usage = complete(server, **fields).json()["usage"]
+        cached.append(usage["prompt_tokens_details"]["cached_tokens"])
+    assert cached == [0, 496, 0]
+
+
+def test_a_running_request_is_seen_and_aborted(server: ServerProcess) -> None:
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        started = threads.submit(complete, server, rid="mine", n=4, max_tokens=700)
+        wait_until(lambda: server.http.get("/v1/loads").json()["aggregate"]["num_running_reqs"] == 4)
+        assert server.http.post("/flush_cache").status_code == 400
+        assert server.http.post("/abort_request", json={"rid": "mine"}).json() == {"aborted": 1}
+        choices = started.result(30).json()["choices"]
+    assert [choice["finish_reason"] for choice in choices] == ["abort"] * 4
+    wait_until(lambda: server.http.get("/v1/loads").json()["aggregate"]["num_used_tokens"] == 0)
+
+
+def test_operators_see_what_the_engine_did(server: ServerProcess) -> None:
+    assert server.http.get("/health_generate").json() == {"status": "ok"}
+    complete(server)
+    info = server.http.get("/server_info").json()
+    assert info["load"]["max_total_num_tokens"] == 4096
+    lines = server.http.get("/metrics").text.splitlines()
+    values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    assert float(values["engine:max_total_num_tokens"]) == 4096
+    assert float(values["engine:generation_tokens_total"]) >= 8
+    assert float(values["engine:e2e_request_latency_seconds_count"]) >= 1
 
 
 def test_a_stop_string_and_a_stop_token_end_the_text(server: ServerProcess) -> None:

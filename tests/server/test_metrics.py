@@ -88,10 +88,9 @@ def test_aborted_and_failed_requests_are_not_complete(fresh: Server) -> None:
     thread.start()
     wait_until(lambda: fresh.post("/abort_request", {"rid": "mine"}).json()["aborted"] == 1)
     thread.join(20)
-    with fresh.http.stream(
-        "POST", "/v1/completions", json={"model": "default", "prompt": "a", "stream": True}
-    ):
-        pass
+    body = {"model": "default", "messages": [{"role": "user", "content": "a"}], "stream": True}
+    with fresh.http.stream("POST", "/v1/chat/completions", json=body):
+        pass  # the client goes
     wait_until(lambda: value(scrape(fresh), "num_aborted_requests_total") == 2)
     fresh.call(fresh.engine.release)
     fresh.engine.fail_with = InternalError("broken")
