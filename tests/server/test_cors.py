@@ -46,7 +46,8 @@ def test_a_listed_page_may_read_every_kind_of_answer(listed: Server) -> None:
         ):
             assert allowed_origin(response) == origin
             assert response.headers["vary"] == "origin"
-            assert "x-request-id" in response.headers["access-control-expose-headers"]
+            exposed = response.headers["access-control-expose-headers"]
+            assert "x-request-id" in exposed and "x-seed" in exposed
             assert "access-control-allow-credentials" not in response.headers
 
 
