@@ -11,7 +11,17 @@ from sanic.request import Request
 ANY = "*"
 _MAX_AGE_S = 600
 _HEADER_NAMES = re.compile(r"[A-Za-z0-9-]+(, ?[A-Za-z0-9-]+)*")
-_EXPOSED = "x-request-id, x-seed, x-ignored-params, x-default-max-tokens, retry-after, retry-after-ms, x-should-retry"
+_EXPOSED = ", ".join(
+    (
+        "x-request-id",
+        "x-seed",
+        "x-ignored-params",
+        "x-default-max-tokens",
+        "retry-after",
+        "retry-after-ms",
+        "x-should-retry",
+    )
+)
 
 
 class AllowedOrigins:
