@@ -153,6 +153,8 @@ def test_described_bounds_are_those_in_force(server: Server, name: str) -> None:
             beyond.append(wanted["minimum"] - 1)
         if "exclusiveMinimum" in wanted:
             beyond.append(wanted["exclusiveMinimum"])
+        if "maxLength" in wanted:
+            beyond.append("x" * (wanted["maxLength"] + 1))
         for value in beyond:
             response = server.post(path, {**body, "logprobs": name == "ChatRequest" or None, field: value})
             assert response.status_code == 400, (field, value)

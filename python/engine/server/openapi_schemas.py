@@ -8,7 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 from engine.sampling.params import MAX_STOP_STRINGS, MAX_TOP_LOGPROBS
-from engine.server.schema import MAX_CHOICES, MAX_COMPLETION_LOGPROBS, MAX_PROMPTS, MAX_STOP_TOKENS, ROLES
+from engine.server.schema import (
+    MAX_CHOICES,
+    MAX_COMPLETION_LOGPROBS,
+    MAX_PROMPTS,
+    MAX_RID_CHARS,
+    MAX_SALT_CHARS,
+    MAX_STOP_TOKENS,
+    ROLES,
+)
 
 Schema = dict[str, Any]
 
@@ -77,9 +85,9 @@ GENERATION: dict[str, Schema] = {
     },
     "return_cached_tokens_details": BOOLEAN,
     "return_token_ids": BOOLEAN,
-    "cache_salt": TEXT,
-    "extra_key": TEXT,
-    "rid": {"type": "string", "minLength": 1},
+    "cache_salt": {"type": "string", "maxLength": MAX_SALT_CHARS},
+    "extra_key": {"type": "string", "maxLength": MAX_SALT_CHARS},
+    "rid": {"type": "string", "minLength": 1, "maxLength": MAX_RID_CHARS},
 }
 
 _MESSAGE: Schema = request(

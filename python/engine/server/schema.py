@@ -24,8 +24,8 @@ MAX_CHOICES_IN_ALL = 2048
 MAX_STOP_TOKENS = 1024
 MAX_COMPLETION_LOGPROBS = 20
 DEFAULT_MAX_TOKENS = 16
-_MAX_SALT_CHARS = 256
-_MAX_RID_CHARS = 256
+MAX_SALT_CHARS = 256
+MAX_RID_CHARS = 256
 _PROMPT_SHAPES = "must be a string, an array of strings, or token ids"
 
 _RESERVED_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
@@ -234,16 +234,16 @@ def _sampling(
 
 def _rid(fields: Fields) -> str | None:
     rid = fields.text("rid")
-    if rid is not None and not 1 <= len(rid) <= _MAX_RID_CHARS:
-        raise fields.fail("rid", f"must have 1 to {_MAX_RID_CHARS} characters, got {len(rid)}")
+    if rid is not None and not 1 <= len(rid) <= MAX_RID_CHARS:
+        raise fields.fail("rid", f"must have 1 to {MAX_RID_CHARS} characters, got {len(rid)}")
     return rid
 
 
 def _cache_salt(fields: Fields) -> str:
     salt, other = fields.text("cache_salt") or "", fields.text("extra_key") or ""
     for name, value in (("cache_salt", salt), ("extra_key", other)):
-        if len(value) > _MAX_SALT_CHARS:
-            raise fields.fail(name, f"must have at most {_MAX_SALT_CHARS} characters, got {len(value)}")
+        if len(value) > MAX_SALT_CHARS:
+            raise fields.fail(name, f"must have at most {MAX_SALT_CHARS} characters, got {len(value)}")
     # Lengths in front keep ("a", "bc") and ("ab", "c") apart.
     return f"{len(salt)}:{salt}:{other}" if salt or other else ""
 
