@@ -57,11 +57,15 @@ void bind_block_allocator(py::module_& module) {
           py::arg("count"))
       .def(
           "retain",
-          [](BlockAllocator& self, const py::object& block_ids) { self.retain(int32_span(block_ids, "block_ids")); },
+          [](BlockAllocator& self, const py::object& block_ids) {
+            self.retain(int32_span(block_ids, "block_ids"));
+          },
           py::arg("block_ids"))
       .def(
           "release",
-          [](BlockAllocator& self, const py::object& block_ids) { self.release(int32_span(block_ids, "block_ids")); },
+          [](BlockAllocator& self, const py::object& block_ids) {
+            self.release(int32_span(block_ids, "block_ids"));
+          },
           py::arg("block_ids"))
       .def("ref_count", &BlockAllocator::ref_count, py::arg("block_id"))
       .def("check", &BlockAllocator::check);
@@ -69,8 +73,8 @@ void bind_block_allocator(py::module_& module) {
 
 void bind_radix_tree(py::module_& module) {
   py::class_<RadixTree>(module, "RadixTree")
-      .def(py::init<BlockAllocator&, std::int64_t, std::uint32_t>(), py::arg("allocator"), py::arg("block_size"),
-           py::arg("hash_mask") = ~0u, py::keep_alive<1, 2>())
+      .def(py::init<BlockAllocator&, std::int64_t, std::uint32_t>(), py::arg("allocator"),
+           py::arg("block_size"), py::arg("hash_mask") = ~0u, py::keep_alive<1, 2>())
       .def(
           "match",
           [](RadixTree& self, std::string_view name_space, const py::object& token_ids) {
@@ -87,8 +91,8 @@ void bind_radix_tree(py::module_& module) {
           py::arg("namespace"), py::arg("token_ids"))
       .def(
           "insert",
-          [](RadixTree& self, std::string_view name_space, const py::object& token_ids, const py::object& block_ids,
-             cache::NodeHandle held) {
+          [](RadixTree& self, std::string_view name_space, const py::object& token_ids,
+             const py::object& block_ids, cache::NodeHandle held) {
             const cache::Insertion done = self.insert(name_space, int32_span(token_ids, "token_ids"),
                                                       int32_span(block_ids, "block_ids"), held);
             return py::make_tuple(done.node, to_numpy(done.block_ids), done.num_duplicates);

@@ -2,7 +2,8 @@
 
 PYBIND11_MODULE(_native, module) {
   using namespace engine::binding;
-  module.doc() = "Native core: prefix cache, block allocator and kernels. Use it through engine.cache and engine.ops.";
+  module.doc() =
+      "Native core: prefix cache, block allocator and kernels. Use it through engine.cache and engine.ops.";
   bind_errors(module);
   bind_context(module);
   bind_cache(module);

@@ -12,7 +12,9 @@ namespace {
 
 namespace py = pybind11;
 
-[[noreturn]] void refuse(const std::string& what) { throw Error(ErrorCode::kInvalidArgument, "tensor: " + what); }
+[[noreturn]] void refuse(const std::string& what) {
+  throw Error(ErrorCode::kInvalidArgument, "tensor: " + what);
+}
 
 DType dtype_of(const DLDataType& type) {
   if (type.lanes == 1) {
@@ -127,8 +129,8 @@ void view_of_capsule(PyObject* object, TensorView& view, CapsuleHold& hold) {
     capsule = tensor.attr("__dlpack__")();  // producers from before version 1
   }
   if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
-    auto* managed = static_cast<DLManagedTensorVersioned*>(
-        PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
+    auto* managed =
+        static_cast<DLManagedTensorVersioned*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
     PyCapsule_SetName(capsule.ptr(), "used_dltensor_versioned");
     hold.hold(managed);
     if (managed->version.major != DLPACK_MAJOR_VERSION) refuse("unsupported DLPack version");

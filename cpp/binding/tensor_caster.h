@@ -52,9 +52,7 @@ template <>
 struct type_caster<engine::TensorView> {
   PYBIND11_TYPE_CASTER(engine::TensorView, const_name("Tensor"));
 
-  bool load(handle source, bool /*convert*/) {
-    return engine::binding::view_of(source.ptr(), value, hold_);
-  }
+  bool load(handle source, bool /*convert*/) { return engine::binding::view_of(source.ptr(), value, hold_); }
 
  private:
   engine::binding::CapsuleHold hold_;

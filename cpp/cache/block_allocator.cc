@@ -41,8 +41,10 @@ void BlockAllocator::retain(std::span<const BlockId> block_ids) {
       continue;
     }
     for (std::size_t done = 0; done < i; ++done) --ref_counts_[block_ids[done]];
-    if (!in_range(id)) refuse("retain: no block " + std::to_string(id) + " among " + std::to_string(num_blocks()));
-    refuse("retain: block " + std::to_string(id) + (is_allocated(id) ? " has too many references" : " is free"));
+    if (!in_range(id))
+      refuse("retain: no block " + std::to_string(id) + " among " + std::to_string(num_blocks()));
+    refuse("retain: block " + std::to_string(id) +
+           (is_allocated(id) ? " has too many references" : " is free"));
   }
 }
 
@@ -57,8 +59,10 @@ void BlockAllocator::release(std::span<const BlockId> block_ids) {
     for (std::size_t done = i + 1; done < block_ids.size(); ++done) {
       if (ref_counts_[block_ids[done]]++ == 0) free_.pop_back();
     }
-    if (!in_range(id)) refuse("release: no block " + std::to_string(id) + " among " + std::to_string(num_blocks()));
-    refuse("release: block " + std::to_string(id) + " is free already, or released more often than it was held");
+    if (!in_range(id))
+      refuse("release: no block " + std::to_string(id) + " among " + std::to_string(num_blocks()));
+    refuse("release: block " + std::to_string(id) +
+           " is free already, or released more often than it was held");
   }
 }
 

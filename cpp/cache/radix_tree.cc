@@ -16,7 +16,8 @@ constexpr std::int64_t kMaxBlockSize = 1 << 20;
 
 std::size_t checked_block_size(std::int64_t block_size) {
   if (block_size < 1 || block_size > kMaxBlockSize) {
-    refuse("block_size: expected 1 to " + std::to_string(kMaxBlockSize) + ", got " + std::to_string(block_size));
+    refuse("block_size: expected 1 to " + std::to_string(kMaxBlockSize) + ", got " +
+           std::to_string(block_size));
   }
   return static_cast<std::size_t>(block_size);
 }
@@ -70,7 +71,8 @@ std::int64_t RadixTree::match_length(std::string_view name_space, std::span<cons
 
 // Follows `tokens` from the root; calls visit(node, matching blocks of its run) for each node.
 template <class Visit>
-RadixTree::Walk RadixTree::walk(std::string_view name_space, std::span<const Token> tokens, Visit&& visit) const {
+RadixTree::Walk RadixTree::walk(std::string_view name_space, std::span<const Token> tokens,
+                                Visit&& visit) const {
   Walk at{find_root(name_space), 0};
   if (at.node == kNoNode) return at;
   const std::size_t num_blocks = tokens.size() / block_size_;
@@ -123,8 +125,8 @@ std::size_t RadixTree::count_equal_blocks(const Token* a, const Token* b, std::s
 Insertion RadixTree::insert(std::string_view name_space, std::span<const Token> tokens,
                             std::span<const BlockId> block_ids, NodeHandle held) {
   if (tokens.size() != block_ids.size() * block_size_) {
-    refuse("token_ids: expected " + std::to_string(block_ids.size()) + " blocks of " + std::to_string(block_size_) +
-           ", got " + std::to_string(tokens.size()) + " tokens");
+    refuse("token_ids: expected " + std::to_string(block_ids.size()) + " blocks of " +
+           std::to_string(block_size_) + ", got " + std::to_string(tokens.size()) + " tokens");
   }
   const NodeIndex held_index = held == kEmptyPath ? kNoNode : resolve(held);
   Insertion result;
@@ -187,7 +189,8 @@ NodeIndex RadixTree::add_root(std::string_view name_space) {
   return index;
 }
 
-NodeIndex RadixTree::add_child(NodeIndex parent, std::span<const Token> tokens, std::span<const BlockId> block_ids) {
+NodeIndex RadixTree::add_child(NodeIndex parent, std::span<const Token> tokens,
+                               std::span<const BlockId> block_ids) {
   const NodeIndex index = new_node();
   Node& n = node(index);
   n.parent = parent;
@@ -246,7 +249,8 @@ NodeIndex RadixTree::split(NodeIndex index, std::size_t num_upper_blocks) {
 void RadixTree::lock(NodeHandle handle) {
   if (handle == kEmptyPath) return;
   NodeIndex index = resolve(handle);
-  if (node(index).own_locks == std::numeric_limits<std::uint32_t>::max()) refuse("lock: the node has too many locks");
+  if (node(index).own_locks == std::numeric_limits<std::uint32_t>::max())
+    refuse("lock: the node has too many locks");
   ++node(index).own_locks;
   for (; !node(index).is_root(); index = node(index).parent) {
     if (node(index).path_locks++ > 0) continue;
@@ -363,9 +367,10 @@ NodeHandle RadixTree::handle_of(NodeIndex index) const {
 NodeIndex RadixTree::resolve(NodeHandle handle) const {
   const auto index = static_cast<NodeIndex>(handle);
   const auto generation = static_cast<std::uint32_t>(handle >> 32);
-  if (index < num_indices_ && node(index).generation == generation && node(index).num_blocks() > 0) return index;
-  throw Error(ErrorCode::kStaleHandle, "node: handle " + std::to_string(handle) +
-                                           " names no node: it was evicted, or never was");
+  if (index < num_indices_ && node(index).generation == generation && node(index).num_blocks() > 0)
+    return index;
+  throw Error(ErrorCode::kStaleHandle,
+              "node: handle " + std::to_string(handle) + " names no node: it was evicted, or never was");
 }
 
 }  // namespace engine::cache

@@ -52,7 +52,8 @@ void RadixTree::check() const {
     if (is_free[i]) continue;
     expect(node(i).num_children == num_children[i], "wrong number of children", i);
     if (node(i).is_root()) continue;
-    expect(node(i).path_locks == node(i).own_locks + child_locks[i], "locks are not its own and its children's", i);
+    expect(node(i).path_locks == node(i).own_locks + child_locks[i], "locks are not its own and its children's",
+           i);
   }
   for (std::size_t id = 0; id < is_stored_.size(); ++id) {
     expect((is_stored_[id] != 0) == is_seen[id], "(none) a block is marked as stored but in no node", kNoNode);
@@ -80,7 +81,8 @@ void RadixTree::check_node(NodeIndex index) const {
   // Runs are not empty, so starts grow along a path: this also excludes cycles.
   expect(n.start == node(n.parent).end(), "does not start where its parent ends", index);
   expect(n.hash == child_hash(n.parent, n.tokens.data()), "wrong hash", index);
-  expect(find_child(n.parent, n.tokens.data()) == index, "is not found, or a sibling begins with the same block", index);
+  expect(find_child(n.parent, n.tokens.data()) == index,
+         "is not found, or a sibling begins with the same block", index);
 }
 
 void RadixTree::check_list() const {
@@ -92,7 +94,8 @@ void RadixTree::check_list() const {
     expect(n.num_blocks() > 0 && n.path_locks == 0, "is on the eviction list but not evictable", i);
     expect(n.newer == newer, "its neighbour on the eviction list disagrees", i);
     const Node& parent = node(n.parent);
-    expect(parent.is_root() || parent.path_locks > 0 || is_listed[n.parent], "would be evicted after its parent", i);
+    expect(parent.is_root() || parent.path_locks > 0 || is_listed[n.parent],
+           "would be evicted after its parent", i);
     is_listed[i] = true;
   }
   expect(node(kNoNode).newer == newer, "the eviction list does not end here", newer);

@@ -5,16 +5,24 @@
 namespace engine::cpu {
 
 #if ENGINE_HAS_baseline
-namespace baseline { extern const KernelTable kTable; }
+namespace baseline {
+extern const KernelTable kTable;
+}
 #endif
 #if ENGINE_HAS_neon
-namespace neon { extern const KernelTable kTable; }
+namespace neon {
+extern const KernelTable kTable;
+}
 #endif
 #if ENGINE_HAS_avx2
-namespace avx2 { extern const KernelTable kTable; }
+namespace avx2 {
+extern const KernelTable kTable;
+}
 #endif
 #if ENGINE_HAS_avx512
-namespace avx512 { extern const KernelTable kTable; }
+namespace avx512 {
+extern const KernelTable kTable;
+}
 #endif
 
 const KernelTable& kernels_for(Isa isa) {

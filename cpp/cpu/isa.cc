@@ -65,8 +65,8 @@ Isa parse_isa(std::string_view name) {
     if (name == isa_name(isa)) return isa;
     names += (names.empty() ? "" : ", ") + std::string(isa_name(isa));
   }
-  throw Error(ErrorCode::kUnsupported,
-              "instruction set (isa): this machine and build have " + names + ", got '" + std::string(name) + "'");
+  throw Error(ErrorCode::kUnsupported, "instruction set (isa): this machine and build have " + names +
+                                           ", got '" + std::string(name) + "'");
 }
 
 }  // namespace engine::cpu

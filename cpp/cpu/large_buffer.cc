@@ -20,8 +20,7 @@ LargeBuffer::LargeBuffer(int64_t num_bytes) : num_bytes_(num_bytes) {
   mapping_bytes_ = is_large ? size + kHugePage : size;
   mapping_ = mmap(nullptr, mapping_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapping_ == MAP_FAILED) {
-    throw Error(ErrorCode::kUnsupported,
-                "memory: the system refused " + std::to_string(num_bytes) + " bytes");
+    throw Error(ErrorCode::kUnsupported, "memory: the system refused " + std::to_string(num_bytes) + " bytes");
   }
   data_ = mapping_;
   if (is_large) {

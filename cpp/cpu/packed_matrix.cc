@@ -17,7 +17,8 @@ constexpr int64_t kBlock = 64;
 int64_t checked_features(int64_t value, const char* name) {
   if (value < 1 || value > kMaxFeatures) {
     throw Error(ErrorCode::kInvalidArgument, std::string(name) + ": expected 1 to " +
-                                                 std::to_string(kMaxFeatures) + ", got " + std::to_string(value));
+                                                 std::to_string(kMaxFeatures) + ", got " +
+                                                 std::to_string(value));
   }
   return value;
 }

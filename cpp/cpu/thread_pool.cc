@@ -47,8 +47,8 @@ ThreadPool::ThreadPool(int num_threads) {
     for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this] { work(0); });
   } catch (const std::system_error& error) {
     stop();
-    throw Error(ErrorCode::kUnsupported, "num_threads: the system refused to start " + std::to_string(num_threads) +
-                                             " threads: " + error.what());
+    throw Error(ErrorCode::kUnsupported, "num_threads: the system refused to start " +
+                                             std::to_string(num_threads) + " threads: " + error.what());
   }
 }
 

@@ -27,7 +27,8 @@ class ThreadPool {
   // several callers run one after the other.
   template <typename Body>
   void parallel_for(int64_t num_items, int64_t grain, const Body& body) {
-    run(num_items, grain,
+    run(
+        num_items, grain,
         [](const void* context, int64_t begin, int64_t end) {
           (*static_cast<const Body*>(context))(begin, end);
         },

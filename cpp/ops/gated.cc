@@ -20,8 +20,7 @@ void launch(cpu::ExecutionContext& context, Kernel kernel, const TensorView& gat
       .out_stride = out.strides[0],
       .n = n,
   };
-  context.pool().parallel_for(T, kRowsPerRange,
-                              [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  context.pool().parallel_for(T, kRowsPerRange, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
 }  // namespace

@@ -30,8 +30,8 @@ void expect_complete(const cpu::PackedMatrix& weight) {
 // the panels alone do not keep all threads busy.
 int64_t rows_per_block(int64_t num_rows, int64_t num_panels, int64_t num_threads) {
   const int64_t wanted = divide_up(kRangesPerThread * num_threads, num_panels);
-  const int64_t num_blocks = std::max(divide_up(num_rows, kMaxRowsPerBlock),
-                                      std::min(wanted, num_rows / kMinRowsPerBlock));
+  const int64_t num_blocks =
+      std::max(divide_up(num_rows, kMaxRowsPerBlock), std::min(wanted, num_rows / kMinRowsPerBlock));
   return divide_up(num_rows, std::max<int64_t>(num_blocks, 1));
 }
 
@@ -76,9 +76,9 @@ void embedding(cpu::ExecutionContext& context, const TensorView& token_ids, cons
   for (int64_t i = 0; i < T; ++i) {
     const int64_t id = args.token_ids[i];
     if (id < 0 || id >= weight.out_features()) {
-      throw Error(ErrorCode::kInvalidArgument, "token_ids: expected ids from 0 to V-1 with V=" +
-                                                   std::to_string(weight.out_features()) + ", got " +
-                                                   std::to_string(id) + " at index " + std::to_string(i));
+      throw Error(ErrorCode::kInvalidArgument,
+                  "token_ids: expected ids from 0 to V-1 with V=" + std::to_string(weight.out_features()) +
+                      ", got " + std::to_string(id) + " at index " + std::to_string(i));
     }
   }
   args.weight = weight.data();

@@ -112,9 +112,8 @@ void paged_attention(cpu::ExecutionContext& context, const TensorView& q, const 
   const int64_t num_items = first_attention_tile(args.cu_seqlens_q, B, H / G) * G;
   const auto kernel = context.kernels().paged_attention;
   // Backwards: the last rows of a prefill see the most keys, and long items are best begun early.
-  context.pool().parallel_for(num_items, 1, [&](int64_t begin, int64_t end) {
-    kernel(args, num_items - end, num_items - begin);
-  });
+  context.pool().parallel_for(
+      num_items, 1, [&](int64_t begin, int64_t end) { kernel(args, num_items - end, num_items - begin); });
 }
 
 }  // namespace engine::ops

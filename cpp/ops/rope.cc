@@ -31,8 +31,8 @@ void rope(cpu::ExecutionContext& context, const TensorView& q, const TensorView&
   expect(sin, "sin", {DType::kFloat32}, {P, half});
   expect(positions, "positions", {DType::kInt32}, {T});
   if (half > D / 2) {
-    throw Error(ErrorCode::kInvalidArgument, "cos: expected at most D/2=" + std::to_string(D / 2) +
-                                                 " columns, got " + std::to_string(half));
+    throw Error(ErrorCode::kInvalidArgument,
+                "cos: expected at most D/2=" + std::to_string(D / 2) + " columns, got " + std::to_string(half));
   }
   check_positions(positions.as<const int32_t>(), T, P);
   const RopeArgs args{

@@ -13,7 +13,8 @@ namespace {
 void check_indptr(const int64_t* indptr, const char* name, int64_t num_rows, int64_t num_values) {
   if (indptr[0] != 0) refuse(std::string(name) + ": expected 0 first, got " + std::to_string(indptr[0]));
   for (int64_t r = 0; r < num_rows; ++r) {
-    if (indptr[r + 1] < indptr[r]) refuse(std::string(name) + ": expected rising values, row " + std::to_string(r));
+    if (indptr[r + 1] < indptr[r])
+      refuse(std::string(name) + ": expected rising values, row " + std::to_string(r));
   }
   if (indptr[num_rows] != num_values) {
     refuse(std::string(name) + ": expected " + std::to_string(num_values) + " last, got " +
@@ -34,8 +35,8 @@ void check_num_top(const int32_t* num_top, int64_t lowest, int64_t num_rows, int
   for (int64_t r = 0; r < num_rows; ++r) {
     if (num_top[r] < lowest) refuse("num_top_logprobs: expected no negative number");
     if (num_top[r] > most || num_top[r] > vocab_size) {
-      refuse("num_top_logprobs: expected at most K=" + std::to_string(most) + " and V=" +
-             std::to_string(vocab_size) + ", got " + std::to_string(num_top[r]));
+      refuse("num_top_logprobs: expected at most K=" + std::to_string(most) +
+             " and V=" + std::to_string(vocab_size) + ", got " + std::to_string(num_top[r]));
     }
   }
 }

@@ -10,7 +10,8 @@ namespace {
 
 std::string shape_text(const TensorView& view) {
   std::string text = "[";
-  for (int i = 0; i < std::min(view.rank, kMaxRank); ++i) text += (i ? ", " : "") + std::to_string(view.shape[i]);
+  for (int i = 0; i < std::min(view.rank, kMaxRank); ++i)
+    text += (i ? ", " : "") + std::to_string(view.shape[i]);
   return text + (view.rank > kMaxRank ? ", ...]" : "]");
 }
 

@@ -19,12 +19,12 @@ namespace {
 
 using namespace engine::cache;
 
-#define EXPECT(condition)                                                                    \
-  do {                                                                                       \
-    if (!(condition)) {                                                                      \
+#define EXPECT(condition)                                                                            \
+  do {                                                                                               \
+    if (!(condition)) {                                                                              \
       std::fprintf(stderr, "%s:%d: expected %s (seed %u)\n", __FILE__, __LINE__, #condition, seed_); \
-      std::exit(1);                                                                          \
-    }                                                                                        \
+      std::exit(1);                                                                                  \
+    }                                                                                                \
   } while (false)
 
 struct Shape {
@@ -193,7 +193,8 @@ class Walker {
 
   std::size_t longest(const Path& path) const {
     std::size_t count = 0;
-    while ((count + 1) * shape_.block_size <= path.second.size() && blocks_.contains(prefix(path, count + 1))) ++count;
+    while ((count + 1) * shape_.block_size <= path.second.size() && blocks_.contains(prefix(path, count + 1)))
+      ++count;
     return count;
   }
 
@@ -225,8 +226,8 @@ class Walker {
 int main(int argc, char** argv) {
   const unsigned num_seeds = argc > 1 ? static_cast<unsigned>(std::atoi(argv[1])) : 2;
   const Shape shapes[] = {
-      {24, 1, 16, 2, ~0u, 2000, 1},  {24, 2, 20, 2, 0, 2000, 1},     {40, 3, 40, 2, 1, 2000, 1},
-      {1, 1, 3, 1, ~0u, 500, 1},     {0, 1, 3, 1, ~0u, 100, 1},      {500, 2, 400, 2, 3, 1000, 50},
+      {24, 1, 16, 2, ~0u, 2000, 1},     {24, 2, 20, 2, 0, 2000, 1},          {40, 3, 40, 2, 1, 2000, 1},
+      {1, 1, 3, 1, ~0u, 500, 1},        {0, 1, 3, 1, ~0u, 100, 1},           {500, 2, 400, 2, 3, 1000, 50},
       {5000, 1, 1500, 1, ~0u, 500, 50}, {5000, 16, 2000, 2, ~0u, 1000, 100},
   };
   for (unsigned seed = 0; seed < num_seeds; ++seed) {

@@ -16,7 +16,8 @@ void embedding(const EmbeddingArgs& args, int64_t begin, int64_t end) {
       const float* weight = static_cast<const float*>(args.weight) + panel + column;
       for (int64_t k = 0; k < num_k; ++k) out[k] = weight[k * kPanelColumns];
     } else {
-      const uint16_t* weight = static_cast<const uint16_t*>(args.weight) + panel + column % 16 * 2 + column / 16;
+      const uint16_t* weight =
+          static_cast<const uint16_t*>(args.weight) + panel + column % 16 * 2 + column / 16;
       for (int64_t k = 0; k < num_k; ++k) {
         const uint32_t bits = static_cast<uint32_t>(weight[k * kPanelColumns]) << 16;
         __builtin_memcpy(out + k, &bits, sizeof(bits));

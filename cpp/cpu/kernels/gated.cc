@@ -33,7 +33,8 @@ ENGINE_INLINE void run(const GatedArgs& args, int64_t begin, int64_t end) {
     float* out = args.out + row * args.out_stride;
     for (int64_t i = 0; i < full; i += 16) store(out + i, mul(Activation::apply(load(gate + i)), load(up + i)));
     const int64_t rest = n - full;
-    store_first(out + full, mul(Activation::apply(load_first(gate + full, rest)), load_first(up + full, rest)), rest);
+    store_first(out + full, mul(Activation::apply(load_first(gate + full, rest)), load_first(up + full, rest)),
+                rest);
   }
 }
 

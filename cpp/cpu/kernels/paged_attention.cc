@@ -291,8 +291,8 @@ ENGINE_INLINE void locate(const PagedAttentionArgs& args, const int32_t* block_t
     const int64_t block_id = block_table[token / args.S];
     const int64_t offset = token % args.S;
     const int64_t group = (token - split.begin) / kGroup;
-    split.keys[group] =
-        static_cast<const Element*>(args.k_cache) + block_id * args.k_block_stride + g * args.D * args.S + offset;
+    split.keys[group] = static_cast<const Element*>(args.k_cache) + block_id * args.k_block_stride +
+                        g * args.D * args.S + offset;
     split.values[group] = static_cast<const Element*>(args.v_cache) + block_id * args.v_block_stride +
                           (g * args.S + offset) * args.D;
   }

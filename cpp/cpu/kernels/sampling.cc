@@ -286,7 +286,8 @@ double total_weight(const Row& row) {
 // Philox4x32-10 (Salmon et al. 2011), first two of the four words.
 // Uniform in (0, 1), a function of (seed, choice, position) and nothing else.
 double uniform(uint64_t seed, uint32_t choice, uint64_t position) {
-  uint32_t c0 = static_cast<uint32_t>(position), c1 = static_cast<uint32_t>(position >> 32), c2 = choice, c3 = 0;
+  uint32_t c0 = static_cast<uint32_t>(position), c1 = static_cast<uint32_t>(position >> 32), c2 = choice,
+           c3 = 0;
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
     const uint64_t p0 = 0xD2511F53ull * c0;

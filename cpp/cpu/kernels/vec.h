@@ -59,7 +59,8 @@ ENGINE_INLINE Vec16 tanh(Vec16 x) {
   const Vec16 one = set1(1.0f);
   const Vec16 large = sub(one, div(set1(2.0f), add(exp(add(x, x)), one)));
   // Each is zeroed where the other holds; 0.62499994 is the float before 0.625.
-  return add(zero_where_less(large, magnitude, set1(0.625f)), zero_where_less(small, set1(0.62499994f), magnitude));
+  return add(zero_where_less(large, magnitude, set1(0.625f)),
+             zero_where_less(small, set1(0.62499994f), magnitude));
 }
 
 }  // namespace ENGINE_ISA

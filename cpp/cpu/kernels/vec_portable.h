@@ -48,9 +48,7 @@ ENGINE_INLINE Vec16 fma(Vec16 a, Vec16 b, Vec16 c) {
 }
 
 // Lane i is 0 where a[i] < b[i], else x[i].
-ENGINE_INLINE Vec16 zero_where_less(Vec16 x, Vec16 a, Vec16 b) {
-  return {a.v < b.v ? Float16Lanes{} : x.v};
-}
+ENGINE_INLINE Vec16 zero_where_less(Vec16 x, Vec16 a, Vec16 b) { return {a.v < b.v ? Float16Lanes{} : x.v}; }
 
 // x * 2^n, where the low mantissa bits of `shifted` hold n.
 ENGINE_INLINE Vec16 scale_by_pow2(Vec16 x, Vec16 shifted) {

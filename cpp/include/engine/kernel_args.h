@@ -9,10 +9,10 @@ namespace engine {
 
 // Work item: one row. Row i is row i % heads of the tensors' i / heads: heads is 1 for [T, n].
 struct RmsNormArgs {
-  const float* x;      // [T, n], or [T, heads, n]
-  float* residual;     // [T, n], or null: then x is normalised as it is
-  const float* weight; // [n]
-  float* out;          // as x
+  const float* x;       // [T, n], or [T, heads, n]
+  float* residual;      // [T, n], or null: then x is normalised as it is
+  const float* weight;  // [n]
+  float* out;           // as x
   int64_t x_stride, residual_stride, out_stride;
   int64_t n, heads;
   float eps;
@@ -87,7 +87,7 @@ struct RopeArgs {
   const int32_t* positions;  // [T], each in [0, P)
   int64_t q_stride, k_stride;
   int64_t H, G, D;
-  int64_t half;              // elements i and i + half are a pair, i < half
+  int64_t half;  // elements i and i + half are a pair, i < half
 };
 
 // Work item: one token.
@@ -99,7 +99,7 @@ struct AppendKvArgs {
   const int64_t* slot_ids;  // [T], each in [0, N * S)
   int64_t k_stride, v_stride, k_block_stride, v_block_stride;
   int64_t G, D, S;
-  bool cache_is_bf16;       // else float
+  bool cache_is_bf16;  // else float
 };
 
 // The (row, query head) pairs of a sequence that share a KV head, counted row by row, are cut into
@@ -124,10 +124,10 @@ struct PagedAttentionArgs {
   const int32_t* block_tables;  // [B, max_blocks]
   int64_t q_stride, out_stride, k_block_stride, v_block_stride, block_tables_stride;
   int64_t B, H, G, D, S;
-  int64_t window;               // keys that a query sees, its own included; 0: all
+  int64_t window;  // keys that a query sees, its own included; 0: all
   float scale;
-  float softcap;                // 0: none
-  bool cache_is_bf16;           // else float
+  float softcap;       // 0: none
+  bool cache_is_bf16;  // else float
 };
 
 // How a packed matrix stores its weights.
@@ -138,10 +138,10 @@ inline constexpr int64_t kPanelColumns = 32;
 
 // Work item: one panel of outputs for one block of rows; panels of the same block are neighbours.
 struct LinearArgs {
-  const float* x;     // [T, K]
-  const void* weight; // panels [ceil(N / 32)][K][32]
-  const float* bias;  // [N], or null
-  float* out;         // [T, N]
+  const float* x;      // [T, K]
+  const void* weight;  // panels [ceil(N / 32)][K][32]
+  const float* bias;   // [N], or null
+  float* out;          // [T, N]
   int64_t x_stride, out_stride;
   int64_t num_rows, in_features, out_features;  // T, K, N
   int64_t rows_per_block;
@@ -150,11 +150,11 @@ struct LinearArgs {
 
 // Work item: one token.
 struct EmbeddingArgs {
-  const int32_t* token_ids; // [T], each in [0, V)
-  const void* weight;       // panels [ceil(V / 32)][K][32]
-  float* out;               // [T, K]
+  const int32_t* token_ids;  // [T], each in [0, V)
+  const void* weight;        // panels [ceil(V / 32)][K][32]
+  float* out;                // [T, K]
   int64_t out_stride;
-  int64_t in_features;      // K
+  int64_t in_features;  // K
   WeightFormat format;
 };
 

@@ -32,9 +32,9 @@ class Dim {
 
 // Either a Dim or a fixed number.
 struct Extent {
-  Extent(Dim& named) : dim(&named) {}                     // NOLINT: implicit on purpose
-  Extent(int64_t fixed) : value(fixed) {}                 // NOLINT
-  Extent(int fixed) : value(fixed) {}                     // NOLINT
+  Extent(Dim& named) : dim(&named) {}      // NOLINT: implicit on purpose
+  Extent(int64_t fixed) : value(fixed) {}  // NOLINT
+  Extent(int fixed) : value(fixed) {}      // NOLINT
 
   Dim* dim = nullptr;
   int64_t value = -1;

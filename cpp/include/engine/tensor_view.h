@@ -6,7 +6,18 @@
 namespace engine {
 
 // kFloat64 and kOther are what no op takes: expect() refuses them by the name of the argument.
-enum class DType : uint8_t { kFloat32, kBFloat16, kFloat16, kInt64, kInt32, kInt8, kUInt8, kBool, kFloat64, kOther };
+enum class DType : uint8_t {
+  kFloat32,
+  kBFloat16,
+  kFloat16,
+  kInt64,
+  kInt32,
+  kInt8,
+  kUInt8,
+  kBool,
+  kFloat64,
+  kOther
+};
 
 enum class DeviceType : uint8_t { kCpu, kCuda, kOther };
 
