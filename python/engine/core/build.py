@@ -10,6 +10,7 @@ from engine.config.model_location import locate_model
 from engine.core.engine_core import EngineCore
 from engine.core.messages import EngineReady
 from engine.core.resolve import resolve
+from engine.errors import ConfigError
 from engine.models.registry import read_spec
 
 Progress = Callable[[str, float], None]
@@ -31,20 +32,30 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> tupl
     from engine.cache.prefix_cache import PrefixCache
     from engine.runner.model_runner import ModelRunner
 
-    runner = ModelRunner(
-        spec,
-        directory,
-        dtype=resolved.dtype,
-        num_blocks=resolved.num_blocks,
-        block_size=resolved.page_size,
-        context_length=resolved.context_length,
-        max_tokens=resolved.max_step_tokens,
-        max_rows=resolved.max_running_requests,
-        num_threads=resolved.num_threads,
-        isa=resolved.cpu_isa,
-        load_format=resolved.load_format,
-        progress=progress,
-    )
+    try:
+        runner = ModelRunner(
+            spec,
+            directory,
+            dtype=resolved.dtype,
+            num_blocks=resolved.num_blocks,
+            block_size=resolved.page_size,
+            context_length=resolved.context_length,
+            max_tokens=resolved.max_step_tokens,
+            max_rows=resolved.max_running_requests,
+            num_threads=resolved.num_threads,
+            isa=resolved.cpu_isa,
+            load_format=resolved.load_format,
+            progress=progress,
+        )
+    except (MemoryError, RuntimeError) as error:  # torch says the latter
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise
+        raise ConfigError(
+            "there is not enough memory for the model and its workspaces; lower "
+            f"--max-running-requests ({resolved.max_running_requests}), "
+            f"--chunked-prefill-size ({resolved.chunked_prefill_size}) or "
+            f"--max-total-tokens ({resolved.max_total_tokens})"
+        ) from error
     cache = PrefixCache(resolved.num_blocks, resolved.page_size, enabled=not resolved.disable_radix_cache)
     core = EngineCore(resolved.scheduler_settings(spec), runner, cache)
     ready = EngineReady(
