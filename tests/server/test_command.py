@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -128,6 +130,16 @@ def test_the_port_answers_while_the_model_loads_and_a_signal_ends_it_cleanly(tmp
     assert not modules & {"torch", "transformers", "xgrammar", "huggingface_hub"}
 
 
+@contextlib.contextmanager
+def streaming(server: ServerProcess, max_tokens: int) -> Iterator[Iterator[str]]:
+    """The lines of a stream of exactly `max_tokens` tokens, after its first event."""
+    body = {"model": "default", "prompt": "x", "max_tokens": max_tokens, "ignore_eos": True, "stream": True}
+    with server.http.stream("POST", "/v1/completions", json=body) as response:
+        lines = response.iter_lines()
+        assert next(lines).startswith("data: ")
+        yield lines
+
+
 def test_a_signal_while_loading_ends_it_cleanly(tmp_path: Path) -> None:
     write_llama(tmp_path)
     with ServerProcess("--model-path", str(tmp_path), *DUMMY) as server:
@@ -139,10 +151,7 @@ def test_a_signal_during_a_stream_lets_it_end(tmp_path: Path) -> None:
     write_llama(tmp_path)
     with ServerProcess("--model-path", str(tmp_path), *DUMMY) as server:
         server.wait_ready()
-        body = {"model": "default", "prompt": "x", "max_tokens": 900, "ignore_eos": True, "stream": True}
-        with server.http.stream("POST", "/v1/completions", json=body) as response:
-            lines = response.iter_lines()
-            assert next(lines).startswith("data: ")
+        with streaming(server, max_tokens=900) as lines:
             server.process.terminate()
             rest = [line for line in lines if line]
         assert '"finish_reason":"length"' in rest[-2]
@@ -154,10 +163,7 @@ def test_a_second_signal_ends_running_requests_in_an_error(tmp_path: Path) -> No
     write_llama(tmp_path, max_position_embeddings=60_000)
     with ServerProcess("--model-path", str(tmp_path), *DUMMY) as server:
         server.wait_ready()
-        body = {"model": "default", "prompt": "x", "max_tokens": 50_000, "ignore_eos": True, "stream": True}
-        with server.http.stream("POST", "/v1/completions", json=body) as response:
-            lines = response.iter_lines()
-            assert next(lines).startswith("data: ")
+        with streaming(server, max_tokens=50_000) as lines:
             server.process.terminate()
             wait_until(lambda: "shutting down" in server.log)
             server.process.terminate()
@@ -171,16 +177,14 @@ def test_the_engine_is_restarted_when_it_dies(tmp_path: Path) -> None:
     write_llama(tmp_path)
     with ServerProcess("--model-path", str(tmp_path), *DUMMY) as server:
         server.wait_ready()
-        body = {"model": "default", "prompt": "x", "max_tokens": 900, "ignore_eos": True, "stream": True}
-        with server.http.stream("POST", "/v1/completions", json=body) as response:
-            lines = response.iter_lines()
-            assert next(lines).startswith("data: ")
+        with streaming(server, max_tokens=900) as lines:
             (engine,) = psutil.Process(server.process.pid).children()
             engine.kill()
             rest = list(lines)
         assert '"code":"engine_restarted"' in rest[-4]
         assert rest[-2] == "data: [DONE]"
         server.wait_ready()
-        answer = server.http.post("/v1/completions", json={**body, "max_tokens": 3, "stream": False})
+        body = {"model": "default", "prompt": "x", "max_tokens": 3, "ignore_eos": True}
+        answer = server.http.post("/v1/completions", json=body)
         assert answer.json()["usage"]["completion_tokens"] == 3
         assert server.stop() == 0

@@ -140,7 +140,7 @@ def reference(directory):
         options.setdefault("add_generation_prompt", True)
         try:
             return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options)
-        except Exception:
+        except jinja2.TemplateError:
             return None
 
     return render
