@@ -8,6 +8,7 @@ import weakref
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -93,18 +94,22 @@ def assert_drawn(token: int, logits: np.ndarray, params: RowParams) -> None:
     A filter may cut at a neighbour where a float32 rounding moves its limit: then the token must be
     drawn by a filter that is wider or narrower by a hair.
     """
-    if token == reference.sample_row(logits, params):
+    if token == reference.sample_row(torch.from_numpy(logits), params):
         return
     hair = 1e-5
     for top_p in (params.top_p * (1 - hair), params.top_p, min(1.0, params.top_p * (1 + hair))):
         for min_p in (params.min_p * (1 - hair), params.min_p, params.min_p * (1 + hair)):
-            w = reference.weights(logits, dataclasses.replace(params, top_p=top_p, min_p=min_p))
-            total = w.cumsum()
+            w = reference.weights(
+                torch.from_numpy(logits), dataclasses.replace(params, top_p=top_p, min_p=min_p)
+            )
+            total = w.cumsum(0)
             threshold = reference.uniform(params.seed, params.choice, params.position) * total[-1]
             low = total[token] - w[token]
             if w[token] > 0 and low - hair * total[-1] <= threshold <= total[token] + hair * total[-1]:
                 return
-    raise AssertionError(f"drew {token}, reference {reference.sample_row(logits, params)} for {params}")
+    raise AssertionError(
+        f"drew {token}, reference {reference.sample_row(torch.from_numpy(logits), params)} for {params}"
+    )
 
 
 def test_philox_known_answers():
@@ -178,7 +183,7 @@ def test_frequencies_match_the_distribution(ctx, params):
     logits = np.random.default_rng(3).standard_normal(vocab).astype(np.float32) * 2
     rows = [dataclasses.replace(params, seed=5, position=i) for i in range(num_draws)]
     counts = np.bincount(draw(ctx, np.tile(logits, (num_draws, 1)), rows).out_ids, minlength=vocab)
-    w = reference.weights(logits, params)
+    w = reference.weights(torch.from_numpy(logits), params).numpy()
     expected = w / w.sum() * num_draws
     assert counts[w == 0].sum() == 0
     kept = w > 0
@@ -208,10 +213,10 @@ def test_log_probabilities_are_of_the_raw_logits(ctx):
     out = draw(ctx, logits, rows, num_top)
     assert math.isnan(out.out_logprobs[0])
     for r in range(1, num_rows):
-        expected = reference.log_softmax(logits[r])
+        expected = reference.log_softmax(torch.from_numpy(logits[r]))
         order = np.lexsort((np.arange(vocab), -logits[r]))[: num_top[r]]
         # float32 results of magnitude about 10, from exponentials good to a few ulp
-        np.testing.assert_allclose(out.out_logprobs[r], expected[out.out_ids[r]], rtol=0, atol=4e-6)
+        np.testing.assert_allclose(out.out_logprobs[r], expected[int(out.out_ids[r])], rtol=0, atol=4e-6)
         assert out.top_ids[r, : num_top[r]].tolist() == order.tolist()
         np.testing.assert_allclose(out.top_logprobs[r, : num_top[r]], expected[order], rtol=0, atol=4e-6)
         assert np.all(out.top_ids[r, num_top[r] :] == -77), "entries that nobody asked for stay untouched"
@@ -429,7 +434,7 @@ def test_scores_match_the_reference(ctx, vocab):
     num_top = [min(k, vocab) for k in (0, 1, 5, 20, 0, 3, 2)]
     out = score(ctx, logits, token_ids, num_top)
     for r, most in enumerate(num_top):
-        expected = reference.log_softmax(logits[r])
+        expected = reference.log_softmax(torch.from_numpy(logits[r]))
         order = np.lexsort((np.arange(vocab), -logits[r]))[:most]
         # float32 results of magnitude about 10, from exponentials good to a few ulp
         np.testing.assert_allclose(out.logprobs[r], expected[token_ids[r]], rtol=0, atol=4e-6)

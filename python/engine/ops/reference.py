@@ -129,11 +129,11 @@ def gelu_mul(ctx, gate_up: torch.Tensor, out: torch.Tensor) -> None:
 
 def sample(ctx, tensors: SamplingTensors) -> None:
     for row in range(len(tensors.out_ids)):
-        logits = tensors.logits[row].numpy()
+        logits = tensors.logits[row]
         tensors.out_ids[row] = reference_sampling.sample_row(logits, _row_params(tensors, row))
         num_top = int(tensors.num_top_logprobs[row])
         if num_top >= 0:
-            logprobs = torch.from_numpy(reference_sampling.log_softmax(logits))
+            logprobs = reference_sampling.log_softmax(logits)
             tensors.out_logprobs[row] = logprobs[tensors.out_ids[row]]
             top = logprobs.topk(num_top)
             tensors.top_ids[row, :num_top], tensors.top_logprobs[row, :num_top] = top.indices, top.values
@@ -141,7 +141,7 @@ def sample(ctx, tensors: SamplingTensors) -> None:
 
 def score_tokens(ctx, logits, token_ids, num_top_logprobs, out_logprobs, top_ids, top_logprobs) -> None:
     for row, (token_id, num_top) in enumerate(zip(token_ids, num_top_logprobs.tolist(), strict=True)):
-        logprobs = torch.from_numpy(reference_sampling.log_softmax(logits[row].numpy()))
+        logprobs = reference_sampling.log_softmax(logits[row])
         out_logprobs[row] = logprobs[token_id]
         top = logprobs.topk(num_top)
         top_ids[row, :num_top], top_logprobs[row, :num_top] = top.indices, top.values

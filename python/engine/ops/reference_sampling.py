@@ -1,10 +1,10 @@
-"""Sampling written plainly in float64, one row at a time: the oracle for `ops.sampling`."""
+"""Sampling written plainly in float64 PyTorch, one row at a time: the oracle for `ops.sampling`."""
 
 from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
+import torch
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -49,11 +49,11 @@ class RowParams:
     allowed: tuple[int, ...] | None = None
 
 
-def adjusted_logits(logits: np.ndarray, params: RowParams) -> np.ndarray:
+def adjusted_logits(logits: torch.Tensor, params: RowParams) -> torch.Tensor:
     """Logits [V] float64 after penalties, bias and mask."""
-    x = np.asarray(logits, dtype=np.float64).copy()
-    x[np.isnan(x)] = -np.inf
-    x = np.minimum(x, np.finfo(np.float32).max)
+    x = logits.to(torch.float64, copy=True)
+    x[x.isnan()] = -torch.inf
+    x.clamp_(max=torch.finfo(torch.float32).max)
     for token in set(params.prompt) | set(params.output):
         x[token] = (
             x[token] / params.repetition_penalty if x[token] > 0 else x[token] * params.repetition_penalty
@@ -65,43 +65,43 @@ def adjusted_logits(logits: np.ndarray, params: RowParams) -> np.ndarray:
     for token, bias in params.logit_bias:
         x[token] += bias
     if params.allowed is not None:
-        keep = np.zeros(len(x), dtype=bool)
-        keep[list(params.allowed)] = True
-        x[~keep] = -np.inf
+        is_ruled_out = torch.ones(len(x), dtype=torch.bool)
+        is_ruled_out[list(params.allowed)] = False
+        x[is_ruled_out] = -torch.inf
     return x
 
 
-def weights(logits: np.ndarray, params: RowParams) -> np.ndarray:
+def weights(logits: torch.Tensor, params: RowParams) -> torch.Tensor:
     """Unnormalised probabilities [V] of the filtered distribution; all zero when nothing is allowed."""
     x = adjusted_logits(logits, params)
-    if np.all(np.isneginf(x)):
-        return np.zeros(len(x))
-    order = np.lexsort((np.arange(len(x)), -x))  # best first, lower ids first among equals
+    w = torch.zeros_like(x)
+    if torch.all(x == -torch.inf):
+        return w
+    order = torch.argsort(x, descending=True, stable=True)  # lower ids first among equals
     if params.temperature < 1e-6:
-        return np.eye(len(x))[order[0]]
+        w[order[0]] = 1.0
+        return w
     if params.top_k > 0:
-        x[order[params.top_k :]] = -np.inf
-    w = np.exp((x - x.max()) / params.temperature)
+        x[order[params.top_k :]] = -torch.inf
+    w = torch.exp((x - x.max()) / params.temperature)
     if params.top_p < 1:
-        total = np.cumsum(w[order])
-        num_kept = int(np.searchsorted(total, params.top_p * total[-1])) + 1
+        total = w[order].cumsum(0)
+        num_kept = int(torch.searchsorted(total, params.top_p * total[-1])) + 1
         w[order[num_kept:]] = 0
     w[w < params.min_p] = 0
     return w
 
 
-def sample_row(logits: np.ndarray, params: RowParams) -> int:
+def sample_row(logits: torch.Tensor, params: RowParams) -> int:
     """The token drawn for logits [V], -1 when every token is ruled out."""
     w = weights(logits, params)
     if not w.any():
         return -1
-    total = np.cumsum(w)
+    total = w.cumsum(0)
     threshold = uniform(params.seed, params.choice, params.position) * total[-1]
-    return int(np.searchsorted(total, threshold, side="right"))
+    return int(torch.searchsorted(total, threshold, right=True))
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
+def log_softmax(logits: torch.Tensor) -> torch.Tensor:
     """Natural-log probabilities [V] of the raw logits, float64."""
-    x = np.asarray(logits, dtype=np.float64)
-    shifted = x - x.max()
-    return shifted - np.log(np.exp(shifted).sum())
+    return logits.double().log_softmax(0)
