@@ -17,6 +17,15 @@ from helpers.prefix_cache import PlainPrefixCache
 GREEDY = SamplingParams(temperature=0)
 
 
+def prompt(length: int, seed: int = 0, vocab_size: int = 50) -> list[int]:
+    """Random token ids, the same for the same seed."""
+    return np.random.default_rng(seed).integers(0, vocab_size, length).tolist()
+
+
+def greedy(**fields) -> SamplingParams:
+    return SamplingParams(temperature=0, **fields)
+
+
 @dataclasses.dataclass
 class Answer:
     """What one choice has got so far."""
