@@ -73,10 +73,13 @@ class Harness:
         params: SamplingParams = GREEDY,
         n: int = 1,
         namespace: str = "",
+        priority: int = 0,
     ) -> None:
         prompt = np.array(prompt, np.int32)
         seed = 7 if params.seed is None else params.seed
-        choices = self.scheduler.submit(request_id, prompt, params, seed=seed, n=n, namespace=namespace)
+        choices = self.scheduler.submit(
+            request_id, prompt, params, seed=seed, n=n, namespace=namespace, priority=priority
+        )
         for request in choices:
             self.answers[request_id, request.choice] = Answer()
 

@@ -88,20 +88,21 @@ class SchedulerMachine(RuleBasedStateMachine):
         ),
         n=st.integers(1, 3),
         namespace=st.sampled_from(["", "", "other"]),
+        priority=st.sampled_from([0, 0, 0, 1, -3]),
     )
-    def submit(self, start, tails, params, n, namespace):
+    def submit(self, start, tails, params, n, namespace, priority):
         """A burst of prompts with a common start."""
         for tail in tails:
-            self._submit_one([0, 1, 1] * (start // 3) + tail, params, n, namespace)
+            self._submit_one([0, 1, 1] * (start // 3) + tail, params, n, namespace, priority)
 
-    def _submit_one(self, tokens, params, n, namespace):
+    def _submit_one(self, tokens, params, n, namespace, priority):
         name = f"r{self.count}"
         self.count += 1
         too_long = len(tokens) + params.max_tokens > self.pool
         scheduler = self.h.scheduler
         places = scheduler.settings.max_running_requests + scheduler.settings.max_queued_requests
         try:
-            self.h.submit(name, tokens, params, n=n, namespace=namespace)
+            self.h.submit(name, tokens, params, n=n, namespace=namespace, priority=priority)
         except InvalidRequest:
             assert too_long
             return

@@ -90,6 +90,7 @@ class EngineCore:
                 seed=seed,
                 n=request.n,
                 namespace=request.namespace,
+                priority=request.priority,
             )
         except EngineError as error:
             self._outbox.append(Failed.from_error(request.request_id, error))

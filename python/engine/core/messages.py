@@ -24,7 +24,8 @@ class _Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
 class GenerateRequest(_Message, tag=1):
     """One prompt, n choices. `prompt` is the token ids as little-endian int32 bytes.
 
-    `namespace` separates prefix-cache entries that must never meet (adapter, cache salt).
+    `namespace` separates prefix-cache entries that must never meet (adapter, cache salt). Of waiting
+    requests those with the highest `priority` are admitted first.
     """
 
     request_id: str
@@ -32,6 +33,7 @@ class GenerateRequest(_Message, tag=1):
     params: SamplingParams
     n: int = 1
     namespace: str = ""
+    priority: int = 0
 
     @property
     def prompt_ids(self) -> np.ndarray:

@@ -34,6 +34,8 @@ class Request:
     """num_known at which generation ends with "length"."""
     arrival: int
     """Logical clock: order of arrival, unique."""
+    priority: int = 0
+    """Higher ones are admitted first."""
     stop_ids: frozenset[int] = frozenset()
     """Tokens that end generation: those of `params`, and the model's unless eos is ignored."""
     num_to_score: int = 0
@@ -58,7 +60,6 @@ class Request:
     """Chain hashes of the leading full blocks of known tokens, as far as they were needed."""
     claimed: range = range(0)
     """Blocks that this request has announced to compute and has not computed yet."""
-    num_passed_over: int = 0
     num_preemptions: int = 0
 
     @property

@@ -122,6 +122,7 @@ class Scheduler:
         seed: int,
         n: int = 1,
         namespace: str = "",
+        priority: int = 0,
     ) -> list[Request]:
         """Queue the n choices of a prompt; those that have nothing to do are finished and not queued.
 
@@ -157,6 +158,7 @@ class Scheduler:
                 num_known=len(prompt),
                 max_known=max_known,
                 arrival=next(self._arrivals),
+                priority=priority,
                 stop_ids=stop_ids,
                 num_to_score=0 if choice else num_to_score,
             )

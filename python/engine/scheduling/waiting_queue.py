@@ -11,36 +11,39 @@ from engine.scheduling.request import Request
 
 WINDOW = 64
 """How many of the oldest waiting requests `lpm` compares."""
-MAX_PASSED_OVER = 32
-"""How many younger requests may be admitted before the oldest one goes first."""
+MAX_PASSING = 32
+"""How many others may be admitted in a row before the oldest request has its turn."""
 
 
 class WaitingQueue:
     """Requests without a running slot. Preempted ones come first, oldest first.
 
-    fcfs: then by arrival. lpm: then the longest cached prefix first, among the `WINDOW` oldest;
-    the oldest goes first once it was passed over `MAX_PASSED_OVER` times, so every request is
-    admitted after a bounded number of others. The turn, once given, is kept until it is used:
-    nobody is overtaken while waiting for blocks.
+    Then the highest priority; among equals by arrival (fcfs), or the longest cached prefix of the
+    `WINDOW` oldest first (lpm). Of `MAX_PASSING` + 1 admissions in a row at least one is that of the
+    oldest request, whatever its priority, so every request is admitted after a bounded number of
+    others. A turn, once given, is kept until it is used: nobody is overtaken while waiting for blocks.
 
-    Cost: O(1) for fcfs; lpm looks up `WINDOW` prefixes when a new turn is given.
+    Cost: O(different priorities); lpm looks up `WINDOW` prefixes when a new turn is given.
     """
 
     def __init__(self, policy: str, cached_prefix_len: Callable[[Request], int]) -> None:
         self._policy = policy
         self._cached_prefix_len = cached_prefix_len
         self._preempted: list[Request] = []
-        self._fresh: OrderedDict[Request, None] = OrderedDict()
+        self._levels: dict[int, OrderedDict[Request, None]] = {}  # fresh ones, by priority; none is empty
+        self._num_fresh = 0
         self._turn: Request | None = None
+        self._num_passing = 0
 
     def __len__(self) -> int:
-        return len(self._preempted) + len(self._fresh)
+        return len(self._preempted) + self._num_fresh
 
     def __iter__(self) -> Iterator[Request]:
-        return itertools.chain(self._preempted, self._fresh)
+        return itertools.chain(self._preempted, *self._levels.values())
 
     def push(self, request: Request) -> None:
-        self._fresh[request] = None
+        self._levels.setdefault(request.priority, OrderedDict())[request] = None
+        self._num_fresh += 1
 
     def push_preempted(self, request: Request) -> None:
         bisect.insort(self._preempted, request, key=lambda r: r.arrival)
@@ -49,19 +52,22 @@ class WaitingQueue:
         """Raises: `ValueError` when it is not waiting."""
         if request is self._turn:
             self._turn = None
-        if request in self._fresh:
-            del self._fresh[request]
-        else:
+        level = self._levels.get(request.priority, {})
+        if request not in level:
             self._preempted.remove(request)
+            return
+        del level[request]
+        self._num_fresh -= 1
+        if not level:
+            del self._levels[request.priority]
 
     def peek(self) -> Request | None:
         """Whose turn it is."""
         if self._preempted:
             return self._preempted[0]
-        if self._policy == "fcfs" or not self._fresh:
-            return next(iter(self._fresh), None)
-        if self._turn is None:
-            self._turn = self._longest_prefix()
+        if self._turn is None and self._levels:
+            is_due = self._num_passing >= MAX_PASSING
+            self._turn = self._oldest() if is_due else self._first_of(self._levels[max(self._levels)])
         return self._turn
 
     def pop(self) -> Request:
@@ -70,13 +76,14 @@ class WaitingQueue:
         if request is None:
             raise IndexError("the waiting queue is empty")
         if request is self._turn:
-            for other in itertools.takewhile(lambda r: r is not request, self._fresh):
-                other.num_passed_over += 1
+            self._num_passing = 0 if request is self._oldest() else self._num_passing + 1
         self.remove(request)
         return request
 
-    def _longest_prefix(self) -> Request:
-        oldest = next(iter(self._fresh))
-        if oldest.num_passed_over >= MAX_PASSED_OVER:
-            return oldest
-        return max(itertools.islice(self._fresh, WINDOW), key=self._cached_prefix_len)
+    def _oldest(self) -> Request:
+        return min((next(iter(level)) for level in self._levels.values()), key=lambda r: r.arrival)
+
+    def _first_of(self, level: OrderedDict[Request, None]) -> Request:
+        if self._policy == "fcfs":
+            return next(iter(level))
+        return max(itertools.islice(level, WINDOW), key=self._cached_prefix_len)

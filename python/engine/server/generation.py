@@ -109,6 +109,7 @@ class Generation:
                 params=params,
                 n=request.n,
                 namespace=request.cache_salt,
+                priority=request.priority,
             )
             for i, (ids, params) in enumerate(prompts)
         ]

@@ -11,6 +11,7 @@ from engine.sampling.params import MAX_STOP_STRINGS, MAX_TOP_LOGPROBS
 from engine.server.schema import (
     MAX_CHOICES,
     MAX_COMPLETION_LOGPROBS,
+    MAX_PRIORITY,
     MAX_PROMPTS,
     MAX_RID_CHARS,
     MAX_SALT_CHARS,
@@ -87,6 +88,7 @@ GENERATION: dict[str, Schema] = {
     "return_token_ids": BOOLEAN,
     "cache_salt": {"type": "string", "maxLength": MAX_SALT_CHARS},
     "extra_key": {"type": "string", "maxLength": MAX_SALT_CHARS},
+    "priority": bounded(INTEGER, -MAX_PRIORITY, MAX_PRIORITY),
     "rid": {"type": "string", "minLength": 1, "maxLength": MAX_RID_CHARS},
 }
 

@@ -26,6 +26,7 @@ MAX_COMPLETION_LOGPROBS = 20
 DEFAULT_MAX_TOKENS = 16
 MAX_SALT_CHARS = 256
 MAX_RID_CHARS = 256
+MAX_PRIORITY = 2**31 - 1
 _PROMPT_SHAPES = "must be a string, an array of strings, or token ids"
 
 _RESERVED_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
@@ -91,6 +92,9 @@ class GenerationRequest:
     return_cached_details: bool
     return_token_ids: bool
     cache_salt: str
+    priority: int
+    """Higher ones are admitted first."""
+
     rid: str | None
     """Name under which the client may abort it."""
 
@@ -196,6 +200,7 @@ def _common(
         "return_cached_details": fields.boolean("return_cached_tokens_details"),
         "return_token_ids": fields.boolean("return_token_ids"),
         "cache_salt": _cache_salt(fields),
+        "priority": _priority(fields),
         "rid": _rid(fields),
         "max_tokens_is_default": max_tokens is None,
     }
@@ -237,6 +242,13 @@ def _rid(fields: Fields) -> str | None:
     if rid is not None and not 1 <= len(rid) <= MAX_RID_CHARS:
         raise fields.fail("rid", f"must have 1 to {MAX_RID_CHARS} characters, got {len(rid)}")
     return rid
+
+
+def _priority(fields: Fields) -> int:
+    priority = fields.integer("priority") or 0
+    if abs(priority) > MAX_PRIORITY:
+        raise fields.fail("priority", f"must be in [{-MAX_PRIORITY}, {MAX_PRIORITY}], got {priority}")
+    return priority
 
 
 def _cache_salt(fields: Fields) -> str:
