@@ -1,4 +1,4 @@
-"""A tiny checkpoint without weights, and a server in front of a scripted engine."""
+"""The servers under test: one in front of a scripted engine, and real ones with the bundled model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers.http_server import Server, write_model
+from helpers.server_process import ServerProcess
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +28,13 @@ def server(shared_server: Server) -> Iterator[Server]:
     shared_server.reset()
     yield shared_server
     shared_server.wait_idle()
+
+
+@pytest.fixture(scope="session")
+def bundled() -> Iterator[ServerProcess]:
+    """The bundled model, served without a flag."""
+    with ServerProcess() as process:
+        process.wait_ready()
+        yield process
+        assert process.stop() == 0
+        assert "Traceback" not in process.log

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import openai
@@ -18,17 +17,8 @@ MODEL = "default"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ServerProcess]:
-    with ServerProcess() as process:
-        process.wait_ready()
-        yield process
-        assert process.stop() == 0
-        assert "Traceback" not in process.log
-
-
-@pytest.fixture(scope="module")
-def client(server: ServerProcess) -> openai.OpenAI:
-    return server.sdk()
+def client(bundled: ServerProcess) -> openai.OpenAI:
+    return bundled.sdk()
 
 
 def complete(client: openai.OpenAI, prompt: list, extra=(), **fields):
@@ -255,18 +245,18 @@ def proportional_bytes(process: psutil.Process) -> int:
     return sum(p.memory_full_info().pss for p in (process, *process.children(recursive=True)))
 
 
-def test_memory_of_the_process_tree(server, client):
+def test_memory_of_the_process_tree(bundled, client):
     client.chat.completions.create(model=MODEL, messages=FRANCE)
-    assert proportional_bytes(psutil.Process(server.process.pid)) < 600e6
+    assert proportional_bytes(psutil.Process(bundled.process.pid)) < 600e6
 
 
-def test_the_server_process_loads_no_heavy_library(server):
+def test_the_server_process_loads_no_heavy_library(bundled):
     # Mapped files tell the truth about the process that is running: torch and its like are libraries.
-    mapped = Path(f"/proc/{server.process.pid}/maps").read_text()
+    mapped = Path(f"/proc/{bundled.process.pid}/maps").read_text()
     assert "sanic" in mapped or "uvloop" in mapped
     for library in ("libtorch", "xgrammar"):
         assert library not in mapped
-    (engine,) = psutil.Process(server.process.pid).children()
+    (engine,) = psutil.Process(bundled.process.pid).children()
     assert "libtorch" in Path(f"/proc/{engine.pid}/maps").read_text()
 
 
@@ -282,6 +272,6 @@ def first_token_s() -> float:
     return elapsed
 
 
-def test_the_first_token_comes_within_five_seconds_of_the_command(server):
+def test_the_first_token_comes_within_five_seconds_of_the_command(bundled):
     # The fixture was the first start. Another process may take the cores for a moment: best of three.
     assert min(first_token_s() for _ in range(3)) < 5
