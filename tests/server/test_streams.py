@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from engine.config.server_config import ServerConfig
 from engine.server import sse
 from engine.server.schema import ChatRequest
 from helpers.http_server import EOS, Server, wait_until
@@ -135,8 +136,12 @@ def test_no_event_waits_for_the_acknowledgement_of_another(held: Server) -> None
         assert end_point.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
+def keep_alive_every(seconds: float, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.context, "config", ServerConfig(sse_keep_alive_s=seconds))
+
+
 def test_silence_is_filled_with_comments(held: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.05)
+    keep_alive_every(0.05, held, monkeypatch)
     with connection(held, "/v1/chat/completions", {**CHAT, "stream": True}) as opened:
         received = b""
         while received.count(b": keep-alive\n\n") < 3:
@@ -149,7 +154,7 @@ def test_silence_is_filled_with_comments(held: Server, monkeypatch: pytest.Monke
 
 
 def test_the_sdk_does_not_mind_comments(held: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.02)
+    keep_alive_every(0.02, held, monkeypatch)
     timer = threading.Timer(0.2, lambda: held.call(held.engine.release))
     timer.start()
     stream = held.sdk().chat.completions.create(**CHAT, stream=True)
@@ -159,8 +164,7 @@ def test_the_sdk_does_not_mind_comments(held: Server, monkeypatch: pytest.Monkey
 
 def test_a_reader_that_stops_reading_is_cut_off(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "WRITE_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.1)
-    with Server(model_dir, context_length=30_000) as server:
+    with Server(model_dir, context_length=30_000, config=ServerConfig(sse_keep_alive_s=0.1)) as server:
         server.set_reply(lambda _request, _choice: [65] * 20_000)
         body = {**CHAT, "stream": True, "max_tokens": 20_000, "logprobs": True, "top_logprobs": 20}
         with connection(server, "/v1/chat/completions", body) as opened:

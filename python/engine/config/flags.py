@@ -12,7 +12,7 @@ import enum
 from typing import Any
 
 from engine.config.engine_config import DTYPES, LOAD_FORMATS, SCHEDULE_POLICIES, EngineConfig
-from engine.config.server_config import SAMPLING_DEFAULTS, ServerConfig
+from engine.config.server_config import ERROR_FORMATS, SAMPLING_DEFAULTS, ServerConfig
 from engine.errors import ConfigError
 from engine.log import LEVELS
 
@@ -118,6 +118,28 @@ FLAGS: tuple[Flag, ...] = (
         "--default-max-tokens-chat", Kind.INTEGER_OR_CONTEXT, HTTP,
         "Most tokens of a chat answer when the request does not say; context: as many as fit.",
         ServerConfig,
+    ),
+    Flag(
+        "--allow-any-model-name", Kind.SWITCH, HTTP,
+        "Answer requests for models that this server does not have, instead of 404.", ServerConfig,
+    ),
+    Flag(
+        "--strict-params", Kind.SWITCH, HTTP,
+        "Refuse unknown fields of a request with 400; else x-ignored-params names them.", ServerConfig,
+    ),
+    Flag(
+        "--error-format", Kind.TEXT, HTTP,
+        "Body of errors: flat (code is the status), openai (inside of error, code is a word), or both.",
+        ServerConfig, ERROR_FORMATS,
+    ),
+    Flag(
+        "--sse-keep-alive-s", Kind.NUMBER, HTTP,
+        "Seconds after which a silent stream gets a comment, so that no proxy cuts it off; 0: none.",
+        ServerConfig,
+    ),
+    Flag(
+        "--stream-interval", Kind.INTEGER, HTTP,
+        "Tokens in an event of a stream; the first token never waits for more.", ServerConfig,
     ),
     Flag(
         "--enable-cache-report", Kind.SWITCH, HTTP,

@@ -9,6 +9,7 @@ from engine.errors import ConfigError
 from engine.log import LEVELS
 
 SAMPLING_DEFAULTS = ("model", "openai")
+ERROR_FORMATS = ("both", "flat", "openai")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@A-Z]+")
 """As browsers send it: no path, no capitals."""
 
@@ -30,6 +31,21 @@ class ServerConfig:
     allowed_origins: tuple[str, ...] = ()
     """Origins of web pages that may read answers, or "*" for all; empty: none."""
 
+    allow_any_model_name: bool = False
+    """Whether a name that means nothing here is answered by the model instead of 404."""
+
+    strict_params: bool = False
+    """Whether an unknown field is refused; else it is named in a header of the answer."""
+
+    error_format: str = "both"
+    """Which shapes of an error the body holds: flat, OpenAI's nested one, or both."""
+
+    sse_keep_alive_s: float = 15.0
+    """A comment is sent when a stream was silent for so long; 0: never."""
+
+    stream_interval: int = 1
+    """Tokens of a choice that an event of a stream holds, but for its first and last ones."""
+
     enable_cache_report: bool = False
     default_max_tokens_chat: int | None = 16
     """Limit of a chat answer when the request gives none; None: what the context leaves."""
@@ -45,7 +61,12 @@ class ServerConfig:
         limit = self.default_max_tokens_chat
         if limit is not None and limit < 1:
             raise ConfigError(f"--default-max-tokens-chat must be at least 1, or 'context', got {limit}")
+        if not 0 <= self.sse_keep_alive_s <= 86400:
+            raise ConfigError(f"--sse-keep-alive-s must be in [0, 86400], got {self.sse_keep_alive_s:g}")
+        if not 1 <= self.stream_interval <= 1024:
+            raise ConfigError(f"--stream-interval must be in [1, 1024], got {self.stream_interval}")
         for flag, value, allowed in (
+            ("--error-format", self.error_format, ERROR_FORMATS),
             ("--sampling-defaults", self.sampling_defaults, SAMPLING_DEFAULTS),
             ("--log-level", self.log_level, LEVELS),
         ):

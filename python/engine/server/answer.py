@@ -14,6 +14,7 @@ import msgspec
 from sanic import HTTPResponse
 from sanic.request import Request
 
+from engine.config.server_config import ServerConfig
 from engine.core.output_processor import TextDelta
 from engine.server.error_map import to_http
 from engine.server.generation import Generation
@@ -21,6 +22,7 @@ from engine.server.ignored import ignored_header
 from engine.server.request_id import request_id_of
 from engine.server.schema import GenerationRequest
 from engine.server.sse import DONE, Events, EventStream, error_event
+from engine.server.stream_interval import in_intervals
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +52,13 @@ class Shape(Protocol):
 
 @dataclasses.dataclass(kw_only=True)
 class Answer:
-    """One answer on its way. `reports_cache`: the server reports cached tokens to everybody."""
+    """One answer on its way."""
 
     request: Request
     asked: GenerationRequest
     shape: Shape
     response_id: str
-    reports_cache: bool
+    config: ServerConfig
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
     finish_reasons: dict[int, str] = dataclasses.field(default_factory=dict)
 
@@ -121,21 +123,27 @@ class Answer:
             has_usage=self.asked.include_usage,
         )
         headers = self._headers(generation, may_be_cut=True)
-        async with EventStream(self.request, headers) as stream:
+        async with EventStream(self.request, headers, self.config.sse_keep_alive_s) as stream:
             try:
                 await self._stream_choices(generation, events, stream)
                 outcome = self._outcome
             except Exception as error:  # the status line is out: the error goes into the stream
-                stream.hold(error_event(to_http(error, request_id_of(self.request)).body()))
+                http_error = to_http(error, request_id_of(self.request))
+                stream.hold(error_event(http_error.body(self.config.error_format)))
                 outcome = "error"
             stream.hold(DONE)
         return outcome
 
     async def _stream_choices(self, generation: Generation, events: Events, stream: EventStream) -> None:
         """Send every event but those of the last delta, which go out with the end of the stream."""
-        for event in self.shape.opening(events):
+        opening = iter(self.shape.opening(events))
+        await stream.send(next(opening, b""))  # the headers go out now, also without an event
+        for event in opening:
             await stream.send(event)
-        async for index, delta in generation.deltas():
+        deltas = generation.deltas()
+        if self.config.stream_interval > 1:
+            deltas = in_intervals(deltas, self.config.stream_interval)
+        async for index, delta in deltas:
             self._note_end(index, delta)
             extra: dict[str, Any] = {"usage": generation.usage} if self.asked.continuous_usage else {}
             is_last = len(self.finish_reasons) == generation.num_choices
@@ -158,7 +166,7 @@ class Answer:
 
     def _usage(self, generation: Generation) -> dict[str, Any]:
         details = None
-        if self.reports_cache or self.asked.return_cached_details:
+        if self.config.enable_cache_report or self.asked.return_cached_details:
             details = {"cached_tokens": generation.cached_tokens}
         return {**generation.usage, "prompt_tokens_details": details}
 

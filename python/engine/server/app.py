@@ -63,7 +63,7 @@ def create_app(context: ServerContext) -> Sanic:
         "engine",
         configure_logging=False,
         env_prefix="",
-        error_handler=_ErrorHandler(context.metrics),
+        error_handler=_ErrorHandler(context.metrics, context.config.error_format),
         request_class=_Request,
     )
     Sanic.unregister_app(app)
@@ -111,15 +111,15 @@ def endpoint_of(route: Route | None) -> str:
 class _ErrorHandler(ErrorHandler):
     """Gives every error, of ours and of the framework, the one body."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, error_format: str) -> None:
         super().__init__()
-        self._metrics = metrics
+        self._metrics, self._error_format = metrics, error_format
 
     def default(self, request: Request, exception: Exception) -> HTTPResponse:
         error = to_http(exception, request_id_of(request))
         if request.method == "POST" and error.status != 500:
             self._metrics.count_rejection(error.slug)
-        return HTTPResponse(error.body(), error.status, error.headers, "application/json")
+        return HTTPResponse(error.body(self._error_format), error.status, error.headers, "application/json")
 
 
 async def start_serving(app: Sanic, listener: socket.socket) -> AsyncioServer:

@@ -10,6 +10,7 @@ from engine.config.server_config import ServerConfig
 from engine.core.client import EngineClient, EngineState
 from engine.core.messages import EngineReady
 from engine.errors import Overloaded
+from engine.server.ignored import IgnoredFields
 from engine.server.live_requests import LiveRequests
 from engine.server.metrics import Metrics
 from engine.server.model_files import ModelFiles
@@ -38,7 +39,10 @@ class ServerContext:
         path = self.engine_config.model_path
         self.metrics = Metrics()
         self.live = LiveRequests()
-        self.names = ModelNames(self.config.served_model_name or (path,), path)
+        self.ignored = IgnoredFields(self.metrics, is_strict=self.config.strict_params)
+        self.names = ModelNames(
+            self.config.served_model_name or (path,), path, accepts_any=self.config.allow_any_model_name
+        )
 
     @property
     def unready(self) -> Overloaded | None:

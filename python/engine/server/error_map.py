@@ -1,7 +1,8 @@
 """Every refusal and failure as an HTTP status and one body that both kinds of client can read.
 
 The body is flat (object, message, type, param, code as the status) and holds the same error once
-more under `error`, as OpenAI's own clients expect it (code as a machine-readable slug).
+more under `error`, as OpenAI's own clients expect it (code as a machine-readable slug), unless the
+server is told to send one of the two only.
 """
 
 from __future__ import annotations
@@ -43,15 +44,17 @@ class HttpError(Exception):
         self.param = param
         self.headers = headers or {}
 
-    def body(self) -> bytes:
-        """The JSON body, also used as the error event of a stream."""
+    def body(self, error_format: str) -> bytes:
+        """The JSON body, also used as the error event of a stream. `error_format`: flat, openai or both."""
         common: dict[str, Any] = {
             "object": "error",
             "message": self.message,
             "type": self.kind,
             "param": self.param,
         }
-        return msgspec.json.encode({**common, "code": self.status, "error": {**common, "code": self.slug}})
+        flat, nested = {**common, "code": self.status}, {"error": {**common, "code": self.slug}}
+        shapes = {"flat": flat, "openai": nested, "both": flat | nested}
+        return msgspec.json.encode(shapes[error_format])
 
 
 def to_http(error: BaseException, request_id: str) -> HttpError:

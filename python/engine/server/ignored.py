@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from urllib.parse import quote
+
+from engine.errors import InvalidRequest
+from engine.server.metrics import Metrics
 
 _MAX_SHOWN = 20
 _MAX_NAME_CHARS = 64
+
+
+class IgnoredFields:
+    """What becomes of fields that no route knows: they are counted, or refused if `is_strict`."""
+
+    def __init__(self, metrics: Metrics, *, is_strict: bool) -> None:
+        self._metrics = metrics
+        self._is_strict = is_strict
+
+    def check(self, names: Sequence[str], known: Collection[str] = ()) -> None:
+        """Raises `InvalidRequest` for any name where that is asked for; `known` are those it may mean."""
+        if not names:
+            return
+        if self._is_strict:
+            raise _unknown(shorten(names)[0], known)
+        self._metrics.ignored_fields.inc(len(names))
+
+
+def _unknown(name: str, known: Collection[str]) -> InvalidRequest:
+    near = [] if "." in name else difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return InvalidRequest(f"unknown field {name!r}{hint}", slug="unknown_parameter", param=name)
 
 
 def ignored_header(names: Sequence[str]) -> dict[str, str]:

@@ -27,6 +27,7 @@ class Metrics:
         self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self.requests = self._counter("num_requests", "Requests admitted.")
         self.aborted = self._counter("num_aborted_requests", "Requests ended by their client, or aborted.")
+        self.ignored_fields = self._counter("ignored_fields", "Unknown fields of requests.")
         self._rejected = self._counter("rejected", "Requests refused, by the code of the error.", "reason")
         self._responses = self._counter(
             "http_responses", "Answers over HTTP.", "endpoint", "method", "status"

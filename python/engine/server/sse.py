@@ -6,6 +6,7 @@ Events are cut from templates that are built once a response; per token only the
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping
 from time import monotonic
 from types import TracebackType
@@ -14,7 +15,6 @@ from typing import Any
 import msgspec
 from sanic.request import Request
 
-KEEP_ALIVE_S = 15.0
 WRITE_TIMEOUT_S = 60.0
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 CONTENT_TYPE = "text/event-stream; charset=utf-8"
@@ -125,12 +125,14 @@ def error_event(body: bytes) -> bytes:
 class EventStream:
     """The open response: sends events, comments when there are none, and gives up on a dead reader.
 
+    `keep_alive_s` is the silence after which a comment is sent, 0 for none.
     One watching task serves both purposes, so that a token costs no timer of its own.
     """
 
-    def __init__(self, request: Request, headers: dict[str, str]) -> None:
+    def __init__(self, request: Request, headers: dict[str, str], keep_alive_s: float) -> None:
         self._request = request
         self._headers = headers
+        self._keep_alive_s = keep_alive_s or math.inf
         self._last_sent = monotonic()
         self._sending_since: float | None = None
         self._held = b""
@@ -170,7 +172,7 @@ class EventStream:
         while True:
             now = monotonic()
             if self._sending_since is None:
-                wait_s = self._last_sent + KEEP_ALIVE_S - now
+                wait_s = self._last_sent + self._keep_alive_s - now
                 if wait_s <= 0:
                     await self.send(_COMMENT)
                     continue
@@ -180,4 +182,4 @@ class EventStream:
                     # The handler is cancelled by the loss of the connection, as with any other.
                     self._request.transport.abort()
                     return
-            await asyncio.sleep(max(wait_s, 0.01))
+            await asyncio.sleep(min(max(wait_s, 0.01), WRITE_TIMEOUT_S))

@@ -16,6 +16,7 @@ from engine.server.context import ServerContext
 from engine.server.generation import Generation, encode, fit_context
 from engine.server.logprobs import chat_logprobs
 from engine.server.model_files import ModelFiles
+from engine.server.openapi_schemas import SCHEMAS
 from engine.server.schema import ChatRequest, Defaults, check_token_ids, model_of, parse_chat
 from engine.server.sse import Events
 from engine.text.tokenizer import Tokenizer
@@ -38,7 +39,7 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
             asked=asked,
             shape=ChatShape(model.tokenizer, asked, prompt_ids),
             response_id=new_response_id("chatcmpl"),
-            reports_cache=context.config.enable_cache_report,
+            config=context.config,
         )
         generation = await Generation.admit(
             context, model.tokenizer, asked, [(prompt_ids, params)], answer.response_id
@@ -51,6 +52,7 @@ def parse(context: ServerContext, model: ModelFiles, body: dict[str, Any]) -> Ch
     defaults = Defaults(max_tokens=context.config.default_max_tokens_chat, sampling=model.sampling_defaults)
     asked = parse_chat(body, defaults)
     check_token_ids(asked.params, model.vocab_size)
+    context.ignored.check(asked.ignored, SCHEMAS["ChatRequest"]["properties"])
     return asked
 
 

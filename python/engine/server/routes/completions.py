@@ -17,6 +17,7 @@ from engine.server.context import ServerContext
 from engine.server.generation import Generation, encode, fit_context
 from engine.server.logprobs import CompletionLogprobs
 from engine.server.model_files import ModelFiles
+from engine.server.openapi_schemas import SCHEMAS
 from engine.server.prompt_scores import token_offsets
 from engine.server.schema import (
     DEFAULT_MAX_TOKENS,
@@ -43,7 +44,7 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
             asked=asked,
             shape=CompletionShape(model.tokenizer, _echoes(model, asked), asked, [ids for ids, _ in prompts]),
             response_id=new_response_id("cmpl"),
-            reports_cache=context.config.enable_cache_report,
+            config=context.config,
         )
         generation = await Generation.admit(context, model.tokenizer, asked, prompts, answer.response_id)
         return await answer.send(generation)
@@ -54,6 +55,7 @@ def _parse(context: ServerContext, model: ModelFiles, body: dict[str, Any]) -> C
     defaults = Defaults(max_tokens=DEFAULT_MAX_TOKENS, sampling=model.sampling_defaults)
     asked = parse_completion(body, defaults, model.vocab_size)
     check_token_ids(asked.params, model.vocab_size)
+    context.ignored.check(asked.ignored, SCHEMAS["CompletionRequest"]["properties"])
     return asked
 
 
