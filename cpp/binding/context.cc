@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "cpu/execution_context.h"
+#include "cpu/progress_board.h"
 #include "device.h"
 
 namespace engine::binding {
@@ -11,9 +12,21 @@ namespace py = pybind11;
 
 void bind_context(py::module_& module) {
   using cpu::ExecutionContext;
+  using cpu::ProgressBoard;
+  py::class_<ProgressBoard>(module, "ProgressBoard")
+      .def(py::init<int>(), py::arg("fd"))
+      .def_property_readonly("num_ops", [](const ProgressBoard& self) { return self.num_ops().load(); })
+      .def("note_faults", &ProgressBoard::note_faults);
+
   // Starting and joining threads must not hold the interpreter lock.
   py::class_<ExecutionContext>(module, "ExecutionContext", py::release_gil_before_calling_cpp_dtor())
       .def(py::init<int, std::string_view>(), py::arg("num_threads"), py::arg("isa") = "auto", ReleaseGil())
+      .def(
+          "report_to",
+          [](ExecutionContext& self, const ProgressBoard& board) {
+            self.pool().count_regions_in(board.num_ops());
+          },
+          py::arg("board"))
       .def_property_readonly("isa", [](const ExecutionContext& self) { return cpu::isa_name(self.isa()); })
       .def_property_readonly("num_threads", [](ExecutionContext& self) { return self.pool().num_threads(); });
 

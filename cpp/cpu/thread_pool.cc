@@ -63,6 +63,8 @@ void ThreadPool::stop() {
 
 void ThreadPool::run(int64_t num_items, int64_t grain, RangeFunction function, const void* context) {
   if (num_items <= 0) return;
+  // Not an addition in one: that costs more, and a count lost between two callers harms nothing.
+  num_regions_->store(num_regions_->load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
   grain = std::max<int64_t>(grain, 1);
   if (workers_.empty() || num_items <= grain) {
     function(context, 0, num_items);

@@ -22,6 +22,9 @@ class ThreadPool {
 
   int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
 
+  // Counts regions here from now on, for a supervisor. The counter must outlive the pool.
+  void count_regions_in(std::atomic<uint64_t>& counter) { num_regions_ = &counter; }
+
   // Calls body(begin, end) over ranges of at most `grain` items that cover [0, num_items) exactly
   // once, from any thread, and returns when all are done. `body` must not throw. Regions of
   // several callers run one after the other.
@@ -43,6 +46,8 @@ class ThreadPool {
   void work(uint32_t seen_epoch);
   void claim_ranges();
 
+  std::atomic<uint64_t> own_num_regions_{0};
+  std::atomic<uint64_t>* num_regions_ = &own_num_regions_;
   std::mutex mutex_;  // one region at a time
 
   // The open region. Written while closed; workers read it only after seeing is_open_, and count

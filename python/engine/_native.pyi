@@ -8,10 +8,22 @@ Tensor = Any
 
 # --- context --------------------------------------------------------------------------------
 
+class ProgressBoard:
+    """The supervisor's page, mapped until the process ends; core/step_board.py has its layout."""
+
+    def __init__(self, fd: int) -> None: ...
+    @property
+    def num_ops(self) -> int: ...
+    def note_faults(self) -> None:
+        """Note deadly signals on the board, before older handlers. Once a process."""
+
 class ExecutionContext:
     """Instruction set and threads of one engine. isa: "auto" or a name from available_isas()."""
 
     def __init__(self, num_threads: int, isa: str = "auto") -> None: ...
+    def report_to(self, board: ProgressBoard) -> None:
+        """Count ops on the board from now on."""
+
     @property
     def isa(self) -> str: ...
     @property

@@ -6,6 +6,7 @@ of the tokens below pick one while running.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from engine.core import engine_process
 from engine.core.engine_core import EngineCore
 from engine.core.messages import EngineReady
+from engine.core.step_board import WatchedRunner
 from engine.errors import CheckpointError
 from engine.scheduling.settings import SchedulerSettings
 from helpers.engines import FakeRunner
@@ -41,7 +43,7 @@ class FragileRunner(FakeRunner):
                 case 49:
                     raise RuntimeError("this prompt cannot be computed")
                 case 48:
-                    os.kill(os.getpid(), signal.SIGSEGV)
+                    ctypes.string_at(0)
                 case 47:
                     signal.signal(signal.SIGTERM, signal.SIG_IGN)
                     time.sleep(3600)
@@ -50,12 +52,12 @@ class FragileRunner(FakeRunner):
         return super().execute(plan)
 
 
-def make_core():
-    runner = FragileRunner(NUM_BLOCKS, BLOCK_SIZE, VOCAB_SIZE)
+def make_core(board):
+    runner = WatchedRunner(FragileRunner(NUM_BLOCKS, BLOCK_SIZE, VOCAB_SIZE), board)
     return EngineCore(SETTINGS, runner, PlainPrefixCache(NUM_BLOCKS, BLOCK_SIZE))
 
 
-def build(config, progress):
+def build(config, progress, board):
     progress("loading weights", 0.5)
     match config.model_path:
         case "broken":
@@ -69,7 +71,7 @@ def build(config, progress):
     ready = EngineReady(
         NUM_BLOCKS * BLOCK_SIZE, 4, BLOCK_SIZE, SETTINGS.context_length, "none", "cpu", "none", 1, 100
     )
-    return make_core(), ready
+    return make_core(board), ready
 
 
 if __name__ == "__main__":

@@ -72,14 +72,11 @@ class Harness:
         prompt: Sequence[int],
         params: SamplingParams = GREEDY,
         n: int = 1,
-        namespace: str = "",
-        priority: int = 0,
+        **options,
     ) -> None:
         prompt = np.array(prompt, np.int32)
         seed = 7 if params.seed is None else params.seed
-        choices = self.scheduler.submit(
-            request_id, prompt, params, seed=seed, n=n, namespace=namespace, priority=priority
-        )
+        choices = self.scheduler.submit(request_id, prompt, params, seed=seed, n=n, **options)
         for request in choices:
             self.answers[request_id, request.choice] = Answer()
 
@@ -90,6 +87,8 @@ class Harness:
             self.num_idle_steps += 1
             return None
         self.num_idle_steps = 0
+        computed = {row.request.request_id for row in plan.rows}
+        assert len(computed) == 1 or not any(row.request.runs_alone for row in plan.rows)
         result = self.runner.execute(plan)
         for row, scores in zip(plan.scored_rows, result.prompt_scores, strict=True):
             answer = self.answers[row.request.request_id, row.request.choice]

@@ -87,22 +87,27 @@ class SchedulerMachine(RuleBasedStateMachine):
             prompt_logprobs=st.sampled_from([None, None, 0, 2]),
         ),
         n=st.integers(1, 3),
-        namespace=st.sampled_from(["", "", "other"]),
-        priority=st.sampled_from([0, 0, 0, 1, -3]),
+        options=st.fixed_dictionaries(
+            {
+                "namespace": st.sampled_from(["", "", "other"]),
+                "priority": st.sampled_from([0, 0, 0, 1, -3]),
+                "runs_alone": st.sampled_from([False, False, False, True]),
+            }
+        ),
     )
-    def submit(self, start, tails, params, n, namespace, priority):
+    def submit(self, start, tails, params, n, options):
         """A burst of prompts with a common start."""
         for tail in tails:
-            self._submit_one([0, 1, 1] * (start // 3) + tail, params, n, namespace, priority)
+            self._submit_one([0, 1, 1] * (start // 3) + tail, params, n, options)
 
-    def _submit_one(self, tokens, params, n, namespace, priority):
+    def _submit_one(self, tokens, params, n, options):
         name = f"r{self.count}"
         self.count += 1
         too_long = len(tokens) + params.max_tokens > self.pool
         scheduler = self.h.scheduler
         places = scheduler.settings.max_running_requests + scheduler.settings.max_queued_requests
         try:
-            self.h.submit(name, tokens, params, n=n, namespace=namespace, priority=priority)
+            self.h.submit(name, tokens, params, n=n, **options)
         except InvalidRequest:
             assert too_long
             return

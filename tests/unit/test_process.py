@@ -29,7 +29,13 @@ from helpers.scheduling import answer_alone
 SCRIPT = Path(fake.__file__)
 COMMAND = (sys.executable, str(SCRIPT))
 IMPATIENT = Patience(
-    first_delay_s=0.01, longest_delay_s=0.02, stable_s=60, max_failures=2, shutdown_s=0.5, terminate_s=0.2
+    first_delay_s=0.01,
+    longest_delay_s=0.02,
+    stable_s=60,
+    max_failures=2,
+    shutdown_s=0.5,
+    terminate_s=0.2,
+    pulse_s=0.02,
 )
 DEADLINE_S = 30
 
@@ -40,9 +46,9 @@ def generate(request_id, ids, n=1, **params):
 
 
 @contextlib.asynccontextmanager
-async def running(model_path="fine", patience=IMPATIENT, command=COMMAND):
+async def running(model_path="fine", patience=IMPATIENT, command=COMMAND, **config):
     """A client that is closed at the end, after which no process may be left."""
-    client = ProcessClient(EngineConfig(model_path=model_path), command=command, patience=patience)
+    client = ProcessClient(EngineConfig(model_path=model_path, **config), command=command, patience=patience)
     client.start()
     try:
         yield client
@@ -223,7 +229,7 @@ def test_an_engine_that_is_stuck_is_killed(how):
     """What it is asked meanwhile is bounded, and answered with an error in the end."""
 
     async def main():
-        async with running(patience=dataclasses.replace(IMPATIENT, pulse_s=0.02, silence_s=0.3)) as client:
+        async with running(watchdog_timeout=0.5) as client:
             await client.wait_ready()
             if how == "stopped from outside":
                 os.kill(client.pid, signal.SIGSTOP)
@@ -356,7 +362,7 @@ asyncio.run(main())
 
 
 def test_an_engine_whose_parent_is_gone_already_does_not_start():
-    command = [*COMMAND, "0", "1", "error"]
+    command = [*COMMAND, "0", "0", "1", "error"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=DEADLINE_S)
     assert (done.returncode, done.stderr) == (1, b"")
 

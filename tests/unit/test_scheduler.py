@@ -321,3 +321,17 @@ def test_a_decode_step_of_sixteen_is_cheap():
         h.scheduler.update(plan, result)
         times.append(time.perf_counter() - begin)
     assert sorted(times)[len(times) // 2] < 1e-3
+
+
+def test_one_that_runs_alone_shares_no_step_and_holds_nobody_up():
+    h = Harness()
+    h.submit("alone", prompt(40), greedy(max_tokens=20), n=2, runs_alone=True)
+    h.submit("also", prompt(40), greedy(max_tokens=20), runs_alone=True)  # of the same blocks
+    h.submit("a", prompt(40, seed=1), greedy(max_tokens=10))
+    h.submit("b", prompt(40, seed=2), greedy(max_tokens=10))
+    h.run()
+    steps = [{row[0] for row in rows} for rows in h.runner.plans]
+    assert all(names in ({"alone"}, {"also"}) or names <= {"a", "b"} for names in steps)
+    last = max(i for i, names in enumerate(steps) if names <= {"a", "b"})
+    assert last < 3 * 12, "the others have every third step"
+    assert h.tokens("alone") == h.tokens("also") == answer_alone(prompt(40), greedy(max_tokens=20)).token_ids

@@ -42,6 +42,8 @@ class EngineConfig:
     num_threads: int | None = None
     cpu_isa: str | None = None
     debug_checks: bool = False
+    watchdog_timeout: float = 20.0
+    """Seconds without progress after which a stuck engine process is replaced; 0: never."""
 
     def __post_init__(self) -> None:
         _one_of("--dtype", self.dtype, DTYPES)
@@ -61,6 +63,8 @@ class EngineConfig:
                 raise ConfigError(f"{flag} must be in [{least}, {most}], got {value}")
         if self.page_size is not None and self.page_size not in PAGE_SIZES:
             raise ConfigError(f"--page-size must be a multiple of 16 from 16 to 256, got {self.page_size}")
+        if not 0 <= self.watchdog_timeout < math.inf:
+            raise ConfigError(f"--watchdog-timeout must not be negative, got {self.watchdog_timeout:g}")
         if self.target_itl_ms is not None and not 0 < self.target_itl_ms < math.inf:
             raise ConfigError(f"--target-itl-ms must be positive, got {self.target_itl_ms:g}")
 

@@ -182,6 +182,10 @@ FLAGS: tuple[Flag, ...] = (
         "--num-threads", Kind.INTEGER, SPEED, "Threads of the CPU kernels.",
         EngineConfig, unset="the cores this process may use",
     ),
+    Flag(
+        "--watchdog-timeout", Kind.NUMBER, OTHER,
+        "Seconds without progress after which a stuck engine is replaced; 0: never.", EngineConfig,
+    ),
     Flag("--log-level", Kind.TEXT, OTHER, "How much is logged.", ServerConfig, LEVELS),
     Flag(
         "--config", Kind.TEXT, OTHER,

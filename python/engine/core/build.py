@@ -10,16 +10,20 @@ from engine.config.model_location import locate_model
 from engine.core.engine_core import EngineCore
 from engine.core.messages import EngineReady
 from engine.core.resolve import resolve
+from engine.core.step_board import StepBoard, WatchedRunner
 from engine.errors import ConfigError
 from engine.models.registry import read_spec
+from engine.scheduling.step_plan import Runner
 
 Progress = Callable[[str, float], None]
 
 
-def build_engine(config: EngineConfig, progress: Progress | None = None) -> tuple[EngineCore, EngineReady]:
+def build_engine(
+    config: EngineConfig, progress: Progress | None = None, board: StepBoard | None = None
+) -> tuple[EngineCore, EngineReady]:
     """Find the model, load it, and wire the engine together.
 
-    `progress` is told the stage and how far it is, 0 to 1.
+    `progress` is told the stage and how far it is, 0 to 1. `board` is kept for the supervisor.
     Raises: `ConfigError` or `CheckpointError`, one line, when it cannot be done.
     Effects: may download a model that is named by a hub id; imports torch.
     """
@@ -29,6 +33,7 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> tupl
     resolved = resolve(config, spec)
 
     # Late: torch takes seconds to import, and a wrong path is told at once.
+    from engine._native import ProgressBoard
     from engine.cache.prefix_cache import PrefixCache
     from engine.runner.model_runner import ModelRunner
 
@@ -56,8 +61,12 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> tupl
             f"--chunked-prefill-size ({resolved.chunked_prefill_size}) or "
             f"--max-total-tokens ({resolved.max_total_tokens})"
         ) from error
+    watched: Runner = runner
+    if board is not None:
+        runner.context.report_to(ProgressBoard(board.fd))
+        watched = WatchedRunner(runner, board)
     cache = PrefixCache(resolved.num_blocks, resolved.page_size, enabled=not resolved.disable_radix_cache)
-    core = EngineCore(resolved.scheduler_settings(spec), runner, cache)
+    core = EngineCore(resolved.scheduler_settings(spec), watched, cache)
     ready = EngineReady(
         max_total_tokens=resolved.max_total_tokens,
         max_running_requests=resolved.max_running_requests,

@@ -91,6 +91,7 @@ class EngineCore:
                 n=request.n,
                 namespace=request.namespace,
                 priority=request.priority,
+                runs_alone=request.runs_alone,
             )
         except EngineError as error:
             self._outbox.append(Failed.from_error(request.request_id, error))

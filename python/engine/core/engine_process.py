@@ -1,14 +1,17 @@
-"""The engine's own process: `python -m engine.core.engine_process FD PARENT_PID LOG_LEVEL`.
+"""The engine's own process: `python -m engine.core.engine_process FD BOARD_FD PARENT_PID LOG_LEVEL`.
 
-Started by `core.process`, never by hand. FD is one end of a socket pair; the first frame holds the
-configuration, then messages go both ways. End of file on it means that the parent is gone.
+Started by `core.engine_child`, never by hand. FD is one end of a socket pair; the first frame holds
+the configuration, then messages go both ways. End of file on it means that the parent is gone.
+BOARD_FD is the memory where the supervisor looks for progress (`core.step_board`).
 """
 
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import logging
 import os
+import resource
 import select
 import signal
 import socket
@@ -18,16 +21,18 @@ from collections.abc import Callable
 
 import msgspec
 
+from engine._native import ProgressBoard
 from engine.config.engine_config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.core.frames import HEADER, FrameReader, checked_length, encode_frame
 from engine.core.messages import EngineFailed, EngineReady, Progress, Shutdown, ToEngine, ToServer
+from engine.core.step_board import StepBoard
 from engine.errors import EngineError
 from engine.log import set_up_logging
 
 logger = logging.getLogger("engine.core.engine_process")  # run as a program, __name__ says "__main__"
 
-Build = Callable[[EngineConfig, Callable[[str, float], None]], tuple[EngineCore, EngineReady]]
+Build = Callable[[EngineConfig, Callable[[str, float], None], StepBoard], tuple[EngineCore, EngineReady]]
 
 _PR_SET_PDEATHSIG = 1
 _READ_BYTES = 1 << 20
@@ -35,11 +40,15 @@ _PROGRESS_INTERVAL_S = 0.1
 
 
 def main(argv: list[str]) -> int:
-    fd, parent_pid, log_level = int(argv[0]), int(argv[1]), argv[2]
+    fd, board_fd, parent_pid, log_level = *map(int, argv[:3]), argv[3]
     die_with_parent(parent_pid)
+    # Its memory is large: writing that to a file would hold up the news of its death.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     set_up_logging(log_level)
+    faulthandler.enable(all_threads=False)  # says in which line native code died
+    ProgressBoard(board_fd).note_faults()
     with socket.socket(fileno=fd) as connection:
-        return run(connection, _build)
+        return run(connection, StepBoard(board_fd), _build)
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -50,10 +59,10 @@ def die_with_parent(parent_pid: int) -> None:
         os._exit(1)
 
 
-def run(connection: socket.socket, build: Build) -> int:
+def run(connection: socket.socket, board: StepBoard, build: Build) -> int:
     """Load, report, serve until the other side goes. Returns the exit code."""
     try:
-        core, ready = build(receive_config(connection), _reporter(connection))
+        core, ready = build(receive_config(connection), _reporter(connection), board)
     except EngineError as error:
         connection.sendall(encode_frame([EngineFailed(error.message, error.slug)]))
         return 1
@@ -67,7 +76,7 @@ def run(connection: socket.socket, build: Build) -> int:
         return 1
     try:
         connection.sendall(encode_frame([ready]))
-        awake_s = serve(connection, core)
+        awake_s = serve(connection, core, board)
     except ConnectionError:
         logger.info("the server is gone")
     else:
@@ -75,7 +84,7 @@ def run(connection: socket.socket, build: Build) -> int:
     return 0
 
 
-def serve(connection: socket.socket, core: EngineCore) -> float:
+def serve(connection: socket.socket, core: EngineCore, board: StepBoard) -> float:
     """Step while there is work, sleep while there is none; return on `Shutdown` or end of file.
 
     A reader that does not keep up holds the engine up: nothing piles up in between. Returns how
@@ -91,6 +100,7 @@ def serve(connection: socket.socket, core: EngineCore) -> float:
     poll = select.poll()
     poll.register(connection, select.POLLIN)
     while True:
+        board.turn()
         if not core.has_work:
             lay_down_s = time.monotonic()
             poll.poll()
@@ -149,10 +159,12 @@ def _reporter(connection: socket.socket) -> Callable[[str, float], None]:
     return report
 
 
-def _build(config: EngineConfig, progress: Callable[[str, float], None]) -> tuple[EngineCore, EngineReady]:
+def _build(
+    config: EngineConfig, progress: Callable[[str, float], None], board: StepBoard
+) -> tuple[EngineCore, EngineReady]:
     from engine.core.build import build_engine
 
-    return build_engine(config, progress)
+    return build_engine(config, progress, board)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ class GenerateRequest(_Message, tag=1):
     """One prompt, n choices. `prompt` is the token ids as little-endian int32 bytes.
 
     `namespace` separates prefix-cache entries that must never meet (adapter, cache salt). Of waiting
-    requests those with the highest `priority` are admitted first.
+    requests those with the highest `priority` are admitted first. `runs_alone`: no step computes it
+    together with another request.
     """
 
     request_id: str
@@ -34,6 +35,7 @@ class GenerateRequest(_Message, tag=1):
     n: int = 1
     namespace: str = ""
     priority: int = 0
+    runs_alone: bool = False
 
     @property
     def prompt_ids(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The engine in a process of its own: started, talked to, watched, restarted, stopped."""
+"""The client of an engine in a process of its own, which it starts, watches, restarts and stops."""
 
 from __future__ import annotations
 
@@ -7,23 +7,15 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
-
-import engine
 from engine.config.engine_config import EngineConfig
 from engine.core.client import EngineState
-from engine.core.frames import HEADER, FrameError, FrameReader, encode_frame
+from engine.core.engine_child import ENGINE_COMMAND, EngineChild
+from engine.core.frames import FrameError, FrameReader, encode_frame
 from engine.core.messages import (
     CacheFlushed,
     CancelChoice,
@@ -40,6 +32,8 @@ from engine.core.messages import (
     ToServer,
 )
 from engine.core.streams import StreamTable, TokenStream
+from engine.core.suspects import Suspects
+from engine.core.watchdog import Watchdog
 from engine.errors import ConfigError, EngineError, InvalidRequest, Overloaded
 from engine.scheduling.admission import check_prompt_len
 
@@ -47,13 +41,9 @@ logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
-ENGINE_COMMAND = (sys.executable, "-m", "engine.core.engine_process")
 _READ_BYTES = 1 << 20
-_ONE_THREAD = {
-    name: "1"
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-}
-"""The engine's kernels bring their own threads; the pools of libraries would fight with them."""
+_LAST_WORDS_S = 0.2
+"""How long a dead engine's messages are read on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +52,8 @@ class Patience:
 
     A death after less than `stable_s` of service counts as a repeated failure; the n-th restart in
     a row waits `first_delay_s * 2**(n-1)`, at most `longest_delay_s`; after `max_failures` of them
-    there is no further one. An engine that is asked every `pulse_s` and does not answer for
-    `silence_s`, which no step takes, is stuck and gets killed.
+    there is no further one. The engine is looked at every `pulse_s`; while it loads, `load_s` without
+    a sign of it are too many (afterwards `EngineConfig.watchdog_timeout`).
     """
 
     first_delay_s: float = 0.1
@@ -72,8 +62,8 @@ class Patience:
     max_failures: int = 6
     shutdown_s: float = 5.0
     terminate_s: float = 2.0
-    pulse_s: float = 10.0
-    silence_s: float = 300.0
+    pulse_s: float = 0.5
+    load_s: float = 600.0
 
 
 class ProcessClient:
@@ -95,15 +85,17 @@ class ProcessClient:
         self.state = EngineState.LOADING
         self.state_reason = "the engine is starting"
         self.info: EngineReady | None = None
+        self.num_restarts = 0
         self._config = config
         self._command = tuple(command)
         self._patience = patience or Patience()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._socket: socket.socket | None = None
+        self._child: EngineChild | None = None
+        self._is_met = False  # whether somebody has begun to talk with the child
         self._writer: asyncio.StreamWriter | None = None
         self._outbox = bytearray()
         self._flush_is_due = False
         self._streams = StreamTable()
+        self._suspects = Suspects()
         self._waiters: defaultdict[type, deque[asyncio.Future[Any]]] = defaultdict(deque)
         """Who waits for an answer of which type; the engine answers in order."""
         self._state_changed = asyncio.Event()
@@ -115,7 +107,7 @@ class ProcessClient:
     @property
     def pid(self) -> int | None:
         """Process id of the engine that runs now."""
-        return None if self._process is None else self._process.pid
+        return None if self._child is None else self._child.pid
 
     # --- the EngineClient protocol
 
@@ -126,6 +118,7 @@ class ProcessClient:
         check_prompt_len(len(request.prompt) // 4, self.info.context_length)  # frames are bounded
         if len(self._streams) >= self.info.num_places:  # the engine would say so too, unless it is stuck
             raise Overloaded("The request queue is full.", slug="queue_full")
+        request = self._suspects.check(request)
         stream = self._streams.open(request)
         try:
             self._send(request)
@@ -163,16 +156,19 @@ class ProcessClient:
             if was_ready:
                 self._send(Shutdown())
                 self._flush()
-            elif self._process is not None:
-                self._process.terminate()  # while it loads, it reads no messages
-        if self._process is not None:
-            await self._reap(self._patience.shutdown_s)
+            elif self._child is not None:
+                self._child.terminate()  # while it loads, it reads no messages
+        child = self._child
+        if child is not None:
+            await child.reap(self._patience.shutdown_s, self._patience.terminate_s)
         if self._supervisor is not None:
             self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._supervisor
         self._disconnect()
         self._fail_requests(Overloaded("The engine is shutting down.", slug="shutting_down"))
+        if child is not None:
+            child.close()
 
     # --- start
 
@@ -181,35 +177,15 @@ class ProcessClient:
 
         Effects: one child process, dead at the latest with this thread.
         """
-        ours, theirs = socket.socketpair()
-        package_root = str(Path(engine.__file__).parent.parent)
-        search_path = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = (
-            os.environ
-            | _ONE_THREAD
-            | {
-                "PYTHONPATH": os.pathsep.join(search_path),
-                "TOKENIZERS_PARALLELISM": "false",
-            }
-        )
-        level = logging.getLevelName(logging.getLogger("engine").getEffectiveLevel()).lower()
-        with theirs:
-            self._process = subprocess.Popen(
-                [*self._command, str(theirs.fileno()), str(os.getpid()), level],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env=environment,
-                start_new_session=True,  # a ctrl-C at the terminal is the server's to handle
-            )
-        self._socket = ours
-        body = msgspec.msgpack.encode(self._config)
-        with contextlib.suppress(ConnectionError):  # it is dead already, as whoever reads will see
-            ours.sendall(HEADER.pack(len(body)) + body)
+        child = EngineChild(self._config, self._command)
+        if self._child is not None:
+            self._child.close()
+        self._child, self._is_met = child, False
 
     def attach(self) -> None:
         """Begin to talk with the engine and to watch it, in the running event loop."""
         if self._supervisor is None:
-            if self._process is None:
+            if self._child is None:
                 self.start()
             self._supervisor = asyncio.create_task(self._supervise())
 
@@ -221,6 +197,13 @@ class ProcessClient:
                 raise ConfigError(self.state_reason)
             self._state_changed.clear()
             await self._state_changed.wait()
+
+    async def wait_failed(self) -> str:
+        """Returns the reason when there will be no further restart."""
+        while self.state is not EngineState.FAILED:
+            self._state_changed.clear()
+            await self._state_changed.wait()
+        return self.state_reason
 
     # --- supervision
 
@@ -247,6 +230,7 @@ class ProcessClient:
             )
             if self.state is EngineState.FAILED:
                 return
+            self.num_restarts += 1
             delay_s = self._patience.first_delay_s * 2 ** (num_failures - 1)
             await asyncio.sleep(min(delay_s, self._patience.longest_delay_s))
             if self._is_closing:
@@ -254,25 +238,40 @@ class ProcessClient:
 
     async def _live_once(self) -> str:
         """The life of one process, started if none is; how it ended, for a sentence."""
-        if self._socket is None:
+        if self._child is None or self._is_met:
             try:
                 self.start()
             except OSError as error:
                 return f"could not be started ({error.strerror})"
-        watch = asyncio.create_task(self._watch())
+        child, self._is_met = self._child, True
+        assert child is not None
+        watchdog = Watchdog(child.board, self._ask_for_a_sign)
+        talk, gone, stuck = tasks = [
+            asyncio.create_task(self._talk(child)),
+            asyncio.create_task(child.wait_gone()),
+            asyncio.create_task(watchdog.wait_stuck(self._patience.pulse_s, self._allowed_silence_s)),
+        ]
         try:
-            await self._talk()
-        except Exception:
-            logger.exception("the connection to the engine failed")
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if gone.done():  # what it said last may still be unread, but others may hold its end open
+                await asyncio.wait([talk], timeout=_LAST_WORDS_S)
         finally:
-            watch.cancel()
+            for task in tasks:
+                task.cancel()
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                logger.error("the connection to the engine failed", exc_info=outcome)
         self._disconnect()
-        return await self._reap(self._patience.terminate_s)
+        if isinstance(outcomes[-1], float):
+            child.kill()
+        how = await child.reap(self._patience.terminate_s, self._patience.terminate_s)
+        self._suspects.note_death(self._streams.requests(child.suspects()))
+        return f"made no progress for {outcomes[-1]:.3g} s" if isinstance(outcomes[-1], float) else how
 
-    async def _talk(self) -> None:
+    async def _talk(self, child: EngineChild) -> None:
         """Handle what the engine says, until it is gone."""
-        assert self._socket is not None
-        connection, self._socket = self._socket, None
+        connection = child.take_socket()
         connection.setblocking(False)
         reader, self._writer = await asyncio.open_connection(sock=connection)
         frames = FrameReader(ToServer)
@@ -283,25 +282,20 @@ class ProcessClient:
                 except FrameError as error:
                     logger.error("the engine talks nonsense: %s", error)
                     return
-                self._streams.dispatch(messages)
+                for request in self._streams.dispatch(messages):
+                    self._suspects.note_end(request)
                 for message in messages:
                     self._handle(message)
 
-    async def _watch(self) -> None:
-        """Kill an engine that is alive and does nothing: its requests would wait for ever."""
-        while True:
-            await asyncio.sleep(self._patience.pulse_s)
-            if self.state is not EngineState.READY:
-                continue
-            try:
-                await asyncio.wait_for(self.stats(), self._patience.silence_s)
-            except Overloaded:
-                return
-            except TimeoutError:
-                logger.error("the engine has not answered for %g s and is killed", self._patience.silence_s)
-                assert self._process is not None
-                self._process.kill()
-                return
+    def _allowed_silence_s(self) -> float:
+        is_loading = self.state is not EngineState.READY
+        return self._patience.load_s if is_loading else self._config.watchdog_timeout
+
+    async def _ask_for_a_sign(self) -> None:
+        """Give the engine something to do; it need not answer, the board shows whether it moves."""
+        if self.state is EngineState.READY:
+            with contextlib.suppress(Overloaded):
+                await self.stats()
 
     def _handle(self, message: ToServer) -> None:
         """Messages that concern the engine itself; those of requests went to their streams."""
@@ -320,29 +314,10 @@ class ProcessClient:
             case Progress() if self.state in (EngineState.LOADING, EngineState.RESTARTING):
                 self.state_reason = f"{message.stage}, {message.fraction:.0%}"
 
-    async def _reap(self, patience_s: float) -> str:
-        """Wait until the process is gone, with more and more force; how it went, for a sentence."""
-        process = self._process
-        assert process is not None
-        for force, wait_s in ((None, patience_s), (process.terminate, self._patience.terminate_s)):
-            if force is not None:
-                force()
-            deadline = time.monotonic() + wait_s
-            while process.poll() is None and time.monotonic() < deadline:
-                await asyncio.sleep(0.01)
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        code = process.returncode
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
-
     def _disconnect(self) -> None:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
         self._outbox.clear()
 
     def _fail_requests(self, error: EngineError) -> None:

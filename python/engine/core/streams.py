@@ -14,6 +14,7 @@ class TokenStream:
     """Implements `RequestStream`. Belongs to one event loop, and to one reader."""
 
     def __init__(self, request: GenerateRequest) -> None:
+        self.request = request
         self.admission: asyncio.Future[Admitted] = asyncio.get_running_loop().create_future()
         self._chunks: deque[TokenChunk] = deque()
         self._open = set(range(request.n))
@@ -91,8 +92,16 @@ class StreamTable:
         stream = self._streams[request.request_id] = TokenStream(request)
         return stream
 
-    def dispatch(self, messages: Iterable[ToServer]) -> None:
-        """Hand messages to their streams; those of requests that are over are dropped."""
+    def requests(self, request_ids: Iterable[str]) -> list[GenerateRequest]:
+        """Those of these ids that are not over."""
+        return [self._streams[i].request for i in request_ids if i in self._streams]
+
+    def dispatch(self, messages: Iterable[ToServer]) -> list[GenerateRequest]:
+        """Hand messages to their streams; those of requests that are over are dropped.
+
+        Returns the requests that came to their end.
+        """
+        ended = []
         for message in messages:
             stream = self._streams.get(getattr(message, "request_id", ""))
             if stream is None:
@@ -106,6 +115,8 @@ class StreamTable:
                     stream.fail(message.to_error())
             if not stream.is_open:
                 del self._streams[message.request_id]
+                ended.append(stream.request)
+        return ended
 
     def cancel(self, request_id: str) -> bool:
         """End a stream; whether it was there."""

@@ -35,6 +35,8 @@ class Request:
     arrival: int
     """Logical clock: order of arrival, unique."""
     priority: int = 0
+    runs_alone: bool = False
+    """No step computes it together with another request."""
     """Higher ones are admitted first."""
     stop_ids: frozenset[int] = frozenset()
     """Tokens that end generation: those of `params`, and the model's unless eos is ignored."""

@@ -107,6 +107,8 @@ class Scheduler:
         self._step_time = StepTimeModel()
         self._arrivals = itertools.count()
         self._admitted: list[Request] = []
+        self._num_alone = 0  # live choices that run alone
+        self._turn = 0
         self._rows: dict[Request, StepRow] = {}
         self._prefill_tokens = 0
         self._step_began_s = 0.0
@@ -123,6 +125,7 @@ class Scheduler:
         n: int = 1,
         namespace: str = "",
         priority: int = 0,
+        runs_alone: bool = False,
     ) -> list[Request]:
         """Queue the n choices of a prompt; those that have nothing to do are finished and not queued.
 
@@ -159,6 +162,7 @@ class Scheduler:
                 max_known=max_known,
                 arrival=next(self._arrivals),
                 priority=priority,
+                runs_alone=runs_alone,
                 stop_ids=stop_ids,
                 num_to_score=0 if choice else num_to_score,
             )
@@ -166,6 +170,7 @@ class Scheduler:
         todo = [request for request in choices if not request.has_nothing_to_do]
         if todo:
             self._live[request_id] = {request.choice: request for request in todo}
+            self._num_alone += runs_alone * len(todo)
             for request in todo:
                 self._waiting.push(request)
         return choices
@@ -207,19 +212,38 @@ class Scheduler:
     def schedule(self) -> StepPlan | None:
         """What to compute now; None when nothing can be."""
         self._admit_waiting()
+        for together in self._groups():
+            self._plan_rows(together)
+            if self._rows:
+                break
+        self._step_began_s = self._clock()
+        return StepPlan(list(self._rows.values())) if self._rows else None
+
+    def _groups(self) -> list[list[Request]]:
+        """Running requests by who may share a step: all, but for those that run alone. They take turns."""
+        running = list(self._running)
+        if not self._num_alone:
+            return [running]
+        groups: dict[str, list[Request]] = {}
+        for request in running:
+            groups.setdefault(request.request_id if request.runs_alone else "", []).append(request)
+        turns = list(groups.values())
+        self._turn += 1
+        first = self._turn % max(1, len(turns))
+        return turns[first:] + turns[:first]
+
+    def _plan_rows(self, together: list[Request]) -> None:
         rows = self._rows = {}
-        for request in list(self._running):
+        for request in together:
             if request.is_started and request.num_known - request.num_computed == 1:
                 self._add_row(request, 1)
         budget = self._prefill_budget(num_decodes=len(rows))
         self._prefill_tokens = 0
-        for request in list(self._running):
+        for request in together:
             if self._prefill_tokens >= budget:
                 break
             if request in self._running and request not in rows:
                 self._prefill_tokens += self._add_row(request, budget - self._prefill_tokens)
-        self._step_began_s = self._clock()
-        return StepPlan(list(rows.values())) if rows else None
 
     def update(self, plan: StepPlan, result: StepResult) -> list[NewToken]:
         """Book the results of a step; one entry a sampled row, in the plan's order."""
@@ -426,6 +450,7 @@ class Scheduler:
         else:
             self._waiting.remove(request)
         self._release(request)
+        self._num_alone -= request.runs_alone
         choices = self._live[request.request_id]
         del choices[request.choice]
         if not choices:

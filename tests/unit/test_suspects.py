@@ -1,0 +1,200 @@
+"""Which requests are blamed for the death of the engine, and what becomes of them."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from engine._native import ExecutionContext, ProgressBoard
+from engine.core.client import EngineState
+from engine.core.step_board import StepBoard
+from engine.core.suspects import Suspects
+from engine.errors import InvalidRequest, Overloaded
+from helpers import fake_engine_process as fake
+from unit.test_process import generate, run, running, tokens_of, until
+
+
+async def outcome(client, request):
+    """Its tokens, or the code of its error."""
+    try:
+        return await tokens_of(await client.submit(request))
+    except (Overloaded, InvalidRequest) as error:
+        return error.slug
+
+
+def test_a_request_that_crashes_the_engine_is_found_and_refused(caplog):
+    """Those that shared its step are tried again one by one, and are cleared."""
+
+    async def main():
+        async with running() as client:
+            await client.wait_ready()
+            prompts = {"bad": [fake.CRASHES, 1], "a": [1, 2, 3], "b": [4, 5, 6]}
+            first = await asyncio.gather(*(outcome(client, generate(k, p)) for k, p in prompts.items()))
+            assert first == ["engine_restarted"] * 3
+            await client.wait_ready()
+            # Innocent ones beside each other; nobody runs with them, and they end as ever.
+            again = await asyncio.gather(*(outcome(client, generate(k, prompts[k])) for k in "ab"))
+            assert [len(tokens) for tokens in again] == [8, 8]
+            assert not any(client._suspects.check(generate(k, prompts[k])).runs_alone for k in "ab")
+            assert await outcome(client, generate("other id", prompts["bad"])) == "engine_restarted"
+            await client.wait_ready()
+            pid = client.pid
+            for seed in (None, None):
+                refused = await outcome(client, generate("third", prompts["bad"], seed=seed))
+                assert refused == "request_crashes_engine"
+            assert len(await outcome(client, generate("like it", [fake.SLOW, 1]))) == 8
+            assert client.pid == pid and client.num_restarts == 2
+
+    run(main)
+    assert "other id crashes the engine and is refused" in caplog.text
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM])
+def test_a_kill_from_outside_makes_no_suspects(number):
+    async def main():
+        async with running() as client:
+            await client.wait_ready()
+            stream = await client.submit(generate("a", [fake.SLOW], max_tokens=900))
+            await anext(aiter(stream))
+            os.kill(client.pid, number)
+            with pytest.raises(Overloaded):
+                await tokens_of(stream)
+            assert number.name in client.state_reason
+            assert not client._suspects._suspected
+
+    run(main)
+
+
+def test_a_kill_by_the_watchdog_makes_no_suspects():
+    async def main():
+        async with running(watchdog_timeout=0.3) as client:
+            await client.wait_ready()
+            assert await outcome(client, generate("a", [fake.HANGS])) == "engine_restarted"
+            assert "made no progress for" in client.state_reason
+            await client.wait_ready()
+            assert not client._suspects._suspected
+
+    run(main)
+
+
+def test_an_idle_engine_that_is_stopped_is_found_out():
+    async def main():
+        async with running(watchdog_timeout=0.3) as client:
+            await client.wait_ready()
+            pid = client.pid
+            os.kill(pid, signal.SIGSTOP)
+            await until(lambda: client.state is not EngineState.READY)
+            await client.wait_ready()
+            assert client.pid != pid
+
+    run(main)
+
+
+def test_a_death_is_seen_although_somebody_holds_the_connection_open():
+    """A grandchild may have inherited the engine's end of the socket."""
+
+    async def main():
+        async with running() as client:
+            await client.wait_ready()
+            with contextlib.ExitStack() as stack:
+                for name in os.listdir(f"/proc/{client.pid}/fd"):
+                    fd = await asyncio.to_thread(_steal, client.pid, int(name))
+                    if fd is not None:
+                        stack.callback(os.close, fd)
+                stream = await client.submit(generate("a", [fake.SLOW], max_tokens=900))
+                os.kill(client.pid, signal.SIGKILL)
+                with pytest.raises(Overloaded):
+                    await asyncio.wait_for(tokens_of(stream), 5)
+
+    run(main)
+
+
+def _steal(pid, fd):
+    """A copy of another process's descriptor (pidfd_getfd), where the system lets us."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    pidfd = os.pidfd_open(pid)
+    try:
+        copy = libc.syscall(438, pidfd, fd, 0)
+    finally:
+        os.close(pidfd)
+    return copy if copy >= 0 else None
+
+
+def test_suspects_are_known_by_what_they_ask():
+    suspects = Suspects()
+    request = generate("a", [1, 2], temperature=0.5)
+    assert suspects.check(request) is request
+    suspects.note_death([request, generate("b", [3])])
+    alone = suspects.check(generate("c", [1, 2], temperature=0.5))
+    assert alone.runs_alone
+    assert not suspects.check(generate("c", [1, 2], temperature=0.6)).runs_alone
+    suspects.note_death([alone, generate("d", [4])])  # not its fault alone: it stays a suspect
+    assert suspects.check(request).runs_alone
+    suspects.note_death([alone])
+    with pytest.raises(InvalidRequest) as caught:
+        suspects.check(request)
+    assert caught.value.slug == "request_crashes_engine"
+    suspects.note_end(suspects.check(generate("e", [3])))
+    assert not suspects.check(generate("e", [3])).runs_alone
+
+
+def test_native_ops_are_counted_on_the_board():
+    import torch
+
+    from engine.ops import native
+
+    board = StepBoard()
+    context = ExecutionContext(2)
+    view = ProgressBoard(board.fd)
+    context.report_to(view)
+    x = torch.zeros(3, 8)
+    before = board.progress
+    for _ in range(5):
+        native.rms_norm(context, x, torch.ones(8), 1e-5, torch.empty(3, 8))
+    assert board.progress[0] - before[0] == view.num_ops == 5
+    del view, context
+    board.close()
+
+
+PROGRAM = """
+import ctypes, os, signal, sys
+from engine._native import ProgressBoard
+from engine.core.step_board import StepBoard
+board = StepBoard(int(sys.argv[1]))
+ProgressBoard(board.fd).note_faults()
+board.begin_step(["r1", "r2"])
+how = sys.argv[2]
+if how == "fault": ctypes.string_at(0)
+if how == "abort": os.abort()
+print(flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "is_outside"), [("fault", -11, False), ("abort", -6, False), ("sent", -11, True)]
+)
+def test_faults_of_ones_own_are_told_from_signals(how, code, is_outside):
+    board = StepBoard()
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(board.fd), how],
+        pass_fds=[board.fd],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+    )
+    with process:
+        if how == "sent":
+            process.stdout.readline()
+            os.kill(process.pid, signal.SIGSEGV)
+    assert process.returncode == code
+    assert board.has_outside_fault is is_outside
+    assert board.step_request_ids == ["r1", "r2"]
+    board.end_step()
+    assert board.step_request_ids == []
+    board.close()
