@@ -322,7 +322,6 @@ def test_unknown_fields_are_named_in_a_header(server: Server) -> None:
     assert sorted(names) == sorted(
         [
             "max_token",
-            "user",
             "messages.nmae",
             "messages.content.cache",
             "stream_options.include_obfuscation",

@@ -166,3 +166,24 @@ def test_the_page_lists_the_routes_and_needs_nothing_else(server: Server) -> Non
     for operation in OPERATIONS:
         assert f"{operation.method.upper()} {operation.path}</code>" in response.text
     assert "<script" not in response.text and "http" not in response.text
+
+
+@pytest.mark.parametrize("name", ["ChatRequest", "CompletionRequest"])
+def test_all_that_can_be_asked_of_an_answer_is_described(server: Server, name: str) -> None:
+    path, body = REQUIRED[name]
+    everything = {
+        "return_timings": True,
+        "return_token_ids": True,
+        "return_cached_tokens_details": True,
+        "truncate_prompt_tokens": 1,
+        "logprobs": name == "ChatRequest" or 1,
+        "unknown": 1,
+    }
+    server.set_reply("x" * 30)  # longer than the default limit
+    response = server.post(path, {**body, **everything})
+    content, schema = response.json(), SCHEMAS["ChatCompletion" if name == "ChatRequest" else "Completion"]
+    assert fits(content, schema)
+    assert set(content) == set(schema["properties"])
+    assert set(content["choices"][0]) == set(schema["properties"]["choices"]["items"]["properties"])
+    described = document()["paths"][path]["post"]["responses"]["200"]["headers"]
+    assert set(described) <= set(response.headers) and all(described.values())

@@ -59,6 +59,9 @@ class Answer:
     shape: Shape
     response_id: str
     config: ServerConfig
+    num_truncated: int = 0
+    """Tokens that were cut from the left of the prompts, as the request allows."""
+
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
     finish_reasons: dict[int, str] = dataclasses.field(default_factory=dict)
 
@@ -97,7 +100,7 @@ class Answer:
             "choices": await self._choices(deltas),
             "usage": self._usage(generation),
             **self.shape.fields,
-            **self._cache_details(generation),
+            **self._details(generation),
         }
         was_cut = "length" in self.finish_reasons.values()
         return HTTPResponse(
@@ -148,7 +151,7 @@ class Answer:
             extra: dict[str, Any] = {"usage": generation.usage} if self.asked.continuous_usage else {}
             is_last = len(self.finish_reasons) == generation.num_choices
             if is_last and not self.asked.include_usage:
-                extra |= self._cache_details(generation)
+                extra |= self._details(generation)
             made = self.shape.events(events, index, delta, **extra)
             if delta.prompt_logprobs is not None:
                 made = await asyncio.to_thread(list, made)
@@ -158,7 +161,7 @@ class Answer:
                 else:
                     await stream.send(event)
         if self.asked.include_usage:
-            stream.hold(events.usage(self._usage(generation), **self._cache_details(generation)))
+            stream.hold(events.usage(self._usage(generation), **self._details(generation)))
 
     def _note_end(self, index: int, delta: TextDelta) -> None:
         if delta.finish_reason is not None:
@@ -170,10 +173,16 @@ class Answer:
             details = {"cached_tokens": generation.cached_tokens}
         return {**generation.usage, "prompt_tokens_details": details}
 
-    def _cache_details(self, generation: Generation) -> dict[str, Any]:
-        if not self.asked.return_cached_details:
-            return {}
-        return {"sglext": {"cached_tokens_details": {"device": generation.cached_tokens, "host": 0}}}
+    def _details(self, generation: Generation) -> dict[str, Any]:
+        """What the request asked to be told about itself; goes beside the choices of the last event."""
+        details: dict[str, Any] = {}
+        if self.asked.return_cached_details:
+            details["sglext"] = {"cached_tokens_details": {"device": generation.cached_tokens, "host": 0}}
+        if self.asked.truncate_prompt_tokens is not None:
+            details["truncated_prompt_tokens"] = self.num_truncated
+        if self.asked.return_timings:
+            details["timings"] = generation.timings
+        return details
 
     def _headers(self, generation: Generation, may_be_cut: bool) -> dict[str, str]:
         headers = ignored_header(self.asked.ignored)
@@ -181,6 +190,12 @@ class Answer:
             headers["x-seed"] = ",".join(map(str, generation.seeds[:_MAX_SEEDS_SHOWN]))
         if may_be_cut and self.asked.max_tokens_is_default and self.asked.params.max_tokens is not None:
             headers["x-default-max-tokens"] = str(self.asked.params.max_tokens)
+        if self.num_truncated:
+            headers["x-truncated-prompt-tokens"] = str(self.num_truncated)
+        if self.asked.return_timings:
+            known = ("queue",) if self.asked.stream else ("queue", "prefill", "decode")
+            timings = generation.timings
+            headers["server-timing"] = ", ".join(f"{name};dur={timings[name + '_ms']}" for name in known)
         return headers
 
     @property
@@ -189,7 +204,7 @@ class Answer:
 
     def _log(self, generation: Generation, outcome: str, seconds: float) -> None:
         logger.info(
-            "%s %s %s prompt=%d cached=%d output=%d choices=%d end=%s %.3fs",
+            "%s %s %s prompt=%d cached=%d output=%d choices=%d end=%s %.3fs%s",
             self.response_id,
             request_id_of(self.request),
             "stream" if self.asked.stream else "whole",
@@ -199,6 +214,7 @@ class Answer:
             generation.num_choices,
             outcome,
             seconds,
+            "" if self.asked.user is None else f" user={self.asked.user!r}",
         )
 
 

@@ -17,6 +17,7 @@ _EXPOSED = ", ".join(
         "x-seed",
         "x-ignored-params",
         "x-default-max-tokens",
+        "x-truncated-prompt-tokens",
         "retry-after",
         "retry-after-ms",
         "x-should-retry",

@@ -38,6 +38,17 @@ def encode(tokenizer: Tokenizer, text: str, context_length: int, *, add_special_
     return tokenizer.encode(text, add_special_tokens)
 
 
+def cut_left(ids: list[int], request: GenerationRequest, context_length: int) -> list[int]:
+    """The end of a prompt, as much as `truncate_prompt_tokens` keeps; all of it unless that is given."""
+    most = request.truncate_prompt_tokens
+    if most is None:
+        return ids
+    if most == -1:
+        max_tokens = request.params.max_tokens
+        most = max(1, context_length - (1 if max_tokens is None else max_tokens))
+    return ids[-most:]
+
+
 def fit_context(
     params: SamplingParams, prompt_len: int, context_length: int, *, is_default: bool
 ) -> SamplingParams:
@@ -155,6 +166,11 @@ class Generation:
     def seeds(self) -> list[int]:
         """The seed in force of each prompt, drawn by the engine unless the client gave one."""
         return [stream.admitted.seed for stream in self._streams]
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """How long its parts took so far, in milliseconds."""
+        return self._timer.timings
 
     @property
     def usage(self) -> dict[str, Any]:

@@ -68,10 +68,12 @@ class RequestTimer:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._start_s = monotonic()
+        self._admitted_s = self._first_token_s = self._start_s
         self._last_token_s: dict[int, float] = {}
 
     def admitted(self, prompt_tokens: int) -> None:
-        self._metrics.queue_time.observe(monotonic() - self._start_s)
+        self._admitted_s = monotonic()
+        self._metrics.queue_time.observe(self._admitted_s - self._start_s)
         self._metrics.requests.inc()
         self._metrics.prompt_tokens.inc(prompt_tokens)
 
@@ -84,9 +86,28 @@ class RequestTimer:
         if last_s is not None:
             self._metrics.inter_token_latency.observe((now - last_s) / num_tokens)
         elif not self._last_token_s:
+            self._first_token_s = now
             self._metrics.time_to_first_token.observe(now - self._start_s)
         self._last_token_s[choice] = now
         self._metrics.generation_tokens.inc(num_tokens)
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Milliseconds until admission, from there to the first token, and from there to the last one.
+
+        `ttft_ms` and `total_ms` go from the submission to the first and to the last token. Without
+        a token the present takes the place of both.
+        """
+        first_s = self._first_token_s if self._last_token_s else monotonic()
+        last_s = max(self._last_token_s.values(), default=first_s)
+        seconds = {
+            "queue_ms": self._admitted_s - self._start_s,
+            "prefill_ms": first_s - self._admitted_s,
+            "decode_ms": last_s - first_s,
+            "ttft_ms": first_s - self._start_s,
+            "total_ms": last_s - self._start_s,
+        }
+        return {name: round(value * 1000, 3) for name, value in seconds.items()}
 
     def ended(self, cached_tokens: int, *, is_complete: bool, is_aborted: bool) -> None:
         """The admitted request is over."""

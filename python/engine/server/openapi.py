@@ -23,6 +23,16 @@ _ERRORS = {
 _WITH_BODY = (400, 408, 413, 415, 503)
 
 
+HEADERS = {
+    "x-request-id": "The request's own header of that name, or one made up for the log.",
+    "x-ignored-params": "Fields of the request that mean nothing here.",
+    "x-seed": "The seeds drawn for a request without one, one for each of the first prompts.",
+    "x-default-max-tokens": "The default that limited the answer, or may limit it.",
+    "x-truncated-prompt-tokens": "How many tokens were cut from the prompts, if any were.",
+    "server-timing": "Where the time went, with return_timings.",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Operation:
     """One method of one path. `request` and `answer` name schemas; `media` are types of the answer."""
@@ -36,6 +46,9 @@ class Operation:
     parameters: tuple[tuple[str, str, Schema], ...] = ()
     """Place ("path" or "query"), name and schema of each."""
 
+    headers: tuple[str, ...] = ()
+    """Those that the answer may have, of HEADERS."""
+
     method: str = "get"
 
     def described(self) -> dict[str, Any]:
@@ -46,7 +59,7 @@ class Operation:
         described: dict[str, Any] = {
             "operationId": f"{self.method}{self.path.translate(_ID_CHARS)}",
             "summary": self.summary,
-            "responses": {"200": {"description": "The answer.", "content": content}}
+            "responses": {"200": self._answer(content)}
             | {str(status): _error(status) for status in sorted(errors)},
         }
         if is_open:
@@ -61,18 +74,27 @@ class Operation:
             ]
         return described
 
+    def _answer(self, content: dict[str, Any]) -> dict[str, Any]:
+        names = ("x-request-id", *self.headers)
+        headers = {name: {"description": HEADERS[name], "schema": TEXT} for name in names}
+        return {"description": "The answer.", "headers": headers, "content": content}
+
 
 _ID_CHARS = str.maketrans({"/": "_", "{": "", "}": "", ".": "_"})
 _EVENTS = "text/event-stream"
+_GENERATED = tuple(name for name in HEADERS if name != "x-request-id")
+_IGNORED = ("x-ignored-params",)
 _WAIT = ("query", "timeout", {**NUMBER, "minimum": 0, "maximum": 60})
 
 
 def _post(path: str, summary: str, request: str, answer: str, **more: Any) -> Operation:
-    return Operation(path, summary, answer, request, method="post", **{"errors": _WITH_BODY, **more})
+    more = {"errors": _WITH_BODY, "headers": _IGNORED, **more}
+    return Operation(path, summary, answer, request, method="post", **more)
 
 
 def _generate(path: str, summary: str, request: str, answer: str) -> Operation:
-    return _post(path, summary, request, answer, errors=(*_WITH_BODY, 404), media=(_JSON, _EVENTS))
+    media, errors = (_JSON, _EVENTS), (*_WITH_BODY, 404)
+    return _post(path, summary, request, answer, errors=errors, media=media, headers=_GENERATED)
 
 
 _TOKENIZE = (

@@ -5,6 +5,7 @@ A request field that is null counts as unset, so each field that is not required
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from engine.sampling.params import MAX_STOP_STRINGS, MAX_TOP_LOGPROBS
@@ -16,6 +17,8 @@ from engine.server.schema import (
     MAX_RID_CHARS,
     MAX_SALT_CHARS,
     MAX_STOP_TOKENS,
+    MAX_TRUNCATION,
+    MAX_USER_CHARS,
     ROLES,
 )
 
@@ -45,9 +48,9 @@ def bounded(schema: Schema, least: float | None = None, most: float | None = Non
     return schema | {name: value for name, value in bounds.items() if value is not None}
 
 
-def answer(**properties: Schema) -> Schema:
-    """An object that has at least these fields."""
-    return {"type": "object", "properties": properties, "required": list(properties)}
+def answer(may_have: Mapping[str, Schema] | None = None, /, **properties: Schema) -> Schema:
+    """An object that has at least these fields; some have those of `may_have` too."""
+    return {"type": "object", "properties": {**properties, **(may_have or {})}, "required": list(properties)}
 
 
 def request(required: dict[str, Schema], may_have: dict[str, Schema]) -> Schema:
@@ -89,6 +92,9 @@ GENERATION: dict[str, Schema] = {
     "cache_salt": {"type": "string", "maxLength": MAX_SALT_CHARS},
     "extra_key": {"type": "string", "maxLength": MAX_SALT_CHARS},
     "priority": bounded(INTEGER, -MAX_PRIORITY, MAX_PRIORITY),
+    "user": {"type": "string", "maxLength": MAX_USER_CHARS},
+    "return_timings": BOOLEAN,
+    "truncate_prompt_tokens": {**bounded(INTEGER, -1, MAX_TRUNCATION), "not": {"const": 0}},
     "rid": {"type": "string", "minLength": 1, "maxLength": MAX_RID_CHARS},
 }
 
@@ -112,7 +118,28 @@ _CHAT: dict[str, Schema] = {
 }
 _MESSAGES = {**array(ref("Message")), "minItems": 1}
 _FINISH_REASON: Schema = {"type": ["string", "null"], "enum": ["stop", "length", "abort", None]}
-_USAGE = answer(prompt_tokens=INTEGER, completion_tokens=INTEGER, total_tokens=INTEGER)
+_CACHED = optional(answer(cached_tokens=INTEGER))
+_USAGE = answer(
+    {"prompt_tokens_details": _CACHED}, prompt_tokens=INTEGER, completion_tokens=INTEGER, total_tokens=INTEGER
+)
+_TIMINGS = answer(queue_ms=NUMBER, prefill_ms=NUMBER, decode_ms=NUMBER, ttft_ms=NUMBER, total_ms=NUMBER)
+_IDS = array(INTEGER)
+_DETAILS: dict[str, Schema] = {
+    "sglext": answer(cached_tokens_details=answer(device=INTEGER, host=INTEGER)),
+    "truncated_prompt_tokens": INTEGER,
+    "timings": _TIMINGS,
+}
+"""Beside the choices, when the request asks."""
+
+_MATCHED: Schema = {"anyOf": [TEXT, INTEGER, {"type": "null"}]}
+_SCORE: dict[str, Schema] = {"token": TEXT, "logprob": NUMBER, "bytes": array(INTEGER)}
+_CHAT_LOGPROBS = answer(content=array(answer(**_SCORE, top_logprobs=array(answer(**_SCORE)))))
+_TEXT_LOGPROBS = answer(
+    text_offset=array(INTEGER),
+    token_logprobs=array(optional(NUMBER)),
+    tokens=array(TEXT),
+    top_logprobs=array(optional({"type": "object", "additionalProperties": NUMBER})),
+)
 _ERROR_FIELDS: dict[str, Schema] = {
     "object": {"type": "string", "const": "error"},
     "message": TEXT,
@@ -132,10 +159,11 @@ _LOAD = answer(
 )
 
 
-def _completion(**choice: Schema) -> Schema:
-    fields = answer(index=INTEGER, **choice, finish_reason=_FINISH_REASON)
+def _completion(beside: dict[str, Schema], in_choice: dict[str, Schema], **choice: Schema) -> Schema:
+    """`beside` and `in_choice` are fields that an answer has on request."""
+    fields = answer(in_choice, index=INTEGER, **choice, finish_reason=_FINISH_REASON, matched_stop=_MATCHED)
     common = {"id": TEXT, "object": TEXT, "created": INTEGER, "model": TEXT}
-    return answer(**common, choices=array(fields), usage=ref("Usage"))
+    return answer({**_DETAILS, **beside}, **common, choices=array(fields), usage=ref("Usage"))
 
 
 SCHEMAS: dict[str, Schema] = {
@@ -150,8 +178,15 @@ SCHEMAS: dict[str, Schema] = {
             "best_of": bounded(INTEGER, 1, MAX_CHOICES),
         },
     ),
-    "ChatCompletion": _completion(message=answer(role=TEXT, content=TEXT)),
-    "Completion": _completion(text=TEXT),
+    "ChatCompletion": _completion(
+        {"prompt_token_ids": _IDS},
+        {"token_ids": _IDS},
+        message=answer(role=TEXT, content=TEXT),
+        logprobs=optional(_CHAT_LOGPROBS),
+    ),
+    "Completion": _completion(
+        {}, {"prompt_token_ids": _IDS, "token_ids": _IDS}, text=TEXT, logprobs=optional(_TEXT_LOGPROBS)
+    ),
     "Usage": _USAGE,
     "TokenizeRequest": request(
         {},

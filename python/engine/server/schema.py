@@ -27,6 +27,8 @@ DEFAULT_MAX_TOKENS = 16
 MAX_SALT_CHARS = 256
 MAX_RID_CHARS = 256
 MAX_PRIORITY = 2**31 - 1
+MAX_USER_CHARS = 256
+MAX_TRUNCATION = 2**31 - 1
 _PROMPT_SHAPES = "must be a string, an array of strings, or token ids"
 
 _RESERVED_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
@@ -62,11 +64,18 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "prompt_logprobs": (),
     "bad_words": ([],),
     "allowed_token_ids": (),
-    "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
     "return_hidden_states": (False,),
     "custom_logit_processor": (),
     "session_params": (),
+}
+
+# Fields that ask for a form of the answer, with the values that do not.
+_FORMS = {
+    "tools": ([],),
+    "response_format": ({"type": "text"},),
+    "regex": ("",),
+    "ebnf": ("",),
 }
 
 
@@ -97,6 +106,13 @@ class GenerationRequest:
 
     rid: str | None
     """Name under which the client may abort it."""
+
+    user: str | None
+    """On whose behalf, for the log."""
+
+    return_timings: bool
+    truncate_prompt_tokens: int | None
+    """Most tokens of a prompt that are kept, its last ones; -1: as many as leave room for the answer."""
 
     max_tokens_is_default: bool
     ignored: tuple[str, ...]
@@ -132,6 +148,8 @@ def parse_chat(body: dict[str, Any], defaults: Defaults) -> ChatRequest:
     """Raises `InvalidRequest` naming the field."""
     fields = Fields(body)
     fields.require("messages")
+    if not _is_plain(fields):
+        defaults = dataclasses.replace(defaults, max_tokens=None)
     messages = _messages(fields)
     wants_logprobs = fields.boolean("logprobs")
     top_logprobs = fields.integer("top_logprobs") or 0
@@ -157,6 +175,11 @@ def parse_chat(body: dict[str, Any], defaults: Defaults) -> ChatRequest:
         template_variables=template_variables,
         **common,
     )
+
+
+def _is_plain(fields: Fields) -> bool:
+    """Whether nothing is asked of the answer's form: JSON or a call would be cut in two by a default."""
+    return all(fields.peek(name) in (None, *neutral) for name, neutral in _FORMS.items())
 
 
 def parse_completion(body: dict[str, Any], defaults: Defaults, vocab_size: int) -> CompletionRequest:
@@ -201,6 +224,9 @@ def _common(
         "return_token_ids": fields.boolean("return_token_ids"),
         "cache_salt": _cache_salt(fields),
         "priority": _priority(fields),
+        "user": _user(fields),
+        "return_timings": fields.boolean("return_timings"),
+        "truncate_prompt_tokens": _truncation(fields),
         "rid": _rid(fields),
         "max_tokens_is_default": max_tokens is None,
     }
@@ -249,6 +275,20 @@ def _priority(fields: Fields) -> int:
     if abs(priority) > MAX_PRIORITY:
         raise fields.fail("priority", f"must be in [{-MAX_PRIORITY}, {MAX_PRIORITY}], got {priority}")
     return priority
+
+
+def _user(fields: Fields) -> str | None:
+    user = fields.text("user")
+    if user is not None and len(user) > MAX_USER_CHARS:
+        raise fields.fail("user", f"must have at most {MAX_USER_CHARS} characters, got {len(user)}")
+    return user
+
+
+def _truncation(fields: Fields) -> int | None:
+    most = fields.integer("truncate_prompt_tokens")
+    if most is not None and (most == 0 or not -1 <= most <= MAX_TRUNCATION):
+        raise fields.fail("truncate_prompt_tokens", f"must be -1 or in [1, {MAX_TRUNCATION}], got {most}")
+    return most
 
 
 def _cache_salt(fields: Fields) -> str:

@@ -13,7 +13,7 @@ from engine.core.output_processor import TextDelta
 from engine.server.answer import Answer, joined, new_response_id, output_ids, scored_tokens
 from engine.server.body import read_request, run_sized
 from engine.server.context import ServerContext
-from engine.server.generation import Generation, encode, fit_context
+from engine.server.generation import Generation, cut_left, encode, fit_context
 from engine.server.logprobs import chat_logprobs
 from engine.server.model_files import ModelFiles
 from engine.server.openapi_schemas import SCHEMAS
@@ -28,7 +28,8 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
     async def chat_completions(request: Request) -> HTTPResponse | None:
         model, ready = context.require_ready()
         asked = await read_request(request, lambda body: parse(context, model, body))
-        prompt_ids = await run_sized(request, lambda: encode_prompt(model, asked, ready.context_length))
+        whole_ids = await run_sized(request, lambda: encode_prompt(model, asked, ready.context_length))
+        prompt_ids = cut_left(whole_ids, asked, ready.context_length)
         params = fit_context(
             asked.params, len(prompt_ids), ready.context_length, is_default=asked.max_tokens_is_default
         )
@@ -40,6 +41,7 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
             shape=ChatShape(model.tokenizer, asked, prompt_ids),
             response_id=new_response_id("chatcmpl"),
             config=context.config,
+            num_truncated=len(whole_ids) - len(prompt_ids),
         )
         generation = await Generation.admit(
             context, model.tokenizer, asked, [(prompt_ids, params)], answer.response_id
@@ -59,7 +61,7 @@ def parse(context: ServerContext, model: ModelFiles, body: dict[str, Any]) -> Ch
 def encode_prompt(
     model: ModelFiles, asked: ChatRequest, context_length: int, *, add_special_tokens: bool = False
 ) -> list[int]:
-    """The conversation as the model reads it; templates write special tokens themselves."""
+    """The whole conversation as the model reads it; templates write special tokens themselves."""
     text = model.chat_template.render(
         asked.messages,
         add_generation_prompt=asked.add_generation_prompt,

@@ -14,7 +14,7 @@ from engine.sampling.params import SamplingParams
 from engine.server.answer import Answer, joined, new_response_id, output_ids, scored_tokens
 from engine.server.body import read_request, run_sized
 from engine.server.context import ServerContext
-from engine.server.generation import Generation, encode, fit_context
+from engine.server.generation import Generation, cut_left, encode, fit_context
 from engine.server.logprobs import CompletionLogprobs
 from engine.server.model_files import ModelFiles
 from engine.server.openapi_schemas import SCHEMAS
@@ -38,13 +38,18 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
     async def completions(request: Request) -> HTTPResponse | None:
         model, ready = context.require_ready()
         asked = await read_request(request, lambda body: _parse(context, model, body))
-        prompts = await run_sized(request, lambda: _encode_prompts(model, asked, ready.context_length))
+        prompts, num_truncated = await run_sized(
+            request, lambda: _encode_prompts(model, asked, ready.context_length)
+        )
         answer = Answer(
             request=request,
             asked=asked,
-            shape=CompletionShape(model.tokenizer, _echoes(model, asked), asked, [ids for ids, _ in prompts]),
+            shape=CompletionShape(
+                model.tokenizer, _echoes(model, asked, prompts), asked, [ids for ids, _ in prompts]
+            ),
             response_id=new_response_id("cmpl"),
             config=context.config,
+            num_truncated=num_truncated,
         )
         generation = await Generation.admit(context, model.tokenizer, asked, prompts, answer.response_id)
         return await answer.send(generation)
@@ -61,17 +66,21 @@ def _parse(context: ServerContext, model: ModelFiles, body: dict[str, Any]) -> C
 
 def _encode_prompts(
     model: ModelFiles, asked: CompletionRequest, context_length: int
-) -> list[tuple[list[int], SamplingParams]]:
-    prompts = []
+) -> tuple[list[tuple[list[int], SamplingParams]], int]:
+    """Token ids and parameters of each prompt, and how many tokens were cut from them in all."""
+    prompts, num_truncated = [], 0
     for prompt in asked.prompts:
         if isinstance(prompt, str):
             ids = encode(model.tokenizer, prompt, context_length, add_special_tokens=True)
         else:
             ids = prompt
+        num_whole = len(ids)
+        ids = cut_left(ids, asked, context_length)
+        num_truncated += num_whole - len(ids)
         params = fit_context(asked.params, len(ids), context_length, is_default=asked.max_tokens_is_default)
         prompts.append((ids, params))
     _check_num_scores(prompts, asked.n)
-    return prompts
+    return prompts, num_truncated
 
 
 def _check_num_scores(prompts: list[tuple[list[int], SamplingParams]], n: int) -> None:
@@ -88,10 +97,14 @@ def _check_num_scores(prompts: list[tuple[list[int], SamplingParams]], n: int) -
         )
 
 
-def _echoes(model: ModelFiles, asked: CompletionRequest) -> list[str]:
+def _echoes(
+    model: ModelFiles, asked: CompletionRequest, prompts: list[tuple[list[int], SamplingParams]]
+) -> list[str]:
     """The text that goes in front of each choice, by prompt."""
     if not asked.echo:
         return [""] * len(asked.prompts)
+    if asked.truncate_prompt_tokens is not None:  # what was cut is not echoed
+        return [model.tokenizer.decode(ids) for ids, _ in prompts]
     return [p if isinstance(p, str) else model.tokenizer.decode(p) for p in asked.prompts]
 
 

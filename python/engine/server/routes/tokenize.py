@@ -11,7 +11,7 @@ from sanic.request import Request
 from engine.server.body import read_request, run_sized
 from engine.server.context import ServerContext
 from engine.server.fields import Fields, json_type
-from engine.server.generation import encode
+from engine.server.generation import cut_left, encode
 from engine.server.ignored import ignored_header
 from engine.server.json_response import json_response
 from engine.server.model_files import ModelFiles
@@ -49,7 +49,8 @@ def _tokenize_chat(
     if rest.get("model") is None:
         rest["model"] = context.names.primary
     asked = chat.parse(context, model, rest)
-    tokens = chat.encode_prompt(model, asked, context_length, add_special_tokens=add_special_tokens)
+    whole = chat.encode_prompt(model, asked, context_length, add_special_tokens=add_special_tokens)
+    tokens = cut_left(whole, asked, context_length)
     return _tokens(tokens, len(tokens), context_length, asked.ignored)
 
 
