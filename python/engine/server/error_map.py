@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 INVALID = "invalid_request_error"
 MESSAGE_PREFIX = "Invalid request: "
+_MAX_MESSAGE_CHARS = 300
 
 
 class HttpError(Exception):
@@ -116,4 +117,5 @@ def _from_sanic(error: SanicException, request_id: str) -> HttpError:
     kind = "not_found_error" if status == 404 else INVALID
     headers = {name.lower(): str(value) for name, value in (error.headers or {}).items()}
     headers.pop("content-length", None)
-    return HttpError(status, kind, _STATUS_SLUGS.get(status, "invalid_http"), str(error), headers=headers)
+    message = str(error)[:_MAX_MESSAGE_CHARS]  # the framework repeats the client's path, however long
+    return HttpError(status, kind, _STATUS_SLUGS.get(status, "invalid_http"), message, headers=headers)
