@@ -12,4 +12,5 @@ PYBIND11_MODULE(_native, module) {
   bind_gated(module);
   bind_attention(module);
   bind_linear(module);
+  bind_lora(module);
 }

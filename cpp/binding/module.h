@@ -18,6 +18,8 @@ void bind_gated(pybind11::module_& module);
 void bind_attention(pybind11::module_& module);
 // PackedMatrix, linear, embedding.
 void bind_linear(pybind11::module_& module);
+// LoraAdapter, LoraPlan, lora, lora_embedding.
+void bind_lora(pybind11::module_& module);
 
 // Releases the interpreter lock around work; the views stay valid because the call holds their
 // tensors.

@@ -1,9 +1,9 @@
 #include "cpu/packed_matrix.h"
 
 #include <algorithm>
-#include <cstring>
 #include <string>
 
+#include "cpu/float_formats.h"
 #include "engine/error.h"
 #include "engine/tensor_spec.h"
 
@@ -25,50 +25,6 @@ int64_t checked_features(int64_t value, const char* name) {
 
 int64_t bytes_per_weight(WeightFormat format) { return format == WeightFormat::kBFloat16 ? 2 : 4; }
 
-struct Bf16 {
-  uint16_t bits;
-};
-struct Fp16 {
-  uint16_t bits;
-};
-
-float from_bits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
-uint32_t to_bits(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
-
-float to_float(float value) { return value; }
-float to_float(Bf16 value) { return from_bits(uint32_t{value.bits} << 16); }
-float to_float(Fp16 value) {
-  const uint32_t sign = uint32_t{value.bits & 0x8000u} << 16;
-  const uint32_t magnitude = value.bits & 0x7fffu;
-  if (magnitude < 0x0400u) {  // zero or subnormal: an exact multiple of 2^-24
-    return from_bits(sign | to_bits(static_cast<float>(magnitude) * 0x1p-24f));
-  }
-  const uint32_t exponent_shift = magnitude < 0x7c00u ? (127u - 15u) << 23 : (255u - 31u) << 23;
-  return from_bits(sign | ((magnitude << 13) + exponent_shift));
-}
-
-void convert(float value, float& stored) { stored = value; }
-void convert(float value, Bf16& stored) {
-  const uint32_t bits = to_bits(value);
-  const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
-  const uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
-  // Rounding could carry a NaN to infinity or to zero; it becomes a quiet NaN instead.
-  stored.bits = static_cast<uint16_t>((is_nan ? bits | 0x400000u : rounded) >> 16);
-}
-
-// Where column `column` of a panel stands in each of its k-rows.
-int64_t position(int64_t column, const float*) { return column; }
-int64_t position(int64_t column, const Bf16*) { return column % 16 * 2 + column / 16; }
-
 // Packs those of the panel's columns that `rows` has: [first, last) are rows of the matrix.
 template <typename Source, typename Stored>
 void pack_panel(const TensorView& rows, int64_t row_start, int64_t first, int64_t last, Stored* panel) {
@@ -77,7 +33,7 @@ void pack_panel(const TensorView& rows, int64_t row_start, int64_t first, int64_
     const int64_t end = std::min(begin + kBlock, num_k);
     for (int64_t row = first; row < last; ++row) {
       const Source* source = rows.as<const Source>() + (row - row_start) * rows.strides[0];
-      Stored* column = panel + position(row % kPanelColumns, panel);
+      Stored* column = panel + stored_position(row % kPanelColumns, panel);
       for (int64_t k = begin; k < end; ++k) convert(to_float(source[k]), column[k * kPanelColumns]);
     }
   }

@@ -194,3 +194,36 @@ def linear(
     ctx: ExecutionContext, x: Tensor, weight: PackedMatrix, bias: Tensor | None, out: Tensor
 ) -> None: ...
 def embedding(ctx: ExecutionContext, token_ids: Tensor, weight: PackedMatrix, out: Tensor) -> None: ...
+
+# --- adapters --------------------------------------------------------------------------------
+
+class LoraAdapter:
+    """Weights of one adapter in "bfloat16" or "float32"; see cpp/cpu/lora_adapter.h.
+
+    A site is (in_features, is_embedding, modules), a module (first column, columns, rank, scale).
+    """
+
+    def __init__(
+        self, dtype: str, sites: list[tuple[int, bool, list[tuple[int, int, int, float]]]]
+    ) -> None: ...
+    def pack(self, site: int, module: int, a: Tensor, b: Tensor) -> None:
+        """Store A [rank, K] and B [N, rank] of a module, once."""
+
+    @property
+    def num_sites(self) -> int: ...
+    @property
+    def num_bytes(self) -> int: ...
+    @property
+    def is_complete(self) -> bool: ...
+
+class LoraPlan:
+    """Which rows of a step have which adapter: row_ids[cu_rows[i] : cu_rows[i + 1]] have adapters[i]."""
+
+    def __init__(self, adapters: list[LoraAdapter], cu_rows: Tensor, row_ids: Tensor) -> None: ...
+
+def lora(
+    ctx: ExecutionContext, x: Tensor, site: int, plan: LoraPlan, workspace: Tensor, out: Tensor
+) -> None: ...
+def lora_embedding(
+    ctx: ExecutionContext, token_ids: Tensor, site: int, plan: LoraPlan, workspace: Tensor, out: Tensor
+) -> None: ...

@@ -158,4 +158,43 @@ struct EmbeddingArgs {
   WeightFormat format;
 };
 
+// Rows of A in a panel of an adapter's weights; see cpu/lora_adapter.h.
+inline constexpr int64_t kLoraPanelRanks = 4;
+
+// The columns of a fused layer that one module of an adapter adds to.
+struct LoraPart {
+  int64_t first_column, num_columns, rank;
+  int64_t first_rank;  // of the layer's R
+  const void* b;       // panels [ceil(num_columns / 32)][rank][32]
+};
+
+// One adapter's rows of a step, at one layer.
+struct LoraGroup {
+  const void* a;           // panels [ceil(R / 4)][ceil(K / 32)][4][32]; of an embedding [V][R]
+  const float* scales;     // [R]
+  const LoraPart* parts;   // in order of columns
+  const int32_t* row_ids;  // [num_rows], rows of x and out
+  float* shrunk;           // [num_rows, R]: x A^T, scaled
+  int64_t num_parts, num_rows;
+  int64_t rank;                                  // R, of all parts
+  int64_t first_shrink_item, first_expand_item;  // of the call
+  WeightFormat format;
+};
+
+// Work item of lora_shrink: one panel of A for one block of a group's rows; of lora_expand: 32 columns
+// of one part for one block of a group's rows; of lora_lookup: one row of a group. Items of a block
+// are neighbours, then those of a group.
+struct LoraArgs {
+  const LoraGroup* groups;
+  const float* x;            // [T, K]
+  const int32_t* token_ids;  // [T], each in [0, V), for lora_lookup
+  float* out;                // [T, N], to which lora_expand adds
+  int64_t num_groups;
+  int64_t x_stride, out_stride;
+  int64_t in_features;  // K
+};
+
+// Rows of a group in a block.
+inline constexpr int64_t kLoraBlockRows = 32;
+
 }  // namespace engine

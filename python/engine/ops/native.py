@@ -7,6 +7,7 @@ from engine.ops.append_kv import append_kv
 from engine.ops.embedding import embedding
 from engine.ops.gated import gelu_mul, silu_mul
 from engine.ops.linear import PackedMatrix, linear
+from engine.ops.lora import LoraAdapter, LoraPlan, lora, lora_embedding
 from engine.ops.paged_attention import paged_attention
 from engine.ops.rms_norm import add_rms_norm, rms_norm
 from engine.ops.rope import rope
@@ -14,12 +15,16 @@ from engine.ops.sampling import sample, score_tokens
 
 __all__ = [
     "ExecutionContext",
+    "LoraAdapter",
+    "LoraPlan",
     "PackedMatrix",
     "add_rms_norm",
     "append_kv",
     "embedding",
     "gelu_mul",
     "linear",
+    "lora",
+    "lora_embedding",
     "paged_attention",
     "rms_norm",
     "rope",

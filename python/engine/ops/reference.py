@@ -40,6 +40,43 @@ def embedding(ctx, token_ids: torch.Tensor, weight: PackedMatrix, out: torch.Ten
     out.copy_(weight.weight[token_ids.long()])
 
 
+class LoraAdapter:
+    """Weights of an adapter by (site, module), stored as they are."""
+
+    def __init__(self, dtype: str, sites) -> None:
+        self.sites, self.dtype = sites, getattr(torch, dtype)
+        self.weights: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def pack(self, site: int, module: int, a: torch.Tensor, b: torch.Tensor) -> None:
+        self.weights[site, module] = a.to(self.dtype), b.to(self.dtype)
+
+
+class LoraPlan:
+    """The rows of each adapter."""
+
+    def __init__(self, adapters, cu_rows: torch.Tensor, row_ids: torch.Tensor) -> None:
+        ends = cu_rows.tolist()
+        rows = [row_ids[begin:end].long() for begin, end in zip(ends, ends[1:], strict=False)]
+        self.rows_of_each = list(zip(adapters, rows, strict=True))
+
+
+def lora(ctx, x: torch.Tensor, site: int, plan: LoraPlan, workspace, out: torch.Tensor) -> None:
+    _add_low_rank(lambda rows, a: x[rows].double() @ a.double().T, site, plan, out)
+
+
+def lora_embedding(ctx, token_ids: torch.Tensor, site: int, plan: LoraPlan, workspace, out) -> None:
+    _add_low_rank(lambda rows, a: a.double()[:, token_ids[rows].long()].T, site, plan, out)
+
+
+def _add_low_rank(shrink, site: int, plan: LoraPlan, out: torch.Tensor) -> None:
+    for adapter, rows in plan.rows_of_each:
+        for module, (first, count, _, scale) in enumerate(adapter.sites[site][2]):
+            a, b = adapter.weights[site, module]
+            delta = scale * shrink(rows, a) @ b.double().T
+            columns = slice(first, first + count)
+            out[rows, columns] = (out[rows, columns].double() + delta).to(out.dtype)
+
+
 def rms_norm(ctx, x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> None:
     wide = x.double()
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
