@@ -9,7 +9,7 @@ PYBIND11_MODULE(_native, module) {
   bind_cache(module);
   bind_norm(module);
   bind_sampling(module);
-  bind_gated(module);
+  bind_activation(module);
   bind_attention(module);
   bind_linear(module);
   bind_lora(module);

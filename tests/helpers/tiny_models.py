@@ -54,6 +54,26 @@ LLAMA_CONFIG = {
 }
 """A config.json as older transformers wrote it."""
 
+_GEMMA = {"sliding_window": WINDOW, "query_pre_attn_scalar": 16, "tie_word_embeddings": False}
+_MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
+_GEMMA3_ROPE = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 50000.0, "factor": 4.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+}
+_GRANITE = {
+    "embedding_multiplier": 6.0,
+    "attention_multiplier": 0.09,
+    "residual_multiplier": 0.7,
+    "logits_scaling": 0.5,
+}
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0 + 0.1 * i for i in range(24)],
+    "long_factor": [2.0 + 0.3 * i for i in range(24)],
+}
+
 KINDS = {
     "llama": ("Llama", {"attention_bias": True, "mlp_bias": True}),
     "llama3": ("Llama", {"rope_parameters": _LLAMA3, "tie_word_embeddings": True}),
@@ -62,10 +82,24 @@ KINDS = {
     "qwen2": ("Qwen2", {**_QWEN_WINDOW, "tie_word_embeddings": True}),
     "qwen2_yarn": ("Qwen2", {"rope_parameters": _YARN}),
     "qwen3": ("Qwen3", {**_QWEN_WINDOW, "head_dim": 80}),
+    "gemma2": ("Gemma2", {**_GEMMA, "attn_logit_softcapping": 8.0, "final_logit_softcapping": 6.0}),
+    "gemma3": ("Gemma3Text", {**_GEMMA, "layer_types": _MIXED, "rope_parameters": _GEMMA3_ROPE}),
+    "granite": ("Granite", _GRANITE),
+    "olmo2": ("Olmo2", {}),
+    "phi3": ("Phi3", {"sliding_window": WINDOW}),
+    "phi3_long": (
+        "Phi3",
+        {"rope_parameters": _LONGROPE, "original_max_position_embeddings": 1000, "hidden_size": 256},
+    ),
+    "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2}),
 }
 
 
-def make_model(kind: str, seed: int = 0, **changes):
+SEEDS = {"olmo2": 3}
+"""Where seed 0 makes a model that repeats itself."""
+
+
+def make_model(kind: str, seed: int | None = None, **changes):
     """A float32 model in eval mode. `changes` replace fields of its configuration.
 
     Weights are scaled so that tokens depend on their context, not only on the last token, and
@@ -77,12 +111,12 @@ def make_model(kind: str, seed: int = 0, **changes):
     config_class = getattr(transformers, f"{family}Config")
     config = config_class(**{**_SIZES, **fields, **changes})
     config._attn_implementation = "eager"
-    torch.manual_seed(seed)
-    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    torch.manual_seed(SEEDS.get(kind, 0) if seed is None else seed)
+    model = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
-                parameter.copy_(1 + 0.2 * torch.randn_like(parameter))
+                parameter.copy_(_norm_weight(family, name) + 0.2 * torch.randn_like(parameter))
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.2)
             elif "embed_tokens" in name or "lm_head" in name:
@@ -91,6 +125,14 @@ def make_model(kind: str, seed: int = 0, **changes):
                 gain = 1.4 if "q_proj" in name or "k_proj" in name else 1.5
                 parameter.normal_(0, gain / parameter.shape[1] ** 0.5)
     return model
+
+
+def _norm_weight(family: str, name: str) -> float:
+    """About 1 in effect; more where an update is normalised before it joins a large residual stream."""
+    is_gemma = family.startswith("Gemma")
+    normalises_updates = is_gemma or family == "Olmo2"
+    is_of_update = normalises_updates and ("post_attention" in name or "post_feedforward" in name)
+    return (16.0 if is_of_update else 1.0) - (1.0 if is_gemma else 0.0)
 
 
 def save_model(model, directory: Path, **options) -> Path:

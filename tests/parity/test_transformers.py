@@ -89,6 +89,18 @@ def test_float32_agrees(pair, length):
         ),
         ("llama_linear", {"rope_parameters": ROPE_BASE}),
         ("qwen2_yarn", {"rope_parameters": {**KINDS["qwen2_yarn"][1]["rope_parameters"], "factor": 15.0}}),
+        ("gemma2", {"attn_logit_softcapping": 9.0}),
+        ("gemma2", {"final_logit_softcapping": 6.5}),
+        ("gemma2", {"query_pre_attn_scalar": 17}),
+        ("gemma2", {"sliding_window": WINDOW + 1}),
+        ("gemma3", {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}),
+        ("gemma3", {"rope_parameters": {"full_attention": ROPE_BASE, "sliding_attention": ROPE_BASE}}),
+        ("granite", {"embedding_multiplier": 6.5}),
+        ("granite", {"attention_multiplier": 0.1}),
+        ("granite", {"residual_multiplier": 0.75}),
+        ("granite", {"logits_scaling": 0.6}),
+        ("phi3", {"sliding_window": WINDOW + 1}),
+        ("smollm3", {"no_rope_layer_interval": 3}),
     ],
 )
 def test_comparison_notices_a_wrong_configuration(kind, changes, tmp_path):
@@ -99,6 +111,16 @@ def test_comparison_notices_a_wrong_configuration(kind, changes, tmp_path):
     tokens, logits = generate(runner, prompt, 8)
     assert worst_error(logits, their_logits(wrong, prompt, tokens)) <= TOLERANCE
     assert worst_error(logits, their_logits(right, prompt, tokens)) > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize("length", [65, 200])
+def test_longrope_takes_its_long_factors_where_the_context_is_long(length, tmp_path):
+    model = make_model("phi3_long", original_max_position_embeddings=CONTEXT)
+    prompt = make_prompt(length)
+    tokens, logits = generate(make_runner(save_model(model, tmp_path)), prompt, 16)
+    assert worst_error(logits, their_logits(model, prompt, tokens)) <= TOLERANCE
+    short = make_model("phi3_long")
+    assert worst_error(logits, their_logits(short, prompt, tokens)) > 10 * TOLERANCE
 
 
 @pytest.mark.parametrize("kind", KINDS)

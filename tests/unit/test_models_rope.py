@@ -58,7 +58,7 @@ def test_tables_equal_those_of_transformers(name, head_dim, theta):
         rope_parameters={**SCALINGS[name], "rope_theta": theta},
     )
     theirs = LlamaRotaryEmbedding(config)(torch.zeros(1), torch.arange(POSITIONS)[None])
-    ours = rope_tables(spec_from_config(config.to_dict()).rope, POSITIONS)
+    ours = rope_tables(spec_from_config(config.to_dict()).ropes[0], POSITIONS)
     for table, expected in zip(ours, theirs, strict=True):
         # The same angles; a cosine may differ by its last bits between vector and scalar code.
         torch.testing.assert_close(table, expected[0, :, : head_dim // 2], rtol=0, atol=2**-22)

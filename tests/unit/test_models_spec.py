@@ -26,10 +26,9 @@ def test_llama_facts():
     assert (spec.rms_norm_eps, spec.dtype, spec.activation) == (1e-5, "bfloat16", "silu")
     assert spec.eos_token_ids == (2,)
     assert spec.windows == (0, 0)
-    assert not (
-        spec.qkv_bias or spec.output_bias or spec.mlp_bias or spec.qk_norm or spec.tie_word_embeddings
-    )
-    assert (spec.rope.kind, spec.rope.theta, spec.rope.rotary_dim) == ("default", 10000.0, 64)
+    assert not (spec.qkv_bias or spec.output_bias or spec.mlp_bias or spec.tie_word_embeddings)
+    assert (spec.qk_norm, spec.norms) == ("none", "before")
+    assert (spec.ropes[0].kind, spec.ropes[0].theta, spec.ropes[0].rotary_dim) == ("default", 10000.0, 64)
 
 
 def test_old_and_new_rope_fields_say_the_same():
@@ -42,13 +41,13 @@ def test_old_and_new_rope_fields_say_the_same():
     old = with_changes(rope_theta=5e5, rope_scaling={"rope_type": "llama3", **scaling})
     older = with_changes(rope_theta=5e5, rope_scaling={"type": "llama3", **scaling})
     new = with_changes(rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, **scaling})
-    ropes = [spec_from_config(config).rope for config in (old, older, new)]
+    ropes = [spec_from_config(config).ropes[0] for config in (old, older, new)]
     assert ropes[0] == ropes[1] == ropes[2]
     assert (ropes[0].kind, ropes[0].theta, ropes[0].original_max_positions) == ("llama3", 5e5, 512)
 
 
 def test_scaling_without_an_original_length_uses_the_context():
-    rope = spec_from_config(with_changes(rope_scaling={"type": "yarn", "factor": 2.0})).rope
+    rope = spec_from_config(with_changes(rope_scaling={"type": "yarn", "factor": 2.0})).ropes[0]
     assert rope.original_max_positions == 2048
 
 
@@ -88,10 +87,10 @@ def test_windows(architecture, changes, windows):
 
 def test_qwen_facts():
     qwen2 = spec_from_config(with_changes(architectures=["Qwen2ForCausalLM"]))
-    assert qwen2.qkv_bias and not qwen2.output_bias and not qwen2.qk_norm
+    assert qwen2.qkv_bias and not qwen2.output_bias and qwen2.qk_norm == "none"
     qwen3 = spec_from_config(with_changes(architectures=["Qwen3ForCausalLM"]))
     assert qwen3.qk_norm and not qwen3.qkv_bias
-    assert (qwen3.head_dim, qwen3.rope.rotary_dim) == (128, 128)
+    assert (qwen3.head_dim, qwen3.ropes[0].rotary_dim) == (128, 128)
 
 
 def test_generation_config_decides_the_end_tokens(tmp_path):
@@ -123,8 +122,8 @@ def test_broken_config_is_one_line(tmp_path, text):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel; supported: LlamaForCausalLM, Mistral"),
-        ({"architectures": None}, "none in config.json; supported: LlamaForCausalLM"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel; supported: Gemma2ForCausalLM, Gemma3"),
+        ({"architectures": None}, "none in config.json; supported: Gemma2ForCausalLM"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised checkpoints"),
         ({"hidden_act": "relu"}, "activation 'relu' is not supported; supported: silu"),
         (
@@ -208,8 +207,8 @@ def test_any_rope_parameters_give_tables_or_are_refused(parameters):
     except ConfigError as error:
         assert "\n" not in error.message
     else:
-        cos, sin = rope_tables(spec.rope, 3)
-        assert cos.shape == sin.shape == (3, spec.rope.rotary_dim // 2)
+        cos, sin = rope_tables(spec.ropes[0], 3)
+        assert cos.shape == sin.shape == (3, spec.ropes[0].rotary_dim // 2)
 
 
 def test_resolving_a_model_needs_no_torch():

@@ -78,6 +78,14 @@ struct GatedArgs {
   int64_t n;
 };
 
+// Work item: one row.
+struct SoftcapArgs {
+  float* x;  // [T, n]
+  int64_t x_stride;
+  int64_t n;
+  float cap;
+};
+
 // Work item: one token.
 struct RopeArgs {
   float* q;                  // [T, H, D]

@@ -1,4 +1,4 @@
-"""The decoder that all families share: pre-norm attention and gated MLP on a paged KV cache."""
+"""The decoder that all families share: attention on a paged KV cache and gated MLP."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Decoder:
     ) -> None:
         self._spec, self._ops, self._ctx = spec, ops, ctx
         self._layers = [DecoderLayer(ops, ctx, spec, index, dtype) for index in range(spec.num_layers)]
-        self._final_norm = Norm("model.norm", spec.hidden_size)
+        self._final_norm = Norm("model.norm", spec.hidden_size, spec.norm_offset)
         self._next_norms = [*(layer.input_norm for layer in self._layers[1:]), self._final_norm]
         embedding = [("model.embed_tokens", spec.vocab_size)]
         self._embedding = FusedLinear(ops, ctx, embedding, spec.hidden_size, dtype)
@@ -63,7 +63,9 @@ class Decoder:
         if not spec.tie_word_embeddings:
             self._head = FusedLinear(ops, ctx, [("lm_head", spec.vocab_size)], spec.hidden_size, dtype)
         self._multiply = ops.silu_mul if spec.activation == "silu" else ops.gelu_mul
-        self._cos, self._sin = rope_tables(spec.rope, num_positions)
+        self._rope_tables = {rope: rope_tables(rope, num_positions) for rope in set(spec.ropes) if rope}
+        # Rounded as the embeddings are, which is how such models were trained.
+        self._embedding_scale = torch.tensor(spec.embedding_scale, dtype=getattr(torch, dtype)).item()
         self._workspace = Workspace(spec, max_tokens, max_rows)
 
     def slots(self) -> dict[str, Slot]:
@@ -94,6 +96,8 @@ class Decoder:
         num_tokens, wanted = len(inputs.token_ids), inputs.logit_rows
         rows, heads = self._workspace.cut(num_tokens)
         self._ops.embedding(self._ctx, inputs.token_ids, self._embedding.weight, rows.residual)
+        if self._embedding_scale != 1:
+            rows.residual.mul_(self._embedding_scale)
         self._norm(rows.residual, self._layers[0].input_norm, rows.normed)
         for layer, next_norm, kv in zip(self._layers, self._next_norms, kv_layers, strict=True):
             self._attend(layer, rows, heads, kv, inputs)
@@ -108,6 +112,10 @@ class Decoder:
         logits = self._workspace.logits(len(hidden))
         if len(hidden) > 0:
             self._linear(hidden, self._head, logits)
+        if self._spec.logit_divisor != 1:
+            logits.div_(self._spec.logit_divisor)
+        if self._spec.logit_softcap > 0:
+            self._ops.softcap(self._ctx, logits, self._spec.logit_softcap)
         return logits
 
     def _attend(
@@ -119,29 +127,45 @@ class Decoder:
         inputs: DecoderInputs,
     ) -> None:
         """From normed rows to attended rows."""
-        ops, ctx, scale = self._ops, self._ctx, self._spec.head_dim**-0.5
+        ops, ctx, spec = self._ops, self._ctx, self._spec
         self._linear(rows.normed, layer.qkv, heads.qkv)
-        if layer.q_norm is not None and layer.k_norm is not None:
-            self._norm(heads.q, layer.q_norm, heads.q)
-            self._norm(heads.k, layer.k_norm, heads.k)
-        ops.rope(ctx, heads.q, heads.k, self._cos, self._sin, inputs.positions)
+        if spec.qk_norm != "none":
+            for x, norm in ((heads.q, layer.q_norm), (heads.k, layer.k_norm)):
+                x = x.flatten(1) if spec.qk_norm == "row" else x
+                self._norm(x, norm, x)
+        if layer.rope is not None:
+            ops.rope(ctx, heads.q, heads.k, *self._rope_tables[layer.rope], inputs.positions)
         ops.append_kv(ctx, heads.k, heads.v, *kv, inputs.slot_ids)
-        ops.paged_attention(ctx, heads.q, *kv, inputs.plan, scale, layer.window, 0.0, heads.attended)
+        numbers = spec.attention_scale, layer.window, spec.attention_softcap
+        ops.paged_attention(ctx, heads.q, *kv, inputs.plan, *numbers, heads.attended)
 
-    def _finish_layer(self, layer: DecoderLayer, rows: Rows, next_norm: Norm) -> None:
+    def _finish_layer(self, layer: DecoderLayer, rows: Rows, next_norm: Norm | None) -> None:
         """From attended rows to the rows that the next layer, or the head, starts from."""
         self._linear(rows.attended, layer.output, rows.update)
-        self._add_norm(rows.update, rows.residual, layer.mlp_norm, rows.normed)
+        self._add_update(rows, layer.attention_norm, layer.mlp_norm)
         self._linear(rows.normed, layer.gate_up, rows.gate_up)
         self._multiply(self._ctx, rows.gate_up, rows.product)
         self._linear(rows.product, layer.down, rows.update)
-        self._add_norm(rows.update, rows.residual, next_norm, rows.normed)
+        self._add_update(rows, layer.update_norm, next_norm)
+
+    def _add_update(self, rows: Rows, update_norm: Norm | None, next_norm: Norm | None) -> None:
+        """Add the update to the residual stream, and normalise that for what comes next."""
+        if update_norm is not None:
+            self._norm(rows.update, update_norm, rows.update)
+        if self._spec.residual_scale != 1:
+            rows.update.mul_(self._spec.residual_scale)
+        if next_norm is not None:
+            eps = self._spec.rms_norm_eps
+            self._ops.add_rms_norm(self._ctx, rows.update, rows.residual, next_norm.weight, eps, rows.normed)
+        else:
+            rows.normed.copy_(rows.residual.add_(rows.update))
 
     def _linear(self, x: torch.Tensor, layer: FusedLinear, out: torch.Tensor) -> None:
         self._ops.linear(self._ctx, x, layer.weight, layer.bias, out)
 
-    def _norm(self, x: torch.Tensor, norm: Norm, out: torch.Tensor) -> None:
-        self._ops.rms_norm(self._ctx, x, norm.weight, self._spec.rms_norm_eps, out)
-
-    def _add_norm(self, x: torch.Tensor, residual: torch.Tensor, norm: Norm, out: torch.Tensor) -> None:
-        self._ops.add_rms_norm(self._ctx, x, residual, norm.weight, self._spec.rms_norm_eps, out)
+    def _norm(self, x: torch.Tensor, norm: Norm | None, out: torch.Tensor) -> None:
+        """Without a norm, a copy."""
+        if norm is None:
+            out.copy_(x)
+        else:
+            self._ops.rms_norm(self._ctx, x, norm.weight, self._spec.rms_norm_eps, out)

@@ -9,8 +9,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from engine.errors import ConfigError
-from engine.models import llama, mistral, qwen
-from engine.models.hf_config import check_supported, read_facts, read_json
+from engine.models import gemma, granite, llama, mistral, olmo, phi, qwen, smollm
+from engine.models.hf_config import FamilyDefaults, check_supported, read_facts, read_json
 from engine.models.spec import ModelSpec
 
 
@@ -18,15 +18,23 @@ class Family(NamedTuple):
     """What differs between architectures: `facts` returns the `ModelSpec` fields read in their own way."""
 
     facts: Callable[[Mapping[str, Any], ModelSpec], dict[str, Any]]
-    default_head_dim: int | None = None
+    defaults: FamilyDefaults = FamilyDefaults()
 
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
+        "Gemma2ForCausalLM": Family(gemma.gemma2_facts, gemma.DEFAULTS),
+        "Gemma3ForCausalLM": Family(
+            gemma.gemma3_facts, gemma.DEFAULTS._replace(rope_theta=1e6, has_layered_rope=True)
+        ),
+        "GraniteForCausalLM": Family(granite.facts),
         "LlamaForCausalLM": Family(llama.facts),
         "MistralForCausalLM": Family(mistral.facts),
+        "Olmo2ForCausalLM": Family(olmo.facts),
+        "Phi3ForCausalLM": Family(phi.facts),
         "Qwen2ForCausalLM": Family(qwen.qwen2_facts),
-        "Qwen3ForCausalLM": Family(qwen.qwen3_facts, default_head_dim=128),
+        "Qwen3ForCausalLM": Family(qwen.qwen3_facts, FamilyDefaults(head_dim=128)),
+        "SmolLM3ForCausalLM": Family(smollm.facts, FamilyDefaults(rope_theta=2e6, ties_embeddings=True)),
     }
 )
 
@@ -50,7 +58,7 @@ def spec_from_config(config: Mapping[str, Any], generation: Mapping[str, Any] | 
     """The same from the parsed JSON objects."""
     architecture = architecture_of(config)
     family = FAMILIES[architecture]
-    facts = read_facts(config, generation or {}, family.default_head_dim)
+    facts = read_facts(config, generation or {}, family.defaults)
     spec = ModelSpec(architecture=architecture, **facts)
     spec = dataclasses.replace(spec, **family.facts(config, spec))
     check_supported(spec)

@@ -15,15 +15,25 @@ def rope_tables(rope: RopeSpec, num_positions: int) -> tuple[torch.Tensor, torch
     Shapes: cos and sin float32 [num_positions, rotary_dim / 2].
     Cost: 4 bytes * rotary_dim * num_positions.
     """
-    angles = torch.arange(num_positions, dtype=torch.float32)[:, None] * inverse_frequencies(rope)[None, :]
+    angles = (
+        torch.arange(num_positions, dtype=torch.float32)[:, None]
+        * inverse_frequencies(rope, num_positions)[None, :]
+    )
     return angles.cos().mul_(rope.attention_factor), angles.sin().mul_(rope.attention_factor)
 
 
-def inverse_frequencies(rope: RopeSpec) -> torch.Tensor:
-    """Radians a token, float32 [rotary_dim / 2], in the order of operations of `transformers`."""
+def inverse_frequencies(rope: RopeSpec, num_positions: int) -> torch.Tensor:
+    """Radians a token, float32 [rotary_dim / 2], in the order of operations of `transformers`.
+
+    LongRoPE has two sets. The one for long contexts is taken where `num_positions` exceeds what the
+    model was first trained on, for short prompts too: a token's keys must not depend on what follows it.
+    """
     exponents = torch.arange(0, rope.rotary_dim, 2, dtype=torch.float32) / rope.rotary_dim
     periods = rope.theta**exponents
     plain = 1.0 / periods
+    if rope.kind == "longrope":
+        is_long = num_positions > rope.original_max_positions
+        return 1.0 / (torch.tensor(rope.long_factors if is_long else rope.short_factors) * periods)
     if rope.kind == "linear":
         return plain / rope.factor
     if rope.kind == "llama3":

@@ -10,7 +10,8 @@ class RopeSpec:
     """Rotary position embedding. Only the fields of its `kind` have a meaning.
 
     Units: positions are tokens; `rotary_dim` counts elements of a head, the first ones.
-    Source: Su et al. 2021; Chen et al. 2023 (linear); Peng et al. 2023 (YaRN); Llama 3.1 model card.
+    Source: Su et al. 2021; Chen et al. 2023 (linear); Peng et al. 2023 (YaRN); Llama 3.1 model card;
+    Ding et al. 2024 (LongRoPE).
     """
 
     kind: str
@@ -24,6 +25,8 @@ class RopeSpec:
     beta_slow: float = 1.0
     attention_factor: float = 1.0
     truncate: bool = True
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,7 @@ class ModelSpec:
     """A decoder-only transformer in numbers and flags.
 
     `windows` has one entry a layer: the tokens that a query sees, itself included; 0 means all.
+    `ropes` has one entry a layer, None where positions are not encoded.
     `dtype` is that of the checkpoint, not of the computation.
     """
 
@@ -43,17 +47,34 @@ class ModelSpec:
     intermediate_size: int
     vocab_size: int
     rms_norm_eps: float
-    rope: RopeSpec
+    ropes: tuple[RopeSpec | None, ...]
     windows: tuple[int, ...]
     activation: str
     tie_word_embeddings: bool
     qkv_bias: bool
     output_bias: bool
     mlp_bias: bool
-    qk_norm: bool
+    qk_norm: str
+    """"none"; "head", over each head of q and k; or "row", over all heads of a token at once."""
     max_position_embeddings: int
     eos_token_ids: tuple[int, ...]
     dtype: str
+    attention_scale: float
+    """What the product of a query and a key is multiplied by."""
+    attention_softcap: float = 0.0
+    """Bound c of attention scores, c tanh(score / c); 0 for none."""
+    logit_softcap: float = 0.0
+    """The same of logits."""
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    """What a layer's two updates are multiplied by before they are added to the residual stream."""
+    logit_divisor: float = 1.0
+    norms: str = "before"
+    """Where a layer normalises: "before" attention and MLP, "after" them, or "both"."""
+    norm_offset: float = 0.0
+    """What is added to the checkpoint's norm weights."""
+    has_fused_projections: bool = False
+    """Whether the checkpoint stores q, k and v as one tensor, and gate and up as one."""
 
     @property
     def qkv_size(self) -> int:

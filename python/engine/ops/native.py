@@ -12,6 +12,7 @@ from engine.ops.paged_attention import paged_attention
 from engine.ops.rms_norm import add_rms_norm, rms_norm
 from engine.ops.rope import rope
 from engine.ops.sampling import sample, score_tokens
+from engine.ops.softcap import softcap
 
 __all__ = [
     "ExecutionContext",
@@ -31,4 +32,5 @@ __all__ = [
     "sample",
     "score_tokens",
     "silu_mul",
+    "softcap",
 ]

@@ -164,6 +164,10 @@ def gelu_mul(ctx, gate_up: torch.Tensor, out: torch.Tensor) -> None:
     out.copy_(torch.nn.functional.gelu(gate, approximate="tanh") * up)
 
 
+def softcap(ctx, x: torch.Tensor, cap: float) -> None:
+    x.copy_(cap * torch.tanh(x.double() / cap))
+
+
 def sample(ctx, tensors: SamplingTensors) -> None:
     for row in range(len(tensors.out_ids)):
         logits = tensors.logits[row]
