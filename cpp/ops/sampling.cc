@@ -124,6 +124,8 @@ void sample(cpu::ExecutionContext& context, const SamplingTensors& t) {
   args.out_logprobs = t.out_logprobs.as<float>();
   args.top_ids = t.top_ids.as<int32_t>();
   args.top_logprobs = t.top_logprobs.as<float>();
+  args.reports_processed = t.reports_processed;
+  args.reports_logits = t.reports_logits;
   const auto kernel = context.kernels().sample;
   context.pool().parallel_for(num_rows, 1, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
@@ -151,6 +153,7 @@ void score_tokens(cpu::ExecutionContext& context, const ScoringTensors& t) {
   args.top_ids = t.top_ids.as<int32_t>();
   args.top_logprobs = t.top_logprobs.as<float>();
   args.top_stride = K;
+  args.reports_logits = t.reports_logits;
   const auto kernel = context.kernels().score_tokens;
   context.pool().parallel_for(R, 1, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }

@@ -17,6 +17,7 @@ struct SamplingTensors {
   TensorView bias_ids, bias_values, bias_indptr;
   std::optional<TensorView> bitmask;
   TensorView num_top_logprobs, out_ids, out_logprobs, top_ids, top_logprobs;
+  bool reports_processed, reports_logits;
 };
 
 // Draws one token a row.
@@ -25,6 +26,7 @@ void sample(cpu::ExecutionContext& context, const SamplingTensors& tensors);
 // The tensors of ScoringArgs; shapes and meaning stand in python/engine/ops/sampling.py.
 struct ScoringTensors {
   TensorView logits, token_ids, num_top_logprobs, out_logprobs, top_ids, top_logprobs;
+  bool reports_logits;
 };
 
 // Log-probabilities of known tokens, one a row.

@@ -127,6 +127,8 @@ def sample(
     out_logprobs: Tensor,
     top_ids: Tensor,
     top_logprobs: Tensor,
+    reports_processed: bool,
+    reports_logits: bool,
 ) -> None: ...
 def score_tokens(
     ctx: ExecutionContext,
@@ -136,6 +138,7 @@ def score_tokens(
     out_logprobs: Tensor,
     top_ids: Tensor,
     top_logprobs: Tensor,
+    reports_logits: bool,
 ) -> None: ...
 
 # --- attention ---------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ ENGINE_INLINE void store_logits(const Row& row, int64_t i, Vec16 lanes) {
   }
 }
 
-// Penalties and weights are worked out in a copy: log-probabilities are those of the raw logits.
+// Penalties and weights are worked out in a copy: raw log-probabilities need the logits as they were.
 void clean_and_copy(const Row& raw, const Row& work) {
   for (int64_t i = 0; i < raw.num; i += 16) {
     const Vec16 lanes = cleaned(load_logits(raw, i));
@@ -65,7 +65,7 @@ int64_t argmax(const Row& row) {
   return -1;
 }
 
-// --- raw log-probabilities ----------------------------------------------------------------------
+// --- log-probabilities --------------------------------------------------------------------------
 
 // log(sum(exp(x))) of a row with a finite maximum.
 double log_sum_exp(const Row& row, float row_maximum) {
@@ -103,16 +103,17 @@ void select_top(const Row& row, int64_t count, int32_t* ids, float* values) {
 
 // `Args` are those of either kernel: what is drawn and what is scored get the same numbers.
 template <typename Args>
-void write_logprobs(const Row& raw, const Args& args, int64_t r, int64_t token) {
-  const float best = row_max(raw);
-  const double normaliser = best == -kInfinity ? 0 : log_sum_exp(raw, best);
+void write_logprobs(const Row& row, const Args& args, int64_t r, int64_t token) {
+  const float best = row_max(row);
+  const bool is_normalised = !args.reports_logits && best > -kInfinity;
+  const double normaliser = is_normalised ? log_sum_exp(row, best) : 0;
   const int64_t num_top = args.num_top_logprobs[r];
   float* values = args.top_logprobs + r * args.top_stride;
-  select_top(raw, num_top, args.top_ids + r * args.top_stride, values);
+  select_top(row, num_top, args.top_ids + r * args.top_stride, values);
   for (int64_t i = 0; i < num_top; ++i) {
     values[i] = static_cast<float>(static_cast<double>(values[i]) - normaliser);
   }
-  args.out_logprobs[r] = static_cast<float>(static_cast<double>(raw.x[token]) - normaliser);
+  args.out_logprobs[r] = static_cast<float>(static_cast<double>(row.x[token]) - normaliser);
 }
 
 // --- penalties, bias, mask -----------------------------------------------------------------------
@@ -329,16 +330,36 @@ int64_t draw(const Row& row, double u) {
   return last;
 }
 
-int64_t sample_row(const Row& row, const SamplingArgs& args, int64_t r) {
+void copy(const Row& from, const Row& to) {
+  for (int64_t i = 0; i < from.num; i += 16) store_logits(to, i, load_logits(from, i));
+}
+
+// Logits over temperature. A shift changes no log-probability, and keeps the digits of small differences.
+void copy_scaled(const Row& from, const Row& to, float shift, float temperature) {
+  const Vec16 subtrahend = set1(shift), divisor = set1(temperature);
+  for (int64_t i = 0; i < from.num; i += 16) {
+    store_logits(to, i, cleaned(div(sub(load_logits(from, i), subtrahend), divisor)));
+  }
+}
+
+// `processed`, unless null, becomes the logits that the token is drawn from, up to a constant if they are
+// not reported themselves: tokens that a filter dropped are -infinity, and temperature 0 leaves all as it is.
+int64_t sample_row(const Row& row, const Row* processed, const SamplingArgs& args, int64_t r) {
   apply_penalties(row, args, r);
   apply_bias_and_mask(row, args, r);
   const int64_t best = argmax(row);
   const float temperature = args.temperature[r];
-  if (best < 0 || temperature < kGreedyTemperature) return best;
+  if (best < 0 || temperature < kGreedyTemperature) {
+    if (processed != nullptr) copy(row, *processed);
+    return best;
+  }
 
   const int64_t top_k = args.top_k[r];
   if (top_k > 0 && top_k < row.num) {
     apply_cut(row, find_cut<CountOne>(row, static_cast<double>(top_k)), -kInfinity);
+  }
+  if (processed != nullptr) {
+    copy_scaled(row, *processed, args.reports_logits ? 0.0f : row.x[best], temperature);
   }
   to_weights(row, temperature);
   const float top_p = args.top_p[r];
@@ -349,6 +370,11 @@ int64_t sample_row(const Row& row, const SamplingArgs& args, int64_t r) {
   const float min_p = args.min_p[r];
   if (min_p > 0.0f) {
     for (int64_t i = 0; i < row.num; ++i) row.x[i] = row.x[i] < min_p ? 0.0f : row.x[i];
+  }
+  if (processed != nullptr && (top_p < 1.0f || min_p > 0.0f)) {
+    for (int64_t i = 0; i < row.num; ++i) {
+      if (row.x[i] == 0.0f) processed->x[i] = -kInfinity;
+    }
   }
   return draw(row, uniform(static_cast<uint64_t>(args.seeds[r]), static_cast<uint32_t>(args.choices[r]),
                            static_cast<uint64_t>(args.positions[r])));
@@ -362,9 +388,10 @@ void sample(const SamplingArgs& args, int64_t begin, int64_t end) {
     const Row raw{args.logits + r * args.logits_stride, args.vocab_size, seen};
     const Row work{args.workspace + r * args.workspace_stride, args.vocab_size, seen};
     clean_and_copy(raw, work);
-    const int64_t token = sample_row(work, args, r);
+    const bool has_scores = args.num_top_logprobs[r] >= 0;
+    const int64_t token = sample_row(work, has_scores && args.reports_processed ? &raw : nullptr, args, r);
     args.out_ids[r] = static_cast<int32_t>(token);
-    if (token >= 0 && args.num_top_logprobs[r] >= 0) write_logprobs(raw, args, r, token);
+    if (token >= 0 && has_scores) write_logprobs(raw, args, r, token);
   }
 }
 

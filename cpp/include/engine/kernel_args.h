@@ -23,7 +23,7 @@ inline constexpr float kGreedyTemperature = 1e-6f;
 
 // Work item: one row, that is one sequence to draw a token for.
 struct SamplingArgs {
-  float* logits;     // [R, V]; only NaN and infinities are replaced
+  float* logits;     // [R, V]; NaN and infinities are replaced, all of it if processed ones are reported
   float* workspace;  // [R, V]
   uint32_t* seen;    // [R, ceil(V / 32)], scratch
   int64_t logits_stride, workspace_stride, seen_stride;
@@ -55,6 +55,8 @@ struct SamplingArgs {
   int32_t* top_ids;                 // [R, K]
   float* top_logprobs;              // [R, K]
   int64_t top_stride;
+  bool reports_processed;  // what the token is drawn from, else the raw logits
+  bool reports_logits;     // else their log-probabilities
 };
 
 // Work item: one row, that is one position whose token is known.
@@ -68,6 +70,7 @@ struct ScoringArgs {
   int32_t* top_ids;                 // [R, K]
   float* top_logprobs;              // [R, K]
   int64_t top_stride;
+  bool reports_logits;  // else log-probabilities
 };
 
 // Work item: one row.

@@ -9,6 +9,7 @@ from engine.errors import ConfigError
 
 DTYPES = ("auto", "bfloat16", "float32")
 SCHEDULE_POLICIES = ("fcfs", "lpm")
+LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits")
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 PAGE_SIZES = range(16, 257, 16)
 """What the attention kernels take."""
@@ -38,6 +39,7 @@ class EngineConfig:
     chunked_prefill_size: int | None = None
     target_itl_ms: float | None = None
     schedule_policy: str = "fcfs"
+    logprobs_mode: str = "raw_logprobs"
     disable_radix_cache: bool = False
     num_threads: int | None = None
     cpu_isa: str | None = None
@@ -48,6 +50,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         _one_of("--dtype", self.dtype, DTYPES)
         _one_of("--schedule-policy", self.schedule_policy, SCHEDULE_POLICIES)
+        _one_of("--logprobs-mode", self.logprobs_mode, LOGPROBS_MODES)
         _one_of("--load-format", self.load_format, LOAD_FORMATS)
         if not self.model_path:
             raise ConfigError("--model-path must not be empty")

@@ -11,7 +11,7 @@ import dataclasses
 import enum
 from typing import Any
 
-from engine.config.engine_config import DTYPES, LOAD_FORMATS, SCHEDULE_POLICIES, EngineConfig
+from engine.config.engine_config import DTYPES, LOAD_FORMATS, LOGPROBS_MODES, SCHEDULE_POLICIES, EngineConfig
 from engine.config.server_config import ERROR_FORMATS, SAMPLING_DEFAULTS, ServerConfig
 from engine.errors import ConfigError
 from engine.log import LEVELS
@@ -100,6 +100,12 @@ FLAGS: tuple[Flag, ...] = (
         "Sampling parameters of a request that leaves them out: those of the model's "
         "generation_config.json, or those of the OpenAI API.",
         ServerConfig, SAMPLING_DEFAULTS,
+    ),
+    Flag(
+        "--logprobs-mode", Kind.TEXT, MODEL,
+        "What logprobs are of: the model's own distribution, or the one after penalties, bias, temperature "
+        "and filters; log-probabilities, or the logits themselves.",
+        EngineConfig, LOGPROBS_MODES,
     ),
     Flag("--host", Kind.TEXT, HTTP, "Address to listen on.", ServerConfig),
     Flag("--port", Kind.INTEGER, HTTP, "Port to listen on; 0 takes any free one.", ServerConfig),

@@ -50,6 +50,7 @@ def build_engine(
             num_threads=resolved.num_threads,
             isa=resolved.cpu_isa,
             load_format=resolved.load_format,
+            logprobs_mode=config.logprobs_mode,
             progress=progress,
         )
     except (MemoryError, RuntimeError) as error:  # torch says the latter

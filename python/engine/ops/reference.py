@@ -171,18 +171,23 @@ def softcap(ctx, x: torch.Tensor, cap: float) -> None:
 def sample(ctx, tensors: SamplingTensors) -> None:
     for row in range(len(tensors.out_ids)):
         logits = tensors.logits[row]
-        tensors.out_ids[row] = reference_sampling.sample_row(logits, _row_params(tensors, row))
+        params = _row_params(tensors, row)
+        tensors.out_ids[row] = reference_sampling.sample_row(logits, params)
         num_top = int(tensors.num_top_logprobs[row])
         if num_top >= 0:
-            logprobs = reference_sampling.log_softmax(logits)
+            logprobs = reference_sampling.reported(
+                logits, params, processed=tensors.reports_processed, as_logits=tensors.reports_logits
+            )
             tensors.out_logprobs[row] = logprobs[tensors.out_ids[row]]
             top = logprobs.topk(num_top)
             tensors.top_ids[row, :num_top], tensors.top_logprobs[row, :num_top] = top.indices, top.values
 
 
-def score_tokens(ctx, logits, token_ids, num_top_logprobs, out_logprobs, top_ids, top_logprobs) -> None:
+def score_tokens(
+    ctx, logits, token_ids, num_top_logprobs, out_logprobs, top_ids, top_logprobs, reports_logits=False
+) -> None:
     for row, (token_id, num_top) in enumerate(zip(token_ids, num_top_logprobs.tolist(), strict=True)):
-        logprobs = reference_sampling.log_softmax(logits[row])
+        logprobs = reference_sampling.reported(logits[row], as_logits=reports_logits)
         out_logprobs[row] = logprobs[token_id]
         top = logprobs.topk(num_top)
         top_ids[row, :num_top], top_logprobs[row, :num_top] = top.indices, top.values

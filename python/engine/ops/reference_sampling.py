@@ -49,6 +49,9 @@ class RowParams:
     allowed: tuple[int, ...] | None = None
 
 
+RAW = RowParams()
+
+
 def adjusted_logits(logits: torch.Tensor, params: RowParams) -> torch.Tensor:
     """Logits [V] float64 after penalties, bias and mask."""
     x = logits.to(torch.float64, copy=True)
@@ -92,6 +95,18 @@ def weights(logits: torch.Tensor, params: RowParams) -> torch.Tensor:
     return w
 
 
+def processed_logits(logits: torch.Tensor, params: RowParams) -> torch.Tensor:
+    """What the token is drawn from, float64 [V]: -inf where a filter dropped it."""
+    x = adjusted_logits(logits, params)
+    if params.temperature < 1e-6:
+        return x
+    if params.top_k > 0:
+        x[torch.argsort(x, descending=True, stable=True)[params.top_k :]] = -torch.inf
+    if params.top_p < 1 or params.min_p > 0:
+        x[weights(logits, params) == 0] = -torch.inf
+    return x / params.temperature
+
+
 def sample_row(logits: torch.Tensor, params: RowParams) -> int:
     """The token drawn for logits [V], -1 when every token is ruled out."""
     w = weights(logits, params)
@@ -105,3 +120,11 @@ def sample_row(logits: torch.Tensor, params: RowParams) -> int:
 def log_softmax(logits: torch.Tensor) -> torch.Tensor:
     """Natural-log probabilities [V] of the raw logits, float64."""
     return logits.double().log_softmax(0)
+
+
+def reported(
+    logits: torch.Tensor, params: RowParams = RAW, *, processed: bool = False, as_logits: bool = False
+) -> torch.Tensor:
+    """The scores [V] that are reported of a row, float64."""
+    chosen = processed_logits(logits, params) if processed else logits.double()
+    return chosen if as_logits else chosen.log_softmax(0)

@@ -17,8 +17,8 @@ Tensor = Any
 class SamplingTensors:
     """Arguments of `sample`: torch tensors or numpy arrays, R rows, V vocabulary.
 
-    Scratch: `logits` float32 [R, V] (NaN becomes -inf in place, +inf the largest float),
-    `workspace` float32 [R, V], `seen` int32 [R, ceil(V/32)].
+    Scratch: `logits` float32 [R, V] (NaN becomes -inf in place, +inf the largest float; changed
+    where `reports_processed`), `workspace` float32 [R, V], `seen` int32 [R, ceil(V/32)].
     Per row [R]: `temperature` float32 (below 1e-6: the most likely token), `top_k` int32 (0 or
     less: off), `top_p` float32 (1: off), `min_p` float32 (0: off), the three penalties float32
     (repetition 1: off, others 0: off), `seeds` int64, `choices` int32, `positions` int64 (output
@@ -30,7 +30,8 @@ class SamplingTensors:
     `bitmask` int32 [R, ceil(V/32)] or None: bit i%32 of word i/32 allows token i.
     Results: `out_ids` int32 [R], -1 where every token is ruled out; `num_top_logprobs` int32 [R],
     -1 for none, says where `out_logprobs` float32 [R] and the first entries of `top_ids` int32 and
-    `top_logprobs` float32 [R, K] are written.
+    `top_logprobs` float32 [R, K] are written. They are of the raw logits, or with `reports_processed`
+    of what the token is drawn from; natural-log probabilities, or with `reports_logits` logits.
     """
 
     logits: Tensor
@@ -58,6 +59,8 @@ class SamplingTensors:
     out_logprobs: Tensor
     top_ids: Tensor
     top_logprobs: Tensor
+    reports_processed: bool = False
+    reports_logits: bool = False
 
 
 def sample(ctx: ExecutionContext, tensors: SamplingTensors) -> None:
@@ -69,7 +72,9 @@ def sample(ctx: ExecutionContext, tensors: SamplingTensors) -> None:
     token id; ties in a filter go to the lower id.
 
     Random numbers: `u` is Philox4x32-10 of (seed, choice, position), 53 bits, so a draw does not
-    depend on the batch. Log-probabilities are natural logarithms of the softmax of the raw logits.
+    depend on the batch. Log-probabilities are natural logarithms of the softmax of the raw logits,
+    unless others are asked for: processed logits are those after all of the above, -inf where a
+    filter dropped the token; greedy rows have no temperature and no filters.
 
     Cost: a few passes over the row; top-k and top-p need three more each, and no sorting.
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011); Holtzman et al.,
@@ -102,6 +107,8 @@ def sample(ctx: ExecutionContext, tensors: SamplingTensors) -> None:
         out_logprobs=tensors.out_logprobs,
         top_ids=tensors.top_ids,
         top_logprobs=tensors.top_logprobs,
+        reports_processed=tensors.reports_processed,
+        reports_logits=tensors.reports_logits,
     )
 
 
@@ -113,11 +120,15 @@ def score_tokens(
     out_logprobs: Tensor,
     top_ids: Tensor,
     top_logprobs: Tensor,
+    reports_logits: bool = False,
 ) -> None:
-    """Log-probabilities of tokens that are known already: the same numbers that `sample` reports.
+    """Log-probabilities of tokens that are known already: the same numbers that `sample` reports
+    of raw logits.
 
     Shapes: `logits` float32 [R, V] (NaN becomes -inf in place, +inf the largest float), `token_ids`
     int32 [R], `num_top_logprobs` int32 [R], `out_logprobs` float32 [R], `top_ids` int32 and
     `top_logprobs` float32 [R, K], of which row r's first `num_top_logprobs[r]` are written, best first.
     """
-    _native.score_tokens(ctx, logits, token_ids, num_top_logprobs, out_logprobs, top_ids, top_logprobs)
+    _native.score_tokens(
+        ctx, logits, token_ids, num_top_logprobs, out_logprobs, top_ids, top_logprobs, reports_logits
+    )

@@ -41,6 +41,7 @@ class ModelRunner:
         num_threads: int,
         isa: str = "auto",
         load_format: str = "auto",
+        logprobs_mode: str = "raw_logprobs",
         progress: Progress | None = None,
         ops: ModuleType | None = None,
     ) -> None:
@@ -67,8 +68,15 @@ class ModelRunner:
         self._inputs = BatchInputs(
             max_tokens=max_tokens, max_rows=max_rows, max_positions=context_length, block_size=block_size
         )
-        self._sampler = Sampler(ops, self.context, spec.vocab_size, max_rows)
-        self._scorer = PromptScorer(ops, self.context, self._model.project, max_rows)
+        self._sampler = Sampler(ops, self.context, spec.vocab_size, max_rows, logprobs_mode=logprobs_mode)
+        self._scorer = PromptScorer(
+            ops,
+            self.context,
+            self._model.project,
+            max_rows,
+            vocab_size=spec.vocab_size,
+            logprobs_mode=logprobs_mode,
+        )
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Compute the plan's tokens, fill their slots, score prompts, and draw a token a sampled row."""

@@ -23,7 +23,7 @@ def build_tensors(
     params = [request.params for request in requests]
     floats = np.array([_float_params(p) for p in params], np.float32)
     temperature, top_p, min_p, repetition, frequency, presence = _columns(floats)
-    num_top = [-1 if p.logprobs is None else p.logprobs for p in params]
+    num_top = [-1 if p.logprobs is None else min(p.logprobs, vocab_size) for p in params]
     small = [
         (min(r.params.top_k, vocab_size), r.choice, r.prompt_len, k)
         for r, k in zip(requests, num_top, strict=True)

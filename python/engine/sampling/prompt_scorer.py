@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.sampling.logprobs_mode import floored, reports_logits
 from engine.scheduling.step_plan import StepRow, TokenScores
 
 
@@ -20,14 +21,23 @@ class PromptScorer:
     """
 
     def __init__(
-        self, ops: ModuleType, ctx: Any, project: Callable[[torch.Tensor], torch.Tensor], max_rows: int
+        self,
+        ops: ModuleType,
+        ctx: Any,
+        project: Callable[[torch.Tensor], torch.Tensor],
+        max_rows: int,
+        *,
+        vocab_size: int,
+        logprobs_mode: str,
     ) -> None:
         self._ops, self._ctx, self._project, self._max_rows = ops, ctx, project, max_rows
+        self._vocab_size = vocab_size
+        self._reports_logits = reports_logits(logprobs_mode)
 
     def score(self, hidden: torch.Tensor, rows: Sequence[StepRow]) -> list[TokenScores]:
         """One entry for each of `rows`, whose scored positions `hidden` holds one after the other."""
         token_ids = torch.from_numpy(np.concatenate([_next_tokens(row) for row in rows]))
-        num_top = [row.request.params.prompt_logprobs or 0 for row in rows]
+        num_top = [min(row.request.params.prompt_logprobs or 0, self._vocab_size) for row in rows]
         counts = [len(row.scored) for row in rows]
         num_top_of_each = torch.from_numpy(np.repeat(np.array(num_top, np.int32), counts))
         logprobs = torch.empty(len(hidden))
@@ -43,13 +53,16 @@ class PromptScorer:
                 logprobs[part],
                 top_ids[part],
                 top_logprobs[part],
+                self._reports_logits,
             )
         scores = []
         for end, count, most in zip(np.cumsum(counts), counts, num_top, strict=True):
             own = slice(end - count, end)
             scores.append(
                 TokenScores(
-                    logprobs[own].numpy(), top_ids[own, :most].numpy(), top_logprobs[own, :most].numpy()
+                    floored(logprobs[own].numpy()),
+                    top_ids[own, :most].numpy(),
+                    floored(top_logprobs[own, :most].numpy()),
                 )
             )
         return scores

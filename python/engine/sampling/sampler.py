@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from engine.sampling.batch import build_tensors
+from engine.sampling.logprobs_mode import floored, reports_logits, reports_processed
 from engine.scheduling.step_plan import StepResult, StepRow
 
 BITS_PER_WORD = 32
@@ -18,8 +19,10 @@ BITS_PER_WORD = 32
 class Sampler:
     """Turns logits into tokens with one native call for the whole batch of at most `max_rows`."""
 
-    def __init__(self, ops: ModuleType, ctx: Any, vocab_size: int, max_rows: int) -> None:
-        self._ops, self._ctx = ops, ctx
+    def __init__(
+        self, ops: ModuleType, ctx: Any, vocab_size: int, max_rows: int, *, logprobs_mode: str
+    ) -> None:
+        self._ops, self._ctx, self._mode = ops, ctx, logprobs_mode
         self._workspace = torch.empty(max_rows, vocab_size)
         self._seen = torch.empty(max_rows, -(-vocab_size // BITS_PER_WORD), dtype=torch.int32)
 
@@ -31,10 +34,15 @@ class Sampler:
         requests = [row.request for row in rows]
         workspace, seen = self._workspace[:num_rows], self._seen[:num_rows]
         tensors = build_tensors(requests, logits, workspace, seen)
+        tensors.reports_processed = reports_processed(self._mode)
+        tensors.reports_logits = reports_logits(self._mode)
         self._ops.sample(self._ctx, tensors)
         token_ids = tensors.out_ids.numpy()
         if all(request.params.logprobs is None for request in requests):
             return StepResult(token_ids)
         return StepResult(
-            token_ids, tensors.out_logprobs.numpy(), tensors.top_ids.numpy(), tensors.top_logprobs.numpy()
+            token_ids,
+            floored(tensors.out_logprobs.numpy()),
+            tensors.top_ids.numpy(),
+            floored(tensors.top_logprobs.numpy()),
         )

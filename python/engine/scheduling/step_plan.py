@@ -51,7 +51,8 @@ class TokenScores:
     """Log-probabilities of known tokens: those after the C scored positions of a row.
 
     Shapes: `logprobs` float32 [C]; `top_ids` int32 and `top_logprobs` float32 [C, K], best first,
-    K being what the request asked for. Natural logarithms of the softmax of the raw logits.
+    K being what the request asked for, or the vocabulary if that is less. Natural logarithms of the
+    softmax of the raw logits, or what --logprobs-mode says.
     """
 
     logprobs: np.ndarray
@@ -66,8 +67,8 @@ class StepResult:
     Shapes: `token_ids` int32 [R]; `logprobs` float32 [R], of the sampled tokens; `top_ids` int32
     and `top_logprobs` float32 [R, K], best first, K being the most that any row asked for. The
     last three are None when no row asked for log-probabilities. Natural logarithms, taken from
-    the logits before bias, penalties and temperature. `prompt_scores` has one entry for each of
-    the plan's scored rows.
+    the logits before bias, penalties and temperature, or what --logprobs-mode says. `prompt_scores`
+    has one entry for each of the plan's scored rows.
     """
 
     token_ids: np.ndarray

@@ -79,6 +79,7 @@ def model_info(context: ServerContext) -> dict[str, Any]:
         "max_queued_requests": ready.max_queued_requests,
         "max_total_tokens": ready.max_total_tokens,
         "page_size": ready.block_size,
+        "logprobs_mode": config.logprobs_mode,
         "schedule_policy": config.schedule_policy,
         "enable_radix_cache": not config.disable_radix_cache,
         "enable_cache_report": context.config.enable_cache_report,
