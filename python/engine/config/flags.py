@@ -12,7 +12,13 @@ import enum
 from typing import Any
 
 from engine.config.engine_config import DTYPES, LOAD_FORMATS, LOGPROBS_MODES, SCHEDULE_POLICIES, EngineConfig
-from engine.config.server_config import ERROR_FORMATS, SAMPLING_DEFAULTS, ServerConfig
+from engine.config.server_config import (
+    ERROR_FORMATS,
+    REASONING_PARSERS,
+    SAMPLING_DEFAULTS,
+    TOOL_CALL_PARSERS,
+    ServerConfig,
+)
 from engine.errors import ConfigError
 from engine.log import LEVELS
 
@@ -106,6 +112,16 @@ FLAGS: tuple[Flag, ...] = (
         "What logprobs are of: the model's own distribution, or the one after penalties, bias, temperature "
         "and filters; log-probabilities, or the logits themselves.",
         EngineConfig, LOGPROBS_MODES,
+    ),
+    Flag(
+        "--tool-call-parser", Kind.TEXT, MODEL,
+        "How the model writes tool calls; auto: as its chat template shows them.",
+        ServerConfig, TOOL_CALL_PARSERS,
+    ),
+    Flag(
+        "--reasoning-parser", Kind.TEXT, MODEL,
+        "How the model marks its thoughts; auto: as its chat template shows.",
+        ServerConfig, REASONING_PARSERS,
     ),
     Flag("--host", Kind.TEXT, HTTP, "Address to listen on.", ServerConfig),
     Flag("--port", Kind.INTEGER, HTTP, "Port to listen on; 0 takes any free one.", ServerConfig),

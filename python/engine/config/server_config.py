@@ -10,6 +10,19 @@ from engine.log import LEVELS
 
 SAMPLING_DEFAULTS = ("model", "openai")
 ERROR_FORMATS = ("both", "flat", "openai")
+TOOL_CALL_PARSERS = (
+    "auto",
+    "none",
+    "hermes",
+    "qwen25",
+    "llama3",
+    "mistral",
+    "pythonic",
+    "deepseekv3",
+    "deepseekv31",
+    "gpt-oss",
+)
+REASONING_PARSERS = ("auto", "none", "qwen3", "deepseek-r1", "mistral", "gpt-oss")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@A-Z]+")
 """As browsers send it: no path, no capitals."""
 
@@ -53,6 +66,12 @@ class ServerConfig:
     sampling_defaults: str = "model"
     """Where unset sampling parameters come from: the model's generation_config.json, or "openai"."""
 
+    tool_call_parser: str = "auto"
+    """How the model writes tool calls; auto: as its chat template shows them."""
+
+    reasoning_parser: str = "auto"
+    """How the model marks its thoughts; auto: as its chat template shows."""
+
     log_level: str = "info"
 
     def __post_init__(self) -> None:
@@ -68,6 +87,8 @@ class ServerConfig:
         for flag, value, allowed in (
             ("--error-format", self.error_format, ERROR_FORMATS),
             ("--sampling-defaults", self.sampling_defaults, SAMPLING_DEFAULTS),
+            ("--tool-call-parser", self.tool_call_parser, TOOL_CALL_PARSERS),
+            ("--reasoning-parser", self.reasoning_parser, REASONING_PARSERS),
             ("--log-level", self.log_level, LEVELS),
         ):
             if value not in allowed:

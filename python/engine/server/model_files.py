@@ -14,6 +14,7 @@ import msgspec
 from engine.errors import ConfigError, InvalidRequest
 from engine.sampling.params import SamplingParams
 from engine.text.chat_template import ChatTemplate
+from engine.text.formats.detect import AUTO, ModelFormats, choose_formats
 from engine.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -37,16 +38,27 @@ class ModelFiles:
     model_type: str
     architectures: tuple[str, ...]
     sampling_defaults: Mapping[str, Any]
+    formats: ModelFormats
+    """How it writes tool calls and thoughts."""
 
     @classmethod
-    def load(cls, directory: str, *, sampling_defaults: str) -> ModelFiles:
+    def load(
+        cls,
+        directory: str,
+        *,
+        sampling_defaults: str,
+        tool_call_parser: str = AUTO,
+        reasoning_parser: str = AUTO,
+    ) -> ModelFiles:
         """Effects: reads files for some 100 ms. Raises: `ConfigError` naming what is missing."""
         config = read_json(Path(directory) / "config.json")
         tokenizer = Tokenizer.from_directory(directory)
         text_config = config.get("text_config", config)
+        chat_template = ChatTemplate(tokenizer.chat_templates, tokenizer.special_tokens)
         return cls(
             tokenizer=tokenizer,
-            chat_template=ChatTemplate(tokenizer.chat_templates, tokenizer.special_tokens),
+            chat_template=chat_template,
+            formats=choose_formats(chat_template, tool_call_parser, reasoning_parser),
             vocab_size=text_config.get("vocab_size", tokenizer.vocab_size),
             model_type=config.get("model_type", ""),
             architectures=tuple(config.get("architectures") or ()),

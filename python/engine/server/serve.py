@@ -72,7 +72,12 @@ async def _load(client: ProcessClient, context: ServerContext) -> None:
 def _load_files(context: ServerContext) -> ModelFiles:
     config = context.engine_config
     directory = str(locate_model(config.tokenizer_path or config.model_path))
-    return ModelFiles.load(directory, sampling_defaults=context.config.sampling_defaults)
+    return ModelFiles.load(
+        directory,
+        sampling_defaults=context.config.sampling_defaults,
+        tool_call_parser=context.config.tool_call_parser,
+        reasoning_parser=context.config.reasoning_parser,
+    )
 
 
 async def _unless(signals: asyncio.Queue[None], work: Coroutine[Any, Any, None]) -> bool:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import datetime
 import functools
+import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -31,6 +33,7 @@ _MAX_ERROR_CHARS = 300
 # from real text; the trailing space tells whether the template trims messages.
 _END_MARK = "\ue2c5end of final message\ue2c6"
 _PROBE = "\ue2c5probe\ue2c6"
+_SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
 
 
 class ChatTemplate:
@@ -46,6 +49,9 @@ class ChatTemplate:
     def __init__(self, source: str | Mapping[str, str] | None, special_tokens: Mapping[str, str]) -> None:
         sources = {"default": source} if isinstance(source, str) else dict(source or {})
         environment = _make_environment()
+        self.sources = "\n".join(sources.values())
+        """The text of all templates."""
+
         self._special_tokens = dict(special_tokens)
         self._layouts = {name: _Layout(_compile(environment, name, text)) for name, text in sources.items()}
 
@@ -58,6 +64,17 @@ class ChatTemplate:
     def exists(self) -> bool:
         """Whether the model has a chat template at all."""
         return bool(self._layouts)
+
+    def written_call(self, name: str, arguments: Mapping[str, Any]) -> str | None:
+        """A conversation with a call of one tool, as the model is shown it; None if that fails."""
+        function = {"name": name, "description": name, "parameters": {"type": "object", "properties": {}}}
+        try:
+            return self.render(
+                _call_messages(name, json.dumps(arguments)),
+                tools=[{"type": "function", "function": function}],
+            )
+        except InvalidRequest:
+            return None
 
     def render(
         self,
@@ -85,6 +102,8 @@ class ChatTemplate:
         prepared = normalize_messages(
             messages, keep_parts=layout.takes_parts, parse_arguments=not layout.takes_text_arguments
         )
+        if any("tool_calls" in message for message in prepared):
+            layout.adapt_calls(prepared)
         if continue_final_message:
             _mark_end(prepared[-1])
         text = layout.render(
@@ -185,22 +204,40 @@ class _Layout:
         text = self._try([{"role": "user", "content": [{"type": "text", "text": _PROBE, "extra": "\ue2c7"}]}])
         return text is not None and _PROBE in text and "\ue2c7" not in text
 
+    def adapt_calls(self, messages: list[dict[str, Any]]) -> None:
+        """Write calls, and the messages around them, in the way that the template insists on."""
+        for message in messages:
+            if self.wants_short_ids:
+                message |= _with_short_ids(message)
+            if self.wants_null_content and message.get("tool_calls") and not message["content"]:
+                message["content"] = None
+
+    @functools.cached_property
+    def wants_short_ids(self) -> bool:
+        """Whether only ids of nine letters and digits will do, as with Mistral."""
+        messages = _call_messages("f", {"a": 1}, call_id="call_0123456789")
+        return self._try(messages) is None and self._try(_call_messages("f", {"a": 1})) is not None
+
+    @functools.cached_property
+    def wants_null_content(self) -> bool:
+        """Whether calls are shown only where the message has no content at all."""
+        shown = [
+            self._try(_call_messages(_PROBE + "f", arguments, content=content))
+            for content in ("", None)
+            for arguments in ('{"a": 1}' if self.takes_text_arguments else {"a": 1},)
+        ]
+        return [text is not None and _PROBE + "f" in text for text in shown] == [False, True]
+
     @functools.cached_property
     def takes_text_arguments(self) -> bool:
         """Whether the template wants tool-call arguments as JSON text: it fails on an object, or prints
         it as Python does."""
-        text = self._try_call({"a": 1})
-        return (text is None or "{'a': 1}" in text) and self._try_call('{"a": 1}') is not None
-
-    def _try_call(self, arguments: Any) -> str | None:
-        call = {"id": "call00000", "type": "function", "function": {"name": "f", "arguments": arguments}}
-        return self._try(
-            [
-                {"role": "user", "content": _PROBE},
-                {"role": "assistant", "content": "", "tool_calls": [call]},
-                {"role": "tool", "content": _PROBE, "name": "f", "tool_call_id": "call00000"},
-            ]
-        )
+        for content in ("", None):
+            text = self._try(_call_messages("f", {"a": 1}, content=content))
+            as_text = self._try(_call_messages("f", '{"a": 1}', content=content))
+            if (text is None or "{'a': 1}" in text) and as_text is not None:
+                return True
+        return False
 
     def _try(self, messages: list[dict[str, Any]]) -> str | None:
         tokens = {"bos_token": "", "eos_token": "", "documents": None, "tools": None}
@@ -208,6 +245,35 @@ class _Layout:
             return self.render({**tokens, "messages": messages, "add_generation_prompt": False})
         except InvalidRequest:
             return None
+
+
+def _call_messages(
+    name: str, arguments: Any, *, content: str | None = "", call_id: str = "call00000"
+) -> list[dict[str, Any]]:
+    """A short chat with a call and its result. The id is one that every template takes."""
+    call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+    return [
+        {"role": "user", "content": _PROBE},
+        {"role": "assistant", "content": content, "tool_calls": [call]},
+        {"role": "tool", "content": _PROBE, "name": name, "tool_call_id": call_id},
+    ]
+
+
+def _with_short_ids(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a message that hold ids of calls, each id made short; equal ones stay equal."""
+    changed: dict[str, Any] = {}
+    if isinstance(message.get("tool_call_id"), str):
+        changed["tool_call_id"] = _short_id(message["tool_call_id"])
+    if "tool_calls" in message:
+        calls = message["tool_calls"]
+        changed["tool_calls"] = [{**call, "id": _short_id(str(call.get("id")))} for call in calls]
+    return changed
+
+
+def _short_id(call_id: str) -> str:
+    if _SHORT_ID.fullmatch(call_id):
+        return call_id
+    return hashlib.sha256(call_id.encode(errors="replace")).hexdigest()[:9]
 
 
 def _mark_end(message: dict[str, Any]) -> None:

@@ -19,13 +19,21 @@ class IncrementalDetokenizer:
     for its last byte. With byte-fallback vocabularies a run of byte tokens waits for its end,
     because one wrong byte turns the whole run into U+FFFD.
 
+    `shown_ids` are special tokens that are text all the same: what marks a tool call, for those who
+    read calls.
+
     Cost: O(1) per token, amortised; at most 3 bytes (or one run of byte tokens) are kept.
     Raises: `ConfigError` if the tokenizer's decoder cannot be followed token by token.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        skip_special_tokens: bool = True,
+        shown_ids: frozenset[int] = frozenset(),
+    ) -> None:
         self._tokenizer = tokenizer
-        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._skipped = tokenizer.special_ids - shown_ids if skip_special_tokens else frozenset()
         decoding = tokenizer.decoding
         self._joiner = _Utf8Stream() if decoding.byte_level else _ByteRuns(decoding)
         self._at_start = True
@@ -34,7 +42,11 @@ class IncrementalDetokenizer:
 
     @classmethod
     def after_prompt(
-        cls, tokenizer: Tokenizer, prompt_ids: Sequence[int], skip_special_tokens: bool = True
+        cls,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        skip_special_tokens: bool = True,
+        shown_ids: frozenset[int] = frozenset(),
     ) -> IncrementalDetokenizer:
         """A detokenizer for what follows `prompt_ids`; the prompt's own text is not given out.
 
@@ -45,7 +57,7 @@ class IncrementalDetokenizer:
 
         Cost: looks at the end of the prompt only, back to the last token with text.
         """
-        detokenizer = cls(tokenizer, skip_special_tokens)
+        detokenizer = cls(tokenizer, skip_special_tokens, shown_ids)
         context: list[Piece] = []
         for token_id in map(int, reversed(prompt_ids)):
             if token_id in detokenizer._skipped:

@@ -55,6 +55,7 @@ def model_info(context: ServerContext) -> dict[str, Any]:
     """Never keys: only what is named here is shown."""
     model, ready = context.require_ready()
     config = context.engine_config
+    thoughts, tools = model.formats.thoughts, model.formats.tools
     return {
         "model_path": config.model_path,
         "served_model_name": context.names.primary,
@@ -87,8 +88,8 @@ def model_info(context: ServerContext) -> dict[str, Any]:
         "default_sampling_params": _default_sampling(model),
         "preferred_sampling_params": None,
         "default_max_tokens": context.config.default_max_tokens_chat,
-        "reasoning_parser": None,
-        "tool_call_parser": None,
+        "reasoning_parser": None if thoughts is None else thoughts.name,
+        "tool_call_parser": None if tools is None else tools.name,
         "disaggregation_mode": "null",
         "weight_version": "default",
         "started_at": context.started_at,

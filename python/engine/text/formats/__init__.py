@@ -1,0 +1,1 @@
+"""How models write their thoughts and tool calls: one file a format, read as the text arrives."""

@@ -1,0 +1,102 @@
+"""The channels of gpt-oss: analysis are thoughts, final is the answer, commentary may be a call.
+
+Each message is <|start|>ROLE<|channel|>CHANNEL<|message|>TEXT and an end token; the prompt ends with
+<|start|>assistant. A recipient (to=functions.NAME) stands before or behind the channel.
+
+Source: https://cookbook.openai.com/articles/openai-harmony
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from engine.text.formats.json_calls import read_arguments
+from engine.text.formats.reader import Reader, Stage, Steps
+from engine.text.formats.tool_format import NAME, ToolFormat
+
+_START, _CHANNEL, _MESSAGE, _JSON = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
+_ENDS = ("<|end|>", "<|call|>", "<|return|>")
+MARKERS = (_START, _CHANNEL, _MESSAGE, _JSON, *_ENDS)
+ANSWER_OPENING = f"{_CHANNEL}final{_MESSAGE}"
+THOUGHTS_OPENING = f"{_CHANNEL}analysis{_MESSAGE}"
+TO_ANSWER = f"<|end|>{_START}assistant{ANSWER_OPENING}"
+"""What ends the thoughts and begins the answer."""
+
+_MAX_HEADER_CHARS = 512
+_RECIPIENT = re.compile(r"to=functions\.([^\s<]+)")
+
+
+def read_messages(reader: Reader, *, separates: bool) -> Steps[None]:
+    """A whole output. Without `separates` thoughts are content, with all that marks them."""
+    while (yield from reader.pass_until((_START, _CHANNEL), reader.content)):
+        header = yield from _peek_header(reader)
+        if header is None:
+            rest = reader.take(len(reader.text) if reader.is_complete else 1)
+            if not reader.is_complete:
+                reader.content(rest)
+        elif (found := _RECIPIENT.search(header)) and found[1] in reader.tool_names:
+            reader.stage = Stage.ANSWERING
+            yield from reader.attempt(_read_call(reader, found[1], len(header)))
+        else:
+            yield from _read_text(reader, header, separates=separates)
+
+
+def _peek_header(reader: Reader) -> Steps[str | None]:
+    """The header, <|message|> included, which is not taken; None if this is none, or an unfinished one."""
+    while _MESSAGE not in reader.text:
+        if reader.is_complete or len(reader.text) > _MAX_HEADER_CHARS:
+            return None
+        yield
+    return reader.text[: reader.text.index(_MESSAGE) + len(_MESSAGE)]
+
+
+def _read_call(reader: Reader, name: str, header_len: int) -> Steps[None]:
+    reader.take(header_len)
+    yield from read_arguments(reader, name)
+    yield from reader.skip_space()
+    for end in _ENDS:
+        if (yield from reader.accept(end)):
+            return
+
+
+def _read_text(reader: Reader, header: str, *, separates: bool) -> Steps[None]:
+    is_thought = f"{_CHANNEL}analysis" in header
+    reader.stage = Stage.THINKING if is_thought else Stage.ANSWERING
+    reader.take(len(header))
+    if is_thought and not separates:
+        reader.content(header)
+        emit = reader.content
+    else:
+        emit = reader.reasoning if is_thought else reader.content
+    end = yield from reader.pass_until(_ENDS, emit)
+    if end is not None:
+        reader.take(len(end))
+        if is_thought and not separates:
+            reader.content(end)
+    if is_thought and separates:
+        reader.end_reasoning()
+
+
+@dataclasses.dataclass(frozen=True)
+class Channels:
+    """Thoughts in the analysis channel."""
+
+    name: str = "gpt-oss"
+    markers: tuple[str, ...] = MARKERS
+
+    def is_opened_by(self, prompt: str) -> bool:
+        """Whether what follows this prompt are thoughts already: the output says so itself."""
+        return False
+
+
+CHANNELS = Channels()
+
+HARMONY = ToolFormat(
+    name="gpt-oss",
+    read=lambda reader: read_messages(reader, separates=False),
+    markers=MARKERS,
+    begin=f"{_CHANNEL}commentary to=functions.{NAME} {_JSON}json{_MESSAGE}",
+    end="",
+    openings=(f"{_CHANNEL}commentary to=functions.{NAME} ",),
+)

@@ -1,0 +1,89 @@
+"""One output, read as its text arrives: thoughts first, then content and calls."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+
+from engine.text.formats.events import Event
+from engine.text.formats.harmony import CHANNELS, HARMONY, Channels, read_messages
+from engine.text.formats.reader import Reader, Stage, Steps
+from engine.text.formats.thinking import ThinkTags, read_thoughts
+from engine.text.formats.tool_format import ToolFormat
+
+ThoughtFormat = ThinkTags | Channels
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputFormat:
+    """How to read the outputs of one request; None for what the outputs do not have.
+
+    `starts_thinking`: the prompt has begun the thoughts. Without `separates_thoughts` they are left
+    in the content, as the model wrote them.
+    """
+
+    thoughts: ThoughtFormat | None = None
+    tools: ToolFormat | None = None
+    tool_names: Collection[str] = ()
+    starts_thinking: bool = False
+    separates_thoughts: bool = True
+
+    @property
+    def markers(self) -> frozenset[str]:
+        """Spellings that must not be hidden from the text, though they may be special tokens."""
+        return frozenset(self.thoughts.markers if self.thoughts else ()) | frozenset(
+            self.tools.markers if self.tools else ()
+        )
+
+
+class OutputParser:
+    """Turns the text of one output into events. Nothing that it reports depends on how the text is cut,
+    but the sizes of pieces; every character is reported, except markers, and white space next to them.
+    """
+
+    def __init__(self, output_format: OutputFormat) -> None:
+        self._reader = Reader(output_format.tool_names)
+        self._steps = _read(self._reader, output_format)
+        self._is_read = False
+
+    @property
+    def stage(self) -> Stage:
+        """What the newest text belongs to."""
+        return self._reader.stage
+
+    def push(self, text: str) -> list[Event]:
+        """Take more text; what is now certain."""
+        if text and not self._is_read:
+            self._reader.text += text
+            self._advance()
+        return self._reader.take_events()
+
+    def finish(self, *, is_cut: bool) -> list[Event]:
+        """The text has ended; `is_cut`: not because the model ended it."""
+        reader = self._reader
+        reader.is_complete, reader.is_cut = True, is_cut
+        self._advance()
+        assert self._is_read, "a parser waits for text that will not come"
+        return reader.take_events()
+
+    def _advance(self) -> None:
+        try:
+            next(self._steps)
+        except StopIteration:
+            self._is_read = True
+
+
+def _read(reader: Reader, output_format: OutputFormat) -> Steps[None]:
+    thoughts, tools = output_format.thoughts, output_format.tools
+    separates = output_format.separates_thoughts
+    if thoughts is CHANNELS or tools is HARMONY:
+        yield from read_messages(reader, separates=separates and thoughts is CHANNELS)
+    else:
+        if isinstance(thoughts, ThinkTags):
+            is_open = output_format.starts_thinking
+            yield from read_thoughts(reader, thoughts, is_open=is_open, separates=separates)
+        reader.stage = Stage.ANSWERING
+        if tools is not None:
+            yield from tools.read(reader)
+        yield from reader.pass_until((), reader.content)
+    reader.finish()

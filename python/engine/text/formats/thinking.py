@@ -1,0 +1,55 @@
+"""Thoughts between tags, before the answer: <think> of DeepSeek R1 and Qwen 3, [THINK] of Magistral.
+
+Source: the chat templates of these models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from engine.text.formats.reader import Reader, Stage, Steps
+
+
+@dataclasses.dataclass(frozen=True)
+class ThinkTags:
+    """Two tags around the thoughts. `is_always_open`: the output begins inside, unless the prompt says
+    that there are no thoughts; else it does if the prompt ends with the first tag.
+    """
+
+    name: str
+    start: str
+    end: str
+    is_always_open: bool = False
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        return (self.start, self.end)
+
+    def is_opened_by(self, prompt: str) -> bool:
+        """Whether what follows this prompt are thoughts already."""
+        prompt = prompt.rstrip()
+        return prompt.endswith(self.start) or (self.is_always_open and not prompt.endswith(self.end))
+
+
+QWEN3 = ThinkTags("qwen3", "<think>", "</think>")
+DEEPSEEK_R1 = ThinkTags("deepseek-r1", "<think>", "</think>", is_always_open=True)
+MAGISTRAL = ThinkTags("mistral", "[THINK]", "[/THINK]")
+
+
+def read_thoughts(reader: Reader, tags: ThinkTags, *, is_open: bool, separates: bool) -> Steps[None]:
+    """Thoughts, if the output begins with them. Without `separates` they are content as they are written."""
+    if not is_open and not (yield from reader.starts_with(tags.start, after_space=True)):
+        reader.stage = Stage.ANSWERING
+        return
+    reader.stage = Stage.THINKING
+    emit = reader.reasoning if separates else reader.content
+    if separates:
+        yield from reader.skip_space()
+        yield from reader.accept(tags.start)  # some models repeat the tag of the prompt
+    if (yield from reader.pass_until((tags.end,), emit)) is not None:
+        tag = reader.take(len(tags.end))
+        if not separates:
+            reader.content(tag)
+    if separates:
+        reader.end_reasoning()
+    reader.stage = Stage.ANSWERING
