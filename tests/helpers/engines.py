@@ -182,6 +182,7 @@ class FakeEngineClient:
         """Raised by every submit while set."""
         self.fail_with: EngineError | None = None
         """Raised by every stream before its next chunk while set."""
+        self.retry_after_s = 7.0
         self._go = asyncio.Event()
         self._go.set()
         self._admit = asyncio.Event()
@@ -265,6 +266,7 @@ class FakeStream:
     """The scripted chunks of one request, its choices taking turns."""
 
     def __init__(self, client: FakeEngineClient, request: GenerateRequest) -> None:
+        self.max_unread: int | None = None
         self._client = client
         self._request = request
         seed = request.params.seed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import socket
 import threading
@@ -20,8 +21,9 @@ from tokenizers import decoders, models, pre_tokenizers
 from engine.config.engine_config import EngineConfig
 from engine.config.server_config import ServerConfig
 from engine.core.messages import GenerateRequest
-from engine.server.app import create_app, cut_off, drain, start_serving
+from engine.server.app import create_app
 from engine.server.context import ServerContext
+from engine.server.listening import cut_off, drain, start_serving
 from engine.server.model_files import ModelFiles
 from helpers.engines import FakeEngineClient
 
@@ -97,6 +99,14 @@ class Server:
         self._thread.join(20)
         assert not self._thread.is_alive()
 
+    @property
+    def is_listening(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
     def begin_stop(self) -> None:
         if self._thread.is_alive():
             self.loop.call_soon_threadsafe(self._stop.set)
@@ -117,6 +127,7 @@ class Server:
         self.connections = server.connections
         self._started.set()
         await self._stop.wait()
+        self.context.is_draining = True
         await drain(server, self._drain_s)
         await cut_off(server)
 
@@ -128,6 +139,7 @@ class Server:
     def reset(self) -> None:
         """Forget what earlier tests did."""
         self._reply = self._first_reply
+        self.context.limits = self._config.limits
 
         def forget() -> None:
             self.engine.submitted.clear()
@@ -137,6 +149,10 @@ class Server:
             self.engine.cached_tokens = 0
 
         self.call(forget)
+
+    def set_limits(self, **limits: Any) -> None:
+        """Other limits than at the start, where the server reads them at each request."""
+        self.context.limits = dataclasses.replace(self.context.limits, **limits)
 
     def wait_idle(self) -> None:
         """Fails the test unless the engine becomes idle."""

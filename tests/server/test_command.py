@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -188,3 +189,61 @@ def test_the_engine_is_restarted_when_it_dies(tmp_path: Path) -> None:
         answer = server.http.post("/v1/completions", json=body)
         assert answer.json()["usage"]["completion_tokens"] == 3
         assert server.stop() == 0
+
+
+def test_while_it_drains_it_says_so_and_then_frees_the_port(tmp_path: Path) -> None:
+    write_llama(tmp_path, max_position_embeddings=60_000)
+    argv = ("--model-path", str(tmp_path), *DUMMY, "--drain-timeout", "3")
+    with ServerProcess(*argv) as server:
+        server.wait_ready()
+        with streaming(server, max_tokens=50_000) as lines:
+            server.process.terminate()
+            wait_until(lambda: server.http.get("/health").status_code == 503)
+            for path in ("/health", "/ready"):
+                assert server.http.get(path).json()["error"]["code"] == "shutting_down"
+            body = {"model": "default", "prompt": "x", "stream": True}
+            refused = server.http.post("/v1/completions", json=body)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+            assert int(refused.headers["retry-after"]) >= 1
+            rest = [line for line in lines if line]
+        assert '"code":"shutting_down"' in rest[-2], "after the time for draining it is ended"
+        assert rest[-1] == "data: [DONE]"
+        assert server.process.wait(30) == 0
+        port = server.url.rsplit(":", 1)[1]
+    with ServerProcess(*argv, "--port", port) as again:
+        again.wait_ready()
+        assert again.url == server.url
+        assert again.stop() == 0
+
+
+def test_an_engine_that_dies_again_and_again_ends_the_server(tmp_path: Path) -> None:
+    write_llama(tmp_path)
+    with ServerProcess("--model-path", str(tmp_path), *DUMMY) as server:
+        server.wait_ready()
+        killed: set[int] = set()
+
+        def has_ended() -> bool:
+            for engine in psutil.Process(server.process.pid).children():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if engine.pid not in killed and engine.status() != psutil.STATUS_ZOMBIE:
+                        killed.add(engine.pid)
+                        engine.kill()
+            return server.process.poll() is not None
+
+        wait_until(has_ended, 60)
+        assert server.process.returncode == 1
+        last = server.log.splitlines()[-1]
+        assert last == "error: giving up: the engine was killed by SIGKILL 7 times in a row"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGQUIT])
+def test_no_process_outlives_the_server(tmp_path: Path, number: signal.Signals) -> None:
+    write_llama(tmp_path)
+    with ServerProcess("--model-path", str(tmp_path), *DUMMY) as server:
+        server.wait_ready()
+        children = psutil.Process(server.process.pid).children(recursive=True)
+        assert children
+        server.process.send_signal(number)
+        server.process.wait(30)
+        _, left = psutil.wait_procs(children, 10)
+        assert not left

@@ -15,7 +15,6 @@ import httpx
 import psutil
 import pytest
 
-from engine.server import body as body_module
 from helpers.http_server import Server, events_of, wait_until
 
 CHAT = "/v1/chat/completions"
@@ -43,8 +42,8 @@ def test_no_media_type_counts_as_json(server: Server) -> None:
     assert server.raw(head.encode() + GOOD).startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_body_that_is_too_large(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body_module, "MAX_BODY_BYTES", 10_000)
+def test_a_body_that_is_too_large(server: Server) -> None:
+    server.set_limits(body_bytes=10_000)
     huge = json.dumps({"model": "default", "prompt": "x" * 3_000_000}).encode()
     response = send(server, huge)
     assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
@@ -60,8 +59,8 @@ def test_a_body_announced_as_huge_is_not_waited_for(server: Server) -> None:
         assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
 
 
-def test_a_body_that_stops_coming(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body_module, "BODY_TIMEOUT_S", 0.1)
+def test_a_body_that_stops_coming(server: Server) -> None:
+    server.set_limits(receive_s=0.1)
     head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{{"
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
         connection.sendall(head.encode())

@@ -16,7 +16,6 @@ import httpx
 import pytest
 
 from engine.config.server_config import ServerConfig
-from engine.server import sse
 from engine.server.schema import ChatRequest
 from helpers.http_server import EOS, Server, wait_until
 
@@ -162,9 +161,9 @@ def test_the_sdk_does_not_mind_comments(held: Server, monkeypatch: pytest.Monkey
     timer.join()
 
 
-def test_a_reader_that_stops_reading_is_cut_off(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "WRITE_TIMEOUT_S", 0.3)
-    with Server(model_dir, context_length=30_000, config=ServerConfig(sse_keep_alive_s=0.1)) as server:
+def test_a_reader_that_stops_reading_is_cut_off(model_dir: Path) -> None:
+    config = ServerConfig(sse_keep_alive_s=0.1, limit=("send_s=0.3",))
+    with Server(model_dir, context_length=30_000, config=config) as server:
         server.set_reply(lambda _request, _choice: [65] * 20_000)
         body = {**CHAT, "stream": True, "max_tokens": 20_000, "logprobs": True, "top_logprobs": 20}
         with connection(server, "/v1/chat/completions", body) as opened:
@@ -205,11 +204,14 @@ def test_stopping_lets_running_requests_end(model_dir: Path) -> None:
             idle = socket.create_connection(("127.0.0.1", server.port), timeout=10)
             wait_until(lambda: server.call(lambda: len(server.connections)) == 2)
             server.begin_stop()
-            assert idle.recv(1) == b""
-            with pytest.raises(OSError):
-                socket.create_connection(("127.0.0.1", server.port), timeout=1).close()
+            wait_until(lambda: server.get("/health").status_code == 503)
+            refused = server.chat()
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+            assert (refused.headers["x-should-retry"], refused.headers["connection"]) == ("false", "close")
             server.call(server.engine.release)
             read_until(opened, b"[DONE]")
+            assert idle.recv(1) == b""
+            wait_until(lambda: not server.is_listening)
 
 
 def test_stopping_cuts_off_what_does_not_end(model_dir: Path) -> None:

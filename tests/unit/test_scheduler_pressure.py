@@ -268,3 +268,16 @@ def test_lpm_lets_nobody_starve():
         served += 1
         assert served < 4 * (MAX_PASSING + WINDOW), "starved"
     assert served > 10, "the policy did nothing"
+
+
+def test_the_queue_is_bounded_in_tokens():
+    h = Harness(max_running_requests=1, max_queued_tokens=100)
+    h.submit("long", prompt(500), greedy(max_tokens=5))  # runs: its tokens do not wait
+    h.step()
+    h.submit("a", prompt(60), greedy(max_tokens=5), n=3)  # one prompt, however many choices
+    with pytest.raises(Overloaded, match="too many tokens"):
+        h.submit("b", prompt(41), greedy(max_tokens=5))
+    h.submit("c", prompt(40), greedy(max_tokens=5))
+    h.run()
+    h.submit("b", prompt(200), greedy(max_tokens=5))  # nobody waits when a slot is free
+    h.run()

@@ -36,6 +36,7 @@ class EngineConfig:
     page_size: int | None = None
     max_running_requests: int | None = None
     max_queued_requests: int | None = None
+    max_queued_tokens: int | None = None
     chunked_prefill_size: int | None = None
     target_itl_ms: float | None = None
     schedule_policy: str = "fcfs"
@@ -59,6 +60,7 @@ class EngineConfig:
             ("--max-total-tokens", self.max_total_tokens, 1, _MOST),
             ("--max-running-requests", self.max_running_requests, 1, 65536),
             ("--max-queued-requests", self.max_queued_requests, 0, _MOST),
+            ("--max-queued-tokens", self.max_queued_tokens, 0, _MOST),
             ("--chunked-prefill-size", self.chunked_prefill_size, 1, 65536),
             ("--num-threads", self.num_threads, 1, 1024),
         ):

@@ -180,6 +180,27 @@ FLAGS: tuple[Flag, ...] = (
         "Most requests waiting; one more is answered 503. 0: none waits.", EngineConfig, unset="1024",
     ),
     Flag(
+        "--max-queued-tokens", Kind.INTEGER, CAPACITY,
+        "Most prompt tokens waiting; a request beyond is answered 503.", EngineConfig, unset="no limit",
+    ),
+    Flag(
+        "--queue-timeout", Kind.NUMBER, CAPACITY,
+        "Seconds a request may wait to be run before it is answered 503; 0: any.", ServerConfig,
+    ),
+    Flag(
+        "--request-timeout", Kind.NUMBER, CAPACITY,
+        "Seconds a request may take in all before it is ended with an error; 0: any.", ServerConfig,
+    ),
+    Flag(
+        "--drain-timeout", Kind.NUMBER, CAPACITY,
+        "Seconds that running requests have to end when the server is told to stop.", ServerConfig,
+    ),
+    Flag(
+        "--limit", Kind.TEXTS, CAPACITY,
+        "name=value of a bound on what clients can do (see [Limits](#limits)); give it again for more.",
+        ServerConfig, unset="none",
+    ),
+    Flag(
         "--page-size", Kind.INTEGER, CAPACITY, "Tokens in a block of the KV cache.",
         EngineConfig, unset="16 on the CPU",
     ),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import re
 
+from engine.config.limits import Limits, parse_limits
 from engine.errors import ConfigError
 from engine.log import LEVELS
 
@@ -72,7 +75,21 @@ class ServerConfig:
     reasoning_parser: str = "auto"
     """How the model marks its thoughts; auto: as its chat template shows."""
 
+    queue_timeout: float = 600.0
+    request_timeout: float = 0.0
+    drain_timeout: float = 30.0
+    """Seconds that a request waits for a running slot; that it takes in all; and that requests have to
+    end when the server stops. 0: no limit for the first two, no time for the last.
+    """
+
+    limit: tuple[str, ...] = ()
+    """`name=value` texts that change `limits`."""
+
     log_level: str = "info"
+
+    @functools.cached_property
+    def limits(self) -> Limits:
+        return parse_limits(self.limit)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -80,6 +97,14 @@ class ServerConfig:
         limit = self.default_max_tokens_chat
         if limit is not None and limit < 1:
             raise ConfigError(f"--default-max-tokens-chat must be at least 1, or 'context', got {limit}")
+        for flag, seconds in (
+            ("--queue-timeout", self.queue_timeout),
+            ("--request-timeout", self.request_timeout),
+            ("--drain-timeout", self.drain_timeout),
+        ):
+            if not 0 <= seconds < math.inf:
+                raise ConfigError(f"{flag} must not be negative, got {seconds:g}")
+        parse_limits(self.limit)
         if not 0 <= self.sse_keep_alive_s <= 86400:
             raise ConfigError(f"--sse-keep-alive-s must be in [0, 86400], got {self.sse_keep_alive_s:g}")
         if not 1 <= self.stream_interval <= 1024:

@@ -25,6 +25,9 @@ class RequestStream(Protocol):
     admitted: Admitted
     """Of choice 0; `seed` is the one in force."""
 
+    max_unread: int | None
+    """Chunks that may lie unread before the request is given up as too slow; None: any number."""
+
     def __aiter__(self) -> AsyncIterator[TokenChunk]:
         """Chunks until every choice has had its last one. Raises `EngineError` when the request dies."""
         ...
@@ -44,6 +47,11 @@ class EngineClient(Protocol):
     @property
     def info(self) -> EngineReady | None:
         """Resolved capacities; None until the model is loaded."""
+        ...
+
+    @property
+    def retry_after_s(self) -> float:
+        """When a request that finds no place now may find one, by the rate at which others end."""
         ...
 
     async def submit(self, request: GenerateRequest) -> RequestStream:

@@ -62,9 +62,6 @@ class EngineChild:
         with contextlib.suppress(ConnectionError):  # it is dead already, as whoever reads will see
             ours.sendall(HEADER.pack(len(body)) + body)
 
-    def terminate(self) -> None:
-        self._process.terminate()
-
     def kill(self) -> None:
         """Also ends a process that is stopped."""
         self._process.kill()
@@ -80,15 +77,12 @@ class EngineChild:
             loop.remove_reader(fd)
             os.close(fd)
 
-    async def reap(self, patience_s: float, terminate_s: float) -> str:
-        """Wait until the process is gone, with more and more force; how it went, for a sentence."""
+    async def reap(self, patience_s: float) -> str:
+        """Wait until the process is gone, then kill it; how it went, for a sentence."""
         process = self._process
-        for force, wait_s in ((None, patience_s), (process.terminate, terminate_s)):
-            if force is not None:
-                force()
-            deadline = time.monotonic() + wait_s
-            while process.poll() is None and time.monotonic() < deadline:
-                await asyncio.sleep(0.01)
+        deadline = time.monotonic() + patience_s
+        while process.poll() is None and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
         if process.poll() is None:
             process.kill()
             process.wait()

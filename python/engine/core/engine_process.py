@@ -42,6 +42,7 @@ _PROGRESS_INTERVAL_S = 0.1
 def main(argv: list[str]) -> int:
     fd, board_fd, parent_pid, log_level = *map(int, argv[:3]), argv[3]
     die_with_parent(parent_pid)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a manager of services sends it to all: the parent drains
     # Its memory is large: writing that to a file would hold up the news of its death.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     set_up_logging(log_level)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from engine.config.engine_config import EngineConfig
 from engine.core.client import EngineState
+from engine.core.drain_rate import DrainRate
 from engine.core.engine_child import ENGINE_COMMAND, EngineChild
 from engine.core.frames import FrameError, FrameReader, encode_frame
 from engine.core.messages import (
@@ -95,6 +96,7 @@ class ProcessClient:
         self._outbox = bytearray()
         self._flush_is_due = False
         self._streams = StreamTable()
+        self._drain_rate = DrainRate()
         self._suspects = Suspects()
         self._waiters: defaultdict[type, deque[asyncio.Future[Any]]] = defaultdict(deque)
         """Who waits for an answer of which type; the engine answers in order."""
@@ -117,7 +119,7 @@ class ProcessClient:
         assert self.info is not None
         check_prompt_len(len(request.prompt) // 4, self.info.context_length)  # frames are bounded
         if len(self._streams) >= self.info.num_places:  # the engine would say so too, unless it is stuck
-            raise Overloaded("The request queue is full.", slug="queue_full")
+            raise self._with_advice(Overloaded("The request queue is full.", slug="queue_full"))
         request = self._suspects.check(request)
         stream = self._streams.open(request)
         try:
@@ -129,10 +131,23 @@ class ProcessClient:
         except asyncio.CancelledError:
             self.cancel(request.request_id)
             raise
+        except Overloaded as error:
+            raise self._with_advice(error) from None
         return stream
+
+    @property
+    def retry_after_s(self) -> float:
+        num_running = 0 if self.info is None else self.info.max_running_requests
+        return self._drain_rate.wait_s(max(0, len(self._streams) - num_running))
+
+    def _with_advice(self, error: Overloaded) -> Overloaded:
+        if error.slug == "queue_full":
+            error.retry_after_s = self.retry_after_s
+        return error
 
     def cancel(self, request_id: str) -> None:
         if self._streams.cancel(request_id):
+            self._drain_rate.note_end()
             self._send(CancelRequest(request_id))
 
     def cancel_choice(self, request_id: str, choice: int) -> None:
@@ -147,20 +162,20 @@ class ProcessClient:
         """Raises: `Overloaded` when the engine is not there to answer."""
         return (await self._ask(FlushCache(), CacheFlushed)).was_idle
 
-    async def close(self) -> None:
-        """Shut the engine down: ask, then terminate, then kill. Nothing of it is left afterwards."""
+    async def close(self, *, at_once: bool = False) -> None:
+        """Shut the engine down: ask, unless it is to be `at_once`, then kill. Nothing of it is left."""
         if not self._is_closing:
             self._is_closing = True
             was_ready = self.state is EngineState.READY
             self._set_state(EngineState.DRAINING, "the engine is shutting down")
-            if was_ready:
+            if was_ready and not at_once:
                 self._send(Shutdown())
                 self._flush()
             elif self._child is not None:
-                self._child.terminate()  # while it loads, it reads no messages
+                self._child.kill()  # while it loads, it reads no messages
         child = self._child
         if child is not None:
-            await child.reap(self._patience.shutdown_s, self._patience.terminate_s)
+            await child.reap(self._patience.shutdown_s)
         if self._supervisor is not None:
             self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -265,7 +280,7 @@ class ProcessClient:
         self._disconnect()
         if isinstance(outcomes[-1], float):
             child.kill()
-        how = await child.reap(self._patience.terminate_s, self._patience.terminate_s)
+        how = await child.reap(self._patience.terminate_s)
         self._suspects.note_death(self._streams.requests(child.suspects()))
         return f"made no progress for {outcomes[-1]:.3g} s" if isinstance(outcomes[-1], float) else how
 
@@ -282,8 +297,11 @@ class ProcessClient:
                 except FrameError as error:
                     logger.error("the engine talks nonsense: %s", error)
                     return
-                for request in self._streams.dispatch(messages):
-                    self._suspects.note_end(request)
+                for stream in self._streams.dispatch(messages):
+                    if stream.is_overrun:
+                        self._send(CancelRequest(stream.request.request_id))
+                    self._suspects.note_end(stream.request)
+                    self._drain_rate.note_end()
                 for message in messages:
                     self._handle(message)
 

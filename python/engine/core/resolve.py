@@ -44,6 +44,7 @@ class ResolvedConfig:
     max_total_tokens: int
     max_running_requests: int
     max_queued_requests: int
+    max_queued_tokens: int | None
     chunked_prefill_size: int
     target_itl_ms: float
     schedule_policy: str
@@ -73,6 +74,7 @@ class ResolvedConfig:
             vocab_size=spec.vocab_size,
             max_running_requests=self.max_running_requests,
             max_queued_requests=self.max_queued_requests,
+            max_queued_tokens=self.max_queued_tokens,
             chunked_prefill_size=self.chunked_prefill_size,
             target_itl_s=self.target_itl_ms / 1e3,
             schedule_policy=self.schedule_policy,
@@ -139,6 +141,7 @@ def resolve(config: EngineConfig, spec: ModelSpec, machine: Machine | None = Non
         max_queued_requests=choose(
             "max_queued_requests", MAX_QUEUED_REQUESTS, "default; bounds the memory of a flood"
         ),
+        max_queued_tokens=config.max_queued_tokens,
         chunked_prefill_size=chunk,
         target_itl_ms=choose("target_itl_ms", TARGET_ITL_MS, "default on the CPU"),
         schedule_policy=config.schedule_policy,

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable
 
 from engine.core.messages import Admitted, Failed, GenerateRequest, TokenChunk, ToServer
-from engine.errors import EngineError, InvalidRequest
+from engine.errors import EngineError, InvalidRequest, Overloaded
 
 
 class TokenStream:
@@ -15,6 +15,8 @@ class TokenStream:
 
     def __init__(self, request: GenerateRequest) -> None:
         self.request = request
+        self.max_unread: int | None = None
+        self.is_overrun = False
         self.admission: asyncio.Future[Admitted] = asyncio.get_running_loop().create_future()
         self._chunks: deque[TokenChunk] = deque()
         self._open = set(range(request.n))
@@ -48,6 +50,9 @@ class TokenStream:
         if chunk.choice not in self._open:
             return
         self._chunks.append(chunk)
+        if self.max_unread is not None and len(self._chunks) > self.max_unread:
+            self.is_overrun = True
+            self.fail(Overloaded("The client reads too slowly.", slug="slow_reader"))
         if chunk.finish_reason is not None:
             self._open.discard(chunk.choice)
         self._news.set()
@@ -96,12 +101,12 @@ class StreamTable:
         """Those of these ids that are not over."""
         return [self._streams[i].request for i in request_ids if i in self._streams]
 
-    def dispatch(self, messages: Iterable[ToServer]) -> list[GenerateRequest]:
+    def dispatch(self, messages: Iterable[ToServer]) -> list[TokenStream]:
         """Hand messages to their streams; those of requests that are over are dropped.
 
-        Returns the requests that came to their end.
+        Returns the streams that came to their end.
         """
-        ended = []
+        ended: list[TokenStream] = []
         for message in messages:
             stream = self._streams.get(getattr(message, "request_id", ""))
             if stream is None:
@@ -115,7 +120,7 @@ class StreamTable:
                     stream.fail(message.to_error())
             if not stream.is_open:
                 del self._streams[message.request_id]
-                ended.append(stream.request)
+                ended.append(stream)
         return ended
 
     def cancel(self, request_id: str) -> bool:

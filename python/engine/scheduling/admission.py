@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from engine.errors import InvalidRequest, Overloaded
 from engine.sampling.params import SamplingParams
 from engine.scheduling.settings import SchedulerSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """What was let in before. Requests are counted by choice, the tokens of a prompt once for its choices."""
+
+    num_running: int
+    num_waiting: int
+    num_waiting_tokens: int
 
 
 def max_known_tokens(
@@ -66,15 +77,20 @@ def _check_token_ids(prompt: np.ndarray, params: SamplingParams, vocab_size: int
                 )
 
 
-def check_place(n: int, num_running: int, num_waiting: int, settings: SchedulerSettings) -> None:
-    """Let n choices in: into free running slots, or else into the queue.
+def check_place(n: int, prompt_len: int, load: Load, settings: SchedulerSettings) -> None:
+    """Let n choices of a prompt in: into free running slots, or else into the queue.
 
     Raises: `InvalidRequest` when there never is so much place, `Overloaded` when there is none now.
     """
     places = settings.max_running_requests + settings.max_queued_requests
     check_choices(n, places)
-    if num_running + num_waiting + n > places:
+    num_live = load.num_running + load.num_waiting + n
+    if num_live > places:
         raise Overloaded("The request queue is full.", slug="queue_full")
+    most = settings.max_queued_tokens
+    waits = num_live > settings.max_running_requests
+    if waits and most is not None and load.num_waiting_tokens + prompt_len > most:
+        raise Overloaded("The request queue holds too many tokens.", slug="queue_full")
 
 
 def check_choices(n: int, places: int) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from engine.errors import InvalidRequest
 from engine.sampling.params import SamplingParams
-from engine.scheduling.admission import check_place, max_known_tokens
+from engine.scheduling.admission import Load, check_place, max_known_tokens
 from engine.scheduling.block_claims import BlockClaims
 from engine.scheduling.request import Request
 from engine.scheduling.settings import SchedulerSettings
@@ -140,7 +140,8 @@ class Scheduler:
             raise InvalidRequest(f"Invalid request: the request id {request_id!r} is in use")
         num_to_score = 0 if params.prompt_logprobs is None else len(prompt) - 1
         nothing_to_do = max_known == len(prompt) and not num_to_score
-        check_place(n, len(self._running), 0 if nothing_to_do else len(self._waiting), self.settings)
+        load = Load(len(self._running), 0, 0) if nothing_to_do else self._load()
+        check_place(n, len(prompt), load, self.settings)
         stop_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             stop_ids |= frozenset(self.settings.eos_token_ids)
@@ -185,6 +186,11 @@ class Scheduler:
         request = self._live.get(request_id, {}).get(choice)
         if request is not None:
             self._end(request)
+
+    def _load(self) -> Load:
+        has_limit = self.settings.max_queued_tokens is not None
+        num_tokens = sum(r.prompt_len for r in self._waiting if r.choice == 0) if has_limit else 0
+        return Load(len(self._running), len(self._waiting), num_tokens)
 
     @property
     def has_work(self) -> bool:

@@ -10,8 +10,9 @@ class SchedulerSettings:
     """Units: lengths and sizes are in tokens, requests are counted by choice.
 
     `max_queued_requests` counts beyond those that run; 0 means that nobody waits for a running
-    slot. `target_itl_s` bounds the predicted time of a step that decodes, by giving less of it to
-    prefill; None for no bound.
+    slot. `max_queued_tokens` counts the prompts of those that wait; None for no limit.
+    `target_itl_s` bounds the predicted time of a step that decodes, by giving less of it to prefill;
+    None for no bound.
     """
 
     context_length: int
@@ -19,6 +20,7 @@ class SchedulerSettings:
     max_running_requests: int
     max_queued_requests: int
     chunked_prefill_size: int
+    max_queued_tokens: int | None = None
     target_itl_s: float | None = None
     schedule_policy: str = "fcfs"
     eos_token_ids: tuple[int, ...] = ()

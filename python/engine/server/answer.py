@@ -89,9 +89,10 @@ class Answer:
 
     async def _whole(self, generation: Generation) -> HTTPResponse:
         deltas: list[list[TextDelta]] = [[] for _ in range(generation.num_choices)]
-        async for index, delta in generation.deltas():
-            deltas[index].append(delta)
-            self._note_end(index, delta)
+        async with generation.in_time():
+            async for index, delta in generation.deltas():
+                deltas[index].append(delta)
+                self._note_end(index, delta)
         content = {
             "id": self.response_id,
             "object": self.shape.object_name,
@@ -126,11 +127,17 @@ class Answer:
             has_usage=self.asked.include_usage,
         )
         headers = self._headers(generation, may_be_cut=True)
-        async with EventStream(self.request, headers, self.config.sse_keep_alive_s) as stream:
+        limits = self.request.app.ctx.server.limits
+        generation.bound_unread(limits.unread_tokens)
+        async with EventStream(
+            self.request, headers, keep_alive_s=self.config.sse_keep_alive_s, send_s=limits.send_s
+        ) as stream:
             try:
-                await self._stream_choices(generation, events, stream)
+                async with generation.in_time():
+                    await self._stream_choices(generation, events, stream)
                 outcome = self._outcome
             except Exception as error:  # the status line is out: the error goes into the stream
+                generation.close()
                 http_error = to_http(error, request_id_of(self.request))
                 stream.hold(error_event(http_error.body(self.config.error_format)))
                 outcome = "error"

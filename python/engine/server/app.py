@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import re
-import socket
 from typing import Any
 
 from sanic import HTTPResponse, Sanic
-from sanic.application.state import ApplicationServerInfo
 from sanic.handlers import ErrorHandler
-from sanic.http.constants import HTTP
 from sanic.request import Request
-from sanic.server.async_server import AsyncioServer
 from sanic_routing.route import Route
 
+from engine.config.limits import Limits
 from engine.server.auth import ApiKeys
-from engine.server.body import MAX_BODY_BYTES
 from engine.server.context import ServerContext
 from engine.server.cors import AllowedOrigins
 from engine.server.error_map import to_http
@@ -37,24 +32,7 @@ from engine.server.routes import (
     tokenize,
 )
 
-KEEP_ALIVE_TIMEOUT_S = 75
-REQUEST_TIMEOUT_S = 60
-BACKLOG = 1024
-_DRAIN_POLL_S = 0.05
-
 ROUTES = (health, models, server_info, loads, metrics, chat, completions, tokenize, cache, abort, docs)
-
-_SANIC_CONFIG = {
-    "ACCESS_LOG": False,
-    "AUTO_EXTEND": False,
-    "MOTD": False,
-    "KEEP_ALIVE_TIMEOUT": KEEP_ALIVE_TIMEOUT_S,
-    # Headers must arrive in this time; bodies have a limit of their own (body.py).
-    "REQUEST_TIMEOUT": REQUEST_TIMEOUT_S,
-    # An answer may take as long as it takes; a reader that stops reading is found in sse.py.
-    "RESPONSE_TIMEOUT": math.inf,
-    "REQUEST_MAX_SIZE": MAX_BODY_BYTES,
-}
 
 
 def create_app(context: ServerContext) -> Sanic:
@@ -67,7 +45,8 @@ def create_app(context: ServerContext) -> Sanic:
         request_class=_Request,
     )
     Sanic.unregister_app(app)
-    app.config.update(_SANIC_CONFIG)
+    app.ctx.server = context
+    app.config.update(_framework_config(context.limits))
     keys = ApiKeys(context.config.api_key)
     origins = AllowedOrigins(context.config.allowed_origins)
 
@@ -80,6 +59,8 @@ def create_app(context: ServerContext) -> Sanic:
     @app.on_response
     async def add_headers(request: Request, response: HTTPResponse) -> None:
         response.headers[HEADER] = request_id_of(request)
+        if context.is_draining and request.stream is not None:
+            request.stream.keep_alive = False
         origins.add_headers(request, response)
 
     @app.on_response
@@ -90,6 +71,22 @@ def create_app(context: ServerContext) -> Sanic:
         routes.add_routes(app, context)
     origins.add_preflights(app)
     return app
+
+
+def _framework_config(limits: Limits) -> dict[str, Any]:
+    return {
+        "ACCESS_LOG": False,
+        "AUTO_EXTEND": False,
+        "MOTD": False,
+        "KEEP_ALIVE_TIMEOUT": limits.idle_s,
+        # Headers must arrive in this time; bodies are timed in body.py.
+        "REQUEST_TIMEOUT": limits.receive_s,
+        # An answer may take as long as it takes; a reader that stops reading is found in sse.py.
+        "RESPONSE_TIMEOUT": math.inf,
+        "GRACEFUL_TCP_CLOSE_TIMEOUT": min(5.0, limits.send_s),
+        "REQUEST_MAX_SIZE": limits.body_bytes,
+        "REQUEST_MAX_HEADER_SIZE": limits.header_bytes,
+    }
 
 
 class _Request(Request):
@@ -120,37 +117,3 @@ class _ErrorHandler(ErrorHandler):
         if request.method == "POST" and error.status != 500:
             self._metrics.count_rejection(error.slug)
         return HTTPResponse(error.body(self._error_format), error.status, error.headers, "application/json")
-
-
-async def start_serving(app: Sanic, listener: socket.socket) -> AsyncioServer:
-    """Answer on a bound socket, in the running event loop."""
-    # Connections inherit it. Without it the second token of a stream waits for the client's delayed
-    # acknowledgement of the first, some 40 ms; asyncio sets it only on listeners that it made itself.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # Without this note about itself the framework sends an empty alt-svc header with every answer.
-    app.state.server_info.append(ApplicationServerInfo(settings={"version": HTTP.VERSION_1}))
-    server = await app.create_server(
-        sock=listener, backlog=BACKLOG, asyncio_server_kwargs={"start_serving": False}
-    )
-    await server.startup()
-    await server.start_serving()
-    return server
-
-
-async def drain(server: AsyncioServer, timeout_s: float) -> None:
-    """Accept no more, and wait at most `timeout_s` seconds until running requests have ended."""
-    server.close()
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout_s
-    while server.connections and loop.time() < deadline:
-        for connection in list(server.connections):
-            connection.close_if_idle()
-        await asyncio.sleep(_DRAIN_POLL_S)
-
-
-async def cut_off(server: AsyncioServer) -> None:
-    """Close what is still open. Effects: handlers are cancelled, and with them their requests."""
-    while server.connections:
-        for connection in list(server.connections):
-            connection.abort()
-        await asyncio.sleep(0)

@@ -11,15 +11,15 @@ from typing import Any, TypeVar
 import msgspec
 from sanic.request import Request
 
-from engine.errors import InvalidRequest
+from engine.config.limits import Limits
+from engine.errors import InvalidRequest, Overloaded
+from engine.server.body_memory import BodyMemoryShare
 from engine.server.error_map import INVALID, HttpError
 
 T = TypeVar("T")
 
-MAX_BODY_BYTES = 16 * 2**20
-BODY_TIMEOUT_S = 60.0
 _INLINE_BYTES = 8192
-_LINGER_BYTES = 4 * MAX_BODY_BYTES
+_LINGER_BYTES = 64 * 2**20
 _LINGER_S = 5.0
 _LINGER_SILENCE_S = 0.3
 
@@ -30,8 +30,10 @@ async def read_request(request: Request, parse: Callable[[dict[str, Any]], T]) -
     Raises: `HttpError` 408, 413 or 415, `InvalidRequest` (slug invalid_json), and what `parse` raises.
     """
     _check_media_type(request)
-    content = await _read(request)
-    return await run_sized(request, lambda: parse(_decode(content)))
+    server = request.app.ctx.server
+    with server.body_memory.share() as memory:
+        content = await _read(request, server.limits, memory)
+        return await run_sized(request, lambda: parse(_decode(content)))
 
 
 async def run_sized(request: Request, work: Callable[[], T]) -> T:
@@ -79,18 +81,22 @@ def _check_media_type(request: Request) -> None:
         raise HttpError(415, INVALID, "unsupported_media_type", "Compressed bodies are not supported.")
 
 
-async def _read(request: Request) -> bytes:
+async def _read(request: Request, limits: Limits, memory: BodyMemoryShare) -> bytes:
     stream, pieces, num_bytes = request.stream, [], 0
-    if stream.request_body and (stream.request_bytes or 0) > MAX_BODY_BYTES:  # as announced
+    if stream.request_body and (stream.request_bytes or 0) > limits.body_bytes:  # as announced
         await _discard(stream, 0)
-        raise _too_large()
+        raise _too_large(limits)
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
+        async with asyncio.timeout(limits.receive_s):
             while stream.request_body and (piece := await stream.read()) is not None:
                 num_bytes += len(piece)
-                if num_bytes > MAX_BODY_BYTES:
+                if num_bytes > limits.body_bytes:
                     await _discard(stream, num_bytes)
-                    raise _too_large()
+                    raise _too_large(limits)
+                if not memory.grow(num_bytes):
+                    pieces.clear()
+                    await _discard(stream, num_bytes)
+                    raise Overloaded("Too many large requests arrive at once.", slug="bodies_too_large")
                 pieces.append(piece)
     except TimeoutError:
         raise HttpError(408, INVALID, "request_timeout", "The body did not arrive in time.") from None
@@ -116,6 +122,6 @@ async def _discard(stream: Any, num_bytes: int) -> None:
         pass
 
 
-def _too_large() -> HttpError:
-    message = f"The request body exceeds {MAX_BODY_BYTES} bytes."
+def _too_large(limits: Limits) -> HttpError:
+    message = f"The request body exceeds {limits.body_bytes} bytes."
     return HttpError(413, INVALID, "body_too_large", message)

@@ -10,6 +10,7 @@ from engine.config.server_config import ServerConfig
 from engine.core.client import EngineClient, EngineState
 from engine.core.messages import EngineReady
 from engine.errors import Overloaded
+from engine.server.body_memory import BodyMemory
 from engine.server.ignored import IgnoredFields
 from engine.server.live_requests import LiveRequests
 from engine.server.metrics import Metrics
@@ -37,6 +38,8 @@ class ServerContext:
 
     def __post_init__(self) -> None:
         path = self.engine_config.model_path
+        self.limits = self.config.limits
+        self.body_memory = BodyMemory(self.limits.all_bodies_bytes)
         self.metrics = Metrics()
         self.live = LiveRequests()
         self.ignored = IgnoredFields(self.metrics, is_strict=self.config.strict_params)

@@ -93,7 +93,7 @@ def _internal(request_id: str) -> HttpError:
 def _overloaded(error: Overloaded) -> HttpError:
     wait_s = max(1.0, error.retry_after_s)
     headers = {"retry-after": str(math.ceil(wait_s)), "retry-after-ms": str(math.ceil(wait_s * 1000))}
-    if error.slug == "shutting_down":
+    if error.slug in ("shutting_down", "request_timeout"):  # here it will not go better
         headers["x-should-retry"] = "false"
     return HttpError(503, "overloaded_error", error.slug, error.message, headers=headers)
 

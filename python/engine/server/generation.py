@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -12,15 +14,17 @@ import numpy as np
 from engine.core.client import EngineClient, RequestStream
 from engine.core.messages import EngineReady, GenerateRequest
 from engine.core.output_processor import OutputProcessor, TextDelta
-from engine.errors import InvalidRequest
+from engine.errors import InvalidRequest, Overloaded
 from engine.sampling.params import SamplingParams
 from engine.server.context import ServerContext
+from engine.server.deadline import in_time
 from engine.server.metrics import RequestTimer
 from engine.server.prompt_scores import after_scores
 from engine.server.schema import GenerationRequest
 from engine.text.stop_strings import StopStrings
 from engine.text.tokenizer import Tokenizer
 
+_MOST_PUMPED = 64
 _MOST_CHARS_A_TOKEN = 512  # vocabularies have runs of 128 spaces, hardly more
 
 
@@ -89,6 +93,8 @@ class Generation:
         self.completion_tokens = 0
         self.cached_tokens = 0
         self._client: EngineClient = context.client
+        self._config = context.config
+        self._start_s = monotonic()
         self._live = context.live
         self._names: tuple[str, ...] = ()
         self._is_aborted = False
@@ -131,7 +137,11 @@ class Generation:
             OutputProcessor(tokenizer, params, ids, request.n, stops) for ids, params in prompts
         ]
         try:
-            self._streams = await _submit_all(context.client, requests)
+            async with (
+                self.in_time(),
+                in_time(self._config.queue_timeout, self._start_s, self._waited_too_long),
+            ):
+                self._streams = await _submit_all(context.client, requests)
         except BaseException as error:
             self.close()
             if self._is_aborted and isinstance(error, InvalidRequest):
@@ -148,6 +158,23 @@ class Generation:
         is_aborted = self._is_aborted or kind is asyncio.CancelledError
         is_complete = not is_aborted and self._num_ended == self.num_choices
         self._timer.ended(self.cached_tokens, is_complete=is_complete, is_aborted=is_aborted)
+
+    def in_time(self) -> AbstractAsyncContextManager[None]:
+        """What does not end within --request-timeout raises `Overloaded`."""
+        return in_time(self._config.request_timeout, self._start_s, self._took_too_long)
+
+    def _waited_too_long(self) -> Overloaded:
+        message = f"The request waited {self._config.queue_timeout:g} s and was not run (--queue-timeout)."
+        return Overloaded(message, slug="queue_timeout", retry_after_s=self._client.retry_after_s)
+
+    def _took_too_long(self) -> Overloaded:
+        message = f"The request took longer than {self._config.request_timeout:g} s (--request-timeout)."
+        return Overloaded(message, slug="request_timeout", retry_after_s=self._client.retry_after_s)
+
+    def bound_unread(self, num_tokens: int) -> None:
+        """Give the request up when its reader is that many tokens behind in a choice."""
+        for stream, request in zip(self._streams, self._requests, strict=True):
+            stream.max_unread = num_tokens * request.n
 
     def close(self) -> None:
         """Cancel what has not come to its end."""
@@ -186,7 +213,7 @@ class Generation:
         return self._deltas_of(0) if len(self._streams) == 1 else self._merged_deltas()
 
     async def _merged_deltas(self) -> AsyncIterator[tuple[int, TextDelta]]:
-        queue: asyncio.Queue[tuple[int, TextDelta] | BaseException | None] = asyncio.Queue()
+        queue: asyncio.Queue[tuple[int, TextDelta] | BaseException | None] = asyncio.Queue(_MOST_PUMPED)
         tasks = [asyncio.create_task(self._pump(i, queue)) for i in range(len(self._streams))]
         try:
             num_open = len(tasks)
@@ -205,10 +232,10 @@ class Generation:
     async def _pump(self, prompt: int, queue: asyncio.Queue[Any]) -> None:
         try:
             async for item in self._deltas_of(prompt):
-                queue.put_nowait(item)
-            queue.put_nowait(None)
+                await queue.put(item)
+            await queue.put(None)
         except Exception as error:  # handed to the reader, who raises it
-            queue.put_nowait(error)
+            await queue.put(error)
 
     def _deltas_of(self, prompt: int) -> AsyncIterator[tuple[int, TextDelta]]:
         deltas = self._running_deltas_of(prompt)

@@ -14,13 +14,14 @@ from engine.config.engine_config import EngineConfig
 from engine.config.model_location import locate_model
 from engine.config.server_config import ServerConfig
 from engine.core.process import ProcessClient
-from engine.server.app import create_app, cut_off, drain, start_serving
+from engine.errors import ConfigError
+from engine.server.app import create_app
 from engine.server.context import ServerContext
+from engine.server.listening import cut_off, drain, start_serving
 from engine.server.model_files import ModelFiles
 
 logger = logging.getLogger(__name__)
 
-DRAIN_S = 30.0
 LAST_WORDS_S = 1.0
 
 
@@ -29,7 +30,8 @@ async def serve(
 ) -> None:
     """Serve on a bound socket until SIGTERM or SIGINT; a second signal cuts running requests off.
 
-    Raises: `ConfigError` if the engine or the model's text side cannot be loaded.
+    Raises: `ConfigError` if the engine or the model's text side cannot be loaded, or if the engine died
+    so often that it is given up.
     """
     client.attach()
     context = ServerContext(client=client, config=config, engine_config=engine_config)
@@ -38,21 +40,23 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, None)
     server = await start_serving(create_app(context), listener)
-    drain_s = 0.0
+    is_in_time = False
     try:
         host, port = listener.getsockname()[:2]
         logger.info("listening on http://%s:%d, loading %s", host, port, context.names.primary)
         if await _unless(signals, _load(client, context)):
             _log_ready(context)
-            await signals.get()
-            drain_s = DRAIN_S
+            if await _unless(signals, client.wait_failed()):
+                raise ConfigError(f"giving up: {client.state_reason}")
+            logger.info("shutting down, in at most %g s", config.drain_timeout)
+            context.is_draining = True
+            is_in_time = await _unless(signals, drain(server, config.drain_timeout))
     finally:
-        logger.info("shutting down")
         context.is_draining = True
-        await _unless(signals, drain(server, drain_s))
-        await client.close()  # what still runs ends in an error, which is sent
+        await client.close(at_once=not is_in_time)  # what still runs ends in an error, which is sent
         await drain(server, LAST_WORDS_S)
         await cut_off(server)
+        logger.info("stopped")
 
 
 async def _load(client: ProcessClient, context: ServerContext) -> None:
@@ -80,7 +84,7 @@ def _load_files(context: ServerContext) -> ModelFiles:
     )
 
 
-async def _unless(signals: asyncio.Queue[None], work: Coroutine[Any, Any, None]) -> bool:
+async def _unless(signals: asyncio.Queue[None], work: Coroutine[Any, Any, Any]) -> bool:
     """Do `work` unless a signal comes first. Returns whether it was done."""
     task, signalled = asyncio.create_task(work), asyncio.create_task(signals.get())
     await asyncio.wait((task, signalled), return_when=asyncio.FIRST_COMPLETED)

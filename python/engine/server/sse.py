@@ -15,7 +15,6 @@ from typing import Any
 import msgspec
 from sanic.request import Request
 
-WRITE_TIMEOUT_S = 60.0
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 CONTENT_TYPE = "text/event-stream; charset=utf-8"
 DONE = b"data: [DONE]\n\n"
@@ -129,10 +128,13 @@ class EventStream:
     One watching task serves both purposes, so that a token costs no timer of its own.
     """
 
-    def __init__(self, request: Request, headers: dict[str, str], keep_alive_s: float) -> None:
+    def __init__(
+        self, request: Request, headers: dict[str, str], *, keep_alive_s: float, send_s: float
+    ) -> None:
         self._request = request
         self._headers = headers
         self._keep_alive_s = keep_alive_s or math.inf
+        self._send_s = send_s
         self._last_sent = monotonic()
         self._sending_since: float | None = None
         self._held = b""
@@ -177,9 +179,9 @@ class EventStream:
                     await self.send(_COMMENT)
                     continue
             else:
-                wait_s = self._sending_since + WRITE_TIMEOUT_S - now
+                wait_s = self._sending_since + self._send_s - now
                 if wait_s <= 0:
                     # The handler is cancelled by the loss of the connection, as with any other.
                     self._request.transport.abort()
                     return
-            await asyncio.sleep(min(max(wait_s, 0.01), WRITE_TIMEOUT_S))
+            await asyncio.sleep(min(max(wait_s, 0.01), self._send_s))

@@ -1,0 +1,109 @@
+"""Connections: bounded in number and in what they may keep the server waiting for; and the end of serving."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from asyncio.transports import Transport
+
+from sanic import Sanic
+from sanic.application.state import ApplicationServerInfo
+from sanic.http.constants import HTTP, Stage
+from sanic.server.async_server import AsyncioServer
+from sanic.server.protocols.http_protocol import HttpProtocol
+
+from engine.errors import Overloaded
+from engine.server.error_map import to_http
+
+BACKLOG = 1024
+_DRAIN_POLL_S = 0.02
+
+
+class Connection(HttpProtocol):
+    """One client's connection. `app.ctx.server` is the `ServerContext`."""
+
+    __slots__ = ()
+
+    def connection_made(self, transport: Transport) -> None:
+        super().connection_made(transport)
+        if len(self.connections) <= self.app.ctx.server.limits.connections:
+            return
+        idle = [c for c in self.connections if c is not self and c.is_idle]
+        if idle:
+            min(idle, key=lambda connection: connection._time).close()
+        else:
+            self.app.ctx.server.metrics.count_rejection("too_many_connections")
+            transport.write(_refusal(self.app.ctx.server.config.error_format))
+            transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        began = self._time
+        super().data_received(data)
+        if self._http is not None and self._http.stage is Stage.REQUEST:
+            self._time = began  # headers that come drop by drop do not get more time with every drop
+
+    @property
+    def is_idle(self) -> bool:
+        """Between requests; what is still being received or answered is not."""
+        return self._http is None or self._http.stage is Stage.IDLE
+
+    @property
+    def is_answering(self) -> bool:
+        return self._http is not None and self._http.stage in (Stage.HANDLER, Stage.RESPONSE)
+
+
+def _refusal(error_format: str) -> bytes:
+    error = to_http(Overloaded("Too many connections are open.", slug="too_many_connections"), "")
+    body = error.body(error_format)
+    headers = {
+        **error.headers,
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        "connection": "close",
+    }
+    lines = ["HTTP/1.1 503 Service Unavailable", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+async def start_serving(app: Sanic, listener: socket.socket) -> AsyncioServer:
+    """Answer on a bound socket, in the running event loop."""
+    # Connections inherit it. Without it the second token of a stream waits for the client's delayed
+    # acknowledgement of the first, some 40 ms; asyncio sets it only on listeners that it made itself.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # Without this note about itself the framework sends an empty alt-svc header with every answer.
+    app.state.server_info.append(ApplicationServerInfo(settings={"version": HTTP.VERSION_1}))
+    server = await app.create_server(
+        sock=listener, backlog=BACKLOG, protocol=Connection, asyncio_server_kwargs={"start_serving": False}
+    )
+    await server.startup()
+    await server.start_serving()
+    return server
+
+
+async def drain(server: AsyncioServer, timeout_s: float) -> None:
+    """Wait at most `timeout_s` seconds until no request is being answered.
+
+    The port stays open meanwhile: who comes now is told by the routes, and not by a refused connection.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    while loop.time() < deadline and any(connection.is_answering for connection in server.connections):
+        await asyncio.sleep(_DRAIN_POLL_S)
+
+
+async def cut_off(server: AsyncioServer, flush_s: float = 1.0) -> None:
+    """Free the port and close what is open. Effects: handlers are cancelled, and with them their requests.
+
+    Answers that are complete have `flush_s` seconds to be taken by their clients.
+    """
+    server.close()
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + flush_s
+    while loop.time() < deadline and any(connection.is_idle for connection in server.connections):
+        for connection in list(server.connections):
+            connection.close_if_idle()
+        await asyncio.sleep(_DRAIN_POLL_S)
+    while server.connections:
+        for connection in list(server.connections):
+            connection.abort()
+        await asyncio.sleep(0)

@@ -1,0 +1,181 @@
+"""What clients can make the server hold, and for how long: each bound is reached and kept."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.config.limits import Limits, parse_limits
+from engine.config.server_config import ServerConfig
+from engine.errors import ConfigError
+from helpers.http_server import Server, wait_until
+
+CHAT = "/v1/chat/completions"
+HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.fixture
+def small(model_dir: Path) -> Iterator[Server]:
+    """Few connections, and little patience with slow ones."""
+    config = ServerConfig(limit=("connections=4", "receive_s=0.4", "idle-s=0.4", "header_bytes=2000"))
+    with Server(model_dir, config=config) as server:
+        yield server
+
+
+def opened(server: Server, data: bytes = b"") -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+    connection.sendall(data)
+    return connection
+
+
+def test_limits_are_read() -> None:
+    limits = parse_limits(["body_bytes=10", " send-s =0.5", "connections=7"])
+    assert (limits.body_bytes, limits.send_s, limits.connections) == (10, 0.5, 7)
+    assert parse_limits([]) == Limits()
+
+
+def test_the_readme_lists_them_all() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert all(f"| `{field.name}` |" in readme for field in dataclasses.fields(Limits))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("body_byte=1", "no limit is called 'body_byte'; did you mean body_bytes?"),
+        ("xyz=1", "no limit is called 'xyz'; there are body_bytes, "),
+        ("idle_s", "idle_s expects a number after =, got 'idle_s'"),
+        ("connections=1.5", "connections expects a number after =, got '1.5'"),
+        ("connections=0", "connections must be positive, got 0"),
+        ("idle_s=nan", "idle_s must be positive, got nan"),
+        ("idle_s=inf", "idle_s must be positive, got inf"),
+        ("header_bytes=20000", "header_bytes must be positive and at most 16384, got 20000"),
+    ],
+)
+def test_wrong_limits(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ServerConfig(limit=(text,))
+    assert message in caught.value.message
+
+
+def test_an_idle_connection_makes_room_for_a_new_one(small: Server) -> None:
+    small.call(small.engine.hold)
+    busy = opened(small, b"POST %b HTTP/1.1\r\nHost: x\r\n" % CHAT.encode())
+    body = b'{"model":"default","messages":[{"role":"user","content":"x"}]}'
+    busy.sendall(b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+    wait_until(lambda: small.call(lambda: len(small.engine.running)) == 1)
+    idle = []
+    for _ in range(3):
+        idle.append(opened(small, HEALTH))
+        assert idle[-1].recv(65536).startswith(b"HTTP/1.1 200")
+    another = opened(small, HEALTH)
+    assert another.recv(65536).startswith(b"HTTP/1.1 200")
+    assert idle[0].recv(1) == b"", "the one that was idle for longest is closed"
+    small.call(small.engine.release)
+    assert busy.recv(65536).startswith(b"HTTP/1.1 200")
+    for connection in (busy, another, *idle):
+        connection.close()
+
+
+def test_one_connection_too_many_is_refused(small: Server) -> None:
+    small.call(small.engine.hold)
+    body = {"model": "default", "messages": [{"role": "user", "content": "x"}]}
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        answers = [threads.submit(small.sdk().chat.completions.create, **body) for _ in range(4)]
+        wait_until(lambda: small.call(lambda: len(small.engine.running)) == 4)
+        with opened(small) as extra:
+            refused = b"".join(iter(lambda: extra.recv(65536), b""))
+        head, _, content = refused.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ") and b"\r\nretry-after: 1\r\n" in head
+        assert json.loads(content)["error"]["code"] == "too_many_connections"
+        small.call(small.engine.release)
+        assert all(answer.result(20).choices for answer in answers)
+
+
+def test_headers_that_drip_do_not_hold_a_connection(small: Server) -> None:
+    with opened(small, b"GET /health HTTP/1.1\r\n") as connection:
+        connection.settimeout(0.05)
+        answer, num_drops = b"", 0
+        while not answer:
+            num_drops += 1
+            assert num_drops < 200, "each drop bought more time"
+            connection.sendall(b"x: y\r\n")
+            try:
+                answer = connection.recv(65536)
+            except TimeoutError:
+                continue
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b'"request_timeout"' in answer
+
+
+def test_an_idle_connection_is_closed(small: Server) -> None:
+    with opened(small) as unused, opened(small, HEALTH) as used:
+        assert used.recv(65536).startswith(b"HTTP/1.1 200")
+        assert used.recv(1) == b"" == unused.recv(1)
+
+
+def test_headers_that_are_too_large(small: Server) -> None:
+    with opened(small, b"GET /health HTTP/1.1\r\nx: " + b"y" * 3000 + b"\r\n\r\n") as connection:
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
+
+
+def test_bodies_share_their_memory(server: Server) -> None:
+    """Two large bodies fit, the third is refused until one of them is gone; small ones always fit."""
+    server.call(lambda: setattr(server.context.body_memory, "_most", 500_000))
+    half = b'{"model": "default", "prompt": "' + b"x" * 200_000
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n"
+    held = [opened(server, head + half) for _ in range(2)]
+    wait_until(lambda: server.call(lambda: server.context.body_memory.num_bytes) > 390_000)
+    huge = {"model": "default", "prompt": "x" * 200_000, "max_tokens": 1}
+    refused = server.post("/v1/completions", huge)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "bodies_too_large")
+    assert server.complete(max_tokens=1).status_code == 200
+    for connection in held:
+        connection.close()
+    wait_until(lambda: server.call(lambda: server.context.body_memory.num_bytes) == 0)
+    assert server.post("/v1/completions", huge).json()["error"]["code"] == "context_length_exceeded"
+    server.call(lambda: setattr(server.context.body_memory, "_most", Limits().all_bodies_bytes))
+
+
+# --- time
+
+
+def test_waiting_too_long_is_refused_before_any_header(model_dir: Path) -> None:
+    with Server(model_dir, config=ServerConfig(queue_timeout=0.2)) as server:
+        server.call(server.engine.hold_admission)
+        for stream in (False, True):
+            refused = server.chat(stream=stream)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "queue_timeout")
+            assert refused.headers["retry-after"] == "7", "the engine's estimate"
+        assert len(set(server.engine.cancelled)) == 2
+        server.call(server.engine.release_admission)
+        assert server.chat().status_code == 200
+
+
+def test_a_request_that_takes_too_long_is_ended(model_dir: Path) -> None:
+    with Server(model_dir, config=ServerConfig(request_timeout=0.3)) as server:
+        server.call(server.engine.hold)
+        whole = server.chat()
+        assert (whole.status_code, whole.json()["error"]["code"]) == (503, "request_timeout")
+        assert whole.headers["x-should-retry"] == "false"
+        server.wait_idle()
+        stream = server.chat(stream=True)
+        assert stream.status_code == 200
+        *_, error, done, end = stream.text.split("\n\n")
+        assert '"code":"request_timeout"' in error
+        assert (done, end) == ("data: [DONE]", "")
+        server.wait_idle()
+        assert server.call(lambda: server.context.live._aborts) == {}
+
+
+def test_time_in_the_queue_counts_too(model_dir: Path) -> None:
+    with Server(model_dir, config=ServerConfig(request_timeout=0.2)) as server:
+        server.call(server.engine.hold_admission)
+        assert server.chat(stream=True).json()["error"]["code"] == "request_timeout"
+        assert len(set(server.engine.cancelled)) == 1
