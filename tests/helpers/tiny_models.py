@@ -66,6 +66,7 @@ _GRANITE = {
     "residual_multiplier": 0.7,
     "logits_scaling": 0.5,
 }
+_QWEN_MOE = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 96}
 _LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -91,11 +92,14 @@ KINDS = {
         "Phi3",
         {"rope_parameters": _LONGROPE, "original_max_position_embeddings": 1000, "hidden_size": 256},
     ),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": WINDOW}),
+    "qwen3_moe": ("Qwen3Moe", {**_QWEN_MOE, "norm_topk_prob": True, "mlp_only_layers": [1]}),
+    "qwen3_moe_shares": ("Qwen3Moe", _QWEN_MOE),
     "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2}),
 }
 
 
-SEEDS = {"olmo2": 3}
+SEEDS = {"olmo2": 3, "qwen3_moe_shares": 2}
 """Where seed 0 makes a model that repeats itself."""
 
 
@@ -123,7 +127,7 @@ def make_model(kind: str, seed: int | None = None, **changes):
                 parameter.normal_(0, 0.12)
             else:
                 gain = 1.4 if "q_proj" in name or "k_proj" in name else 1.5
-                parameter.normal_(0, gain / parameter.shape[1] ** 0.5)
+                parameter.normal_(0, gain / parameter.shape[-1] ** 0.5)
     return model
 
 

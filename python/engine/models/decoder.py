@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from engine.models.layers import DecoderLayer, FusedLinear, Norm
+from engine.models.decoder_layer import DecoderLayer, Mlp
+from engine.models.layers import FusedLinear, Norm
 from engine.models.rope import rope_tables
 from engine.models.spec import ModelSpec
 from engine.models.weights import Slot
@@ -143,9 +144,12 @@ class Decoder:
         """From attended rows to the rows that the next layer, or the head, starts from."""
         self._linear(rows.attended, layer.output, rows.update)
         self._add_update(rows, layer.attention_norm, layer.mlp_norm)
-        self._linear(rows.normed, layer.gate_up, rows.gate_up)
-        self._multiply(self._ctx, rows.gate_up, rows.product)
-        self._linear(rows.product, layer.down, rows.update)
+        if isinstance(layer.mlp, Mlp):
+            self._linear(rows.normed, layer.mlp.gate_up, rows.gate_up)
+            self._multiply(self._ctx, rows.gate_up, rows.product)
+            self._linear(rows.product, layer.mlp.down, rows.update)
+        else:
+            layer.mlp.forward(rows.normed, rows.update)
         self._add_update(rows, layer.update_norm, next_norm)
 
     def _add_update(self, rows: Rows, update_norm: Norm | None, next_norm: Norm | None) -> None:

@@ -19,6 +19,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 HEAD_DIMS = range(64, 257, 16)
 MAX_INTEGER = 2**31 - 1
 MAX_LAYERS = 4096
+MAX_EXPERTS = 4096
 MAX_NUMBER = 1e30
 
 

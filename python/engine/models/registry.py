@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from engine.errors import ConfigError
-from engine.models import gemma, granite, llama, mistral, olmo, phi, qwen, smollm
+from engine.models import gemma, granite, llama, mistral, mixtral, olmo, phi, qwen, smollm
 from engine.models.hf_config import FamilyDefaults, check_supported, read_facts, read_json
 from engine.models.spec import ModelSpec
 
@@ -30,10 +30,12 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "GraniteForCausalLM": Family(granite.facts),
         "LlamaForCausalLM": Family(llama.facts),
         "MistralForCausalLM": Family(mistral.facts),
+        "MixtralForCausalLM": Family(mixtral.facts),
         "Olmo2ForCausalLM": Family(olmo.facts),
         "Phi3ForCausalLM": Family(phi.facts),
         "Qwen2ForCausalLM": Family(qwen.qwen2_facts),
         "Qwen3ForCausalLM": Family(qwen.qwen3_facts, FamilyDefaults(head_dim=128)),
+        "Qwen3MoeForCausalLM": Family(qwen.qwen3_moe_facts),
         "SmolLM3ForCausalLM": Family(smollm.facts, FamilyDefaults(rope_theta=2e6, ties_embeddings=True)),
     }
 )

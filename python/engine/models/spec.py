@@ -30,6 +30,27 @@ class RopeSpec:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ExpertsSpec:
+    """The mixture of experts of a model, and how its checkpoint names it.
+
+    `weighs_all`: an expert's weight is its share in the softmax over all experts; otherwise over the
+    chosen ones. `layers` has one entry a layer: whether it has experts instead of one MLP.
+    Source: Jiang et al. 2024 (Mixtral), section 2.1.
+    """
+
+    num_experts: int
+    num_chosen: int
+    intermediate_size: int
+    weighs_all: bool
+    layers: tuple[bool, ...]
+    module_name: str
+    """Under a layer's prefix; holds the router and `experts`."""
+    router_name: str
+    projection_names: tuple[str, str, str]
+    """Gate, up and down."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """A decoder-only transformer in numbers and flags.
 
@@ -73,6 +94,7 @@ class ModelSpec:
     """Where a layer normalises: "before" attention and MLP, "after" them, or "both"."""
     norm_offset: float = 0.0
     """What is added to the checkpoint's norm weights."""
+    experts: ExpertsSpec | None = None
     has_fused_projections: bool = False
     """Whether the checkpoint stores q, k and v as one tensor, and gate and up as one."""
 
@@ -86,5 +108,10 @@ class ModelSpec:
         """Elements of all projection matrices and embeddings; norms and biases are not worth counting."""
         attention = (self.qkv_size + self.num_heads * self.head_dim) * self.hidden_size
         mlp = 3 * self.intermediate_size * self.hidden_size
+        experts = self.experts
+        num_sparse = sum(experts.layers) if experts else 0
+        mlps = (self.num_layers - num_sparse) * mlp
+        if experts:
+            mlps += num_sparse * experts.num_experts * (3 * experts.intermediate_size + 1) * self.hidden_size
         embeddings = (1 if self.tie_word_embeddings else 2) * self.vocab_size * self.hidden_size
-        return self.num_layers * (attention + mlp) + embeddings
+        return self.num_layers * attention + mlps + embeddings

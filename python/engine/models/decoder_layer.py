@@ -1,0 +1,79 @@
+"""The weights of one layer of the decoder."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from engine.models.experts import Experts
+from engine.models.layers import FusedLinear, NamedSlots, Norm
+from engine.models.spec import ModelSpec
+
+
+class Mlp(NamedTuple):
+    """A gated MLP. Biases follow from the parts."""
+
+    gate_up: FusedLinear
+    down: FusedLinear
+
+    def slots(self) -> NamedSlots:
+        yield from self.gate_up.slots()
+        yield from self.down.slots()
+
+
+class DecoderLayer:
+    """Attention and gated MLP of one layer. `window` 0 means that every earlier token is seen.
+
+    A norm that the model does not have is None: `input_norm` and `mlp_norm` stand before attention and
+    MLP, `attention_norm` and `update_norm` after them; `q_norm` and `k_norm` are over a head or a row.
+    """
+
+    def __init__(self, ops: ModuleType, ctx: Any, spec: ModelSpec, index: int, dtype: str) -> None:
+        prefix = f"model.layers.{index}"
+        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+        hidden, heads = spec.hidden_size, spec.num_heads * spec.head_dim
+        kv_heads = spec.num_kv_heads * spec.head_dim
+        if spec.has_fused_projections:
+            qkv = [(f"{attention}.qkv_proj", spec.qkv_size)]
+            gate_up = [(f"{mlp}.gate_up_proj", 2 * spec.intermediate_size)]
+        else:
+            sizes = {"q_proj": heads, "k_proj": kv_heads, "v_proj": kv_heads}
+            qkv = [(f"{attention}.{name}", rows) for name, rows in sizes.items()]
+            gate_up = [(f"{mlp}.{name}", spec.intermediate_size) for name in ("gate_proj", "up_proj")]
+
+        def norm(name: str, size: int = hidden) -> Norm:
+            return Norm(f"{prefix}.{name}", size, spec.norm_offset)
+
+        self.window, self.rope = spec.windows[index], spec.ropes[index]
+        self.input_norm = None if spec.norms == "after" else norm("input_layernorm")
+        self.qkv = FusedLinear(ops, ctx, qkv, hidden, dtype, has_bias=spec.qkv_bias)
+        self.q_norm = self.k_norm = None
+        if spec.qk_norm != "none":
+            is_row = spec.qk_norm == "row"
+            self.q_norm = norm("self_attn.q_norm", heads if is_row else spec.head_dim)
+            self.k_norm = norm("self_attn.k_norm", kv_heads if is_row else spec.head_dim)
+        output = [(f"{attention}.o_proj", hidden)]
+        self.output = FusedLinear(ops, ctx, output, heads, dtype, has_bias=spec.output_bias)
+        self.attention_norm = self.mlp_norm = self.update_norm = None
+        if spec.norms == "before":
+            self.mlp_norm = norm("post_attention_layernorm")
+        else:
+            self.attention_norm = norm("post_attention_layernorm")
+            self.update_norm = norm("post_feedforward_layernorm")
+        if spec.norms == "both":
+            self.mlp_norm = norm("pre_feedforward_layernorm")
+        if spec.experts is not None and spec.experts.layers[index]:
+            module = f"{prefix}.{spec.experts.module_name}"
+            self.mlp = Experts(ops, ctx, spec.experts, hidden, module, dtype)
+        else:
+            down = [(f"{mlp}.down_proj", hidden)]
+            self.mlp = Mlp(
+                FusedLinear(ops, ctx, gate_up, hidden, dtype, has_bias=spec.mlp_bias),
+                FusedLinear(ops, ctx, down, spec.intermediate_size, dtype, has_bias=spec.mlp_bias),
+            )
+
+    def slots(self) -> NamedSlots:
+        attention = (self.input_norm, self.qkv, self.q_norm, self.k_norm, self.output, self.attention_norm)
+        for part in (*attention, self.mlp_norm, self.mlp, self.update_norm):
+            if part is not None:
+                yield from part.slots()
