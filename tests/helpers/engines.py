@@ -63,7 +63,7 @@ class FakeRunner:
             self.plans[-1].append((row.request.request_id, row.request.choice, row.start, row.num_tokens))
             self._compute(row)
         result = self._sample(plan)
-        result.prompt_scores = [self._score(row) for row in plan.scored_rows]
+        result.scores = [self._score(row) for row in plan.scored_rows]
         return result
 
     def _sample(self, plan: StepPlan) -> StepResult:
@@ -81,7 +81,10 @@ class FakeRunner:
 
     def _score(self, row: StepRow) -> TokenScores:
         """Scores depend on all tokens up to the one that is scored."""
-        request, most = row.request, row.request.params.prompt_logprobs
+        request, most = (
+            row.request,
+            max(row.request.params.prompt_logprobs or 0, row.request.params.logprobs or 0),
+        )
         assert row.start <= row.scored.start and row.scored.stop <= row.start + row.num_tokens
         next_ids = request.token_ids[row.scored.start + 1 : row.scored.stop + 1]
         values = self.slots[self._slot_ids(row, row.scored.start, row.scored.stop)]

@@ -90,7 +90,7 @@ class Harness:
         computed = {row.request.request_id for row in plan.rows}
         assert len(computed) == 1 or not any(row.request.runs_alone for row in plan.rows)
         result = self.runner.execute(plan)
-        for row, scores in zip(plan.scored_rows, result.prompt_scores, strict=True):
+        for row, scores in zip(plan.scored_rows, result.scores, strict=True):
             answer = self.answers[row.request.request_id, row.request.choice]
             assert len(answer.prompt_logprobs) == row.scored.start, "a position is scored once, in order"
             answer.prompt_logprobs += scores.logprobs.tolist()
@@ -114,8 +114,8 @@ class Harness:
     def _take(self, new: NewToken) -> None:
         answer = self.answers[new.request.request_id, new.request.choice]
         assert answer.finish_reason is None, "a token after the last one"
-        if new.token_id is not None:
-            answer.token_ids.append(new.token_id)
+        if new.sampled is not None or new.token_ids:
+            answer.token_ids += new.token_ids
         answer.finish_reason, answer.stop_token_id = new.finish_reason, new.stop_token_id
 
 

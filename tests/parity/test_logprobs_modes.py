@@ -96,6 +96,6 @@ def test_a_small_vocabulary_has_few_alternatives(tmp_path):
     result = runner.execute(StepPlan([row]))
     assert sorted(result.top_ids[0].tolist()) == list(range(12))
     assert np.exp(result.top_logprobs[0]).sum() == pytest.approx(1)
-    (scores,) = result.prompt_scores
+    (scores,) = result.scores
     assert scores.top_ids.shape == (3, 12)
     np.testing.assert_allclose(np.exp(scores.top_logprobs).sum(axis=1), 1, rtol=1e-5)

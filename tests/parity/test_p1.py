@@ -130,7 +130,7 @@ class Machine:
         assert plan is not None
         result = self.runner.execute(plan)
         for row, new in enumerate(scheduler.update(plan, result)):
-            entry = [new.token_id, new.finish_reason]
+            entry = [tuple(new.token_ids), new.finish_reason]
             num_top = new.request.params.logprobs
             if num_top is not None:
                 entry.append(result.logprobs[row].tobytes())

@@ -57,7 +57,7 @@ def serve(
 def step(scheduler, runner, served: Served) -> None:
     plan = scheduler.schedule()
     result = runner.execute(plan)
-    for row, scores in zip(plan.scored_rows, result.prompt_scores, strict=True):
+    for row, scores in zip(plan.scored_rows, result.scores, strict=True):
         entries = served.prompt.setdefault(row.request.request_id, [])
         assert len(entries) == row.scored.start
         served.num_resumed += row.request.num_preemptions > 0 and row.scored.start > 0
@@ -65,10 +65,10 @@ def step(scheduler, runner, served: Served) -> None:
             scores.logprobs.tolist(), scores.top_ids.tolist(), scores.top_logprobs.tolist(), strict=True
         )
     for row, new in enumerate(scheduler.update(plan, result)):
-        if new.token_id is None:
+        if new.sampled is None:
             continue
         name, most = new.request.request_id, new.request.params.logprobs
-        served.output_ids.setdefault(name, []).append(new.token_id)
+        served.output_ids.setdefault(name, []).extend(new.token_ids)
         if most is not None:
             entry = result.logprobs[row], result.top_ids[row, :most], result.top_logprobs[row, :most]
             served.output.setdefault(name, []).append(tuple(part.tolist() for part in entry))

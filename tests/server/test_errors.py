@@ -27,13 +27,7 @@ def test_the_sentence_of_the_specification(server: Server) -> None:
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),
-        ("response_format", {"type": "json_object"}),
-        ("response_format", {"type": "json_schema", "json_schema": {}}),
-        ("regex", r"\d+"),
-        ("ebnf", "root ::= 'a'"),
         ("lora_path", "/path/to/adapter"),
-        ("guided_json", {}),
-        ("structured_outputs", {"regex": "a"}),
         ("modalities", ["text", "audio"]),
         ("reasoning_effort", "low"),
         ("prompt_logprobs", 1),
@@ -66,7 +60,6 @@ def test_values_that_ask_for_nothing_are_accepted(server: Server, fields: dict[s
     [
         ({"suffix": "x"}, "suffix"),
         ({"best_of": 2}, "best_of"),
-        ({"json_schema": "{}"}, "json_schema"),
     ],
 )
 def test_what_completions_do_not_serve(server: Server, fields: dict[str, Any], param: str) -> None:

@@ -115,12 +115,17 @@ def test_described_fields_are_known_and_take_null(server: Server, name: str) -> 
 
 def example(wanted: dict[str, Any]) -> Any:
     """A value that a schema allows."""
-    if "anyOf" in wanted:
-        return example(wanted["anyOf"][0])
+    for union in ("anyOf", "oneOf"):
+        if union in wanted:
+            return example(wanted[union][0])
+    if "enum" in wanted:
+        return wanted["enum"][0]
     kind = wanted["type"]
+    if kind == "object":
+        return {name: example(wanted["properties"][name]) for name in wanted.get("required", ())}
     if kind in ("integer", "number"):
         return max(1, wanted.get("minimum", 1))
-    return {"string": "x", "boolean": True, "array": [], "object": {}}[kind]
+    return {"string": "x", "boolean": True, "array": []}[kind]
 
 
 @pytest.mark.parametrize("name", ["ChatRequest", "CompletionRequest"])

@@ -42,6 +42,11 @@ class EngineConfig:
     schedule_policy: str = "fcfs"
     logprobs_mode: str = "raw_logprobs"
     disable_radix_cache: bool = False
+    grammar_timeout: float = 5.0
+    """Seconds that the compilation of a constraint may take."""
+
+    free_json_whitespace: bool = False
+    disable_jump_forward: bool = False
     num_threads: int | None = None
     cpu_isa: str | None = None
     debug_checks: bool = False
@@ -70,6 +75,8 @@ class EngineConfig:
             raise ConfigError(f"--page-size must be a multiple of 16 from 16 to 256, got {self.page_size}")
         if not 0 <= self.watchdog_timeout < math.inf:
             raise ConfigError(f"--watchdog-timeout must not be negative, got {self.watchdog_timeout:g}")
+        if not 0 < self.grammar_timeout < math.inf:
+            raise ConfigError(f"--grammar-timeout must be positive, got {self.grammar_timeout:g}")
         if self.target_itl_ms is not None and not 0 < self.target_itl_ms < math.inf:
             raise ConfigError(f"--target-itl-ms must be positive, got {self.target_itl_ms:g}")
 

@@ -229,6 +229,18 @@ FLAGS: tuple[Flag, ...] = (
         "--watchdog-timeout", Kind.NUMBER, OTHER,
         "Seconds without progress after which a stuck engine is replaced; 0: never.", EngineConfig,
     ),
+    Flag(
+        "--grammar-timeout", Kind.NUMBER, OTHER,
+        "Seconds that a schema, regex or grammar of a request may take to compile.", EngineConfig,
+    ),
+    Flag(
+        "--free-json-whitespace", Kind.SWITCH, OTHER,
+        "Let the model put whitespace between the elements of JSON that follows a schema.", EngineConfig,
+    ),
+    Flag(
+        "--disable-jump-forward", Kind.SWITCH, SPEED,
+        "Compute text that a constraint forces token by token; the answers are the same.", EngineConfig,
+    ),
     Flag("--log-level", Kind.TEXT, OTHER, "How much is logged.", ServerConfig, LEVELS),
     Flag(
         "--config", Kind.TEXT, OTHER,

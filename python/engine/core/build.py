@@ -12,6 +12,7 @@ from engine.core.messages import EngineReady
 from engine.core.resolve import resolve
 from engine.core.step_board import StepBoard, WatchedRunner
 from engine.errors import ConfigError
+from engine.grammar.compiler import GrammarCompiler
 from engine.models.registry import read_spec
 from engine.scheduling.step_plan import Runner
 
@@ -67,7 +68,17 @@ def build_engine(
         runner.context.report_to(ProgressBoard(board.fd))
         watched = WatchedRunner(runner, board)
     cache = PrefixCache(resolved.num_blocks, resolved.page_size, enabled=not resolved.disable_radix_cache)
-    core = EngineCore(resolved.scheduler_settings(spec), watched, cache)
+    grammars = GrammarCompiler(
+        str(locate_model(config.tokenizer_path)) if config.tokenizer_path else directory,
+        spec.vocab_size,
+        timeout_s=config.grammar_timeout,
+        free_whitespace=config.free_json_whitespace,
+    )
+    settings = resolved.scheduler_settings(spec)
+    # Processed scores depend on what was sampled beside: nobody but the sampler can tell them.
+    is_raw = not config.logprobs_mode.startswith("processed_")
+    settings = dataclasses.replace(settings, scores_known_tokens=is_raw)
+    core = EngineCore(settings, watched, cache, grammars=grammars)
     ready = EngineReady(
         max_total_tokens=resolved.max_total_tokens,
         max_running_requests=resolved.max_running_requests,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import secrets
+import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+from engine.core.constraints import ConstrainedRequests, make_matcher
 from engine.core.messages import (
     Admitted,
     CacheFlushed,
@@ -23,12 +26,17 @@ from engine.core.messages import (
     ToServer,
 )
 from engine.errors import EngineError, InternalError, InvalidRequest
+from engine.grammar.compiler import CompiledGrammar, GrammarCompiler
+from engine.grammar.matcher import MatcherBatch
 from engine.scheduling.request import Request
 from engine.scheduling.scheduler import NewToken, PrefixCache, Scheduler
 from engine.scheduling.settings import SchedulerSettings
 from engine.scheduling.step_plan import Runner, StepResult, StepRow, TokenScores
 
 logger = logging.getLogger(__name__)
+
+_NAP_S = 0.1
+"""Longest sleep of `EngineCore.wait`, whose caller may have other things to look after."""
 
 
 class EngineCore:
@@ -45,6 +53,7 @@ class EngineCore:
         runner: Runner,
         cache: PrefixCache,
         *,
+        grammars: GrammarCompiler | None = None,
         clock: Callable[[], float] = time.monotonic,
         draw_seed: Callable[[], int] = lambda: secrets.randbits(53),  # exact in every JSON reader
     ) -> None:
@@ -55,11 +64,24 @@ class EngineCore:
         self._draw_seed = draw_seed
         self._outbox: list[ToServer] = []
         self._model_s = 0.0
+        places = settings.max_running_requests + settings.max_queued_requests
+        self._constrained = None if grammars is None else ConstrainedRequests(grammars, places)
+        self._matchers = MatcherBatch(settings.max_running_requests, settings.vocab_size)
 
     @property
     def has_work(self) -> bool:
         """Whether `step` has something to compute or to say."""
         return self._scheduler.has_work or bool(self._outbox)
+
+    @property
+    def wake_fd(self) -> int | None:
+        """Readable when there is work that no message brings: a constraint has been compiled."""
+        return None if self._constrained is None else self._constrained.wake_fd
+
+    def wait(self) -> None:
+        """Sleep until there is work, if a constraint is being compiled. For callers without a loop."""
+        if not self.has_work and self._constrained is not None and len(self._constrained):
+            select.select([self._constrained.wake_fd], [], [], _NAP_S)
 
     def handle(self, message: ToEngine) -> None:
         """Take one message; answers come with the next step. `Shutdown` is the caller's business."""
@@ -68,15 +90,45 @@ class EngineCore:
                 self.submit(message)
             case CancelRequest():
                 self._scheduler.cancel(message.request_id)
+                if self._constrained is not None:
+                    self._constrained.cancel(message.request_id)
             case CancelChoice():
                 self._scheduler.cancel_choice(message.request_id, message.choice)
+                if self._constrained is not None:
+                    self._constrained.cancel_choice(message.request_id, message.choice)
             case StatsRequest():
                 self._outbox.append(self.stats())
             case FlushCache():
                 self._outbox.append(CacheFlushed(self.flush()))
 
     def submit(self, request: GenerateRequest) -> None:
-        """Queue a request. A refusal is answered with `Failed`; nothing is raised."""
+        """Queue a request, once its constraint is compiled. A refusal is answered with `Failed`."""
+        if request.params.constraint is None:
+            self._queue(request, None)
+            return
+        try:
+            if self._constrained is None:
+                raise InvalidRequest("Invalid request: this engine serves no constraints")
+            grammar = self._constrained.find(request)
+        except EngineError as error:
+            self._outbox.append(Failed.from_error(request.request_id, error))
+            return
+        if grammar is not None:
+            self._queue(request, grammar)
+
+    def _queue_compiled(self) -> None:
+        """Queue the requests whose constraint has been compiled."""
+        if self._constrained is None:
+            return
+        for request, result, cancelled in self._constrained.take_ready():
+            if isinstance(result, EngineError):
+                self._outbox.append(Failed.from_error(request.request_id, result))
+                continue
+            self._queue(request, result)
+            for choice in cancelled:
+                self._scheduler.cancel_choice(request.request_id, choice)
+
+    def _queue(self, request: GenerateRequest, grammar: CompiledGrammar | None) -> None:
         seed = request.params.seed
         if seed is None:
             seed = self._draw_seed()
@@ -92,14 +144,14 @@ class EngineCore:
                 namespace=request.namespace,
                 priority=request.priority,
                 runs_alone=request.runs_alone,
+                make_matcher=None if grammar is None else functools.partial(make_matcher, grammar, request),
             )
         except EngineError as error:
             self._outbox.append(Failed.from_error(request.request_id, error))
             return
         for choice in choices:
-            if choice.has_nothing_to_do:  # max_tokens 0: finished before it began
-                self._outbox.append(_admitted(choice))
-                self._outbox.append(TokenChunk(choice.request_id, choice.choice, [], finish_reason="length"))
+            if choice.has_nothing_to_do:  # max_tokens 0, or nothing but forced text
+                self._outbox += [_admitted(choice), _whole_answer(choice)]
 
     def step(self, announce: Callable[[list[ToServer]], None] | None = None) -> list[ToServer]:
         """Compute one step, if there is anything to compute; everything to say since the last one.
@@ -107,11 +159,14 @@ class EngineCore:
         `announce` takes what can be said before the computing: refusals, and who is admitted, so that
         a client hears of it at once and not after a chunk of prefill.
         """
+        self._queue_compiled()
         plan = self._scheduler.schedule()
         self._outbox.extend(map(_admitted, self._scheduler.take_admitted()))
         if announce is not None and plan is not None and self._outbox:
             announce(self._take_outbox())
         if plan is not None:
+            matchers = [row.request.matcher for row in plan.sampled_rows]
+            plan.bitmask = self._matchers.fill(matchers)
             began_s = self._clock()
             try:
                 result = self._runner.execute(plan)
@@ -122,8 +177,10 @@ class EngineCore:
                     self._outbox.append(Failed.from_error(request_id, error))
             else:
                 self._model_s += self._clock() - began_s
-                for row, scores in zip(plan.scored_rows, result.prompt_scores, strict=True):
-                    self._outbox.append(_prompt_chunk(row, scores))
+                for row, scores in zip(plan.scored_rows, result.scores, strict=True):
+                    self._outbox.extend(_scored_chunks(row, scores))
+                if plan.bitmask is not None:
+                    self._matchers.advance(matchers, result.token_ids.tolist())
                 for i, new in enumerate(self._scheduler.update(plan, result)):
                     is_broken = new.finish_reason == "error"
                     self._outbox.append(self._fail(new) if is_broken else _chunk(new, result, i))
@@ -131,16 +188,24 @@ class EngineCore:
 
     def _fail(self, new: NewToken) -> Failed:
         request_id = new.request.request_id
-        logger.error("no token can be drawn for %s: the model computes nothing but NaN", request_id)
         self._scheduler.cancel(request_id)
+        if new.request.matcher is not None:
+            reason = "No token of the vocabulary can continue this answer as its constraint demands."
+            return Failed.from_error(request_id, InternalError(reason))
+        logger.error("no token can be drawn for %s: the model computes nothing but NaN", request_id)
         return Failed.from_error(request_id, InternalError("The model computed no usable numbers."))
 
     def flush(self) -> bool:
         """Empty the prefix cache, unless requests run or wait; whether it was done."""
-        if self._scheduler.has_work:
+        if self._scheduler.has_work or (self._constrained is not None and len(self._constrained)):
             return False
         self._scheduler.flush_cache()
         return True
+
+    def close(self) -> None:
+        """Stop what runs beside the engine; nothing else can be called afterwards."""
+        if self._constrained is not None:
+            self._constrained.close()
 
     def _take_outbox(self) -> list[ToServer]:
         messages, self._outbox = self._outbox, []
@@ -151,7 +216,7 @@ class EngineCore:
         scheduler, cache, counters = self._scheduler, self._cache, self._scheduler.counters
         return EngineStats(
             num_running=scheduler.num_running,
-            num_waiting=scheduler.num_waiting,
+            num_waiting=scheduler.num_waiting + (0 if self._constrained is None else len(self._constrained)),
             num_blocks_total=cache.num_blocks,
             num_blocks_free=cache.num_free,
             num_blocks_cached=cache.num_cached,
@@ -170,30 +235,60 @@ def _admitted(request: Request) -> Admitted:
     return Admitted(request.request_id, request.choice, request.seed)
 
 
+def _whole_answer(request: Request) -> TokenChunk:
+    """The one chunk of a choice that needed no computing."""
+    token_ids = request.token_ids[request.prompt_len : request.num_known].tolist()
+    return TokenChunk(
+        request.request_id,
+        request.choice,
+        token_ids,
+        finish_reason=request.finish_reason,
+        stop_token_id=request.stop_token_id,
+    )
+
+
 def _chunk(new: NewToken, result: StepResult, row: int) -> TokenChunk:
     request = new.request
     wanted = request.params.logprobs
     return TokenChunk(
         request.request_id,
         request.choice,
-        [] if new.token_id is None else [new.token_id],
-        None if wanted is None or new.token_id is None else [_logprobs(result, row, wanted)],
+        new.token_ids,
+        None if wanted is None or new.sampled is None else [_logprobs(result, row, wanted)],
         request.num_cached or 0,
         new.finish_reason,
         new.stop_token_id,
     )
 
 
-def _prompt_chunk(row: StepRow, scores: TokenScores) -> TokenChunk:
-    request = row.request
-    columns = scores.logprobs.tolist(), scores.top_ids.tolist(), scores.top_logprobs.tolist()
-    return TokenChunk(
-        request.request_id,
-        request.choice,
-        [],
-        cached_tokens=request.num_cached or 0,
-        prompt_logprobs=list(map(TokenLogprobs, *columns)),
+def _scored_chunks(row: StepRow, scores: TokenScores) -> Iterator[TokenChunk]:
+    """Log-probabilities of prompt tokens, and forced tokens of the output with theirs."""
+    request, params = row.request, row.request.params
+    num_prompt = max(0, min(row.scored.stop, request.prompt_len - 1) - row.scored.start)
+    if num_prompt:
+        logprobs = _known_logprobs(scores, slice(num_prompt), params.prompt_logprobs or 0)
+        yield TokenChunk(
+            request.request_id,
+            request.choice,
+            [],
+            cached_tokens=request.num_cached or 0,
+            prompt_logprobs=logprobs,
+        )
+    if num_prompt < len(row.scored):
+        forced = request.token_ids[row.scored.start + num_prompt + 1 : row.scored.stop + 1]
+        logprobs = _known_logprobs(scores, slice(num_prompt, None), params.logprobs or 0)
+        yield TokenChunk(
+            request.request_id, request.choice, forced.tolist(), logprobs, request.num_cached or 0
+        )
+
+
+def _known_logprobs(scores: TokenScores, part: slice, wanted: int) -> list[TokenLogprobs]:
+    columns = (
+        scores.logprobs[part].tolist(),
+        scores.top_ids[part, :wanted].tolist(),
+        scores.top_logprobs[part, :wanted].tolist(),
     )
+    return list(map(TokenLogprobs, *columns))
 
 
 def _logprobs(result: StepResult, row: int, wanted: int) -> TokenLogprobs:

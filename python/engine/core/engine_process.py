@@ -7,10 +7,8 @@ BOARD_FD is the memory where the supervisor looks for progress (`core.step_board
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import logging
-import os
 import resource
 import select
 import signal
@@ -29,12 +27,12 @@ from engine.core.messages import EngineFailed, EngineReady, Progress, Shutdown, 
 from engine.core.step_board import StepBoard
 from engine.errors import EngineError
 from engine.log import set_up_logging
+from engine.parent_death import die_with_parent
 
 logger = logging.getLogger("engine.core.engine_process")  # run as a program, __name__ says "__main__"
 
 Build = Callable[[EngineConfig, Callable[[str, float], None], StepBoard], tuple[EngineCore, EngineReady]]
 
-_PR_SET_PDEATHSIG = 1
 _READ_BYTES = 1 << 20
 _PROGRESS_INTERVAL_S = 0.1
 
@@ -50,14 +48,6 @@ def main(argv: list[str]) -> int:
     ProgressBoard(board_fd).note_faults()
     with socket.socket(fileno=fd) as connection:
         return run(connection, StepBoard(board_fd), _build)
-
-
-def die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent is gone, also if it went just now."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent_pid:
-        os._exit(1)
 
 
 def run(connection: socket.socket, board: StepBoard, build: Build) -> int:
@@ -100,13 +90,15 @@ def serve(connection: socket.socket, core: EngineCore, board: StepBoard) -> floa
     reader = FrameReader(ToEngine)
     poll = select.poll()
     poll.register(connection, select.POLLIN)
+    if core.wake_fd is not None:
+        poll.register(core.wake_fd, select.POLLIN)
     while True:
         board.turn()
         if not core.has_work:
             lay_down_s = time.monotonic()
             poll.poll()
             asleep_s += time.monotonic() - lay_down_s
-        if poll.poll(0):
+        if any(fd == connection.fileno() for fd, _ in poll.poll(0)):
             data = connection.recv(_READ_BYTES)
             messages = reader.feed(data)
             if not data or any(isinstance(message, Shutdown) for message in messages):

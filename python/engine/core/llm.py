@@ -81,6 +81,8 @@ class LLM:
 
     def close(self) -> None:
         """Free the model. Nothing else can be called afterwards."""
+        if self._core is not None:
+            self._core.close()
         self._core = None
 
     def __enter__(self) -> LLM:
@@ -130,6 +132,7 @@ class LLM:
                 running[request.request_id] = request
                 num_choices += request.n
                 core.handle(request.start(self.tokenizer))
+            core.wait()
             for message in core.step():
                 request = running.get(getattr(message, "request_id", ""))
                 if request is None:

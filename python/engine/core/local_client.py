@@ -25,11 +25,15 @@ class LocalClient:
         self._core = core
         self._streams = StreamTable()
         self._stepping: asyncio.Task[None] | None = None
+        self._watched: asyncio.AbstractEventLoop | None = None
 
     async def submit(self, request: GenerateRequest) -> TokenStream:
         if self.state is not EngineState.READY:
             raise Overloaded("The engine is shutting down.", slug="shutting_down")
         stream = self._streams.open(request)
+        if self._watched is None and self._core.wake_fd is not None:
+            self._watched = asyncio.get_running_loop()
+            self._watched.add_reader(self._core.wake_fd, self._step_on)
         self._core.handle(request)
         self._step_on()
         try:
@@ -60,6 +64,9 @@ class LocalClient:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._stepping
         self._streams.fail_all(Overloaded("The engine is shutting down.", slug="shutting_down"))
+        if self._watched is not None and self._core.wake_fd is not None:
+            self._watched.remove_reader(self._core.wake_fd)
+        self._core.close()
 
     def _step_on(self) -> None:
         if self._stepping is None or self._stepping.done():
@@ -67,8 +74,10 @@ class LocalClient:
 
     async def _step_until_idle(self) -> None:
         try:
-            while self._core.has_work:
+            while True:
                 self._streams.dispatch(self._core.step())
+                if not self._core.has_work:
+                    return
                 await asyncio.sleep(0)
         except Exception as error:
             logger.exception("the engine failed")

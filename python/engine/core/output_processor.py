@@ -76,13 +76,11 @@ class _Choice:
 
     def process(self, chunk: TokenChunk) -> TextDelta:
         token_ids = chunk.token_ids
-        if chunk.stop_token_id is not None and not self._keeps_stop_token:
-            token_ids = token_ids[:-1]
         is_last = chunk.finish_reason is not None
-        text = self._push(token_ids, chunk.logprobs)
+        text, num_tokens = self._push(token_ids, chunk)
         if is_last and self._stops.matched is None:
             text += self._stops.push(self._detokenizer.finish()) + self._stops.finish()
-        delta = TextDelta(text, [], len(chunk.token_ids), token_ids=chunk.token_ids)
+        delta = TextDelta(text, [], num_tokens, token_ids=token_ids[:num_tokens])
         delta.prompt_logprobs = chunk.prompt_logprobs
         if self._stops.matched is not None:
             delta.finish_reason, delta.matched_stop = "stop", self._stops.matched
@@ -95,15 +93,25 @@ class _Choice:
             )
         return delta
 
-    def _push(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs] | None) -> str:
-        if self._scored is None or logprobs is None:
-            return self._stops.push(self._detokenizer.push(token_ids))
+    def _push(self, token_ids: Sequence[int], chunk: TokenChunk) -> tuple[str, int]:
+        """The text that tokens give, and how many of them count: those behind a stop string do not."""
+        num_shown = len(token_ids)
+        if chunk.stop_token_id is not None and not self._keeps_stop_token:
+            num_shown -= 1
+        logprobs = chunk.logprobs if self._scored is not None else None
+        if num_shown == 1 and logprobs is None:
+            return self._stops.push(self._detokenizer.push(token_ids[:1])), len(token_ids)
         text = ""
-        for token_id, scores in zip(token_ids, logprobs, strict=False):  # scores go on to the stop token
+        for i, token_id in enumerate(token_ids[:num_shown]):
             piece = self._detokenizer.push([token_id])
-            self._scored.add((token_id, scores), len(piece), is_whole=not self._detokenizer.num_pending)
+            if logprobs is not None:
+                self._scored.add(
+                    (token_id, logprobs[i]), len(piece), is_whole=not self._detokenizer.num_pending
+                )
             text += self._stops.push(piece)
-        return text
+            if self._stops.matched is not None:
+                return text, i + 1
+        return text, len(token_ids)
 
 
 class _ScoredTokens:

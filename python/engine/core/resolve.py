@@ -49,6 +49,7 @@ class ResolvedConfig:
     target_itl_ms: float
     schedule_policy: str
     disable_radix_cache: bool
+    disable_jump_forward: bool
     num_threads: int
     cpu_isa: str
     debug_checks: bool
@@ -79,6 +80,7 @@ class ResolvedConfig:
             target_itl_s=self.target_itl_ms / 1e3,
             schedule_policy=self.schedule_policy,
             eos_token_ids=spec.eos_token_ids,
+            jump_forward=not self.disable_jump_forward,
             debug_checks=self.debug_checks,
         )
 
@@ -146,6 +148,7 @@ def resolve(config: EngineConfig, spec: ModelSpec, machine: Machine | None = Non
         target_itl_ms=choose("target_itl_ms", TARGET_ITL_MS, "default on the CPU"),
         schedule_policy=config.schedule_policy,
         disable_radix_cache=config.disable_radix_cache,
+        disable_jump_forward=config.disable_jump_forward,
         num_threads=choose(
             "num_threads", machine.num_cores, "cores that the affinity mask and the cgroup leave us"
         ),

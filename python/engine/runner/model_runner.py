@@ -13,8 +13,8 @@ from engine.models.spec import ModelSpec
 from engine.models.weights import Progress, load_checkpoint, load_dummy
 from engine.runner.batch_inputs import BatchInputs
 from engine.runner.kv_cache import KVCache
-from engine.sampling.prompt_scorer import PromptScorer
 from engine.sampling.sampler import Sampler
+from engine.sampling.token_scorer import TokenScorer
 from engine.scheduling.step_plan import StepPlan, StepResult
 
 
@@ -69,7 +69,7 @@ class ModelRunner:
             max_tokens=max_tokens, max_rows=max_rows, max_positions=context_length, block_size=block_size
         )
         self._sampler = Sampler(ops, self.context, spec.vocab_size, max_rows, logprobs_mode=logprobs_mode)
-        self._scorer = PromptScorer(
+        self._scorer = TokenScorer(
             ops,
             self.context,
             self._model.project,
@@ -79,12 +79,14 @@ class ModelRunner:
         )
 
     def execute(self, plan: StepPlan) -> StepResult:
-        """Compute the plan's tokens, fill their slots, score prompts, and draw a token a sampled row."""
+        """Compute the plan's tokens, fill their slots, score known tokens, and draw a token a sampled row."""
         hidden, num_scored = self._compute(plan)
         num_sampled = len(hidden) - num_scored
-        result = self._sampler.sample(self._model.project(hidden[:num_sampled]), plan.sampled_rows)
+        result = self._sampler.sample(
+            self._model.project(hidden[:num_sampled]), plan.sampled_rows, plan.bitmask
+        )
         if num_scored:
-            result.prompt_scores = self._scorer.score(hidden[num_sampled:], plan.scored_rows)
+            result.scores = self._scorer.score(hidden[num_sampled:], plan.scored_rows)
         return result
 
     def compute_logits(self, plan: StepPlan) -> torch.Tensor:

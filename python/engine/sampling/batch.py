@@ -16,9 +16,16 @@ EXCLUDED = -1e30
 
 
 def build_tensors(
-    requests: Sequence[Request], logits: torch.Tensor, workspace: torch.Tensor, seen: torch.Tensor
+    requests: Sequence[Request],
+    logits: torch.Tensor,
+    workspace: torch.Tensor,
+    seen: torch.Tensor,
+    bitmask: np.ndarray | None = None,
 ) -> SamplingTensors:
-    """Arguments of `ops.sample` for the requests whose next token is drawn, one row of logits each."""
+    """Arguments of `ops.sample` for the requests whose next token is drawn, one row of logits each.
+
+    `bitmask` is that of the step plan.
+    """
     num_rows, vocab_size = logits.shape
     params = [request.params for request in requests]
     floats = np.array([_float_params(p) for p in params], np.float32)
@@ -55,7 +62,7 @@ def build_tensors(
         bias_ids=torch.tensor([token_id for bias in biases for token_id in bias], dtype=torch.int32),
         bias_values=torch.tensor([value for bias in biases for value in bias.values()], dtype=torch.float32),
         bias_indptr=_indptr(biases),
-        bitmask=None,
+        bitmask=None if bitmask is None else torch.from_numpy(bitmask),
         num_top_logprobs=num_top_logprobs,
         out_ids=torch.empty(num_rows, dtype=torch.int32),
         out_logprobs=torch.zeros(num_rows),

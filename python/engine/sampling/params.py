@@ -7,6 +7,7 @@ import math
 import msgspec
 
 from engine.errors import InvalidRequest
+from engine.sampling.constraint import Constraint
 
 MAX_STOP_STRINGS = 32
 MAX_TOP_LOGPROBS = 20
@@ -20,6 +21,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     `prompt_logprobs` is the same for the tokens of the prompt, all but the first.
     `seed` None means that the engine draws one, and reports it. `repetition_penalty` follows
     Hugging Face (prompt and output); frequency and presence penalties see output tokens only.
+
+    `constraint` is what the answer must look like; it comes before everything else here, `min_tokens`
+    and `logit_bias` included.
 
     Source: OpenAI API reference; Keskar et al. 2019 (repetition penalty).
     """
@@ -42,6 +46,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     skip_special_tokens: bool = True
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         _check_types(self)

@@ -26,14 +26,19 @@ class Sampler:
         self._workspace = torch.empty(max_rows, vocab_size)
         self._seen = torch.empty(max_rows, -(-vocab_size // BITS_PER_WORD), dtype=torch.int32)
 
-    def sample(self, logits: torch.Tensor, rows: Sequence[StepRow]) -> StepResult:
-        """Shapes: `logits` float32 [R, V], one row for each of `rows`. Effects: may change `logits`."""
+    def sample(
+        self, logits: torch.Tensor, rows: Sequence[StepRow], bitmask: np.ndarray | None = None
+    ) -> StepResult:
+        """Shapes: `logits` float32 [R, V], one row for each of `rows`; `bitmask` as in the step plan.
+
+        Effects: may change `logits`.
+        """
         num_rows = len(rows)
         if num_rows == 0:
             return StepResult(np.empty(0, np.int32))
         requests = [row.request for row in rows]
         workspace, seen = self._workspace[:num_rows], self._seen[:num_rows]
-        tensors = build_tensors(requests, logits, workspace, seen)
+        tensors = build_tensors(requests, logits, workspace, seen, bitmask)
         tensors.reports_processed = reports_processed(self._mode)
         tensors.reports_logits = reports_logits(self._mode)
         self._ops.sample(self._ctx, tensors)

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from engine.sampling.params import SamplingParams
+from engine.scheduling.matcher import Matcher
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -41,12 +42,19 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     """Tokens that end generation: those of `params`, and the model's unless eos is ignored."""
     num_to_score: int = 0
-    """Leading prompt positions whose next token gets a log-probability."""
+    """Where the positions end whose next token, known already, gets a log-probability."""
     num_scored: int = 0
-    """How many of them have it; what is computed again after a preemption is not scored again."""
+    """Where they begin; what is computed again after a preemption is not scored again."""
     num_computed: int = 0
     num_blocks: int = 0
+    matcher: Matcher | None = None
+    """The constraint on the output."""
 
+    num_sent: int = 0
+    """Known tokens that need not be handed out any more; the prompt is among them."""
+    finish_reason: str | None = None
+    """Why there will be no further token; log-probabilities of known ones may still be missing."""
+    stop_token_id: int | None = None
     num_cached: int | None = None
     """Prompt tokens that were cached when this choice started for the first time; None before that."""
     node: int | None = None
@@ -69,6 +77,11 @@ class Request:
         return self.num_known - self.prompt_len
 
     @property
+    def is_decoding(self) -> bool:
+        """Whether the whole prompt is computed."""
+        return self.is_started and self.num_computed >= self.prompt_len
+
+    @property
     def num_pending(self) -> int:
         """Known tokens that are not computed yet; 1 when decoding."""
         return self.num_known - self.num_computed
@@ -80,7 +93,7 @@ class Request:
 
     @property
     def has_nothing_to_do(self) -> bool:
-        return self.num_known == self.max_known and not self.is_scoring
+        return self.finish_reason is not None and not self.is_scoring
 
     @property
     def num_matchable(self) -> int:

@@ -14,6 +14,7 @@ from engine.errors import InvalidRequest
 from engine.sampling.params import SamplingParams
 from engine.scheduling.admission import Load, check_place, max_known_tokens
 from engine.scheduling.block_claims import BlockClaims
+from engine.scheduling.matcher import Matcher
 from engine.scheduling.request import Request
 from engine.scheduling.settings import SchedulerSettings
 from engine.scheduling.step_plan import StepPlan, StepResult, StepRow
@@ -62,14 +63,17 @@ class SchedulerCounters:
 
 @dataclasses.dataclass(slots=True)
 class NewToken:
-    """One sampled token. `finish_reason` is "stop" or "length" when it was the last one.
+    """What a sampled row gave its request. `finish_reason` is "stop" or "length" when that was all.
 
-    `token_id` is None when only the prompt was to be scored, and, with `finish_reason` "error", when
-    no token was possible.
+    `token_ids` are the tokens that can be handed out now: the sampled one, which is at `sampled`, and
+    around it those that a constraint forces, unless their log-probabilities are still to come. It is
+    empty when only the prompt was to be scored, and, with `finish_reason` "error", when no token was
+    possible; `sampled` is None then.
     """
 
     request: Request
-    token_id: int | None
+    token_ids: list[int]
+    sampled: int | None = None
     finish_reason: str | None = None
     stop_token_id: int | None = None
 
@@ -126,11 +130,13 @@ class Scheduler:
         namespace: str = "",
         priority: int = 0,
         runs_alone: bool = False,
+        make_matcher: Callable[[frozenset[int]], Matcher] | None = None,
     ) -> list[Request]:
         """Queue the n choices of a prompt; those that have nothing to do are finished and not queued.
 
         With `max_tokens` 0 that is all of them, but for the first if the prompt is to be scored:
-        the first choice scores the prompt for all.
+        the first choice scores the prompt for all. `make_matcher` makes the
+        constraint of a choice, given the tokens that may end it.
 
         Raises: `InvalidRequest` when it can never be served, `Overloaded` when there is no place.
         """
@@ -166,7 +172,10 @@ class Scheduler:
                 runs_alone=runs_alone,
                 stop_ids=stop_ids,
                 num_to_score=0 if choice else num_to_score,
+                matcher=None if make_matcher is None else make_matcher(stop_ids),
+                num_sent=len(prompt),
             )
+            self._append_forced(request)
             choices.append(request)
         todo = [request for request in choices if not request.has_nothing_to_do]
         if todo:
@@ -245,7 +254,8 @@ class Scheduler:
                 self._add_row(request, 1)
         budget = self._prefill_budget(num_decodes=len(rows))
         self._prefill_tokens = 0
-        for request in together:
+        # Forced text of an answer is short, and its reader waits for it: it goes before prompts.
+        for request in sorted(together, key=lambda request: not request.is_decoding):
             if self._prefill_tokens >= budget:
                 break
             if request in self._running and request not in rows:
@@ -264,13 +274,13 @@ class Scheduler:
             request.num_computed = end
             if row.scored:
                 request.num_scored = row.scored.stop
+                request.num_sent = max(request.num_sent, row.scored.stop + 1)
             if row.start < request.prompt_len:
                 counters.prompt_tokens_computed += min(end, request.prompt_len) - row.start
             if end // self._block_size > request.num_shared and self._cache.enabled:
                 self._share_blocks(request)
             if row.samples:
                 news.append(self._append(request, next(sampled)))
-        counters.output_tokens += sum(new.token_id is not None for new in news)
         if self.settings.debug_checks:
             self.check()
         return news
@@ -372,8 +382,9 @@ class Scheduler:
             self._claims.claim(request, request.num_shared)
         request.is_started = True
         if request.num_cached is None:
-            request.num_cached = request.num_computed
-            self.counters.prompt_tokens_cached += request.num_computed
+            size = self._block_size  # whether forced text was known already makes no difference
+            request.num_cached = min(request.num_computed, (request.prompt_len - 1) // size * size)
+            self.counters.prompt_tokens_cached += request.num_cached
         return True
 
     def _take_cached_prefix(self, request: Request) -> None:
@@ -422,22 +433,50 @@ class Scheduler:
             self._claims.drop(request, full)
 
     def _append(self, request: Request, token_id: int) -> NewToken:
-        if request.num_known == request.max_known:  # the prompt was scored, and that was all
+        if request.finish_reason is not None:  # known tokens were scored, and that was all
             self._end(request)
-            return NewToken(request, None, "length")
+            return NewToken(request, [], None, request.finish_reason, request.stop_token_id)
         if token_id < 0:  # no token is possible: the model's numbers are broken
             self._end(request)
-            return NewToken(request, None, "error")
-        request.token_ids[request.num_known] = token_id
-        request.num_known += 1
-        new = NewToken(request, token_id)
-        if token_id in request.stop_ids and request.num_output > request.params.min_tokens:
-            new.finish_reason, new.stop_token_id = "stop", token_id
-        elif request.num_known >= request.max_known:
-            new.finish_reason = "length"
-        if new.finish_reason is not None:
+            return NewToken(request, [], None, "error")
+        position = request.num_known
+        self._add_token(request, token_id)
+        self._append_forced(request)
+        first, last = request.num_sent, position + 1 if request.is_scoring else request.num_known
+        request.num_sent = last
+        new = NewToken(request, request.token_ids[first:last].tolist(), position - first)
+        if request.has_nothing_to_do:
+            new.finish_reason, new.stop_token_id = request.finish_reason, request.stop_token_id
             self._end(request)
         return new
+
+    def _append_forced(self, request: Request) -> None:
+        """Add the tokens that the constraint forces now; they are computed with the next sampled one."""
+        matcher, begin = request.matcher, request.num_known
+        if request.num_known == request.max_known:
+            request.finish_reason = request.finish_reason or "length"
+        if matcher is None or not self.settings.jump_forward:
+            return
+        if request.params.logprobs is not None and not self.settings.scores_known_tokens:
+            return
+        while matcher.forced and request.finish_reason is None:
+            self._add_token(request, matcher.forced.popleft())
+        if request.params.logprobs is not None and request.num_known > begin:
+            if not request.is_scoring:
+                request.num_scored = begin - 1
+            request.num_to_score = request.num_known - 1
+
+    def _add_token(self, request: Request, token_id: int) -> None:
+        request.token_ids[request.num_known] = token_id
+        request.num_known += 1
+        self.counters.output_tokens += 1
+        is_over = request.matcher is not None and request.matcher.is_over
+        if token_id in request.stop_ids and (is_over or request.num_output > request.params.min_tokens):
+            request.finish_reason, request.stop_token_id = "stop", token_id
+        elif is_over:
+            request.finish_reason = "stop"
+        elif request.num_known >= request.max_known:
+            request.finish_reason = "length"
 
     # --- giving back
 

@@ -24,4 +24,10 @@ class SchedulerSettings:
     target_itl_s: float | None = None
     schedule_policy: str = "fcfs"
     eos_token_ids: tuple[int, ...] = ()
+    jump_forward: bool = True
+    """Whether forced tokens of constrained answers are computed together with the next sampled one."""
+
+    scores_known_tokens: bool = True
+    """Whether a known token is given the log-probability that it would have if it were drawn."""
+
     debug_checks: bool = False

@@ -17,7 +17,7 @@ class StepRow:
     """One request's share of a step: positions [start, start + num_tokens) of its known tokens.
 
     `samples` says that the last of them is the last known token, so that a new token is drawn.
-    `scored` are positions of the row whose next token, known from the prompt, is to be scored.
+    `scored` are positions of the row whose next token, known already, is to be scored.
     """
 
     request: Request
@@ -32,6 +32,8 @@ class StepPlan:
     """The rows of one step; at most one row a request, decode rows and prefill chunks mixed."""
 
     rows: list[StepRow]
+    bitmask: np.ndarray | None = None
+    """int32 [R, ceil(V / 32)], tokens that the R sampled rows may draw; None: all of them."""
 
     @property
     def num_tokens(self) -> int:
@@ -67,7 +69,7 @@ class StepResult:
     Shapes: `token_ids` int32 [R]; `logprobs` float32 [R], of the sampled tokens; `top_ids` int32
     and `top_logprobs` float32 [R, K], best first, K being the most that any row asked for. The
     last three are None when no row asked for log-probabilities. Natural logarithms, taken from
-    the logits before bias, penalties and temperature, or what --logprobs-mode says. `prompt_scores`
+    the logits before bias, penalties and temperature, or what --logprobs-mode says. `scores`
     has one entry for each of the plan's scored rows.
     """
 
@@ -75,7 +77,7 @@ class StepResult:
     logprobs: np.ndarray | None = None
     top_ids: np.ndarray | None = None
     top_logprobs: np.ndarray | None = None
-    prompt_scores: Sequence[TokenScores] = ()
+    scores: Sequence[TokenScores] = ()
 
 
 class Runner(Protocol):

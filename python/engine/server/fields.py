@@ -38,6 +38,10 @@ class Fields:
         """Like `raw`, but the field counts as unread."""
         return self._values.get(name)
 
+    def names(self) -> list[str]:
+        """Names of the fields that are set and not read yet."""
+        return list(self._values)
+
     def is_given(self, name: str) -> bool:
         """Whether the field was there at all, if only as null."""
         return name in self._given

@@ -79,8 +79,45 @@ SAMPLING: dict[str, Schema] = {
     "skip_special_tokens": BOOLEAN,
 }
 
+_ANY_SCHEMA: Schema = {"anyOf": [ANY_OBJECT, BOOLEAN, TEXT]}
+CONSTRAINTS: dict[str, Schema] = {
+    "response_format": {
+        "oneOf": [
+            answer(type={"type": "string", "enum": ["text", "json_object"]}),
+            answer(
+                type={"type": "string", "const": "json_schema"},
+                json_schema=request(
+                    {"schema": _ANY_SCHEMA}, {"name": TEXT, "description": TEXT, "strict": BOOLEAN}
+                ),
+            ),
+            answer(type={"type": "string", "const": "structural_tag"}),
+        ]
+    },
+    "json_schema": TEXT,
+    "regex": TEXT,
+    "ebnf": TEXT,
+    "choice": array(TEXT),
+    "structural_tag": {"anyOf": [ANY_OBJECT, TEXT]},
+    "structured_outputs": request(
+        {},
+        {
+            "json": _ANY_SCHEMA,
+            "json_object": BOOLEAN,
+            "regex": TEXT,
+            "grammar": TEXT,
+            "choice": array(TEXT),
+            "structural_tag": {"anyOf": [ANY_OBJECT, TEXT]},
+        },
+    ),
+    "guided_json": _ANY_SCHEMA,
+    "guided_regex": TEXT,
+    "guided_grammar": TEXT,
+    "guided_choice": array(TEXT),
+}
+
 GENERATION: dict[str, Schema] = {
     **SAMPLING,
+    **CONSTRAINTS,
     "n": bounded(INTEGER, 1, MAX_CHOICES),
     "stream": BOOLEAN,
     "stream_options": {

@@ -14,7 +14,9 @@ from typing import Any
 import msgspec
 
 from engine.errors import InvalidRequest
+from engine.sampling.constraint import Constraint
 from engine.sampling.params import SamplingParams
+from engine.server.constraints import read_constraint
 from engine.server.fields import Fields, json_type
 from engine.server.ignored import shorten
 
@@ -41,15 +43,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "regex": ("",),
-    "ebnf": ("",),
-    "json_schema": ("",),
-    "structured_outputs": ({},),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
     "lora_path": ("",),
     "modalities": (["text"],),
     "audio": (),
@@ -84,6 +77,9 @@ class Defaults:
     """What holds when a request does not say."""
 
     max_tokens: int | None
+    constraint_lifts_limit: bool = False
+    """Whether an answer with a constraint may be as long as the context: half a JSON object is of no use."""
+
     sampling: Mapping[str, Any]
     """Fields of `SamplingParams`."""
 
@@ -230,13 +226,20 @@ def _common(
         "rid": _rid(fields),
         "max_tokens_is_default": max_tokens is None,
     }
-    limit = defaults.max_tokens if max_tokens is None else max_tokens
-    common["params"] = _sampling(fields, defaults, limit, logprobs)
+    constraint = read_constraint(fields)
+    limit = max_tokens
+    if limit is None and (constraint is None or not defaults.constraint_lifts_limit):
+        limit = defaults.max_tokens
+    common["params"] = _sampling(fields, defaults, limit, logprobs, constraint)
     return common
 
 
 def _sampling(
-    fields: Fields, defaults: Defaults, max_tokens: int | None, logprobs: int | None
+    fields: Fields,
+    defaults: Defaults,
+    max_tokens: int | None,
+    logprobs: int | None,
+    constraint: Constraint | None,
 ) -> SamplingParams:
     chosen = {
         "temperature": fields.number("temperature"),
@@ -254,6 +257,7 @@ def _sampling(
         **{**defaults.sampling, **{name: value for name, value in chosen.items() if value is not None}},
         max_tokens=max_tokens,
         logprobs=logprobs,
+        constraint=constraint,
         logit_bias=fields.biases("logit_bias"),
         stop=fields.texts("stop"),
         stop_token_ids=fields.integers("stop_token_ids", at_most=MAX_STOP_TOKENS),

@@ -51,7 +51,11 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
 
 def parse(context: ServerContext, model: ModelFiles, body: dict[str, Any]) -> ChatRequest:
     context.names.check(model_of(body))
-    defaults = Defaults(max_tokens=context.config.default_max_tokens_chat, sampling=model.sampling_defaults)
+    defaults = Defaults(
+        max_tokens=context.config.default_max_tokens_chat,
+        constraint_lifts_limit=True,
+        sampling=model.sampling_defaults,
+    )
     asked = parse_chat(body, defaults)
     check_token_ids(asked.params, model.vocab_size)
     context.ignored.check(asked.ignored, SCHEMAS["ChatRequest"]["properties"])

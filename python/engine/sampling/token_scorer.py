@@ -1,4 +1,4 @@
-"""Log-probabilities of prompt tokens, for the requests that ask for them."""
+"""Log-probabilities of tokens that are known before they are computed, for the requests that ask for them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from engine.sampling.logprobs_mode import floored, reports_logits
 from engine.scheduling.step_plan import StepRow, TokenScores
 
 
-class PromptScorer:
-    """Scores the prompt tokens of a step, `max_rows` rows of logits at a time.
+class TokenScorer:
+    """Scores the known tokens of a step, of prompts or of forced text, `max_rows` rows of logits at a time.
 
     Logits of a whole chunk of prompt would take hundreds of megabytes with a large vocabulary;
     `project` makes them from hidden rows, in memory that is used again for the next rows.
@@ -37,7 +37,7 @@ class PromptScorer:
     def score(self, hidden: torch.Tensor, rows: Sequence[StepRow]) -> list[TokenScores]:
         """One entry for each of `rows`, whose scored positions `hidden` holds one after the other."""
         token_ids = torch.from_numpy(np.concatenate([_next_tokens(row) for row in rows]))
-        num_top = [min(row.request.params.prompt_logprobs or 0, self._vocab_size) for row in rows]
+        num_top = [min(_num_top(row), self._vocab_size) for row in rows]
         counts = [len(row.scored) for row in rows]
         num_top_of_each = torch.from_numpy(np.repeat(np.array(num_top, np.int32), counts))
         logprobs = torch.empty(len(hidden))
@@ -69,5 +69,11 @@ class PromptScorer:
 
 
 def _next_tokens(row: StepRow) -> np.ndarray:
-    """The prompt tokens after the scored positions."""
+    """The known tokens after the scored positions."""
     return row.request.token_ids[row.scored.start + 1 : row.scored.stop + 1]
+
+
+def _num_top(row: StepRow) -> int:
+    """Alternatives asked for, of the prompt or of the output."""
+    params = row.request.params
+    return max(params.prompt_logprobs or 0, params.logprobs or 0)

@@ -1,0 +1,86 @@
+"""Requests whose constraint is being compiled, and the matchers of those that run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from engine.core.messages import GenerateRequest
+from engine.errors import EngineError, InvalidRequest, Overloaded
+from engine.grammar.compiler import CompiledGrammar, GrammarCompiler
+from engine.grammar.matcher import ConstraintMatcher
+from engine.sampling.constraint import Constraint
+
+
+class ConstrainedRequests:
+    """Holds requests back until their grammar is there. At most `max_waiting` of them.
+
+    Choices that are cancelled meanwhile are remembered, and given back with the request.
+    """
+
+    def __init__(self, compiler: GrammarCompiler, max_waiting: int) -> None:
+        self._compiler = compiler
+        self._max_waiting = max_waiting
+        self._waiting: dict[str, GenerateRequest] = {}
+        self._cancelled: dict[str, set[int]] = {}
+
+    @property
+    def wake_fd(self) -> int:
+        """Readable when `take_ready` has something to give."""
+        return self._compiler.wake_fd
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def find(self, request: GenerateRequest) -> CompiledGrammar | None:
+        """The grammar of a constrained request; None when it has to wait for `take_ready`.
+
+        Raises: `InvalidRequest` when its id is in use, `Overloaded` when too many wait.
+        """
+        constraint = _constraint(request)
+        grammar = self._compiler.find(constraint)
+        if grammar is None:
+            if request.request_id in self._waiting:
+                raise InvalidRequest(f"Invalid request: the request id {request.request_id!r} is in use")
+            if len(self._waiting) >= self._max_waiting:
+                raise Overloaded("The request queue is full.", slug="queue_full")
+            self._waiting[request.request_id] = request
+            self._compiler.start(constraint)
+        return grammar
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request; unknown ids are ignored."""
+        request = self._waiting.pop(request_id, None)
+        self._cancelled.pop(request_id, None)
+        if request is not None:
+            self._compiler.forget(_constraint(request))
+
+    def cancel_choice(self, request_id: str, choice: int) -> None:
+        if request_id in self._waiting:
+            self._cancelled.setdefault(request_id, set()).add(choice)
+
+    def take_ready(self) -> Iterator[tuple[GenerateRequest, CompiledGrammar | EngineError, set[int]]]:
+        """Requests that wait no longer, with their grammar or what is wrong, and their cancelled choices."""
+        results = self._compiler.take_results()
+        if not results:
+            return
+        for request in list(self._waiting.values()):
+            result = results.get(_constraint(request).key)
+            if result is not None:
+                del self._waiting[request.request_id]
+                yield request, result, self._cancelled.pop(request.request_id, set())
+
+    def close(self) -> None:
+        """Stop what compiles; those that wait are abandoned."""
+        self._compiler.close()
+
+
+def make_matcher(
+    grammar: CompiledGrammar, request: GenerateRequest, stop_ids: frozenset[int]
+) -> ConstraintMatcher:
+    return ConstraintMatcher(grammar, _constraint(request), stop_ids)
+
+
+def _constraint(request: GenerateRequest) -> Constraint:
+    constraint = request.params.constraint
+    assert constraint is not None
+    return constraint

@@ -1,0 +1,163 @@
+"""The process that tries constraints out: `python -m engine.grammar.helper FD PARENT_PID SETTINGS`.
+
+Started by `grammar.compiler`, never by hand. It sends the vocabulary once, then takes constraints and
+says of each whether it compiles. Every constraint is compiled in a fork of its own, bounded in time and
+memory: one that overflows the compiler's stack or does not come to an end takes nothing else with it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing.connection
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+from collections import deque
+from multiprocessing.connection import Connection
+from typing import IO
+
+import msgspec
+
+from engine.grammar.bindings import load_bindings
+from engine.grammar.compile import GrammarError, check_constraint, compile_constraint, make_tokenizer_info
+from engine.grammar.protocol import Forget, HelperSettings, Job, Verdict
+from engine.grammar.vocabulary import VocabularyData
+from engine.parent_death import die_with_parent
+from engine.sampling.constraint import Constraint
+from engine.text.tokenizer import Tokenizer
+
+MAX_TRIALS = 2
+"""Constraints that are tried at once; the others wait for their turn."""
+TRIAL_BYTES = 2**30
+"""Address space of a trial, beyond what the helper has itself."""
+TRIAL_NICENESS = 5
+"""Trials give way to the engine's kernels."""
+
+
+def main(argv: list[str]) -> int:
+    die_with_parent(int(argv[1]))
+    settings = msgspec.json.decode(argv[2], type=HelperSettings)
+    data = VocabularyData.from_tokenizer(
+        Tokenizer.from_directory(settings.tokenizer_path), settings.vocab_size
+    )
+    with Connection(int(argv[0])) as connection:
+        try:
+            connection.send_bytes(msgspec.msgpack.encode(data))
+            _Helper(connection, settings, data).serve()
+        except (EOFError, ConnectionError):  # the engine is gone
+            return 0
+    return 0
+
+
+class _Trial:
+    """One fork: its job, its process, and where its answer comes from."""
+
+    def __init__(self, job: Job, pid: int, answer: Connection, timeout_s: float) -> None:
+        self.job, self.pid, self.answer = job, pid, answer
+        self.deadline_s = time.monotonic() + timeout_s
+
+
+class _Helper:
+    def __init__(self, connection: Connection, settings: HelperSettings, data: VocabularyData) -> None:
+        self._connection = connection
+        self._settings = settings
+        self._bindings = load_bindings(without_torch=True)
+        info = make_tokenizer_info(self._bindings, data)
+        self._compiler = self._bindings.GrammarCompiler(info, 1, False, -1)
+        self._waiting: deque[Job] = deque()
+        self._trials: dict[Connection, _Trial] = {}
+        self._decoder = msgspec.msgpack.Decoder(Job | Forget)
+
+    def serve(self) -> None:
+        while True:
+            while self._waiting and len(self._trials) < MAX_TRIALS:
+                self._begin(self._waiting.popleft())
+            ready = multiprocessing.connection.wait([self._connection, *self._trials], self._patience_s())
+            for source in ready:
+                if source is self._connection:
+                    self._take(self._decoder.decode(self._connection.recv_bytes()))
+                elif source in self._trials:
+                    self._finish(self._trials[source])
+            for trial in [t for t in self._trials.values() if t.deadline_s <= time.monotonic()]:
+                self._stop(trial)
+                limit = f"takes longer than {self._settings.timeout_s:g} s to compile"
+                self._send(Verdict(trial.job.number, limit))
+
+    def _patience_s(self) -> float | None:
+        """Seconds until a trial has run too long."""
+        deadlines = [trial.deadline_s for trial in self._trials.values()]
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+
+    def _take(self, message: Job | Forget) -> None:
+        if isinstance(message, Job):
+            self._waiting.append(message)
+            return
+        self._waiting = deque(job for job in self._waiting if job.number != message.number)
+        for trial in [t for t in self._trials.values() if t.job.number == message.number]:
+            self._stop(trial)
+
+    def _begin(self, job: Job) -> None:
+        ours, theirs = multiprocessing.connection.Pipe(duplex=False)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                theirs.send_bytes(msgspec.msgpack.encode(self._try(job.constraint)))
+            finally:
+                os._exit(0)
+        theirs.close()
+        self._trials[ours] = _Trial(job, pid, ours, self._settings.timeout_s)
+
+    def _try(self, constraint: Constraint) -> str | None:
+        """In the fork: why the constraint is refused, or None."""
+        os.nice(TRIAL_NICENESS)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        limit = _address_space_bytes() + TRIAL_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        try:
+            with tempfile.TemporaryFile() as log:
+                os.dup2(log.fileno(), sys.stderr.fileno())
+                check_constraint(constraint)
+                compile_constraint(self._bindings, self._compiler, constraint, self._settings.free_whitespace)
+                return _warning(log)
+        except GrammarError as error:
+            return str(error)
+        except MemoryError:
+            return "needs too much memory to compile"
+        except RecursionError:
+            return "is nested too deeply"
+
+    def _finish(self, trial: _Trial) -> None:
+        """The fork has answered, or died."""
+        try:
+            refusal = msgspec.msgpack.decode(trial.answer.recv_bytes(), type=str | None)
+        except EOFError:
+            refusal = "is nested too deeply or too large for the compiler"
+        self._stop(trial)
+        self._send(Verdict(trial.job.number, refusal))
+
+    def _stop(self, trial: _Trial) -> None:
+        del self._trials[trial.answer]
+        trial.answer.close()
+        os.kill(trial.pid, signal.SIGKILL)  # until it is waited for, its id is nobody else's
+        os.waitpid(trial.pid, 0)
+
+    def _send(self, verdict: Verdict) -> None:
+        self._connection.send_bytes(msgspec.msgpack.encode(verdict))
+
+
+def _warning(log: IO[bytes]) -> str | None:
+    """What the compiler warned of while it compiled: it has left something out."""
+    log.seek(0)
+    text = " ".join(log.read(4096).decode(errors="replace").split())
+    return f"cannot be enforced: {text.split('Warning: ')[-1][:500]}" if text else None
+
+
+def _address_space_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

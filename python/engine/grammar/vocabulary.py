@@ -1,0 +1,108 @@
+"""The tokens of a vocabulary as bytes, and how forced text is cut into them."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+if TYPE_CHECKING:
+    from engine.text.tokenizer import Tokenizer
+
+_SLICE = 4096
+"""Tokens handled at a time while the interpreter lock is held."""
+
+
+class VocabularyData(msgspec.Struct, array_like=True):
+    """A vocabulary on its way between processes.
+
+    `tokens` has the bytes of each id, empty for special tokens and for rows without a token;
+    `order` the ids of the others, sorted by their bytes, as little-endian int32.
+    """
+
+    tokens: list[bytes]
+    order: bytes
+    end_token_id: int | None
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: Tokenizer, vocab_size: int) -> VocabularyData:
+        special = tokenizer.special_ids | tokenizer.eos_token_ids
+        tokens = [b"" if i in special else tokenizer.token_bytes(i) for i in range(vocab_size)]
+        order = sorted((i for i, token in enumerate(tokens) if token), key=tokens.__getitem__)
+        end_id = None if tokenizer.eos_token is None else tokenizer.token_id(tokenizer.eos_token)
+        return cls(tokens, np.array(order, "<i4").tobytes(), end_id)
+
+
+class Vocabulary:
+    """Looks tokens up by their bytes. Built in slices: other threads go on."""
+
+    def __init__(self, data: VocabularyData) -> None:
+        self.tokens = data.tokens
+        self.end_token_id = data.end_token_id
+        self._ids = np.frombuffer(data.order, "<i4")
+        self._sorted: list[bytes] = []
+        self._id_of: dict[bytes, int] = {}
+        self._longest: dict[bytes, int] = {}
+        self._longer: dict[int, np.ndarray] = {}
+        for ids in _slices(self._ids):
+            for token_id in ids.tolist():
+                token = self.tokens[token_id]
+                self._sorted.append(token)
+                self._id_of.setdefault(token, token_id)
+                start = token[:2]
+                self._longest[start] = max(self._longest.get(start, 0), len(token))
+
+    def canonical(self, text: bytes) -> list[int] | None:
+        """The fewest tokens that spell `text`, longer ones first among equals; None if none do.
+
+        Cost: a dictionary look-up for each byte and each length of token that could begin there.
+        """
+        num_bytes = len(text)
+        fewest: list[float] = [math.inf] * num_bytes + [0]
+        first: list[int] = [-1] * num_bytes
+        for start in range(num_bytes - 1, -1, -1):
+            head = text[start : start + 2]
+            longest = max(self._longest.get(head, 0), self._longest.get(head[:1], 0))
+            for end in range(start + 1, min(start + longest, num_bytes) + 1):
+                if fewest[end] + 1 <= fewest[start]:
+                    token_id = self._id_of.get(text[start:end])
+                    if token_id is not None:
+                        fewest[start], first[start] = fewest[end] + 1, token_id
+        if fewest[0] == math.inf:
+            return None
+        token_ids, start = [], 0
+        while start < num_bytes:
+            token_ids.append(first[start])
+            start += len(self.tokens[first[start]])
+        return token_ids
+
+    def longer(self, token_id: int) -> np.ndarray:
+        """Ids of the tokens that begin with the bytes of this one and go on; int32."""
+        found = self._longer.get(token_id)
+        if found is None:
+            token = self.tokens[token_id]
+            begin = bisect.bisect_right(self._sorted, token)
+            end = bisect.bisect_left(self._sorted, True, lo=begin, key=lambda t: not t.startswith(token))
+            found = self._longer[token_id] = self._ids[begin:end]
+        return found
+
+
+def allows(mask: np.ndarray, token_ids: np.ndarray) -> bool:
+    """Whether a bitmask, int32 [ceil(V / 32)], allows any of these tokens."""
+    return bool(np.any((mask[token_ids >> 5] >> (token_ids & 31)) & 1))
+
+
+def _slices(ids: np.ndarray) -> Iterator[np.ndarray]:
+    return (ids[i : i + _SLICE] for i in range(0, len(ids), _SLICE))
+
+
+def set_bits(mask: np.ndarray, token_ids: Iterable[int], value: bool) -> None:
+    """Allow or forbid tokens in one row of a bitmask."""
+    words = mask.view(np.uint32)
+    for token_id in token_ids:
+        bit = np.uint32(1 << (token_id & 31))
+        words[token_id >> 5] = words[token_id >> 5] | bit if value else words[token_id >> 5] & ~bit

@@ -1,0 +1,44 @@
+"""What an answer must look like: the constraint of one request, as it travels to the engine."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from engine.errors import InvalidRequest
+
+MAX_CONSTRAINT_CHARS = 2**18
+
+ConstraintKind = Literal["json_schema", "json_object", "regex", "ebnf", "choice", "structural_tag"]
+
+
+class Constraint(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The whole answer matches `text`, read according to `kind`.
+
+    json_schema: a JSON schema; json_object: any JSON object (no text); regex: an ECMAScript regular
+    expression, matched whole; ebnf: a grammar in GBNF with the rule `root`; choice: a JSON array of
+    strings; structural_tag: a structural tag of xgrammar, as JSON.
+
+    `after` are token ids: the constraint begins behind their first appearance in the output, so that
+    a model can reason before it answers; empty: at once. `param` is the request field that an error
+    names.
+    """
+
+    kind: ConstraintKind
+    text: str = ""
+    after: tuple[int, ...] = ()
+    param: str = "constraint"
+
+    def __post_init__(self) -> None:
+        if len(self.text) > MAX_CONSTRAINT_CHARS:
+            raise InvalidRequest(
+                f"Invalid request: {self.param} is too large: {len(self.text)} characters, "
+                f"more than {MAX_CONSTRAINT_CHARS}",
+                param=self.param,
+            )
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What decides about the compiled grammar."""
+        return self.kind, self.text
