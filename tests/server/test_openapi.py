@@ -20,8 +20,12 @@ REQUIRED = {
     "CompletionRequest": ("/v1/completions", {"model": "default", "prompt": "Hi"}),
     "TokenizeRequest": ("/tokenize", {"model": "default", "prompt": "Hi"}),
     "DetokenizeRequest": ("/detokenize", {"model": "default", "tokens": [1]}),
+    "GenerateRequest": ("/generate", {"model": "default", "text": "Hi"}),
     "AbortRequest": ("/abort_request", {"rid": "a"}),
 }
+EXCLUSIVE = {("TokenizeRequest", "messages"), ("GenerateRequest", "input_ids")}
+"""Not together with what the request has already."""
+
 SCHEMAS = document()["components"]["schemas"]
 
 
@@ -105,11 +109,11 @@ def test_described_fields_are_known_and_take_null(server: Server, name: str) -> 
     response = server.post(path, {**body, **nulls})
     assert response.status_code == 200, response.text
     for field, wanted in SCHEMAS[name]["properties"].items():
-        if field in body or (name, field) == ("TokenizeRequest", "messages"):
-            continue  # not beside prompt
+        if field in body or (name, field) in EXCLUSIVE:
+            continue
         response = server.post(path, {**body, field: example(wanted)})
         assert "x-ignored-params" not in response.headers, field
-        needs_logprobs = field == "top_logprobs"
+        needs_logprobs = field in ("top_logprobs", "top_logprobs_num", "logprob_start_len")
         assert response.status_code == (400 if needs_logprobs else 200), field
 
 

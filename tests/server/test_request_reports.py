@@ -171,7 +171,7 @@ def test_no_other_user_is_taken(server: Server, user: Any) -> None:
 def test_only_plain_answers_have_a_default_limit(
     fields: dict[str, Any], limit: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in set(schema._FORMS) & set(schema._NEUTRAL):  # as if they were served
-        monkeypatch.delitem(schema._NEUTRAL, name)
-    asked = parse_chat({"model": "m", "messages": HI, **fields}, Defaults(max_tokens=16, sampling={}))
+    monkeypatch.delitem(schema._NEUTRAL, "tools", raising=False)  # as if they were served
+    defaults = Defaults(max_tokens=16, constraint_lifts_limit=True, sampling={})
+    asked = parse_chat({"model": "m", "messages": HI, **fields}, defaults)
     assert asked.params.max_tokens == limit

@@ -22,7 +22,8 @@ class TextDelta:
     asked for); those of a stop that is cut off never appear. `num_tokens` counts generated tokens,
     a stop token included. With a `finish_reason` the choice is complete: `matched_stop` is the
     stop string or the id of the stop token, None for "length". `token_ids` are the generated tokens,
-    whether their text is given out yet or not. `prompt_logprobs` are those of the next prompt tokens.
+    whether their text is given out yet or not. `prompt_logprobs` are those of the next prompt tokens,
+    `logprobs` those of `token_ids`.
     """
 
     text: str
@@ -32,6 +33,7 @@ class TextDelta:
     matched_stop: str | int | None = None
     token_ids: Sequence[int] = ()
     prompt_logprobs: list[TokenLogprobs] | None = None
+    logprobs: list[TokenLogprobs] | None = None
 
 
 class OutputProcessor:
@@ -82,6 +84,7 @@ class _Choice:
             text += self._stops.push(self._detokenizer.finish()) + self._stops.finish()
         delta = TextDelta(text, [], num_tokens, token_ids=token_ids[:num_tokens])
         delta.prompt_logprobs = chunk.prompt_logprobs
+        delta.logprobs = chunk.logprobs and chunk.logprobs[:num_tokens]
         if self._stops.matched is not None:
             delta.finish_reason, delta.matched_stop = "stop", self._stops.matched
         elif is_last:

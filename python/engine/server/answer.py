@@ -93,22 +93,25 @@ class Answer:
             async for index, delta in generation.deltas():
                 deltas[index].append(delta)
                 self._note_end(index, delta)
-        content = {
+        choices = await self._choices(deltas)
+        was_cut = "length" in self.finish_reasons.values()
+        return HTTPResponse(
+            msgspec.json.encode(self._content(generation, choices)),
+            headers=self._headers(generation, was_cut),
+            content_type="application/json",
+        )
+
+    def _content(self, generation: Generation, choices: list[dict[str, Any]]) -> Any:
+        return {
             "id": self.response_id,
             "object": self.shape.object_name,
             "created": self.created,
             "model": self.asked.model,
-            "choices": await self._choices(deltas),
+            "choices": choices,
             "usage": self._usage(generation),
             **self.shape.fields,
             **self._details(generation),
         }
-        was_cut = "length" in self.finish_reasons.values()
-        return HTTPResponse(
-            msgspec.json.encode(content),
-            headers=self._headers(generation, was_cut),
-            content_type="application/json",
-        )
 
     async def _choices(self, deltas: list[list[TextDelta]]) -> list[dict[str, Any]]:
         def make() -> list[dict[str, Any]]:
@@ -151,8 +154,9 @@ class Answer:
         for event in opening:
             await stream.send(event)
         deltas = generation.deltas()
-        if self.config.stream_interval > 1:
-            deltas = in_intervals(deltas, self.config.stream_interval)
+        interval = self.asked.stream_interval or self.config.stream_interval
+        if interval > 1:
+            deltas = in_intervals(deltas, interval)
         async for index, delta in deltas:
             self._note_end(index, delta)
             extra: dict[str, Any] = {"usage": generation.usage} if self.asked.continuous_usage else {}

@@ -24,6 +24,7 @@ from engine.server.routes import (
     chat,
     completions,
     docs,
+    generate,
     health,
     loads,
     metrics,
@@ -32,7 +33,20 @@ from engine.server.routes import (
     tokenize,
 )
 
-ROUTES = (health, models, server_info, loads, metrics, chat, completions, tokenize, cache, abort, docs)
+ROUTES = (
+    health,
+    models,
+    server_info,
+    loads,
+    metrics,
+    chat,
+    completions,
+    generate,
+    tokenize,
+    cache,
+    abort,
+    docs,
+)
 
 
 def create_app(context: ServerContext) -> Sanic:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from time import monotonic
@@ -91,7 +92,9 @@ class Generation:
         self.num_choices = request.n * len(requests)
         self.prompt_tokens = sum(len(r.prompt) // 4 for r in requests)
         self.completion_tokens = 0
-        self.cached_tokens = 0
+        self.cached_tokens_of = [0] * len(requests)
+        """By prompt."""
+
         self._client: EngineClient = context.client
         self._config = context.config
         self._start_s = monotonic()
@@ -113,10 +116,12 @@ class Generation:
         request: GenerationRequest,
         prompts: Sequence[tuple[list[int], SamplingParams]],
         response_id: str,
+        prompt_names: Sequence[str] = (),
     ) -> Generation:
         """Wait until every prompt has a running slot. Raises the refusal of the first that is refused.
 
-        Effects: until it is closed, it can be aborted by `rid` and by `response_id`.
+        Effects: until it is closed, it can be aborted by `rid` and by `response_id`, and each prompt
+        by its own name if there are `prompt_names`.
         """
         _check_places(request.n * len(prompts), context.client.info)
         requests = [
@@ -131,12 +136,17 @@ class Generation:
             for i, (ids, params) in enumerate(prompts)
         ]
         self = cls(context, request, requests)
-        self._names = context.live.add(filter(None, (response_id, request.rid)), self.abort)
+        aborts = dict.fromkeys(filter(None, (response_id, request.rid)), self.abort)
+        aborts |= {name: functools.partial(self.abort_prompt, i) for i, name in enumerate(prompt_names)}
+        self._names = context.live.add(aborts, self.abort)
         stops = StopStrings(request.params.stop, request.params.include_stop)
-        self._processors = [
-            OutputProcessor(tokenizer, params, ids, request.n, stops) for ids, params in prompts
-        ]
         try:
+            self._processors = [
+                OutputProcessor(
+                    tokenizer, params, ids, request.n, stops if _has_stops(params, request) else None
+                )
+                for ids, params in prompts
+            ]
             async with (
                 self.in_time(),
                 in_time(self._config.queue_timeout, self._start_s, self._waited_too_long),
@@ -188,6 +198,16 @@ class Generation:
         self._is_aborted = True
         for request_id in self._unfinished:
             self._client.cancel(request_id)
+
+    def abort_prompt(self, prompt: int) -> None:
+        """Like `abort`, for the choices of one prompt."""
+        self._is_aborted = True
+        self._client.cancel(self._requests[prompt].request_id)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens taken from the prefix cache, as far as that is known."""
+        return sum(self.cached_tokens_of)
 
     @property
     def seeds(self) -> list[int]:
@@ -253,7 +273,7 @@ class Generation:
             self._timer.tokens(prompt * request.n + chunk.choice, len(chunk.token_ids))
             if chunk.choice == 0 and not counted_cache:
                 counted_cache = True
-                self.cached_tokens += chunk.cached_tokens
+                self.cached_tokens_of[prompt] = chunk.cached_tokens
             if chunk.finish_reason is not None:
                 num_running -= 1
                 if not num_running:
@@ -284,6 +304,12 @@ def _check_places(num_choices: int, ready: EngineReady | None) -> None:
             f"n for each prompt makes {num_choices} choices, but at most {places} can be served at once",
             param="n",
         )
+
+
+def _has_stops(params: SamplingParams, request: GenerationRequest) -> bool:
+    """Whether the stop strings of a prompt are those of the request, compiled once for all."""
+    shared = request.params
+    return params.stop is shared.stop and params.include_stop == shared.include_stop
 
 
 async def _submit_all(client: EngineClient, requests: list[GenerateRequest]) -> list[RequestStream]:

@@ -110,6 +110,15 @@ _FLUSH = "Empty the prefix cache, unless requests run; timeout waits for that, i
 OPERATIONS = (
     _generate("/v1/chat/completions", "Answer a conversation.", "ChatRequest", "ChatCompletion"),
     _generate("/v1/completions", "Continue prompts.", "CompletionRequest", "Completion"),
+    _post(
+        "/generate",
+        "Continue prompts, in the form of SGLang's own API.",
+        "GenerateRequest",
+        "Generated",
+        errors=(*_WITH_BODY, 404),
+        media=(_JSON, _EVENTS),
+        headers=("x-ignored-params", "x-seed", "x-default-max-tokens"),
+    ),
     Operation("/v1/models", "The model under each of its names.", "ModelList", errors=(503,)),
     Operation(
         "/v1/models/{model_id}",

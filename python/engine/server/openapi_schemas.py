@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.sampling.params import MAX_STOP_STRINGS, MAX_TOP_LOGPROBS
+from engine.server.generate_schema import SAMPLING_NAMES
 from engine.server.schema import (
     MAX_CHOICES,
     MAX_COMPLETION_LOGPROBS,
@@ -17,6 +18,7 @@ from engine.server.schema import (
     MAX_RID_CHARS,
     MAX_SALT_CHARS,
     MAX_STOP_TOKENS,
+    MAX_STREAM_INTERVAL,
     MAX_TRUNCATION,
     MAX_USER_CHARS,
     ROLES,
@@ -131,6 +133,7 @@ GENERATION: dict[str, Schema] = {
     "priority": bounded(INTEGER, -MAX_PRIORITY, MAX_PRIORITY),
     "user": {"type": "string", "maxLength": MAX_USER_CHARS},
     "return_timings": BOOLEAN,
+    "stream_interval": bounded(INTEGER, 1, MAX_STREAM_INTERVAL),
     "truncate_prompt_tokens": {**bounded(INTEGER, -1, MAX_TRUNCATION), "not": {"const": 0}},
     "rid": {"type": "string", "minLength": 1, "maxLength": MAX_RID_CHARS},
 }
@@ -203,7 +206,50 @@ def _completion(beside: dict[str, Schema], in_choice: dict[str, Schema], **choic
     return answer({**_DETAILS, **beside}, **common, choices=array(fields), usage=ref("Usage"))
 
 
+_EACH_BOOLEAN: Schema = {"anyOf": [BOOLEAN, array(BOOLEAN, MAX_PROMPTS)]}
+_EACH_INTEGER: Schema = {"anyOf": [INTEGER, array(INTEGER, MAX_PROMPTS)]}
+_NATIVE_SAMPLING = request(
+    {}, {name: GENERATION[given] for name, given in SAMPLING_NAMES.items() if given in GENERATION}
+)
+_NATIVE: dict[str, Schema] = {
+    "text": _TEXTS,
+    "input_ids": {"anyOf": [array(INTEGER), array(array(INTEGER), MAX_PROMPTS)]},
+    "sampling_params": {"anyOf": [_NATIVE_SAMPLING, array(_NATIVE_SAMPLING, MAX_PROMPTS)]},
+    "stream": BOOLEAN,
+    "incremental_streaming_output": BOOLEAN,
+    "return_logprob": _EACH_BOOLEAN,
+    "logprob_start_len": _EACH_INTEGER,
+    "top_logprobs_num": _EACH_INTEGER,
+    "return_text_in_logprobs": BOOLEAN,
+    "rid": {"anyOf": [GENERATION["rid"], array(GENERATION["rid"], MAX_PROMPTS)]},
+    "priority": GENERATION["priority"],
+    "cache_salt": GENERATION["cache_salt"],
+    "extra_key": GENERATION["extra_key"],
+    "model": TEXT,
+}
+_ENTRIES = array(array({"type": ["number", "string", "null"]}))
+_META_INFO = answer(
+    {
+        "e2e_latency": NUMBER,
+        "input_token_logprobs": _ENTRIES,
+        "output_token_logprobs": _ENTRIES,
+        "input_top_logprobs": array(optional(_ENTRIES)),
+        "output_top_logprobs": array(_ENTRIES),
+    },
+    id=TEXT,
+    finish_reason=optional(answer(type=TEXT)),
+    prompt_tokens=INTEGER,
+    completion_tokens=INTEGER,
+    cached_tokens=INTEGER,
+    weight_version=TEXT,
+    seed=INTEGER,
+)
+_GENERATED = answer(text=TEXT, output_ids=_IDS, meta_info=_META_INFO)
+
+
 SCHEMAS: dict[str, Schema] = {
+    "GenerateRequest": request({}, _NATIVE),
+    "Generated": {"anyOf": [_GENERATED, array(_GENERATED)]},
     "Message": _MESSAGE,
     "ChatRequest": request({"model": TEXT, "messages": _MESSAGES}, {**GENERATION, **_CHAT}),
     "CompletionRequest": request(

@@ -31,6 +31,7 @@ MAX_RID_CHARS = 256
 MAX_PRIORITY = 2**31 - 1
 MAX_USER_CHARS = 256
 MAX_TRUNCATION = 2**31 - 1
+MAX_STREAM_INTERVAL = 1024
 _PROMPT_SHAPES = "must be a string, an array of strings, or token ids"
 
 _RESERVED_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
@@ -50,6 +51,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
     "reasoning": (),
     "reasoning_effort": (),
+    "spaces_between_special_tokens": (True, False),  # our detokenizer never adds any
     "chat_template": (),
     "input_ids": (),
     "stop_regex": ("", []),
@@ -61,14 +63,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "return_hidden_states": (False,),
     "custom_logit_processor": (),
     "session_params": (),
-}
-
-# Fields that ask for a form of the answer, with the values that do not.
-_FORMS = {
-    "tools": ([],),
-    "response_format": ({"type": "text"},),
-    "regex": ("",),
-    "ebnf": ("",),
 }
 
 
@@ -110,6 +104,9 @@ class GenerationRequest:
     truncate_prompt_tokens: int | None
     """Most tokens of a prompt that are kept, its last ones; -1: as many as leave room for the answer."""
 
+    stream_interval: int | None
+    """Tokens in an event of a stream, if not what the server is told."""
+
     max_tokens_is_default: bool
     ignored: tuple[str, ...]
     """Names of fields that this server does not know."""
@@ -144,7 +141,7 @@ def parse_chat(body: dict[str, Any], defaults: Defaults) -> ChatRequest:
     """Raises `InvalidRequest` naming the field."""
     fields = Fields(body)
     fields.require("messages")
-    if not _is_plain(fields):
+    if fields.peek("tools"):  # half a call is of no use either
         defaults = dataclasses.replace(defaults, max_tokens=None)
     messages = _messages(fields)
     wants_logprobs = fields.boolean("logprobs")
@@ -164,18 +161,13 @@ def parse_chat(body: dict[str, Any], defaults: Defaults) -> ChatRequest:
         logprobs=top_logprobs if wants_logprobs else None,
     )
     return ChatRequest(
-        ignored=_ignored(fields),
+        ignored=ignored_names(fields),
         messages=messages,
         add_generation_prompt=add_generation_prompt,
         continue_final_message=continue_final_message,
         template_variables=template_variables,
         **common,
     )
-
-
-def _is_plain(fields: Fields) -> bool:
-    """Whether nothing is asked of the answer's form: JSON or a call would be cut in two by a default."""
-    return all(fields.peek(name) in (None, *neutral) for name, neutral in _FORMS.items())
 
 
 def parse_completion(body: dict[str, Any], defaults: Defaults, vocab_size: int) -> CompletionRequest:
@@ -198,7 +190,7 @@ def parse_completion(body: dict[str, Any], defaults: Defaults, vocab_size: int) 
         raise fields.fail("n", f"times the number of prompts must be at most {MAX_CHOICES_IN_ALL}")
     if best_of is not None and best_of != common["n"]:
         raise fields.fail("best_of", "other than n is not supported", slug="unsupported_parameter")
-    return CompletionRequest(prompts=prompts, echo=echo, ignored=_ignored(fields), **common)
+    return CompletionRequest(prompts=prompts, echo=echo, ignored=ignored_names(fields), **common)
 
 
 def _common(
@@ -223,6 +215,7 @@ def _common(
         "user": _user(fields),
         "return_timings": fields.boolean("return_timings"),
         "truncate_prompt_tokens": _truncation(fields),
+        "stream_interval": _stream_interval(fields),
         "rid": _rid(fields),
         "max_tokens_is_default": max_tokens is None,
     }
@@ -288,6 +281,13 @@ def _user(fields: Fields) -> str | None:
     return user
 
 
+def _stream_interval(fields: Fields) -> int | None:
+    interval = fields.integer("stream_interval")
+    if interval is not None and not 1 <= interval <= MAX_STREAM_INTERVAL:
+        raise fields.fail("stream_interval", f"must be in [1, {MAX_STREAM_INTERVAL}], got {interval}")
+    return interval
+
+
 def _truncation(fields: Fields) -> int | None:
     most = fields.integer("truncate_prompt_tokens")
     if most is not None and (most == 0 or not -1 <= most <= MAX_TRUNCATION):
@@ -336,7 +336,7 @@ def _is_integer(value: Any) -> bool:
     )
 
 
-def _ignored(fields: Fields) -> tuple[str, ...]:
+def ignored_names(fields: Fields) -> tuple[str, ...]:
     """Unknown names, once each however many messages have them; the first ones, shortened."""
     names = dict.fromkeys(re.sub(r"\[\d+\]", "", name) for name in fields.unread())
     return tuple(shorten(names))

@@ -36,4 +36,5 @@ def _joined(first: TextDelta, second: TextDelta) -> TextDelta:
         second.finish_reason,
         second.matched_stop,
         [*first.token_ids, *second.token_ids],
+        logprobs=None if first.logprobs is None else [*first.logprobs, *(second.logprobs or ())],
     )

@@ -39,7 +39,7 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
         model, ready = context.require_ready()
         asked = await read_request(request, lambda body: _parse(context, model, body))
         prompts, num_truncated = await run_sized(
-            request, lambda: _encode_prompts(model, asked, ready.context_length)
+            request, lambda: encode_prompts(model, asked, ready.context_length)
         )
         answer = Answer(
             request=request,
@@ -64,7 +64,7 @@ def _parse(context: ServerContext, model: ModelFiles, body: dict[str, Any]) -> C
     return asked
 
 
-def _encode_prompts(
+def encode_prompts(
     model: ModelFiles, asked: CompletionRequest, context_length: int
 ) -> tuple[list[tuple[list[int], SamplingParams]], int]:
     """Token ids and parameters of each prompt, and how many tokens were cut from them in all."""
@@ -79,11 +79,11 @@ def _encode_prompts(
         num_truncated += num_whole - len(ids)
         params = fit_context(asked.params, len(ids), context_length, is_default=asked.max_tokens_is_default)
         prompts.append((ids, params))
-    _check_num_scores(prompts, asked.n)
+    check_num_scores(prompts, asked.n)
     return prompts, num_truncated
 
 
-def _check_num_scores(prompts: list[tuple[list[int], SamplingParams]], n: int) -> None:
+def check_num_scores(prompts: list[tuple[list[int], SamplingParams]], n: int) -> None:
     """Refuse an echo of scores that would take the server's memory and time from everybody else."""
     num_scores = n * sum(
         len(ids) * (params.prompt_logprobs + 1)

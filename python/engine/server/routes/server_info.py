@@ -46,6 +46,15 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
         return json_response(_info(context, await fetch_load(context)))
 
 
+def _internal_state(context: ServerContext) -> dict[str, Any]:
+    """Where SGLang's bench tools look for how much they may ask at once."""
+    _, ready = context.require_ready()
+    return {
+        "effective_max_running_requests_per_dp": ready.max_running_requests,
+        "memory_usage": {"token_capacity": ready.max_total_tokens},
+    }
+
+
 def _info(context: ServerContext, load: Load) -> dict[str, Any]:
     """Never keys: only what is named here is shown."""
     config = context.config
@@ -62,5 +71,6 @@ def _info(context: ServerContext, load: Load) -> dict[str, Any]:
         "log_level": config.log_level,
         "max_total_num_tokens": load.max_total_num_tokens,
         "load": dataclasses.asdict(load),
+        "internal_states": [_internal_state(context)],
         "state": context.client.state.value,
     }

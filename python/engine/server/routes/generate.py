@@ -1,0 +1,89 @@
+"""POST /generate: the native request of SGLang, which its bench tools speak."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sanic import HTTPResponse, Sanic
+from sanic.request import Request
+
+from engine.errors import InvalidRequest
+from engine.sampling.params import SamplingParams
+from engine.server.answer import new_response_id
+from engine.server.body import read_request, run_sized
+from engine.server.context import ServerContext
+from engine.server.generate_schema import (
+    DEFAULT_MAX_NEW_TOKENS,
+    NativeRequest,
+    native_names,
+    parse_generate,
+)
+from engine.server.generation import Generation
+from engine.server.model_files import ModelFiles
+from engine.server.native_answer import NativeAnswer, NativeShape
+from engine.server.openapi_schemas import SCHEMAS
+from engine.server.routes.completions import check_num_scores, encode_prompts
+from engine.server.schema import Defaults, check_token_ids
+
+
+def add_routes(app: Sanic, context: ServerContext) -> None:
+    @app.post("/generate", stream=True)
+    async def generate(request: Request) -> HTTPResponse | None:
+        model, ready = context.require_ready()
+        asked = await read_request(request, lambda body: _parse(context, model, body))
+        prompts = await run_sized(request, lambda: _encode(model, asked, ready.context_length))
+        response_id = new_response_id("gen")
+        names = asked.rids or _names(response_id, asked, len(prompts))
+        shape = NativeShape(model.tokenizer, asked, prompts, names)
+        answer = NativeAnswer(
+            request=request,
+            asked=asked.common,
+            shape=shape,
+            response_id=response_id,
+            config=context.config,
+        )
+        shape.generation = await Generation.admit(
+            context,
+            model.tokenizer,
+            answer.asked,
+            prompts,
+            response_id,
+            prompt_names=[name for name in names if name != response_id],
+        )
+        return await answer.send(shape.generation)
+
+
+def _parse(context: ServerContext, model: ModelFiles, body: dict[str, Any]) -> NativeRequest:
+    if isinstance(name := body.get("model"), str):
+        context.names.check(name)
+    defaults = Defaults(max_tokens=DEFAULT_MAX_NEW_TOKENS, sampling=model.sampling_defaults)
+    asked = parse_generate(body, defaults, model.vocab_size)
+    with native_names("text"):
+        for part in asked.parts:
+            check_token_ids(part.params, model.vocab_size)
+    context.ignored.check(asked.ignored, SCHEMAS["GenerateRequest"]["properties"])
+    return asked
+
+
+def _encode(
+    model: ModelFiles, asked: NativeRequest, context_length: int
+) -> list[tuple[list[int], SamplingParams]]:
+    """Token ids and parameters of each prompt."""
+    with native_names("text"):
+        prompts = [
+            prompt for part in asked.parts for prompt in encode_prompts(model, part, context_length)[0]
+        ]
+        check_num_scores(prompts, asked.common.n)
+    for (ids, _), start in zip(prompts, asked.logprob_starts, strict=True):
+        if start is not None and start > len(ids):
+            raise InvalidRequest(
+                f"logprob_start_len is {start}, more than the {len(ids)} tokens of its prompt",
+                param="logprob_start_len",
+            )
+    return prompts
+
+
+def _names(response_id: str, asked: NativeRequest, num_prompts: int) -> list[str]:
+    if asked.is_single:
+        return [response_id]
+    return [f"{response_id}_{i}" for i in range(num_prompts)]
