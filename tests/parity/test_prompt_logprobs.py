@@ -191,7 +191,7 @@ def test_logits_never_take_more_memory_than_the_rows_of_a_step(runner, monkeypat
     sizes = []
     project = runner._scorer._project
     monkeypatch.setattr(
-        runner._scorer, "_project", lambda hidden: sizes.append(len(hidden)) or project(hidden)
+        runner._scorer, "_project", lambda hidden, first_row: sizes.append(len(hidden)) or project(hidden)
     )
     serve(runner, {"a": (make_prompt(300), scoring())})
     assert sum(sizes) == 299

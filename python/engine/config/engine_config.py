@@ -14,6 +14,8 @@ LOAD_FORMATS = ("auto", "safetensors", "dummy")
 PAGE_SIZES = range(16, 257, 16)
 """What the attention kernels take."""
 
+MAX_LORA_RANK = 256
+
 _MOST = 2**31 - 1
 """More of anything is a slip of the finger, and would not fit the messages to the engine."""
 
@@ -49,6 +51,9 @@ class EngineConfig:
     disable_jump_forward: bool = False
     num_threads: int | None = None
     cpu_isa: str | None = None
+    max_loras_per_batch: int = 8
+    max_loaded_loras: int = 32
+    max_lora_rank: int = MAX_LORA_RANK
     debug_checks: bool = False
     watchdog_timeout: float = 20.0
     """Seconds without progress after which a stuck engine process is replaced; 0: never."""
@@ -68,9 +73,17 @@ class EngineConfig:
             ("--max-queued-tokens", self.max_queued_tokens, 0, _MOST),
             ("--chunked-prefill-size", self.chunked_prefill_size, 1, 65536),
             ("--num-threads", self.num_threads, 1, 1024),
+            ("--max-loras-per-batch", self.max_loras_per_batch, 1, 256),
+            ("--max-loaded-loras", self.max_loaded_loras, 1, 65536),
+            ("--max-lora-rank", self.max_lora_rank, 1, MAX_LORA_RANK),
         ):
             if value is not None and not least <= value <= most:
                 raise ConfigError(f"{flag} must be in [{least}, {most}], got {value}")
+        if self.max_loaded_loras < self.max_loras_per_batch:
+            raise ConfigError(
+                f"--max-loaded-loras ({self.max_loaded_loras}) must be at least "
+                f"--max-loras-per-batch ({self.max_loras_per_batch})"
+            )
         if self.page_size is not None and self.page_size not in PAGE_SIZES:
             raise ConfigError(f"--page-size must be a multiple of 16 from 16 to 256, got {self.page_size}")
         if not 0 <= self.watchdog_timeout < math.inf:

@@ -80,7 +80,8 @@ class Flag:
         return "|".join(self.choices) or self.kind.value.split(" ")[0]
 
 
-MODEL, HTTP, CAPACITY, SPEED, OTHER = "Model", "HTTP", "Capacity", "Scheduling and speed", "Other"
+MODEL, HTTP, CAPACITY, SPEED = "Model", "HTTP", "Capacity", "Scheduling and speed"
+ADAPTERS, OTHER = "Adapters", "Other"
 
 FLAGS: tuple[Flag, ...] = (
     Flag(
@@ -241,6 +242,16 @@ FLAGS: tuple[Flag, ...] = (
         "--disable-jump-forward", Kind.SWITCH, SPEED,
         "Compute text that a constraint forces token by token; the answers are the same.", EngineConfig,
     ),
+    Flag(
+        "--max-loras-per-batch", Kind.INTEGER, ADAPTERS, "Most different adapters in use at once.",
+        EngineConfig,
+    ),
+    Flag(
+        "--max-loaded-loras", Kind.INTEGER, ADAPTERS,
+        "Most adapters in memory; the one that was not used for longest makes room.",
+        EngineConfig,
+    ),
+    Flag("--max-lora-rank", Kind.INTEGER, ADAPTERS, "Largest rank of an adapter.", EngineConfig),
     Flag("--log-level", Kind.TEXT, OTHER, "How much is logged.", ServerConfig, LEVELS),
     Flag(
         "--config", Kind.TEXT, OTHER,

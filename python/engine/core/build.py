@@ -35,6 +35,7 @@ def build_engine(
 
     # Late: torch takes seconds to import, and a wrong path is told at once.
     from engine._native import ProgressBoard
+    from engine.adapters.adapter_pool import AdapterPool
     from engine.cache.prefix_cache import PrefixCache
     from engine.runner.model_runner import ModelRunner
 
@@ -52,6 +53,7 @@ def build_engine(
             isa=resolved.cpu_isa,
             load_format=resolved.load_format,
             logprobs_mode=config.logprobs_mode,
+            max_lora_rank=config.max_lora_rank,
             progress=progress,
         )
     except (MemoryError, RuntimeError) as error:  # torch says the latter
@@ -68,6 +70,11 @@ def build_engine(
         runner.context.report_to(ProgressBoard(board.fd))
         watched = WatchedRunner(runner, board)
     cache = PrefixCache(resolved.num_blocks, resolved.page_size, enabled=not resolved.disable_radix_cache)
+    adapters = AdapterPool(
+        runner.adapter_reader.load,
+        max_loaded=config.max_loaded_loras,
+        max_in_use=config.max_loras_per_batch,
+    )
     grammars = GrammarCompiler(
         str(locate_model(config.tokenizer_path)) if config.tokenizer_path else directory,
         spec.vocab_size,
@@ -78,7 +85,7 @@ def build_engine(
     # Processed scores depend on what was sampled beside: nobody but the sampler can tell them.
     is_raw = not config.logprobs_mode.startswith("processed_")
     settings = dataclasses.replace(settings, scores_known_tokens=is_raw)
-    core = EngineCore(settings, watched, cache, grammars=grammars)
+    core = EngineCore(settings, watched, cache, grammars=grammars, adapters=adapters)
     ready = EngineReady(
         max_total_tokens=resolved.max_total_tokens,
         max_running_requests=resolved.max_running_requests,

@@ -8,9 +8,11 @@ import secrets
 import select
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from engine.core.constraints import ConstrainedRequests, make_matcher
 from engine.core.messages import (
+    AdapterLoaded,
     Admitted,
     CacheFlushed,
     CancelChoice,
@@ -19,11 +21,13 @@ from engine.core.messages import (
     Failed,
     FlushCache,
     GenerateRequest,
+    LoadAdapter,
     StatsRequest,
     ToEngine,
     TokenChunk,
     TokenLogprobs,
     ToServer,
+    UnloadAdapter,
 )
 from engine.errors import EngineError, InternalError, InvalidRequest
 from engine.grammar.compiler import CompiledGrammar, GrammarCompiler
@@ -33,10 +37,15 @@ from engine.scheduling.scheduler import NewToken, PrefixCache, Scheduler
 from engine.scheduling.settings import SchedulerSettings
 from engine.scheduling.step_plan import Runner, StepResult, StepRow, TokenScores
 
+if TYPE_CHECKING:
+    from engine.adapters.adapter_pool import AdapterPool
+
 logger = logging.getLogger(__name__)
 
 _NAP_S = 0.1
 """Longest sleep of `EngineCore.wait`, whose caller may have other things to look after."""
+LOAD_WAIT_S = 0.005
+"""How long messages may lie while an engine that has nothing to compute waits for an adapter."""
 
 
 class EngineCore:
@@ -54,10 +63,12 @@ class EngineCore:
         cache: PrefixCache,
         *,
         grammars: GrammarCompiler | None = None,
+        adapters: AdapterPool | None = None,
         clock: Callable[[], float] = time.monotonic,
         draw_seed: Callable[[], int] = lambda: secrets.randbits(53),  # exact in every JSON reader
     ) -> None:
-        self._scheduler = Scheduler(settings, cache, clock=clock)
+        self._scheduler = Scheduler(settings, cache, clock=clock, adapters=adapters)
+        self._adapters = adapters
         self._runner = runner
         self._cache = cache
         self._clock = clock
@@ -71,7 +82,8 @@ class EngineCore:
     @property
     def has_work(self) -> bool:
         """Whether `step` has something to compute or to say."""
-        return self._scheduler.has_work or bool(self._outbox)
+        is_loading = self._adapters is not None and self._adapters.is_loading
+        return self._scheduler.has_work or bool(self._outbox) or is_loading
 
     @property
     def wake_fd(self) -> int | None:
@@ -100,6 +112,12 @@ class EngineCore:
                 self._outbox.append(self.stats())
             case FlushCache():
                 self._outbox.append(CacheFlushed(self.flush()))
+            case LoadAdapter() if self._adapters is None:
+                self._outbox.append(AdapterLoaded(message.directory, error="this engine takes no adapters"))
+            case LoadAdapter():
+                self._adapters.begin_load(message.directory, message.is_pinned)
+            case UnloadAdapter() if self._adapters is not None:
+                self._adapters.forget(message.digest)
 
     def submit(self, request: GenerateRequest) -> None:
         """Queue a request, once its constraint is compiled. A refusal is answered with `Failed`."""
@@ -141,10 +159,11 @@ class EngineCore:
                 request.params,
                 seed=seed,
                 n=request.n,
-                namespace=request.namespace,
+                namespace=_namespace(request),
                 priority=request.priority,
                 runs_alone=request.runs_alone,
                 make_matcher=None if grammar is None else functools.partial(make_matcher, grammar, request),
+                adapter=request.adapter,
             )
         except EngineError as error:
             self._outbox.append(Failed.from_error(request.request_id, error))
@@ -162,6 +181,8 @@ class EngineCore:
         self._queue_compiled()
         plan = self._scheduler.schedule()
         self._outbox.extend(map(_admitted, self._scheduler.take_admitted()))
+        if self._adapters is not None:
+            self._attend_adapters(self._adapters, is_idle=plan is None)
         if announce is not None and plan is not None and self._outbox:
             announce(self._take_outbox())
         if plan is not None:
@@ -185,6 +206,14 @@ class EngineCore:
                     is_broken = new.finish_reason == "error"
                     self._outbox.append(self._fail(new) if is_broken else _chunk(new, result, i))
         return self._take_outbox()
+
+    def _attend_adapters(self, adapters: AdapterPool, *, is_idle: bool) -> None:
+        """Tell what came of loads. With nothing to compute, wait a little for them rather than turn round."""
+        for request_id, error in self._scheduler.take_refused():
+            self._outbox.append(Failed.from_error(request_id, error))
+        if is_idle and adapters.is_loading and not self._outbox:
+            adapters.wait(LOAD_WAIT_S)
+        self._outbox.extend(adapters.take_answers())
 
     def _fail(self, new: NewToken) -> Failed:
         request_id = new.request.request_id
@@ -228,7 +257,15 @@ class EngineCore:
             num_preemptions=counters.num_preemptions,
             tokens_evicted=cache.num_evicted_blocks * cache.block_size,
             model_s=self._model_s,
+            **({} if self._adapters is None else self._adapters.counts()),
         )
+
+
+def _namespace(request: GenerateRequest) -> str:
+    """Where its prefixes are cached: what other weights computed must never be found."""
+    if request.adapter is None:
+        return request.namespace
+    return f"adapter {request.adapter.digest}:{request.namespace}"
 
 
 def _admitted(request: Request) -> Admitted:

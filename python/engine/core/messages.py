@@ -21,12 +21,21 @@ class _Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
 # --- server to engine ---------------------------------------------------------------------
 
 
+class AdapterRef(_Message):
+    """An adapter as requests name it: where it is read from when it is not in memory, and a hash of what
+    must be found there. One that is pinned stays in memory once it is."""
+
+    directory: str
+    digest: str
+    is_pinned: bool = False
+
+
 class GenerateRequest(_Message, tag=1):
     """One prompt, n choices. `prompt` is the token ids as little-endian int32 bytes.
 
-    `namespace` separates prefix-cache entries that must never meet (adapter, cache salt). Of waiting
-    requests those with the highest `priority` are admitted first. `runs_alone`: no step computes it
-    together with another request.
+    `namespace` separates prefix-cache entries that must never meet (cache salts; the engine adds the
+    adapter). Of waiting requests those with the highest `priority` are admitted first. `runs_alone`: no
+    step computes it together with another request.
     """
 
     request_id: str
@@ -36,6 +45,7 @@ class GenerateRequest(_Message, tag=1):
     namespace: str = ""
     priority: int = 0
     runs_alone: bool = False
+    adapter: AdapterRef | None = None
 
     @property
     def prompt_ids(self) -> np.ndarray:
@@ -64,11 +74,33 @@ class FlushCache(_Message, tag=5):
     """Empty the prefix cache, unless requests run or wait; answered with `CacheFlushed`."""
 
 
+class LoadAdapter(_Message, tag=30):
+    """Read and check an adapter, keep it if there is room; answered with `AdapterLoaded`, in order."""
+
+    directory: str
+    is_pinned: bool = False
+
+
+class UnloadAdapter(_Message, tag=31):
+    """Throw an adapter out as soon as no request uses it. Unknown ones are ignored."""
+
+    digest: str
+
+
 class Shutdown(_Message, tag=6):
     """Leave the engine loop; running requests are abandoned."""
 
 
-ToEngine = GenerateRequest | CancelRequest | CancelChoice | StatsRequest | FlushCache | Shutdown
+ToEngine = (
+    GenerateRequest
+    | CancelRequest
+    | CancelChoice
+    | StatsRequest
+    | FlushCache
+    | LoadAdapter
+    | UnloadAdapter
+    | Shutdown
+)
 
 # --- engine to server ---------------------------------------------------------------------
 
@@ -181,6 +213,9 @@ class EngineStats(_Message, tag=15):
     num_preemptions: int
     tokens_evicted: int
     model_s: float
+    num_adapters_loaded: int = 0
+    num_adapters_in_use: int = 0
+    num_adapter_evictions: int = 0
 
 
 class Progress(_Message, tag=16):
@@ -196,4 +231,25 @@ class CacheFlushed(_Message, tag=17):
     was_idle: bool
 
 
-ToServer = Admitted | TokenChunk | Failed | EngineReady | EngineFailed | EngineStats | Progress | CacheFlushed
+class AdapterLoaded(_Message, tag=32):
+    """Answer to `LoadAdapter`: what was read, or why it cannot be used (`error` and its slug)."""
+
+    directory: str
+    digest: str = ""
+    rank: int = 0
+    num_bytes: int = 0
+    error: str | None = None
+    slug: str = ""
+
+
+ToServer = (
+    Admitted
+    | TokenChunk
+    | Failed
+    | EngineReady
+    | EngineFailed
+    | EngineStats
+    | Progress
+    | CacheFlushed
+    | AdapterLoaded
+)

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 
+from engine.models.adapter_rows import AdapterRows
 from engine.models.decoder_layer import DecoderLayer, Mlp
 from engine.models.layers import FusedLinear, Norm
+from engine.models.lora_sites import EMBEDDING, Site
 from engine.models.rope import rope_tables
 from engine.models.spec import ModelSpec
 from engine.models.weights import Slot
@@ -24,7 +27,8 @@ class DecoderInputs:
 
     Shapes: `token_ids`, `positions` int32 [T]; `slot_ids` int64 [T], where each token's keys and
     values go; `logit_rows` int64 [R], indices into T, each once. The last `num_scored` of them score
-    prompt tokens, the others draw new ones; both parts ascend.
+    prompt tokens, the others draw new ones; both parts ascend. `adapters` are those of the step, and
+    `adapter_of_token` int [T] has an index into them, or -1 for the base model.
     """
 
     token_ids: torch.Tensor
@@ -33,6 +37,8 @@ class DecoderInputs:
     logit_rows: torch.Tensor
     plan: AttentionPlan
     num_scored: int = 0
+    adapters: Sequence[Any] = ()
+    adapter_of_token: np.ndarray | None = None
 
 
 class Decoder:
@@ -40,7 +46,7 @@ class Decoder:
 
     `ops` is `engine.ops.native`, or in tests `engine.ops.reference`; `ctx` is its execution context.
     `max_tokens` bounds T of a step, `num_positions` every position, `max_rows` the rows that are
-    projected to logits at once.
+    projected to logits at once, `max_lora_rank` the rank of an adapter's modules.
     """
 
     def __init__(
@@ -53,6 +59,7 @@ class Decoder:
         max_tokens: int,
         max_rows: int,
         num_positions: int,
+        max_lora_rank: int = 0,
     ) -> None:
         self._spec, self._ops, self._ctx = spec, ops, ctx
         self._layers = [DecoderLayer(ops, ctx, spec, index, dtype) for index in range(spec.num_layers)]
@@ -68,6 +75,14 @@ class Decoder:
         # Rounded as the embeddings are, which is how such models were trained.
         self._embedding_scale = torch.tensor(spec.embedding_scale, dtype=getattr(torch, dtype)).item()
         self._workspace = Workspace(spec, max_tokens, max_rows)
+        self._adaptable = [self._embedding]
+        for layer in self._layers:
+            self._adaptable += [layer.qkv, layer.output, *(layer.mlp if isinstance(layer.mlp, Mlp) else ())]
+        for site, linear in enumerate(self._adaptable):
+            linear.site = site
+        self._wanted_adapters: AdapterRows | None = None
+        most_parts = max(len(linear.lora_site.parts) for linear in self._adaptable)
+        self._lora_workspace = torch.empty(max(max_tokens, max_rows) * most_parts * max_lora_rank)
 
     def slots(self) -> dict[str, Slot]:
         """Every checkpoint tensor that this model needs, by name."""
@@ -75,6 +90,13 @@ class Decoder:
         if self._head is not self._embedding:
             parts.append(self._head)
         return dict(slot for part in parts for slot in part.slots())
+
+    def lora_sites(self) -> list[Site]:
+        """Where adapters can add, by number, in the order in which a step meets them."""
+        spec = self._spec
+        embedding = Site.of(spec.vocab_size, [("model.embed_tokens", spec.hidden_size)])
+        head = Site.of(spec.hidden_size, [("lm_head", spec.vocab_size)])
+        return [embedding, *(linear.lora_site for linear in self._adaptable[1:]), head]
 
     def is_ignored(self, name: str) -> bool:
         """Whether a left-over tensor is known to be harmless.
@@ -96,28 +118,43 @@ class Decoder:
         """
         num_tokens, wanted = len(inputs.token_ids), inputs.logit_rows
         rows, heads = self._workspace.cut(num_tokens)
-        self._ops.embedding(self._ctx, inputs.token_ids, self._embedding.weight, rows.residual)
+        adapters = None
+        if inputs.adapter_of_token is not None:
+            adapters = AdapterRows(self._ops, inputs.adapters, inputs.adapter_of_token)
+        self._embed(inputs.token_ids, rows.residual, adapters)
         if self._embedding_scale != 1:
             rows.residual.mul_(self._embedding_scale)
         self._norm(rows.residual, self._layers[0].input_norm, rows.normed)
         for layer, next_norm, kv in zip(self._layers, self._next_norms, kv_layers, strict=True):
-            self._attend(layer, rows, heads, kv, inputs)
+            self._attend(layer, rows, heads, kv, inputs, adapters)
             if layer is self._layers[-1] and (inputs.num_scored or len(wanted) < num_tokens):
                 rows = self._workspace.keep(rows, wanted)  # nobody looks at the others again
+                adapters = None if adapters is None else adapters.select(wanted.numpy())
             if len(rows.residual) > 0:
-                self._finish_layer(layer, rows, next_norm)
+                self._finish_layer(layer, rows, next_norm, adapters)
+        self._wanted_adapters = adapters
         return rows.normed
 
-    def project(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits float32 [R, V] of up to `max_rows` rows that `forward` gave, valid until the next call."""
+    def project(self, hidden: torch.Tensor, first_row: int = 0) -> torch.Tensor:
+        """Logits float32 [R, V] of up to `max_rows` rows that `forward` gave, from `first_row` on; valid
+        until the next call."""
         logits = self._workspace.logits(len(hidden))
         if len(hidden) > 0:
             self._linear(hidden, self._head, logits)
+            if self._wanted_adapters is not None:
+                adapters = self._wanted_adapters.select(slice(first_row, first_row + len(hidden)))
+                self._add_lora(hidden, len(self._adaptable), logits, adapters)
         if self._spec.logit_divisor != 1:
             logits.div_(self._spec.logit_divisor)
         if self._spec.logit_softcap > 0:
             self._ops.softcap(self._ctx, logits, self._spec.logit_softcap)
         return logits
+
+    def _embed(self, token_ids: torch.Tensor, out: torch.Tensor, adapters: AdapterRows | None) -> None:
+        self._ops.embedding(self._ctx, token_ids, self._embedding.weight, out)
+        if adapters is not None:
+            workspace = self._lora_workspace
+            self._ops.lora_embedding(self._ctx, token_ids, EMBEDDING, adapters.plan, workspace, out)
 
     def _attend(
         self,
@@ -126,10 +163,11 @@ class Decoder:
         heads: Heads,
         kv: tuple[torch.Tensor, torch.Tensor],
         inputs: DecoderInputs,
+        adapters: AdapterRows | None,
     ) -> None:
         """From normed rows to attended rows."""
         ops, ctx, spec = self._ops, self._ctx, self._spec
-        self._linear(rows.normed, layer.qkv, heads.qkv)
+        self._linear(rows.normed, layer.qkv, heads.qkv, adapters)
         if spec.qk_norm != "none":
             for x, norm in ((heads.q, layer.q_norm), (heads.k, layer.k_norm)):
                 x = x.flatten(1) if spec.qk_norm == "row" else x
@@ -140,14 +178,16 @@ class Decoder:
         numbers = spec.attention_scale, layer.window, spec.attention_softcap
         ops.paged_attention(ctx, heads.q, *kv, inputs.plan, *numbers, heads.attended)
 
-    def _finish_layer(self, layer: DecoderLayer, rows: Rows, next_norm: Norm | None) -> None:
+    def _finish_layer(
+        self, layer: DecoderLayer, rows: Rows, next_norm: Norm | None, adapters: AdapterRows | None
+    ) -> None:
         """From attended rows to the rows that the next layer, or the head, starts from."""
-        self._linear(rows.attended, layer.output, rows.update)
+        self._linear(rows.attended, layer.output, rows.update, adapters)
         self._add_update(rows, layer.attention_norm, layer.mlp_norm)
         if isinstance(layer.mlp, Mlp):
-            self._linear(rows.normed, layer.mlp.gate_up, rows.gate_up)
+            self._linear(rows.normed, layer.mlp.gate_up, rows.gate_up, adapters)
             self._multiply(self._ctx, rows.gate_up, rows.product)
-            self._linear(rows.product, layer.mlp.down, rows.update)
+            self._linear(rows.product, layer.mlp.down, rows.update, adapters)
         else:
             layer.mlp.forward(rows.normed, rows.update)
         self._add_update(rows, layer.update_norm, next_norm)
@@ -164,8 +204,15 @@ class Decoder:
         else:
             rows.normed.copy_(rows.residual.add_(rows.update))
 
-    def _linear(self, x: torch.Tensor, layer: FusedLinear, out: torch.Tensor) -> None:
+    def _linear(
+        self, x: torch.Tensor, layer: FusedLinear, out: torch.Tensor, adapters: AdapterRows | None = None
+    ) -> None:
         self._ops.linear(self._ctx, x, layer.weight, layer.bias, out)
+        if adapters is not None:
+            self._add_lora(x, layer.site, out, adapters)
+
+    def _add_lora(self, x: torch.Tensor, site: int, out: torch.Tensor, adapters: AdapterRows) -> None:
+        self._ops.lora(self._ctx, x, site, adapters.plan, self._lora_workspace, out)
 
     def _norm(self, x: torch.Tensor, norm: Norm | None, out: torch.Tensor) -> None:
         """Without a norm, a copy."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from engine.models.lora_sites import Site
 from engine.models.weights import Slot
 
 NamedSlots = Iterator[tuple[str, Slot]]
@@ -35,6 +36,8 @@ class FusedLinear:
         self._ctx = ctx
         self._parts = parts
         self._in_features = in_features
+        self.site = -1
+        """Its number for adapters; given by the model that they are for."""
 
     def slots(self) -> NamedSlots:
         start = 0
@@ -43,6 +46,10 @@ class FusedLinear:
             if self.bias is not None:
                 yield f"{name}.bias", Slot((rows,), self.bias[start : start + rows].copy_, dummy="zeros")
             start += rows
+
+    @property
+    def lora_site(self) -> Site:
+        return Site.of(self._in_features, self._parts)
 
     def _weight_store(self, start: int) -> Any:
         return lambda weight: self.weight.pack_rows(self._ctx, start, weight)

@@ -64,6 +64,15 @@ def load_checkpoint(
                         advance(math.prod(slots[name].shape))
 
 
+def read_one_tensor(directory: str | Path, name: str) -> torch.Tensor | None:
+    """A tensor of the checkpoint, None if it has none of that name. Raises: `CheckpointError`."""
+    for path in checkpoint_files(Path(directory)):
+        with _open(path) as file:
+            if name in file.keys():  # noqa: SIM118 (not a dict)
+                return _read_tensor(file, path, name)
+    return None
+
+
 def load_dummy(slots: Mapping[str, Slot], *, seed: int = 0, progress: Progress | None = None) -> None:
     """Store invented weights, the same for the same seed, at the speed of a memory copy."""
     generator = torch.Generator().manual_seed(seed)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 
 from engine.models.decoder import DecoderInputs
 from engine.ops.attention_plan import AttentionPlan
-from engine.scheduling.step_plan import StepPlan
+from engine.scheduling.step_plan import StepPlan, StepRow
 
 
 class BatchInputs:
@@ -60,6 +63,7 @@ class BatchInputs:
                 self._logit_rows[places] = np.arange(row.scored.start + shift, row.scored.stop + shift)
                 num_wanted = places.stop
 
+        adapters, adapter_of_row = _adapters(rows)
         return DecoderInputs(
             token_ids=torch.from_numpy(self._token_ids[:num_tokens]),
             positions=torch.from_numpy(positions),
@@ -71,4 +75,16 @@ class BatchInputs:
                 kv_lens=torch.from_numpy(self._kv_lens[:num_rows]),
                 block_tables=torch.from_numpy(self._block_tables[:num_rows]),
             ),
+            adapters=adapters,
+            adapter_of_token=None if adapter_of_row is None else adapter_of_row[row_of_token],
         )
+
+
+def _adapters(rows: Sequence[StepRow]) -> tuple[list[Any], np.ndarray | None]:
+    """The adapters of a step, and an index into them for each row; None without any."""
+    lent = [row.request.adapter for row in rows]
+    if not any(lent):
+        return [], None
+    numbers = {place: number for number, place in enumerate(dict.fromkeys(filter(None, lent)))}
+    of_row = np.fromiter((numbers.get(place, -1) for place in lent), np.int64, len(lent))
+    return [place.weights for place in numbers], of_row

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from engine.adapters.lora import AdapterReader
 from engine.models.decoder import Decoder
 from engine.models.spec import ModelSpec
 from engine.models.weights import Progress, load_checkpoint, load_dummy
@@ -42,6 +43,7 @@ class ModelRunner:
         isa: str = "auto",
         load_format: str = "auto",
         logprobs_mode: str = "raw_logprobs",
+        max_lora_rank: int = 0,
         progress: Progress | None = None,
         ops: ModuleType | None = None,
     ) -> None:
@@ -56,6 +58,10 @@ class ModelRunner:
             max_tokens=max_tokens,
             max_rows=max_rows,
             num_positions=context_length,
+            max_lora_rank=max_lora_rank,
+        )
+        self.adapter_reader = AdapterReader(
+            self._model.lora_sites(), model_path, dtype=dtype, max_rank=max_lora_rank, ops=ops
         )
         if load_format == "dummy":
             load_dummy(self._model.slots(), progress=progress)
@@ -86,7 +92,7 @@ class ModelRunner:
             self._model.project(hidden[:num_sampled]), plan.sampled_rows, plan.bitmask
         )
         if num_scored:
-            result.scores = self._scorer.score(hidden[num_sampled:], plan.scored_rows)
+            result.scores = self._scorer.score(hidden[num_sampled:], plan.scored_rows, num_sampled)
         return result
 
     def compute_logits(self, plan: StepPlan) -> torch.Tensor:

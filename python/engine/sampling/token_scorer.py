@@ -24,7 +24,7 @@ class TokenScorer:
         self,
         ops: ModuleType,
         ctx: Any,
-        project: Callable[[torch.Tensor], torch.Tensor],
+        project: Callable[[torch.Tensor, int], torch.Tensor],
         max_rows: int,
         *,
         vocab_size: int,
@@ -34,8 +34,9 @@ class TokenScorer:
         self._vocab_size = vocab_size
         self._reports_logits = reports_logits(logprobs_mode)
 
-    def score(self, hidden: torch.Tensor, rows: Sequence[StepRow]) -> list[TokenScores]:
-        """One entry for each of `rows`, whose scored positions `hidden` holds one after the other."""
+    def score(self, hidden: torch.Tensor, rows: Sequence[StepRow], first_row: int) -> list[TokenScores]:
+        """One entry for each of `rows`, whose scored positions `hidden` holds one after the other;
+        `first_row` is the number of the first among the step's rows."""
         token_ids = torch.from_numpy(np.concatenate([_next_tokens(row) for row in rows]))
         num_top = [min(_num_top(row), self._vocab_size) for row in rows]
         counts = [len(row.scored) for row in rows]
@@ -47,7 +48,7 @@ class TokenScorer:
             part = slice(begin, begin + self._max_rows)
             self._ops.score_tokens(
                 self._ctx,
-                self._project(hidden[part]),
+                self._project(hidden[part], first_row + begin),
                 token_ids[part],
                 num_top_of_each[part],
                 logprobs[part],

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
+from engine.core.messages import AdapterRef
 from engine.sampling.params import SamplingParams
 from engine.scheduling.matcher import Matcher
 
@@ -39,6 +41,9 @@ class Request:
     runs_alone: bool = False
     """No step computes it together with another request."""
     """Higher ones are admitted first."""
+    adapter_ref: AdapterRef | None = None
+    adapter: Any = None
+    """Its place among the adapters (see `adapter_queue`), with the weights; None for the base model."""
     stop_ids: frozenset[int] = frozenset()
     """Tokens that end generation: those of `params`, and the model's unless eos is ignored."""
     num_to_score: int = 0

@@ -10,8 +10,10 @@ from typing import Protocol
 
 import numpy as np
 
-from engine.errors import InvalidRequest
+from engine.core.messages import AdapterRef
+from engine.errors import EngineError, InvalidRequest
 from engine.sampling.params import SamplingParams
+from engine.scheduling.adapter_queue import AdapterQueue, AdapterSlots
 from engine.scheduling.admission import Load, check_place, max_known_tokens
 from engine.scheduling.block_claims import BlockClaims
 from engine.scheduling.matcher import Matcher
@@ -98,6 +100,7 @@ class Scheduler:
         cache: PrefixCache,
         *,
         clock: Callable[[], float] = time.monotonic,
+        adapters: AdapterSlots | None = None,
     ) -> None:
         self.settings = settings
         self.counters = SchedulerCounters()
@@ -105,12 +108,15 @@ class Scheduler:
         self._block_size = cache.block_size
         self._clock = clock
         self._waiting = WaitingQueue(settings.schedule_policy, self._cached_prefix_len)
+        self._adapters = None if adapters is None else AdapterQueue(adapters)
+        self._adapter_slots = adapters
         self._running: dict[Request, None] = {}
         self._live: dict[str, dict[int, Request]] = {}
         self._claims = BlockClaims(cache.block_size)
         self._step_time = StepTimeModel()
         self._arrivals = itertools.count()
         self._admitted: list[Request] = []
+        self._refused: dict[str, EngineError] = {}
         self._num_alone = 0  # live choices that run alone
         self._turn = 0
         self._rows: dict[Request, StepRow] = {}
@@ -131,6 +137,7 @@ class Scheduler:
         priority: int = 0,
         runs_alone: bool = False,
         make_matcher: Callable[[frozenset[int]], Matcher] | None = None,
+        adapter: AdapterRef | None = None,
     ) -> list[Request]:
         """Queue the n choices of a prompt; those that have nothing to do are finished and not queued.
 
@@ -142,6 +149,8 @@ class Scheduler:
         """
         pool_tokens = self._cache.num_blocks * self._block_size
         max_known = max_known_tokens(prompt, params, self.settings, pool_tokens)
+        if adapter is not None and self._adapters is None:
+            raise InvalidRequest("Invalid request: this engine takes no adapters", param="lora_path")
         if request_id in self._live:
             raise InvalidRequest(f"Invalid request: the request id {request_id!r} is in use")
         num_to_score = 0 if params.prompt_logprobs is None else len(prompt) - 1
@@ -170,6 +179,7 @@ class Scheduler:
                 arrival=next(self._arrivals),
                 priority=priority,
                 runs_alone=runs_alone,
+                adapter_ref=adapter,
                 stop_ids=stop_ids,
                 num_to_score=0 if choice else num_to_score,
                 matcher=None if make_matcher is None else make_matcher(stop_ids),
@@ -182,7 +192,10 @@ class Scheduler:
             self._live[request_id] = {request.choice: request for request in todo}
             self._num_alone += runs_alone * len(todo)
             for request in todo:
-                self._waiting.push(request)
+                if adapter is None or self._adapters is None:
+                    self._waiting.push(request)
+                else:
+                    self._adapters.push(request)
         return choices
 
     def cancel(self, request_id: str) -> None:
@@ -198,8 +211,9 @@ class Scheduler:
 
     def _load(self) -> Load:
         has_limit = self.settings.max_queued_tokens is not None
-        num_tokens = sum(r.prompt_len for r in self._waiting if r.choice == 0) if has_limit else 0
-        return Load(len(self._running), len(self._waiting), num_tokens)
+        waiting = itertools.chain(self._waiting, self._adapters or ())
+        num_tokens = sum(r.prompt_len for r in waiting if r.choice == 0) if has_limit else 0
+        return Load(len(self._running), self.num_waiting, num_tokens)
 
     @property
     def has_work(self) -> bool:
@@ -211,12 +225,26 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + self._num_without_adapter
+
+    @property
+    def waits_for_adapters(self) -> bool:
+        """Whether there is nothing to compute before an adapter has been read."""
+        return self._num_without_adapter > 0 and not self._running and not self._waiting
+
+    @property
+    def _num_without_adapter(self) -> int:
+        return 0 if self._adapters is None else len(self._adapters)
 
     def take_admitted(self) -> list[Request]:
         """Choices that got a running slot for the first time since the last call."""
         admitted, self._admitted = self._admitted, []
         return admitted
+
+    def take_refused(self) -> list[tuple[str, EngineError]]:
+        """Requests whose adapter could not be had since the last call; they are over."""
+        refused, self._refused = self._refused, {}
+        return list(refused.items())
 
     def flush_cache(self) -> None:
         """Evict every block that no request holds."""
@@ -226,6 +254,7 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """What to compute now; None when nothing can be."""
+        self._queue_those_with_adapter()
         self._admit_waiting()
         for together in self._groups():
             self._plan_rows(together)
@@ -308,8 +337,21 @@ class Scheduler:
         assert len(owned) + len(shared) == cache.num_in_use, "blocks in use that no running request holds"
         assert all(request.num_blocks == 0 for request in self._waiting), "a waiting request holds blocks"
         assert len(self._claims) == 0 or self._running, "claims without an owner"
+        if self._adapter_slots is not None:
+            self._adapter_slots.check()
 
     # --- admission
+
+    def _queue_those_with_adapter(self) -> None:
+        if self._adapters is None:
+            return
+        ready = self._adapters.take_ready()
+        for request in ready:
+            self._waiting.push(request)
+        for request in ready:  # one that ended with another choice of its request has given its adapter back
+            if request.adapter is not None and request.adapter.error is not None:
+                self._refused[request.request_id] = request.adapter.error
+                self.cancel(request.request_id)
 
     def _admit_waiting(self) -> None:
         while len(self._running) < self.settings.max_running_requests:
@@ -492,9 +534,11 @@ class Scheduler:
     def _end(self, request: Request) -> None:
         if request in self._running:
             del self._running[request]
-        else:
+        elif self._adapters is None or request not in self._adapters:
             self._waiting.remove(request)
         self._release(request)
+        if self._adapters is not None:
+            self._adapters.release(request)
         self._num_alone -= request.runs_alone
         choices = self._live[request.request_id]
         del choices[request.choice]

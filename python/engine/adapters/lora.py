@@ -1,0 +1,213 @@
+"""Read an adapter in PEFT's format, check it against the model, and pack it for the kernels."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+
+from engine.adapters.peft_config import MAX_CONFIG_BYTES, PeftConfig, invalid_adapter
+from engine.errors import EngineError, NativeError
+from engine.models.lora_sites import EMBEDDING, Part, Site
+from engine.models.weights import read_one_tensor
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_BASE_COPIES = ("model.embed_tokens", "lm_head")
+_NAMES_SHOWN = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadedAdapter:
+    """An adapter ready for use. `digest` names the contents of its files."""
+
+    weights: Any
+    digest: str
+    rank: int
+    """The largest of its modules."""
+    num_bytes: int
+
+
+class AdapterReader:
+    """Loads adapters for one model, whose layers are `sites`. `dtype` is that in which their weights are
+    kept, `ops` as for the model.
+
+    Not tied to a thread; reading and packing release the interpreter lock for most of their time.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        base_directory: str | Path,
+        *,
+        dtype: str,
+        max_rank: int,
+        ops: ModuleType,
+    ) -> None:
+        self._sites = sites
+        self._parts = {part.name: (site, part) for site in self._sites for part in site.parts}
+        self._base_directory = Path(base_directory)
+        self._dtype, self._max_rank, self._ops = dtype, max_rank, ops
+
+    def load(self, directory: str | Path) -> LoadedAdapter:
+        """Everything is checked before anything is packed.
+
+        Raises: `InvalidRequest` (invalid_adapter) that names the field or tensor at fault.
+        """
+        directory = Path(directory)
+        config_data = read_regular_file(directory / CONFIG_FILE, MAX_CONFIG_BYTES)
+        config = PeftConfig.parse(config_data)
+        modules = [name for name in self._parts if config.is_targeted(name)]
+        if not modules:
+            raise invalid_adapter("its target_modules name no module of this model")
+        path = directory / WEIGHTS_FILE
+        if not path.exists() and (directory / "adapter_model.bin").exists():
+            raise invalid_adapter(f"{WEIGHTS_FILE} is missing; pickled weights (.bin) are not read")
+        expected = self._expected_shapes(config, modules)
+        copies = _check_header(path, expected)
+        data = read_regular_file(path)
+        try:
+            tensors = safetensors.torch.load(data)
+        except (SafetensorError, ValueError) as error:
+            raise invalid_adapter(f"{WEIGHTS_FILE} is broken: {_one_line(error)}") from None
+        for name in copies:
+            self._check_copy(name, tensors[name])
+        return LoadedAdapter(
+            weights=(weights := self._pack(config, modules, tensors)),
+            digest=_digest(config_data, data),
+            rank=max(map(config.rank_of, modules)),
+            num_bytes=weights.num_bytes,
+        )
+
+    def _expected_shapes(self, config: PeftConfig, modules: Iterable[str]) -> dict[str, tuple[int, int]]:
+        expected = {}
+        for name in modules:
+            site, part = self._parts[name]
+            rank = config.rank_of(name)
+            if rank > self._max_rank:
+                raise invalid_adapter(f"{name} has rank {rank}, but --max-lora-rank is {self._max_rank}")
+            a_name, b_name = _tensor_names(site is self._sites[EMBEDDING], name)
+            expected[a_name] = rank, site.in_features
+            expected[b_name] = part.num_columns, rank
+        return expected
+
+    def _check_copy(self, name: str, tensor: torch.Tensor) -> None:
+        """PEFT stores the base's embedding beside an adapter of it; a changed one is not served."""
+        module = "model.embed_tokens" if "embed_tokens" in name else "lm_head"
+        try:
+            base = read_one_tensor(self._base_directory, f"{module}.weight")
+            if base is None:  # tied
+                base = read_one_tensor(self._base_directory, "model.embed_tokens.weight")
+        except EngineError:
+            base = None
+        if base is None or base.shape != tensor.shape or not torch.equal(base.to(tensor.dtype), tensor):
+            raise invalid_adapter(
+                f"{name} is not the base model's: added or changed tokens are not supported"
+            )
+
+    def _pack(self, config: PeftConfig, modules: Iterable[str], tensors: Mapping[str, torch.Tensor]) -> Any:
+        names = set(modules)
+        parts = [[part for part in site.parts if part.name in names] for site in self._sites]
+        shapes = [
+            (site.in_features, number == EMBEDDING, [_module(config, part) for part in own])
+            for number, (site, own) in enumerate(zip(self._sites, parts, strict=True))
+        ]
+        try:
+            weights = self._ops.LoraAdapter(self._dtype, shapes)
+            for number, own in enumerate(parts):
+                for index, part in enumerate(own):
+                    a_name, b_name = _tensor_names(number == EMBEDDING, part.name)
+                    weights.pack(number, index, tensors[a_name], tensors[b_name])
+        except NativeError as error:
+            raise invalid_adapter(error.message) from None
+        return weights
+
+
+def read_regular_file(path: Path, most_bytes: int | None = None) -> bytes:
+    """Raises: `InvalidRequest` for what is absent, too large, or no file: a pipe would never end."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise invalid_adapter(f"cannot read {path.name}: {error.strerror}") from None
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise invalid_adapter(f"{path.name} is no regular file")
+        if most_bytes is not None and status.st_size > most_bytes:
+            raise invalid_adapter(f"{path.name} has {status.st_size} bytes, more than {most_bytes}")
+        return file.read()
+
+
+def _check_header(path: Path, expected: Mapping[str, tuple[int, int]]) -> list[str]:
+    """Compares names, shapes and types without reading data. Returns the names of copies of the base."""
+    if not path.is_file():
+        raise invalid_adapter(f"{path.name} is missing or no regular file")
+    found: dict[str, tuple[tuple[int, ...], str]] = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                entry = file.get_slice(name)
+                found[name] = tuple(entry.get_shape()), entry.get_dtype()
+    except (SafetensorError, OSError, ValueError) as error:
+        raise invalid_adapter(f"{path.name} is broken or truncated: {_one_line(error)}") from None
+    copies = [name for name in found if name not in expected and _is_copy(name)]
+    left_over = [name for name in found if name not in expected and name not in copies]
+    if any("lora_magnitude_vector" in name for name in left_over):
+        raise invalid_adapter("DoRA is not supported")
+    if missing := [name for name in expected if name not in found]:
+        raise invalid_adapter(f"{path.name} lacks {_listed(missing)}")
+    if left_over:
+        raise invalid_adapter(
+            f"{path.name} has tensors that its configuration or the model does not: {_listed(left_over)}"
+        )
+    for name, shape in expected.items():
+        if found[name][0] != shape:
+            raise invalid_adapter(
+                f"{name} has shape {list(found[name][0])}, but for this model and rank it "
+                f"must be {list(shape)}"
+            )
+        if found[name][1] not in ("F32", "F16", "BF16"):
+            raise invalid_adapter(f"{name} has type {found[name][1]}, expected F32, F16 or BF16")
+    return copies
+
+
+def _is_copy(name: str) -> bool:
+    stem = name.removeprefix(_PREFIX).removesuffix(".weight").removesuffix(".base_layer")
+    return name.endswith(".weight") and stem in _BASE_COPIES
+
+
+def _tensor_names(is_embedding: bool, module: str) -> tuple[str, str]:
+    if is_embedding:
+        return f"{_PREFIX}{module}.lora_embedding_A", f"{_PREFIX}{module}.lora_embedding_B"
+    return f"{_PREFIX}{module}.lora_A.weight", f"{_PREFIX}{module}.lora_B.weight"
+
+
+def _module(config: PeftConfig, part: Part) -> tuple[int, int, int, float]:
+    return part.first_column, part.num_columns, config.rank_of(part.name), config.scale_of(part.name)
+
+
+def _digest(*contents: bytes) -> str:
+    digest = hashlib.sha256()
+    for content in contents:
+        digest.update(len(content).to_bytes(8, "little"))
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

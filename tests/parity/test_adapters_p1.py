@@ -1,0 +1,200 @@
+"""Same request, same answer, with adapters: whoever shares the batch, cached, chunked, read again."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from engine.adapters.adapter_pool import AdapterPool
+from engine.cache.prefix_cache import PrefixCache
+from engine.core.engine_core import EngineCore
+from engine.core.messages import AdapterRef, Failed, GenerateRequest, TokenChunk
+from engine.models.registry import read_spec
+from engine.runner.model_runner import ModelRunner
+from engine.sampling.params import SamplingParams
+from engine.scheduling.settings import SchedulerSettings
+from helpers.adapters import LINEAR, MODULES, make_adapter, save_adapter
+from helpers.native import FMA_ISAS
+from helpers.tiny_models import VOCAB_SIZE, make_model, save_model
+
+NUM_ADAPTERS = 8
+BLOCK_SIZE = 16
+CONTEXT_LENGTH = 256
+PLENTY_OF_BLOCKS = 300
+FEW_BLOCKS = 20
+TARGETS = (LINEAR, MODULES, ("q_proj", "v_proj"), ("embed_tokens", "down_proj"), ("lm_head", "k_proj"))
+RANKS = (8, 1, 16, 33, 4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """One request of the mix; `adapter` is a number, None for the base model."""
+
+    name: str
+    prompt: np.ndarray
+    params: SamplingParams
+    adapter: int | None
+
+
+def make_mix() -> list[Ask]:
+    """Two requests for each of eight adapters and for the base, half of them with a common prefix."""
+    generator = np.random.default_rng(3)
+    common = generator.integers(3, VOCAB_SIZE, 70).astype(np.int32)
+    styles = [
+        {"temperature": 0.0, "logprobs": 3},
+        {"temperature": 1.0, "logprobs": 0, "prompt_logprobs": 2},
+        {"temperature": 0.8, "top_p": 0.9, "logprobs": 1},
+    ]
+    asks = []
+    for index in range(2 * NUM_ADAPTERS + 2):
+        own = generator.integers(3, VOCAB_SIZE, 1 + 7 * index % 40).astype(np.int32)
+        prompt = np.concatenate([common, own]) if index % 2 else own
+        params = SamplingParams(
+            max_tokens=20 + index, ignore_eos=True, seed=index, **styles[index % len(styles)]
+        )
+        number = index % (NUM_ADAPTERS + 1)
+        asks.append(Ask(f"r{index}", prompt, params, None if number == NUM_ADAPTERS else number))
+    return asks
+
+
+class Machine:
+    """A model that serves mixes under different circumstances, each time with nothing cached or loaded."""
+
+    def __init__(self, directory, adapters, *, dtype="bfloat16", isa="auto", num_threads=2) -> None:
+        self.runner = ModelRunner(
+            read_spec(directory),
+            directory,
+            dtype=dtype,
+            num_blocks=PLENTY_OF_BLOCKS,
+            block_size=BLOCK_SIZE,
+            context_length=CONTEXT_LENGTH,
+            max_tokens=512,
+            max_rows=32,
+            num_threads=num_threads,
+            isa=isa,
+            max_lora_rank=64,
+        )
+        read = self.runner.adapter_reader.load
+        self.refs = [AdapterRef(str(path), read(path).digest) for path in adapters]
+        self.pool: AdapterPool | None = None
+
+    def answer(self, waves, *, chunk=256, num_blocks=PLENTY_OF_BLOCKS, cached=True, places=8, in_use=8):
+        """What came out, by name: token ids with their log-probabilities; each wave to its end."""
+        for cache in self.runner.kv_cache.layers:
+            for tensor in cache:
+                tensor.fill_(float("nan"))
+        settings = SchedulerSettings(
+            context_length=CONTEXT_LENGTH,
+            vocab_size=VOCAB_SIZE,
+            max_running_requests=32,
+            max_queued_requests=100,
+            chunked_prefill_size=chunk,
+            debug_checks=True,
+        )
+        self.pool = AdapterPool(self.runner.adapter_reader.load, max_loaded=places, max_in_use=in_use)
+        cache = PrefixCache(num_blocks, BLOCK_SIZE, enabled=cached)
+        self.core = EngineCore(settings, self.runner, cache, adapters=self.pool)
+        answers: dict[str, list] = {}
+        for wave in waves:
+            for ask in wave:
+                ref = None if ask.adapter is None else self.refs[ask.adapter]
+                prompt = ask.prompt.astype("<i4").tobytes()
+                self.core.handle(GenerateRequest(ask.name, prompt, ask.params, adapter=ref))
+            while self.core.has_work:
+                for message in self.core.step():
+                    assert not isinstance(message, Failed), message
+                    if isinstance(message, TokenChunk):
+                        own = answers.setdefault(message.request_id, [])
+                        own.append((message.token_ids, message.logprobs, message.prompt_logprobs))
+        assert self.pool.num_in_use == 0
+        self.pool.close()
+        return {name: flat(chunks) for name, chunks in answers.items()}
+
+
+def flat(chunks) -> tuple[list, list, list]:
+    """Chunks of a prompt's scores are cut where its computation was."""
+    token_ids, logprobs, prompt_logprobs = zip(*chunks, strict=True)
+    return tuple(sum((part or [] for part in parts), []) for parts in (token_ids, logprobs, prompt_logprobs))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("adapters")
+    model = make_model("mistral")
+    base = save_model(model.bfloat16(), directory / "base")
+    model = model.float()
+    paths = []
+    for number in range(NUM_ADAPTERS):
+        wrapped = make_adapter(model, TARGETS[number % 5], rank=RANKS[number % 5], seed=number)
+        paths.append(save_adapter(wrapped, directory / f"a{number}"))
+        model = wrapped.unload()
+    return base, paths
+
+
+@pytest.fixture(scope="module")
+def machine(files):
+    return Machine(*files)
+
+
+@pytest.fixture(scope="module")
+def mix():
+    return make_mix()
+
+
+@pytest.fixture(scope="module")
+def alone(machine, mix):
+    return machine.answer([[ask] for ask in mix], cached=False)
+
+
+def test_the_adapters_change_the_answers(machine, mix, alone):
+    """Greedy answers to one prompt differ between all adapters and the base."""
+    params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+    asks = [Ask(f"same{i}", mix[1].prompt, params, i) for i in (*range(NUM_ADAPTERS), None)]
+    answers = machine.answer([asks])
+    assert len({tuple(tokens) for tokens, _, _ in answers.values()}) == NUM_ADAPTERS + 1
+    assert machine.core.stats().prompt_tokens_cached == 0, "the prompt was computed by another adapter"
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("chunk", [16, 256])
+def test_with_seven_others_and_the_base(machine, mix, alone, chunk, cached):
+    assert machine.answer([mix], chunk=chunk, cached=cached) == alone
+
+
+def test_with_cache_hits(machine, mix, alone):
+    again = [dataclasses.replace(ask, name=f"again {ask.name}") for ask in mix]
+    answers = machine.answer([mix, again[::-1]])
+    stats = machine.core.stats()
+    # Prompts that are scored are computed again.
+    assert stats.prompt_tokens_cached > sum(len(ask.prompt) for ask in mix) / 3
+    assert {name: answers[name] for name in alone} == alone
+    assert {name: answers[f"again {name}"] for name in alone} == alone
+
+
+def test_with_preemption(machine, mix, alone):
+    assert machine.answer([mix], num_blocks=FEW_BLOCKS) == alone
+    assert machine.core.stats().num_preemptions > 0
+
+
+@pytest.mark.parametrize(("places", "in_use"), [(1, 1), (2, 2), (5, 3)])
+def test_with_few_places_after_eviction_and_reload(machine, mix, alone, places, in_use):
+    again = [dataclasses.replace(ask, name=f"again {ask.name}") for ask in mix]
+    answers = machine.answer([mix, again], places=places, in_use=in_use)
+    assert machine.pool.num_evictions >= NUM_ADAPTERS
+    assert machine.pool.num_loaded <= places
+    assert {name: answers[name] for name in alone} == alone
+    assert {name: answers[f"again {name}"] for name in alone} == alone
+
+
+@pytest.mark.parametrize("isa", FMA_ISAS)
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_on_every_instruction_set_with_any_threads(files, mix, alone, isa, num_threads):
+    assert Machine(*files, isa=isa, num_threads=num_threads).answer([mix], chunk=64) == alone
+
+
+def test_in_float32(files, mix):
+    machine = Machine(*files, dtype="float32")
+    expected = machine.answer([[ask] for ask in mix], cached=False)
+    assert machine.answer([mix], chunk=16) == expected
