@@ -158,3 +158,32 @@ def test_more_choices_than_the_engine_ever_takes(server: Server, monkeypatch: py
     assert response.status_code == 400
     assert "at most 5 can be served" in response.json()["message"]
     assert response.json()["param"] == "n"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("hidden", [True, False])
+def test_offsets_point_into_the_text_beside_special_tokens(
+    server: Server, stream: bool, hidden: bool
+) -> None:
+    """With ignore_eos special tokens come in the middle of a text, and mostly do not show in it."""
+    server.set_reply(lambda _request, _choice: [*server.ids("aé"), EOS, EOS, *server.ids("☃b"), 66])
+    response = server.complete(
+        prompt="x",
+        echo=True,
+        logprobs=0,
+        ignore_eos=True,
+        max_tokens=9,
+        skip_special_tokens=hidden,
+        stream=stream,
+    )
+    parts = [e["choices"][0] for e in events_of(response)] if stream else response.json()["choices"]
+    text = "".join(part["text"] for part in parts)
+    offsets = [
+        offset for part in parts for offset in (part["logprobs"] or {"text_offset": []})["text_offset"]
+    ]
+    if hidden:
+        assert text.startswith("xaé☃b")
+        assert offsets[:10] == [0, 1, 2, 2, 3, 3, 3, 3, 3, 4]
+    else:
+        assert text.startswith("xaé<end><end>☃b")
+        assert offsets[:10] == [0, 1, 2, 2, 3, 8, 13, 13, 13, 14]

@@ -271,6 +271,15 @@ def test_the_body_of_sglangs_bench_one_batch_server(server: Server) -> None:
     assert state["memory_usage"]["token_capacity"] > 0
 
 
+def test_an_answer_may_be_constrained(server: Server) -> None:
+    for name in ("regex", "ebnf", "json_schema"):
+        response = ask(server, sampling_params={name: "x"})
+        assert "x-ignored-params" not in response.headers
+        constraint = server.engine.submitted[-1].params.constraint
+        assert (constraint.kind, constraint.text) == (name, "x")
+    assert ask(server, sampling_params={"regex": "a", "ebnf": "b"}).status_code == 400
+
+
 # --- refusals
 
 

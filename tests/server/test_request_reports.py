@@ -175,3 +175,27 @@ def test_only_plain_answers_have_a_default_limit(
     defaults = Defaults(max_tokens=16, constraint_lifts_limit=True, sampling={})
     asked = parse_chat({"model": "m", "messages": HI, **fields}, defaults)
     assert asked.params.max_tokens == limit
+
+
+# --- what others serve and we do not
+
+
+@pytest.mark.parametrize(
+    ("name", "neutral", "other"),
+    [
+        ("typical_p", 1.0, 0.5),
+        ("dry_multiplier", 0, 0.8),
+        ("mirostat", 0, 2),
+        ("early_stopping", False, True),
+        ("vllm_xargs", {}, {"a": 1}),
+        ("return_meta_info", False, True),
+    ],
+)
+def test_what_would_change_the_answer_is_not_ignored(
+    server: Server, name: str, neutral: Any, other: Any
+) -> None:
+    for value in (neutral, None):
+        response = server.chat(**{name: value})
+        assert response.status_code == 200 and "x-ignored-params" not in response.headers
+    error = server.complete(**{name: other}).json()
+    assert (error["param"], error["error"]["code"]) == (name, "unsupported_parameter")

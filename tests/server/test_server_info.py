@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 import engine
 from engine.config.server_config import ServerConfig
@@ -70,6 +71,17 @@ def test_loads(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     assert abs(body["timestamp"] - time.time()) < 60
     refused = server.get("/v1/loads?format=xml")
     assert (refused.status_code, refused.json()["param"]) == (400, "format")
+
+
+def test_loads_for_prometheus(server: Server) -> None:
+    response = server.get("/v1/loads?format=prometheus")
+    assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    families = {family.name: family for family in text_string_to_metric_families(response.text)}
+    assert families["engine:max_total_num_tokens"].samples[0].value == 8192
+    assert families["engine:num_running_reqs"].samples[0].value == 0
+    assert "engine:num_requests" not in families, "only the load"
+    accept = {"accept": "application/openmetrics-text"}
+    assert server.get("/v1/loads?format=prometheus", headers=accept).text.endswith("# EOF\n")
 
 
 def test_an_engine_that_does_not_answer_holds_nobody_up(

@@ -19,7 +19,8 @@ class TextDelta:
     """What one chunk adds to a choice.
 
     `tokens` are the scored tokens whose text is now given out (only if log-probabilities were
-    asked for); those of a stop that is cut off never appear. `num_tokens` counts generated tokens,
+    asked for); those of a stop that is cut off never appear; `token_starts` says where in the choice's
+    text each begins, in characters. `num_tokens` counts generated tokens,
     a stop token included. With a `finish_reason` the choice is complete: `matched_stop` is the
     stop string or the id of the stop token, None for "length". `token_ids` are the generated tokens,
     whether their text is given out yet or not. `prompt_logprobs` are those of the next prompt tokens,
@@ -34,6 +35,7 @@ class TextDelta:
     token_ids: Sequence[int] = ()
     prompt_logprobs: list[TokenLogprobs] | None = None
     logprobs: list[TokenLogprobs] | None = None
+    token_starts: list[int] = dataclasses.field(default_factory=list)
 
 
 class OutputProcessor:
@@ -91,7 +93,7 @@ class _Choice:
             delta.finish_reason, delta.matched_stop = chunk.finish_reason, chunk.stop_token_id
         self.is_complete = delta.finish_reason is not None
         if self._scored is not None:
-            delta.tokens = self._scored.release(
+            delta.tokens, delta.token_starts = self._scored.release(
                 len(text), is_cut=self._stops.matched is not None, is_last=is_last
             )
         return delta
@@ -132,13 +134,15 @@ class _ScoredTokens:
             self._waiting = deque((t, s, self._num_decoded if e is None else e) for t, s, e in self._waiting)
         self._waiting.append((token, start, self._num_decoded if is_whole else None))
 
-    def release(self, num_chars: int, *, is_cut: bool, is_last: bool) -> list[tuple[int, TokenLogprobs]]:
-        """The tokens that belong to the text given out so far, `num_chars` more than before.
+    def release(
+        self, num_chars: int, *, is_cut: bool, is_last: bool
+    ) -> tuple[list[tuple[int, TokenLogprobs]], list[int]]:
+        """The tokens that belong to the text given out so far, `num_chars` more than before; their starts.
 
         `is_cut`: the text ends here; a token belongs to it if it begins in it. `is_last`: all do.
         """
         self._num_given_out += num_chars
-        released = []
+        released, starts = [], []
         while self._waiting:
             token, start, end = self._waiting[0]
             if is_cut:
@@ -148,5 +152,6 @@ class _ScoredTokens:
             if not belongs:
                 break
             released.append(token)
+            starts.append(start)
             self._waiting.popleft()
-        return released
+        return released, starts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,24 +34,16 @@ def _chat_token(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str
 
 
 class CompletionLogprobs:
-    """The parallel lists of text completions. `text_offset` goes on from one call to the next.
+    """The parallel lists of text completions. `num_echoed` is the length of the echoed prompt."""
 
-    `start` is the length of the echoed prompt.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, start: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, num_echoed: int) -> None:
         self._tokenizer = tokenizer
-        self._num_chars = start
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._num_echoed = num_echoed
 
-    def take(self, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
-        """The entries of further tokens; offsets count characters of the choice's text."""
-        offsets = []
-        for token_id, _ in tokens:
-            offsets.append(self._num_chars)
-            self._num_chars += len(self._decoder.decode(self._tokenizer.token_bytes(token_id)))
+    def output(self, tokens: Sequence[ScoredToken], starts: Sequence[int]) -> dict[str, Any]:
+        """The entries of generated tokens; offsets count characters of the choice's text."""
         return {
-            "text_offset": offsets,
+            "text_offset": [self._num_echoed + start for start in starts],
             "token_logprobs": [scores.token_logprob for _, scores in tokens],
             "tokens": [self._name(token_id) for token_id, _ in tokens],
             "top_logprobs": [self._alternatives(*token) for token in tokens],

@@ -146,7 +146,8 @@ OPERATIONS = (
         "How busy the engine is.",
         "Loads",
         errors=(400, 503),
-        parameters=(("query", "format", {"type": "string", "enum": ["json"]}),),
+        parameters=(("query", "format", {"type": "string", "enum": ["json", "prometheus"]}),),
+        media=(_JSON, "text/plain", "application/openmetrics-text"),
     ),
     Operation(
         "/metrics",

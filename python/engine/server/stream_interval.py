@@ -36,5 +36,6 @@ def _joined(first: TextDelta, second: TextDelta) -> TextDelta:
         second.finish_reason,
         second.matched_stop,
         [*first.token_ids, *second.token_ids],
+        token_starts=[*first.token_starts, *second.token_starts],
         logprobs=None if first.logprobs is None else [*first.logprobs, *(second.logprobs or ())],
     )

@@ -125,9 +125,7 @@ class CompletionShape:
         self.fields: dict[str, Any] = {}
         self._logprobs = None
         if asked.params.logprobs is not None:
-            self._logprobs = [
-                CompletionLogprobs(tokenizer, len(echo)) for echo in echoes for _ in range(asked.n)
-            ]
+            self._logprobs = [CompletionLogprobs(tokenizer, len(echo)) for echo in echoes]
 
     def opening(self, events: Events) -> Iterable[bytes]:
         """The echo, unless scores belong to it, which are not there yet."""
@@ -148,7 +146,7 @@ class CompletionShape:
             yield events.text(
                 index,
                 delta.text,
-                self._take_logprobs(index, delta.tokens),
+                self._output_logprobs(index, [delta]),
                 delta.finish_reason,
                 delta.matched_stop,
                 ids,
@@ -156,7 +154,7 @@ class CompletionShape:
             )
 
     def choice(self, index: int, deltas: list[TextDelta]) -> dict[str, Any]:
-        logprobs = self._take_logprobs(index, scored_tokens(deltas))
+        logprobs = self._output_logprobs(index, deltas)
         echoed = self._echoed_logprobs(index, deltas[0])
         if logprobs is not None and echoed is not None:
             logprobs = {name: echoed[name] + values for name, values in logprobs.items()}
@@ -170,8 +168,11 @@ class CompletionShape:
             **self._output_ids(deltas),
         }
 
-    def _take_logprobs(self, index: int, tokens: list[Any]) -> dict[str, Any] | None:
-        return None if self._logprobs is None else self._logprobs[index].take(tokens)
+    def _output_logprobs(self, index: int, deltas: list[TextDelta]) -> dict[str, Any] | None:
+        if self._logprobs is None:
+            return None
+        starts = [start for delta in deltas for start in delta.token_starts]
+        return self._logprobs[index // self._n].output(scored_tokens(deltas), starts)
 
     def _echoed_logprobs(self, index: int, delta: TextDelta) -> dict[str, Any] | None:
         """Those of the prompt, made once for all its choices; None if the delta does not bring them."""
@@ -181,7 +182,7 @@ class CompletionShape:
         if prompt not in self._prompt_logprobs:
             ids = self._prompts[prompt]
             offsets = token_offsets(self._tokenizer, ids, self._echoes[prompt])
-            made = self._logprobs[index].prompt(ids, offsets, delta.prompt_logprobs)
+            made = self._logprobs[prompt].prompt(ids, offsets, delta.prompt_logprobs)
             self._prompt_logprobs[prompt] = made
         return self._prompt_logprobs[prompt]
 

@@ -42,14 +42,15 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
             response_id=response_id,
             config=context.config,
         )
-        shape.generation = await Generation.admit(
-            context,
-            model.tokenizer,
-            answer.asked,
-            prompts,
-            response_id,
-            prompt_names=[name for name in names if name != response_id],
-        )
+        with native_names("text"):
+            shape.generation = await Generation.admit(
+                context,
+                model.tokenizer,
+                answer.asked,
+                prompts,
+                response_id,
+                prompt_names=[name for name in names if name != response_id],
+            )
         return await answer.send(shape.generation)
 
 

@@ -23,27 +23,34 @@ _OPEN_METRICS = "application/openmetrics-text"
 def add_routes(app: Sanic, context: ServerContext) -> None:
     @app.get("/metrics", ignore_body=True)
     async def metrics(request: Request) -> HTTPResponse:
-        snapshot = _Snapshot([*context.metrics.collect()])
+        families = [*context.metrics.collect()]
         with contextlib.suppress(Overloaded):  # while the engine is away, its numbers are left out
-            snapshot.families += _load_families(await fetch_load(context))
-        if _OPEN_METRICS in request.headers.get("accept", ""):
-            content_type = f"{_OPEN_METRICS}; version=1.0.0; charset=utf-8"
-            return HTTPResponse(open_metrics(snapshot), content_type=content_type)
-        content_type = "text/plain; version=0.0.4; charset=utf-8"
-        return HTTPResponse(generate_latest(snapshot), content_type=content_type)
+            families += load_families(await fetch_load(context))
+        return written(families, request)
+
+
+def written(families: Iterable[Metric], request: Request) -> HTTPResponse:
+    """The metrics in the newer of the two formats if the client says that it reads that."""
+    snapshot = _Snapshot(families)
+    if _OPEN_METRICS in request.headers.get("accept", ""):
+        content_type = f"{_OPEN_METRICS}; version=1.0.0; charset=utf-8"
+        return HTTPResponse(open_metrics(snapshot), content_type=content_type)
+    content_type = "text/plain; version=0.0.4; charset=utf-8"
+    return HTTPResponse(generate_latest(snapshot), content_type=content_type)
 
 
 @dataclasses.dataclass
 class _Snapshot:
     """What the library takes for a registry."""
 
-    families: list[Metric]
+    families: Iterable[Metric]
 
     def collect(self) -> Iterable[Metric]:
         return self.families
 
 
-def _load_families(load: Load) -> Iterator[Metric]:
+def load_families(load: Load) -> Iterator[Metric]:
+    """How busy the engine is, as metrics."""
     for name, text, value in (
         ("num_running_reqs", "Choices being computed.", load.num_running_reqs),
         ("num_queue_reqs", "Choices that wait.", load.num_waiting_reqs),
