@@ -19,3 +19,5 @@ def set_up_logging(level: str) -> None:
     )
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("engine").setLevel(level.upper())
+    # A body where none is wanted is a client's mistake, and no reason for a line each.
+    logging.getLogger("sanic.error").addFilter(lambda record: "body not consumed" not in record.getMessage())

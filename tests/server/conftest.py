@@ -38,3 +38,4 @@ def bundled() -> Iterator[ServerProcess]:
         yield process
         assert process.stop() == 0
         assert "Traceback" not in process.log
+        assert " ERROR " not in process.log, "nothing that a client sends is an error of the server"

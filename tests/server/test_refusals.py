@@ -98,6 +98,8 @@ def values() -> Iterator[Case]:
     yield from both("stream_options", [], "x", True)
     yield from both("stream_options", {"include_usage": 1}, param="stream_options.include_usage")
     yield from fields(CHAT, "max_completion_tokens", -1, 1.5, "5", 2**63)
+    body = {**GOOD[CHAT], "max_tokens": -1, "max_completion_tokens": 5}
+    yield Case(what="max_tokens-that-does-not-count", path=CHAT, body=body, param="max_tokens")
     yield from fields(CHAT, "logprobs", 1, 0, "true", 5)
     yield from fields(CHAT, "top_logprobs", 1, 21, -1, 1.5, "5", True, 10**9)
     yield from fields(CHAT, "chat_template_kwargs", [1], "x", {"messages": []}, {"tools": []})
@@ -285,10 +287,10 @@ def other_routes() -> Iterator[Case]:
         yield Case(what=f"abort={value!r}", path="/abort_request", body={"rid": value}, param="rid")
     body = {"abort_all": "yes"}
     yield Case(what="abort-all", path="/abort_request", body=body, param="abort_all")
-    for value in ("-1", "61", "nan", "inf", "-inf", "abc", "1e9", "0x1", "1%00", "9" * 400):
+    for value in ("-1", "61", "nan", "inf", "-inf", "abc", "1e9", "", "0x1", "1%00", "9" * 400):
         path = f"/flush_cache?timeout={value}"
         yield Case(what=f"flush-{short(value)}", path=path, param="timeout")
-    for value in ("xml", "JSON", "json%00", "x" * 3000):
+    for value in ("xml", "", "JSON", "json%00", "x" * 3000):
         path = f"/v1/loads?format={value}"
         yield Case(what=f"loads-{short(value)}", path=path, method="GET", param="format")
 

@@ -18,8 +18,9 @@ def test_a_text_there_and_back(server: Server, prefix: str) -> None:
     for text in ("Hello, wörld 🌍", "", " a\n\nb\t", "x" * 20_000):
         answer = server.post(f"{prefix}/tokenize", {"prompt": text}).json()
         assert answer == {"tokens": server.ids(text), "count": len(text.encode()), "max_model_len": 2048}
-        back = server.post(f"{prefix}/detokenize", {"tokens": answer["tokens"]})
-        assert back.json() == {"text": text}
+        for tokens in (answer["tokens"], [float(token) for token in answer["tokens"]]):
+            back = server.post(f"{prefix}/detokenize", {"tokens": tokens})
+            assert back.json() == {"text": text}
 
 
 def test_lists_of_texts(server: Server) -> None:

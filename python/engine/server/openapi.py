@@ -8,7 +8,7 @@ from typing import Any
 
 import engine
 from engine.server.auth import OPEN_PATHS
-from engine.server.openapi_schemas import NUMBER, SCHEMAS, TEXT, Schema, ref
+from engine.server.openapi_schemas import NUMBER, SCHEMAS, TEXT, Schema, event, ref
 
 _JSON = "application/json"
 _ERRORS = {
@@ -46,6 +46,9 @@ class Operation:
     parameters: tuple[tuple[str, str, Schema], ...] = ()
     """Place ("path" or "query"), name and schema of each."""
 
+    events: str | None = None
+    """Schema of each event, if the answer can be a stream of them."""
+
     headers: tuple[str, ...] = ()
     """Those that the answer may have, of HEADERS."""
 
@@ -56,6 +59,8 @@ class Operation:
         errors = self.errors if is_open else (401, *self.errors)
         schema = ref(self.answer) if self.answer in SCHEMAS else TEXT
         content = {media: {"schema": schema if media == _JSON else TEXT} for media in self.media}
+        if self.events is not None:
+            content[_EVENTS] = {"schema": event(self.events)}
         described: dict[str, Any] = {
             "operationId": f"{self.method}{self.path.translate(_ID_CHARS)}",
             "summary": self.summary,
@@ -92,9 +97,9 @@ def _post(path: str, summary: str, request: str, answer: str, **more: Any) -> Op
     return Operation(path, summary, answer, request, method="post", **more)
 
 
-def _generate(path: str, summary: str, request: str, answer: str) -> Operation:
-    media, errors = (_JSON, _EVENTS), (*_WITH_BODY, 404)
-    return _post(path, summary, request, answer, errors=errors, media=media, headers=_GENERATED)
+def _generate(path: str, summary: str, request: str, answer: str, events: str) -> Operation:
+    errors = (*_WITH_BODY, 404)
+    return _post(path, summary, request, answer, errors=errors, events=events, headers=_GENERATED)
 
 
 _TOKENIZE = (
@@ -108,15 +113,15 @@ _SERVER_INFO = ("The model, the resolved configuration and the load.", "Info")
 _FLUSH = "Empty the prefix cache, unless requests run; timeout waits for that, in seconds."
 
 OPERATIONS = (
-    _generate("/v1/chat/completions", "Answer a conversation.", "ChatRequest", "ChatCompletion"),
-    _generate("/v1/completions", "Continue prompts.", "CompletionRequest", "Completion"),
+    _generate("/v1/chat/completions", "Answer a conversation.", "ChatRequest", "ChatCompletion", "ChatChunk"),
+    _generate("/v1/completions", "Continue prompts.", "CompletionRequest", "Completion", "CompletionChunk"),
     _post(
         "/generate",
         "Continue prompts, in the form of SGLang's own API.",
         "GenerateRequest",
         "Generated",
         errors=(*_WITH_BODY, 404),
-        media=(_JSON, _EVENTS),
+        events="GeneratedChunk",
         headers=("x-ignored-params", "x-seed", "x-default-max-tokens"),
     ),
     Operation("/v1/models", "The model under each of its names.", "ModelList", errors=(503,)),

@@ -21,12 +21,14 @@ from engine.server.schema import (
     MAX_STREAM_INTERVAL,
     MAX_TRUNCATION,
     MAX_USER_CHARS,
+    RESERVED_VARIABLES,
     ROLES,
 )
 
 Schema = dict[str, Any]
 
 TEXT: Schema = {"type": "string"}
+NONEMPTY: Schema = {"type": "string", "minLength": 1}
 BOOLEAN: Schema = {"type": "boolean"}
 INTEGER: Schema = {"type": "integer"}
 NUMBER: Schema = {"type": "number"}
@@ -37,8 +39,9 @@ def ref(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def array(items: Schema, most: int | None = None) -> Schema:
-    return {"type": "array", "items": items} | ({} if most is None else {"maxItems": most})
+def array(items: Schema, most: int | None = None, least: int | None = None) -> Schema:
+    bounds = {"minItems": least, "maxItems": most}
+    return {"type": "array", "items": items} | {k: v for k, v in bounds.items() if v is not None}
 
 
 def optional(schema: Schema) -> Schema:
@@ -61,6 +64,8 @@ def request(required: dict[str, Schema], may_have: dict[str, Schema]) -> Schema:
     return {"type": "object", "properties": properties, "required": list(required)}
 
 
+_ID = ref("TokenId")
+
 SAMPLING: dict[str, Schema] = {
     "temperature": bounded(NUMBER, 0, 2),
     "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
@@ -72,9 +77,13 @@ SAMPLING: dict[str, Schema] = {
     "seed": bounded(INTEGER, -(2**63), 2**63 - 1),
     "min_tokens": bounded(INTEGER, 0),
     "max_tokens": bounded(INTEGER, 0),
-    "logit_bias": {"type": "object", "additionalProperties": bounded(NUMBER, -100, 100)},
-    "stop": {"anyOf": [TEXT, array(TEXT, MAX_STOP_STRINGS)]},
-    "stop_token_ids": array(INTEGER, MAX_STOP_TOKENS),
+    "logit_bias": {
+        "type": "object",
+        "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+        "additionalProperties": bounded(NUMBER, -100, 100),
+    },
+    "stop": {"anyOf": [NONEMPTY, array(NONEMPTY, MAX_STOP_STRINGS)]},
+    "stop_token_ids": array(_ID, MAX_STOP_TOKENS),
     "ignore_eos": BOOLEAN,
     "include_stop_str_in_output": BOOLEAN,
     "no_stop_trim": BOOLEAN,
@@ -146,17 +155,22 @@ _MESSAGE: Schema = request(
         "tool_call_id": TEXT,
     },
 )
+# Only the assistant may have said nothing.
+_MESSAGE["anyOf"] = [{"required": ["content"]}, {"properties": {"role": {"const": "assistant"}}}]
 _TEXTS: Schema = {"anyOf": [TEXT, array(TEXT, MAX_PROMPTS)]}
-_PROMPT: Schema = {"anyOf": [*_TEXTS["anyOf"], array(INTEGER), array(array(INTEGER), MAX_PROMPTS)]}
+_IDS_GIVEN = array(_ID, least=1)
+_PROMPT: Schema = {
+    "anyOf": [NONEMPTY, _IDS_GIVEN, array({"anyOf": [NONEMPTY, _IDS_GIVEN]}, MAX_PROMPTS, least=1)]
+}
 _CHAT: dict[str, Schema] = {
     "max_completion_tokens": bounded(INTEGER, 0),
     "logprobs": BOOLEAN,
     "top_logprobs": bounded(INTEGER, 0, MAX_TOP_LOGPROBS),
     "add_generation_prompt": BOOLEAN,
     "continue_final_message": BOOLEAN,
-    "chat_template_kwargs": ANY_OBJECT,
+    "chat_template_kwargs": {**ANY_OBJECT, "propertyNames": {"not": {"enum": sorted(RESERVED_VARIABLES)}}},
 }
-_MESSAGES = {**array(ref("Message")), "minItems": 1}
+_MESSAGES = array(ref("Message"), least=1)
 _FINISH_REASON: Schema = {"type": ["string", "null"], "enum": ["stop", "length", "abort", None]}
 _CACHED = optional(answer(cached_tokens=INTEGER))
 _USAGE = answer(
@@ -206,22 +220,26 @@ def _completion(beside: dict[str, Schema], in_choice: dict[str, Schema], **choic
     return answer({**_DETAILS, **beside}, **common, choices=array(fields), usage=ref("Usage"))
 
 
-_EACH_BOOLEAN: Schema = {"anyOf": [BOOLEAN, array(BOOLEAN, MAX_PROMPTS)]}
-_EACH_INTEGER: Schema = {"anyOf": [INTEGER, array(INTEGER, MAX_PROMPTS)]}
+def _for_each(one: Schema, item: Schema | None = None) -> Schema:
+    """One for all prompts, or a list with an item for each."""
+    return {"anyOf": [one, array(item or one, MAX_PROMPTS, least=1)]}
+
+
 _NATIVE_SAMPLING = request(
     {}, {name: GENERATION[given] for name, given in SAMPLING_NAMES.items() if given in GENERATION}
 )
+_START, _NUM_TOP = bounded(INTEGER, -1), bounded(INTEGER, 0, MAX_COMPLETION_LOGPROBS)
 _NATIVE: dict[str, Schema] = {
-    "text": _TEXTS,
-    "input_ids": {"anyOf": [array(INTEGER), array(array(INTEGER), MAX_PROMPTS)]},
-    "sampling_params": {"anyOf": [_NATIVE_SAMPLING, array(_NATIVE_SAMPLING, MAX_PROMPTS)]},
+    "text": _for_each(NONEMPTY),
+    "input_ids": _for_each(_IDS_GIVEN),
+    "sampling_params": _for_each(_NATIVE_SAMPLING),
     "stream": BOOLEAN,
     "incremental_streaming_output": BOOLEAN,
-    "return_logprob": _EACH_BOOLEAN,
-    "logprob_start_len": _EACH_INTEGER,
-    "top_logprobs_num": _EACH_INTEGER,
+    "return_logprob": _for_each(BOOLEAN, optional(BOOLEAN)),
+    "logprob_start_len": _for_each(_START, optional(_START)),
+    "top_logprobs_num": _for_each(_NUM_TOP, optional(_NUM_TOP)),
     "return_text_in_logprobs": BOOLEAN,
-    "rid": {"anyOf": [GENERATION["rid"], array(GENERATION["rid"], MAX_PROMPTS)]},
+    "rid": _for_each(GENERATION["rid"]),
     "priority": GENERATION["priority"],
     "cache_salt": GENERATION["cache_salt"],
     "extra_key": GENERATION["extra_key"],
@@ -247,11 +265,32 @@ _META_INFO = answer(
 _GENERATED = answer(text=TEXT, output_ids=_IDS, meta_info=_META_INFO)
 
 
+def _chunk(choice: Schema) -> Schema:
+    """An event of a stream. The event that reports usage has no choice; only the last one has details."""
+    fields = {"id": TEXT, "object": TEXT, "created": INTEGER, "model": TEXT}
+    return answer({**_DETAILS, "usage": optional(ref("Usage"))}, **fields, choices=array(choice))
+
+
+def event(chunk: str) -> Schema:
+    """A server-sent event: a chunk, an error that ends the stream early, or the mark of its end."""
+    chunk_or_error = {"anyOf": [ref(chunk), ref("Error")]}
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": chunk_or_error}
+    return answer(data={"anyOf": [{"type": "string", "const": "[DONE]"}, data]})
+
+
+def _given(name: str, **wanted: Any) -> Schema:
+    """A further condition on an object: it has the field, with a value that is not null."""
+    return {"required": [name], "properties": {name: wanted or {"not": {"type": "null"}}}}
+
+
 SCHEMAS: dict[str, Schema] = {
-    "GenerateRequest": request({}, _NATIVE),
+    "TokenId": {"type": "integer", "minimum": 0, "description": "Below vocab_size of /get_model_info."},
+    "GenerateRequest": request({}, _NATIVE) | {"oneOf": [_given("text"), _given("input_ids")]},
     "Generated": {"anyOf": [_GENERATED, array(_GENERATED)]},
+    "GeneratedChunk": answer({"index": INTEGER}, **_GENERATED["properties"]),
     "Message": _MESSAGE,
-    "ChatRequest": request({"model": TEXT, "messages": _MESSAGES}, {**GENERATION, **_CHAT}),
+    "ChatRequest": request({"model": TEXT, "messages": _MESSAGES}, {**GENERATION, **_CHAT})
+    | {"anyOf": [_given("logprobs", const=True), {"properties": {"top_logprobs": {"enum": [0, None]}}}]},
     "CompletionRequest": request(
         {"model": TEXT, "prompt": _PROMPT},
         {
@@ -260,7 +299,8 @@ SCHEMAS: dict[str, Schema] = {
             "logprobs": bounded(INTEGER, 0, MAX_COMPLETION_LOGPROBS),
             "best_of": bounded(INTEGER, 1, MAX_CHOICES),
         },
-    ),
+    )
+    | {"anyOf": [_given("echo", const=True), {"properties": {"max_tokens": {"not": {"const": 0}}}}]},
     "ChatCompletion": _completion(
         {"prompt_token_ids": _IDS},
         {"token_ids": _IDS},
@@ -269,6 +309,24 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Completion": _completion(
         {}, {"prompt_token_ids": _IDS, "token_ids": _IDS}, text=TEXT, logprobs=optional(_TEXT_LOGPROBS)
+    ),
+    "ChatChunk": _chunk(
+        answer(
+            {"matched_stop": _MATCHED, "token_ids": _IDS},
+            index=INTEGER,
+            delta=answer({"role": TEXT, "content": TEXT}),
+            logprobs=optional(_CHAT_LOGPROBS),
+            finish_reason=_FINISH_REASON,
+        )
+    ),
+    "CompletionChunk": _chunk(
+        answer(
+            {"matched_stop": _MATCHED, "token_ids": _IDS, "prompt_token_ids": _IDS},
+            index=INTEGER,
+            text=TEXT,
+            logprobs=optional(_TEXT_LOGPROBS),
+            finish_reason=_FINISH_REASON,
+        )
     ),
     "Usage": _USAGE,
     "TokenizeRequest": request(
@@ -279,18 +337,20 @@ SCHEMAS: dict[str, Schema] = {
             "messages": _MESSAGES,
             "add_special_tokens": BOOLEAN,
         },
-    ),
+    )
+    | {"oneOf": [_given("prompt"), _given("messages")]},
     "Tokens": answer(
         tokens={"anyOf": [array(INTEGER), array(array(INTEGER))]},
         count={"anyOf": [INTEGER, array(INTEGER)]},
         max_model_len=INTEGER,
     ),
     "DetokenizeRequest": request(
-        {"tokens": {"anyOf": [array(INTEGER), array(array(INTEGER))]}},
+        {"tokens": {"anyOf": [array(_ID), array(array(_ID))]}},
         {"model": TEXT, "skip_special_tokens": BOOLEAN},
     ),
     "Text": answer(text={"anyOf": [TEXT, array(TEXT)]}),
-    "AbortRequest": request({}, {"rid": TEXT, "abort_all": BOOLEAN}),
+    "AbortRequest": request({}, {"rid": TEXT, "abort_all": BOOLEAN})
+    | {"anyOf": [_given("rid", **NONEMPTY), _given("abort_all", const=True)]},
     "Aborted": answer(aborted=INTEGER),
     "Flushed": answer(status=TEXT, message=TEXT),
     "Model": _MODEL,

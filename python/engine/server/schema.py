@@ -32,9 +32,8 @@ MAX_PRIORITY = 2**31 - 1
 MAX_USER_CHARS = 256
 MAX_TRUNCATION = 2**31 - 1
 MAX_STREAM_INTERVAL = 1024
-_PROMPT_SHAPES = "must be a string, an array of strings, or token ids"
 
-_RESERVED_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
+RESERVED_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
 
 ROLES = ("system", "user", "assistant", "tool", "developer", "function")
 
@@ -166,8 +165,9 @@ def parse_chat(body: dict[str, Any], defaults: Defaults) -> ChatRequest:
     if top_logprobs and not wants_logprobs:
         raise fields.fail("top_logprobs", "needs logprobs to be true")
     max_tokens, newer = fields.integer("max_tokens"), fields.integer("max_completion_tokens")
-    if newer is not None and newer < 0:
-        raise fields.fail("max_completion_tokens", f"must be non-negative, got {newer}")
+    for name, value in (("max_tokens", max_tokens), ("max_completion_tokens", newer)):
+        if value is not None and value < 0:  # also of the one that does not count
+            raise fields.fail(name, f"must be non-negative, got {value}")
     add_generation_prompt = fields.boolean("add_generation_prompt", default=True)
     continue_final_message = fields.boolean("continue_final_message")
     template_variables = _template_variables(fields)
@@ -331,20 +331,24 @@ def _prompts(fields: Fields, vocab_size: int) -> list[str | list[int]]:
         raise fields.fail("prompt", "cannot be empty")
     if len(value) > MAX_PROMPTS:
         raise fields.fail("prompt", f"may hold at most {MAX_PROMPTS} prompts, got {len(value)}")
-    return [prompt if isinstance(prompt, str) else _token_ids(fields, prompt, vocab_size) for prompt in value]
+    return [
+        prompt if isinstance(prompt, str) else token_ids(fields, "prompt", prompt, vocab_size)
+        for prompt in value
+    ]
 
 
-def _token_ids(fields: Fields, prompt: Any, vocab_size: int) -> list[int]:
-    if not isinstance(prompt, list):
-        raise fields.fail("prompt", _PROMPT_SHAPES)
-    token_ids = prompt
-    if set(map(type, prompt)) != {int}:  # the common case is checked without a loop in Python
-        if not all(map(_is_integer, prompt)):
-            raise fields.fail("prompt", _PROMPT_SHAPES)
-        token_ids = [int(token_id) for token_id in prompt]
-    if not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
-        raise fields.fail("prompt", f"holds a token id outside of [0, {vocab_size})")
-    return token_ids
+def token_ids(fields: Fields, name: str, value: Any, vocab_size: int) -> list[int]:
+    """`value`, which the field `name` holds, as token ids. Raises `InvalidRequest`."""
+    if not isinstance(value, list):
+        raise fields.fail(name, f"must hold texts or token ids, got {json_type(value)}")
+    ids = value
+    if set(map(type, value)) != {int}:  # the common case is checked without a loop in Python
+        if odd := [item for item in value if not _is_integer(item)]:
+            raise fields.fail(name, f"must hold texts or token ids, got {json_type(odd[0])}")
+        ids = [int(item) for item in value]
+    if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+        raise fields.fail(name, f"holds a token id outside of [0, {vocab_size})")
+    return ids
 
 
 def _is_integer(value: Any) -> bool:
@@ -389,7 +393,7 @@ def _template_variables(fields: Fields) -> dict[str, Any]:
         return {}
     if not isinstance(value, dict):
         raise fields.fail("chat_template_kwargs", f"must be an object, got {json_type(value)}")
-    for name in _RESERVED_VARIABLES.intersection(value):
+    for name in RESERVED_VARIABLES.intersection(value):
         raise fields.fail("chat_template_kwargs", f"may not set {name!r}")
     return value
 

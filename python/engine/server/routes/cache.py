@@ -22,7 +22,7 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
     @app.route("/flush_cache", methods=("GET", "POST"), ignore_body=True)
     async def flush_cache(request: Request) -> HTTPResponse:
         """?timeout=SECONDS waits so long for the engine to be idle."""
-        wait_s = _wait_s(request.args.get("timeout", "0"))
+        wait_s = _wait_s(request.get_args(keep_blank_values=True).get("timeout", "0"))
         context.require_ready()
         try:
             async with asyncio.timeout(wait_s + ANSWER_S):

@@ -21,7 +21,7 @@ FORMATS = ("json", "prometheus")
 def add_routes(app: Sanic, context: ServerContext) -> None:
     @app.get("/v1/loads", ignore_body=True)
     async def loads(request: Request) -> HTTPResponse:
-        wanted = request.args.get("format", "json")
+        wanted = request.get_args(keep_blank_values=True).get("format", "json")
         if wanted not in FORMATS:
             raise InvalidRequest(f"format must be json or prometheus, got {wanted!r:.40}", param="format")
         found = await fetch_load(context)

@@ -10,14 +10,14 @@ from sanic.request import Request
 
 from engine.server.body import read_request, run_sized
 from engine.server.context import ServerContext
-from engine.server.fields import Fields, json_type
+from engine.server.fields import Fields
 from engine.server.generation import cut_left, encode
 from engine.server.ignored import ignored_header
 from engine.server.json_response import json_response
 from engine.server.model_files import ModelFiles
 from engine.server.openapi_schemas import SCHEMAS
 from engine.server.routes import chat
-from engine.server.schema import MAX_PROMPTS
+from engine.server.schema import MAX_PROMPTS, token_ids
 
 
 def add_routes(app: Sanic, context: ServerContext) -> None:
@@ -90,24 +90,13 @@ def _detokenize(context: ServerContext, model: ModelFiles, body: dict[str, Any])
     context.ignored.check(fields.unread(), SCHEMAS["DetokenizeRequest"]["properties"])
     text: str | list[str]
     if tokens and isinstance(tokens[0], list):
-        text = [model.tokenizer.decode(_checked(fields, ids, model.vocab_size), skips) for ids in tokens]
+        lists = [token_ids(fields, "tokens", ids, model.vocab_size) for ids in tokens]
+        text = [model.tokenizer.decode(ids, skips) for ids in lists]
     else:
-        text = model.tokenizer.decode(_checked(fields, tokens, model.vocab_size), skips)
+        text = model.tokenizer.decode(token_ids(fields, "tokens", tokens, model.vocab_size), skips)
     return json_response({"text": text}, ignored_header(fields.unread()))
 
 
 def _check_model(context: ServerContext, fields: Fields) -> None:
     if (name := fields.text("model")) is not None:
         context.names.check(name)
-
-
-def _checked(fields: Fields, ids: Any, vocab_size: int) -> list[int]:
-    """`ids` if it is a list of token ids. Raises `InvalidRequest`."""
-    if not isinstance(ids, list):
-        raise fields.fail("tokens", f"must hold token ids or lists of them, got {json_type(ids)}")
-    for token_id in ids:
-        if type(token_id) is not int:
-            raise fields.fail("tokens", f"must hold token ids, got {json_type(token_id)}")
-        if not 0 <= token_id < vocab_size:
-            raise fields.fail("tokens", f"holds a token id outside of [0, {vocab_size})")
-    return ids

@@ -1,0 +1,104 @@
+"""Requests made from /openapi.json: what it allows is answered as it says, what it does not is refused.
+
+Seed and number of examples are fixed, so that two runs send the same requests.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, settings
+from schemathesis import Case, GenerationMode
+from schemathesis.config import GenerationConfig, ProjectConfig, ProjectsConfig, SchemathesisConfig
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from engine.server.openapi import OPERATIONS, document
+from engine.server.openapi_schemas import CONSTRAINTS
+from helpers.server_process import ServerProcess, write_llama
+
+CONTEXT_LENGTH, VOCAB_SIZE = 128, 257
+FIXED = settings(
+    max_examples=30,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=list(HealthCheck),
+)
+
+# What a schema does not say: how one field depends on another or on the length of the prompt, and which
+# fields of other servers are refused; examples may have any field besides those that are described.
+BEYOND_SCHEMAS = ("context_length_exceeded", "unsupported_parameter")
+BEYOND_FIELDS = ("min_tokens", "n", "sampling_params.min_new_tokens", "top_logprobs_num", "logprob_start_len")
+
+
+def described(description: dict[str, Any], mode: GenerationMode) -> Any:
+    project = ProjectConfig(generation=GenerationConfig(modes=[mode]))
+    config = SchemathesisConfig(projects=ProjectsConfig(default=project))
+    return schemathesis.openapi.from_dict(description, config=config)
+
+
+def fitted() -> dict[str, Any]:
+    """The description, narrowed to what fits the model under test: else most requests would not."""
+    description = copy.deepcopy(document())
+    schemas = description["components"]["schemas"]
+    schemas["TokenId"]["maximum"] = VOCAB_SIZE - 1
+    for name in ("ChatRequest", "CompletionRequest"):
+        fit(schemas[name]["properties"])
+        schemas[name]["properties"]["response_format"] = {"enum": [None, {"type": "json_object"}]}
+    native = schemas["GenerateRequest"]["properties"]
+    for name, schema in native.items():
+        if len(schema["anyOf"][0].get("anyOf", ())) == 2:  # lists have to be of one length: alone will do
+            native[name] = schema["anyOf"][0]["anyOf"][0]
+    fit(native["sampling_params"]["properties"])
+    return description
+
+
+def fit(fields: dict[str, Any]) -> None:
+    """Let no answer be longer than there is room; no text is likely to be a grammar, and one may be set."""
+    for name, schema in fields.items():
+        if name in ("max_tokens", "max_completion_tokens", "max_new_tokens"):
+            schema["anyOf"][0]["maximum"] = 16
+        elif name == "logit_bias":
+            schema["anyOf"][0]["propertyNames"] = {"pattern": "^[0-9]{1,2}$"}
+        elif name in CONSTRAINTS:
+            fields[name] = {"type": "null"}
+
+
+SECOND_NAMES = ["/v1/tokenize", "/v1/detokenize", "/model_info", "/get_server_info"]
+# Routes to which nothing wrong can be sent: without parameters, or with any text for one.
+TAKE_ANYTHING = [o.path for o in OPERATIONS if not o.request and not o.parameters] + ["/v1/models/{model_id}"]
+GOOD = described(fitted(), GenerationMode.POSITIVE).exclude(path=SECOND_NAMES)
+BAD = described(document(), GenerationMode.NEGATIVE).exclude(path=SECOND_NAMES + TAKE_ANYTHING)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    directory = write_llama(tmp_path_factory.mktemp("llama"), max_position_embeddings=CONTEXT_LENGTH)
+    flags = "--load-format dummy --max-total-tokens 4096 --allow-any-model-name"
+    with ServerProcess("--model-path", str(directory), *flags.split()) as process:
+        process.wait_ready()
+        yield process
+        assert process.stop() == 0
+        assert "Traceback" not in process.log
+        # Nothing that a client sends is an error of the server.
+        assert " ERROR " not in process.log
+
+
+@GOOD.parametrize()
+@FIXED
+def test_what_is_described_is_answered_as_described(case: Case, server: ServerProcess) -> None:
+    response = case.call_and_validate(server.url, excluded_checks=[positive_data_acceptance], timeout=30)
+    if response.status_code == 400:
+        error = response.json()["error"]
+        assert error["code"] in BEYOND_SCHEMAS or error["param"] in BEYOND_FIELDS, error["message"]
+
+
+@BAD.parametrize()
+@FIXED
+def test_what_is_not_described_is_refused(case: Case, server: ServerProcess) -> None:
+    case.call_and_validate(server.url, timeout=30)
