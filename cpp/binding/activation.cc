@@ -1,16 +1,40 @@
 #include "ops/gated.h"
 
+#include <string>
+
 #include "binding/module.h"
 #include "binding/tensor_caster.h"
+#include "engine/error.h"
 #include "ops/softcap.h"
 
 namespace engine::binding {
 
 namespace py = pybind11;
 
+namespace {
+
+Activation activation_of(const std::string& name) {
+  if (name == "gelu") return Activation::kGelu;
+  if (name == "gelu_tanh") return Activation::kTanhGelu;
+  if (name == "silu") return Activation::kSilu;
+  if (name == "relu") return Activation::kRelu;
+  if (name == "tanh") return Activation::kTanh;
+  throw Error(ErrorCode::kInvalidArgument,
+              "activation: expected gelu, gelu_tanh, silu, relu or tanh, got '" + name + "'");
+}
+
+}  // namespace
+
 void bind_activation(py::module_& module) {
   module.def("silu_mul", &ops::silu_mul, py::arg("ctx"), py::arg("gate_up"), py::arg("out"), ReleaseGil());
   module.def("gelu_mul", &ops::gelu_mul, py::arg("ctx"), py::arg("gate_up"), py::arg("out"), ReleaseGil());
+  module.def("erf_gelu_mul", &ops::erf_gelu_mul, py::arg("ctx"), py::arg("gate_up"), py::arg("out"),
+             ReleaseGil());
+  module.def(
+      "activate",
+      [](cpu::ExecutionContext& ctx, const TensorView& x, const std::string& activation,
+         const TensorView& out) { ops::activate(ctx, x, activation_of(activation), out); },
+      py::arg("ctx"), py::arg("x"), py::arg("activation"), py::arg("out"), ReleaseGil());
   module.def("softcap", &ops::softcap, py::arg("ctx"), py::arg("x"), py::arg("cap"), ReleaseGil());
 }
 

@@ -15,7 +15,8 @@ void bind_attention(py::module_& module) {
              py::arg("v_cache"), py::arg("slot_ids"), ReleaseGil());
   module.def("paged_attention", &ops::paged_attention, py::arg("ctx"), py::arg("q"), py::arg("k_cache"),
              py::arg("v_cache"), py::arg("cu_seqlens_q"), py::arg("kv_lens"), py::arg("block_tables"),
-             py::arg("scale"), py::arg("window"), py::arg("softcap"), py::arg("out"), ReleaseGil());
+             py::arg("scale"), py::arg("window"), py::arg("softcap"), py::arg("is_causal"), py::arg("out"),
+             ReleaseGil());
 }
 
 }  // namespace engine::binding

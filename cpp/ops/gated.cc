@@ -33,4 +33,25 @@ void gelu_mul(cpu::ExecutionContext& context, const TensorView& gate_up, const T
   launch(context, context.kernels().gelu_mul, gate_up, out);
 }
 
+void erf_gelu_mul(cpu::ExecutionContext& context, const TensorView& gate_up, const TensorView& out) {
+  launch(context, context.kernels().erf_gelu_mul, gate_up, out);
+}
+
+void activate(cpu::ExecutionContext& context, const TensorView& x, Activation activation,
+              const TensorView& out) {
+  Dim T("T"), n("n");
+  expect(x, "x", {DType::kFloat32}, {T, n}, Layout::kRows);
+  expect(out, "out", {DType::kFloat32}, {T, n}, Layout::kRows);
+  const ActivateArgs args{
+      .x = x.as<const float>(),
+      .out = out.as<float>(),
+      .x_stride = x.strides[0],
+      .out_stride = out.strides[0],
+      .n = n,
+      .activation = activation,
+  };
+  const auto kernel = context.kernels().activate;
+  context.pool().parallel_for(T, kRowsPerRange, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
 }  // namespace engine::ops

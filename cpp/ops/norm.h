@@ -13,4 +13,9 @@ void rms_norm(cpu::ExecutionContext& context, const TensorView& x, const TensorV
 void add_rms_norm(cpu::ExecutionContext& context, const TensorView& x, const TensorView& residual,
                   const TensorView& weight, float eps, const TensorView& out);
 
+// residual += x if there is one, then out = (x - mean) / deviation * weight + bias; see
+// python/engine/ops/layer_norm.py.
+void layer_norm(cpu::ExecutionContext& context, const TensorView& x, const TensorView* residual,
+                const TensorView& weight, const TensorView* bias, float eps, const TensorView& out);
+
 }  // namespace engine::ops

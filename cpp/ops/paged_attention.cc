@@ -74,7 +74,7 @@ void check_sequences(const PagedAttentionArgs& args, int64_t T, int64_t N, int64
 
 void paged_attention(cpu::ExecutionContext& context, const TensorView& q, const TensorView& k_cache,
                      const TensorView& v_cache, const TensorView& cu_seqlens_q, const TensorView& kv_lens,
-                     const TensorView& block_tables, float scale, int64_t window, float softcap,
+                     const TensorView& block_tables, float scale, int64_t window, float softcap, bool is_causal,
                      const TensorView& out) {
   Dim T("T"), B("B"), H("H"), G("G"), D("D"), N("N"), S("S"), max_blocks("max_blocks");
   expect(q, "q", {DType::kFloat32}, {T, H, D}, Layout::kRows);
@@ -107,6 +107,7 @@ void paged_attention(cpu::ExecutionContext& context, const TensorView& q, const 
       .scale = scale,
       .softcap = softcap,
       .cache_is_bf16 = k_cache.dtype == DType::kBFloat16,
+      .is_causal = is_causal,
   };
   check_sequences(args, T, N, max_blocks);
   const int64_t num_items = first_attention_tile(args.cu_seqlens_q, B, H / G) * G;

@@ -9,7 +9,7 @@ namespace engine::ops {
 // python/engine/ops/paged_attention.py.
 void paged_attention(cpu::ExecutionContext& context, const TensorView& q, const TensorView& k_cache,
                      const TensorView& v_cache, const TensorView& cu_seqlens_q, const TensorView& kv_lens,
-                     const TensorView& block_tables, float scale, int64_t window, float softcap,
+                     const TensorView& block_tables, float scale, int64_t window, float softcap, bool is_causal,
                      const TensorView& out);
 
 }  // namespace engine::ops

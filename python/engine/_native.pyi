@@ -96,6 +96,18 @@ def rms_norm(ctx: ExecutionContext, x: Tensor, weight: Tensor, eps: float, out: 
 def add_rms_norm(
     ctx: ExecutionContext, x: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor
 ) -> None: ...
+def layer_norm(
+    ctx: ExecutionContext,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    out: Tensor,
+) -> None: ...
+def pool(
+    ctx: ExecutionContext, x: Tensor, cu_rows: Tensor, first_positions: Tensor, mode: str, out: Tensor
+) -> None: ...
 
 # --- sampling ------------------------------------------------------------------------------------
 
@@ -160,6 +172,7 @@ def paged_attention(
     scale: float,
     window: int,
     softcap: float,
+    is_causal: bool,
     out: Tensor,
 ) -> None: ...
 
@@ -168,6 +181,8 @@ def paged_attention(
 def silu_mul(ctx: ExecutionContext, gate_up: Tensor, out: Tensor) -> None: ...
 def gelu_mul(ctx: ExecutionContext, gate_up: Tensor, out: Tensor) -> None: ...
 def softcap(ctx: ExecutionContext, x: Tensor, cap: float) -> None: ...
+def erf_gelu_mul(ctx: ExecutionContext, gate_up: Tensor, out: Tensor) -> None: ...
+def activate(ctx: ExecutionContext, x: Tensor, activation: str, out: Tensor) -> None: ...
 
 # --- linear layers -----------------------------------------------------------------------------
 

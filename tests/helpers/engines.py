@@ -12,6 +12,9 @@ import numpy as np
 from engine.core.client import EngineState
 from engine.core.messages import (
     Admitted,
+    Embedded,
+    EmbeddingInfo,
+    EmbedRequest,
     EngineReady,
     EngineStats,
     GenerateRequest,
@@ -173,9 +176,11 @@ class FakeEngineClient:
             cpu_isa="none",
             num_threads=1,
             max_queued_requests=2048,
+            embedding=EmbeddingInfo(8, context_length, 257, "mean", True),
         )
         self.cached_tokens = cached_tokens
         self.submitted: list[GenerateRequest] = []
+        self.embedded: list[EmbedRequest] = []
         self.running: set[str] = set()
         self.cancelled: list[str] = []
         self.cancelled_choices: list[tuple[str, int]] = []
@@ -224,6 +229,27 @@ class FakeEngineClient:
             raise
         self.running.add(request.request_id)
         return FakeStream(self, request)
+
+    async def embed(self, request: EmbedRequest) -> Embedded:
+        """Each text's first numbers are its length and its token ids; answered when `hold` ends."""
+        if self.refuse_with is not None:
+            raise self.refuse_with
+        self.embedded.append(request)
+        self.running.add(request.request_id)
+        try:
+            if await self._is_cancelled_before(self._go, request.request_id):
+                raise InvalidRequest("Invalid request: it was cancelled")
+        except asyncio.CancelledError:
+            self.cancel(request.request_id)
+            raise
+        self.running.discard(request.request_id)
+        assert self.ready.embedding is not None
+        vectors = np.zeros((len(request.lens), self.ready.embedding.size), np.float32)
+        texts = np.split(np.frombuffer(request.token_ids, "<i4"), np.cumsum(request.lens)[:-1])
+        for vector, text in zip(vectors, texts, strict=True):
+            head = [len(text), *text.tolist()][: len(vector)]
+            vector[: len(head)] = head
+        return Embedded(request.request_id, vectors.tobytes())
 
     async def _is_cancelled_before(self, event: asyncio.Event, request_id: str) -> bool:
         while not event.is_set() and request_id not in self.cancelled:

@@ -20,7 +20,9 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from engine.config.engine_config import EngineConfig
 from engine.config.server_config import ServerConfig
+from engine.core.embedding_io import EmbeddingIO
 from engine.core.messages import GenerateRequest
+from engine.models.embedding_spec import EmbeddingSpec
 from engine.server.app import create_app
 from engine.server.context import ServerContext
 from engine.server.listening import cut_off, drain, start_serving
@@ -32,6 +34,9 @@ Sanic.test_mode = True
 
 EOS = 0
 MODEL_PATH = "org/tiny-model"
+EMBEDDING = EmbeddingSpec(
+    pooling=("mean",), is_normalized=True, any_dimension=True, prompts={"query": "ask: ", "x": ""}
+)
 T = TypeVar("T")
 
 TEMPLATE = (
@@ -72,6 +77,7 @@ class Server:
         config: ServerConfig | None = None,
         context_length: int = 2048,
         loads_model: bool = True,
+        embeds: bool = True,
         drain_s: float = 5,
         **engine_config: Any,
     ) -> None:
@@ -82,6 +88,7 @@ class Server:
         self._config = config or ServerConfig()
         self._engine_config = EngineConfig(model_path=MODEL_PATH, **engine_config)
         self._loads_model = loads_model
+        self._embeds = embeds
         self._drain_s = drain_s
         self._started = threading.Event()
         self._stop = None
@@ -121,6 +128,12 @@ class Server:
             engine_config=self._engine_config,
             model=self.model if self._loads_model else None,
         )
+        if self._embeds:
+            info = self.engine.ready.embedding
+            assert info is not None
+            self.context.embedding = EmbeddingIO(
+                tokenizer=self.model.tokenizer, spec=EMBEDDING, info=info, truncates=False
+            )
         listener = socket.create_server(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
         server = await start_serving(create_app(self.context), listener)
@@ -143,6 +156,7 @@ class Server:
 
         def forget() -> None:
             self.engine.submitted.clear()
+            self.engine.embedded.clear()
             self.engine.cancelled.clear()
             self.engine.cancelled_choices.clear()
             self.engine.refuse_with = self.engine.fail_with = None

@@ -90,6 +90,40 @@ def test_windows_and_soft_caps_are_the_reference(isa, window, softcap):
     check(case, isa, window, softcap)
 
 
+def both_ways(case: AttentionCase) -> AttentionCase:
+    return dataclasses.replace(case, plan=dataclasses.replace(case.plan, is_causal=False))
+
+
+WHOLE = [(1, 1), (15, 15), (16, 16), (17, 17), (255, 255), (257, 257), (600, 600)]
+
+
+@pytest.mark.parametrize("window", [0, 1, 5, 64, 256, 257, 10**12])
+@pytest.mark.parametrize("isa", ISAS)
+def test_seeing_both_ways_is_the_reference(isa, window):
+    for head_dim in (16, 32, 64):
+        case = make_case(WHOLE, heads=2, kv_heads=2, head_dim=head_dim, block_size=16, dtype=FP32)
+        check(both_ways(case), isa, window)
+    check(both_ways(make_case(MIX, heads=3, kv_heads=1, head_dim=32, block_size=48)), isa, window)
+
+
+@pytest.mark.parametrize("window", [0, 64])
+def test_seeing_both_ways_bits_do_not_depend_on_the_batch_or_the_instruction_set(window):
+    case = both_ways(make_case(WHOLE, heads=2, kv_heads=2, head_dim=32, block_size=16, dtype=FP32))
+    whole = attend(case, FMA_ISAS[-1], 3, window)
+    ends = case.plan.cu_seqlens_q.tolist()
+    for isa in FMA_ISAS:
+        for b in range(len(WHOLE)):
+            plan = dataclasses.replace(
+                case.plan,
+                cu_seqlens_q=torch.tensor([0, ends[b + 1] - ends[b]], dtype=torch.int32),
+                kv_lens=case.plan.kv_lens[b : b + 1],
+                block_tables=case.plan.block_tables[b : b + 1],
+            )
+            rows = slice(ends[b], ends[b + 1])
+            alone = attend(dataclasses.replace(case, q=case.q[rows], plan=plan), isa, 1, window)
+            assert_same_bits(alone, whole[rows])
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_more_heads_a_group_than_a_tile_holds(isa):
     check(make_case([(3, 20), (1, 300)], heads=71, kv_heads=1, head_dim=64), isa)

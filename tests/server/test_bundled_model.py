@@ -275,3 +275,38 @@ def first_token_s() -> float:
 def test_the_first_token_comes_within_five_seconds_of_the_command(bundled):
     # The fixture was the first start. Another process may take the cores for a moment: best of three.
     assert min(first_token_s() for _ in range(3)) < 5
+
+
+# --- embeddings
+
+
+def test_the_example_of_embeddings(client: openai.OpenAI) -> None:
+    texts = ["Hello, world!", "SGLang is fast"]
+    answer = client.embeddings.create(model=MODEL, input=texts)
+    assert [item.index for item in answer.data] == [0, 1]
+    assert all(abs(sum(x * x for x in item.embedding) - 1) < 1e-5 for item in answer.data)
+    floats = client.embeddings.create(model=MODEL, input=texts, encoding_format="float")
+    assert [item.embedding for item in floats.data] == [item.embedding for item in answer.data]
+    alone = client.embeddings.create(model=MODEL, input=texts[1])
+    assert alone.data[0].embedding == answer.data[1].embedding
+    with pytest.raises(openai.BadRequestError, match="matryoshka"):
+        client.embeddings.create(model=MODEL, input="a", dimensions=64)
+
+
+def test_embeddings_beside_generation_change_nothing(client: openai.OpenAI) -> None:
+    """Both compute on the same weights, in turns."""
+    prompt = list(range(100, 140))
+    expected = complete(client, prompt, max_tokens=60).choices[0].text
+    texts = [f"{word} " * 40 for word in ("one", "two", "three", "four")] * 16
+    vectors = client.embeddings.create(model=MODEL, input=texts).data
+    answers: list[str] = []
+    thread = threading.Thread(
+        target=lambda: answers.extend(
+            complete(client, prompt, max_tokens=60).choices[0].text for _ in range(3)
+        )
+    )
+    thread.start()
+    again = client.embeddings.create(model=MODEL, input=texts).data
+    thread.join(60)
+    assert answers == [expected] * 3
+    assert [item.embedding for item in again] == [item.embedding for item in vectors]

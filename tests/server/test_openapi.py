@@ -18,6 +18,7 @@ MESSAGES = [{"role": "user", "content": "Hi"}]
 REQUIRED = {
     "ChatRequest": ("/v1/chat/completions", {"model": "default", "messages": MESSAGES}),
     "CompletionRequest": ("/v1/completions", {"model": "default", "prompt": "Hi"}),
+    "EmbeddingRequest": ("/v1/embeddings", {"model": "default", "input": "Hi"}),
     "TokenizeRequest": ("/tokenize", {"model": "default", "prompt": "Hi"}),
     "DetokenizeRequest": ("/detokenize", {"model": "default", "tokens": [1]}),
     "GenerateRequest": ("/generate", {"model": "default", "text": "Hi"}),

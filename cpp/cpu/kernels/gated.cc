@@ -1,27 +1,9 @@
+#include "cpu/kernels/activations.h"
 #include "cpu/kernels/table.h"
-#include "cpu/kernels/vec.h"
 
 namespace engine::cpu {
 namespace ENGINE_ISA {
 namespace {
-
-// Both are x / (1 + e^y), and zero where e^y passes the range of exp(): the results there are
-// smaller than 1e-36.
-struct Silu {
-  ENGINE_INLINE Vec16 apply(Vec16 x) {
-    const Vec16 one = set1(1.0f);
-    return zero_where_less(div(x, add(one, exp(sub(zero(), x)))), x, set1(-88.0f));
-  }
-};
-
-// x (1 + tanh u) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), which is x / (1 + e^-2u).
-struct TanhGelu {
-  ENGINE_INLINE Vec16 apply(Vec16 x) {
-    const Vec16 one = set1(1.0f);
-    const Vec16 minus_2u_over_x = mul(set1(-1.5957691216f), fma(mul(x, x), set1(0.044715f), one));
-    return zero_where_less(div(x, add(one, exp(mul(minus_2u_over_x, x)))), x, set1(-10.0f));
-  }
-};
 
 template <typename Activation>
 ENGINE_INLINE void run(const GatedArgs& args, int64_t begin, int64_t end) {
@@ -42,6 +24,7 @@ ENGINE_INLINE void run(const GatedArgs& args, int64_t begin, int64_t end) {
 
 void silu_mul(const GatedArgs& args, int64_t begin, int64_t end) { run<Silu>(args, begin, end); }
 void gelu_mul(const GatedArgs& args, int64_t begin, int64_t end) { run<TanhGelu>(args, begin, end); }
+void erf_gelu_mul(const GatedArgs& args, int64_t begin, int64_t end) { run<ErfGelu>(args, begin, end); }
 
 }  // namespace ENGINE_ISA
 }  // namespace engine::cpu

@@ -1,4 +1,4 @@
-// Attention over a paged cache, for any mix of prefill and decode rows.
+// Attention over a paged cache, for any mix of prefill and decode rows; or, not causal, for encoders.
 //
 // The order of every sum is part of the interface: a row's output depends on its query, on the keys
 // and values that it sees, and on nothing else, to the last bit.
@@ -61,6 +61,7 @@ struct Tile {
   const float* query[kTile];
   float* out[kTile];
   int64_t position[kTile];
+  int64_t newest[kTile];  // the last key that is seen
   float maximum[kTile];
   float sum[kTile];  // of the weights, relative to `maximum`, as `values` are
   alignas(64) float values[kTile][kMaxHeadDim];
@@ -233,7 +234,7 @@ void attend_pairs(const PagedAttentionArgs& args, Tile& tile, int first, const S
   for (int r = 0; r < R; ++r) {
     const int64_t position = tile.position[first + r];
     const int64_t oldest = args.window > 0 ? most(position - args.window + 1, 0) : 0;
-    seen[r] = {most(oldest - split.begin, 0), least(position + 1 - split.begin, kSplit)};
+    seen[r] = {most(oldest - split.begin, 0), least(tile.newest[first + r] + 1 - split.begin, kSplit)};
     common = {most(common.begin, seen[r].begin), least(common.end, seen[r].end)};
     if (seen[r].begin < seen[r].end) any = {least(any.begin, seen[r].begin), most(any.end, seen[r].end)};
   }
@@ -298,6 +299,12 @@ ENGINE_INLINE void locate(const PagedAttentionArgs& args, const int32_t* block_t
   }
 }
 
+// The last key that the query at `position` sees.
+ENGINE_INLINE int64_t newest_key(const PagedAttentionArgs& args, int64_t position, int64_t kv_len) {
+  if (args.is_causal) return position;
+  return args.window > 0 ? least(position + args.window, kv_len) - 1 : kv_len - 1;
+}
+
 ENGINE_INLINE void open_tile(const PagedAttentionArgs& args, int64_t b, int64_t g, int64_t first_pair,
                              int64_t num_pairs, Tile& tile) {
   const int64_t heads_per_group = args.H / args.G;
@@ -310,6 +317,7 @@ ENGINE_INLINE void open_tile(const PagedAttentionArgs& args, int64_t b, int64_t 
     tile.query[i] = args.q + (first_row + row) * args.q_stride + head * args.D;
     tile.out[i] = args.out + (first_row + row) * args.out_stride + head * args.D;
     tile.position[i] = args.kv_lens[b] - num_rows + row;
+    tile.newest[i] = newest_key(args, tile.position[i], args.kv_lens[b]);
     tile.maximum[i] = kMinusInfinity;
     tile.sum[i] = 0;
     for (int64_t d = 0; d < args.D; d += 16) store(&tile.values[i][d], zero());
@@ -350,7 +358,7 @@ ENGINE_INLINE void attend(const PagedAttentionArgs& args, int64_t item) {
 
   Tile tile;
   open_tile(args, b, g, first_pair, least(kAttentionTilePairs, num_pairs - first_pair), tile);
-  const int64_t newest = tile.position[tile.count - 1];
+  const int64_t newest = tile.newest[tile.count - 1];
   const int64_t oldest = args.window > 0 ? most(tile.position[0] - args.window + 1, 0) : 0;
   Scratch scratch;
   Split<Element> split;

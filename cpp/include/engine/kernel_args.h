@@ -89,6 +89,43 @@ struct SoftcapArgs {
   float cap;
 };
 
+enum class Activation : uint8_t { kGelu, kTanhGelu, kSilu, kRelu, kTanh };
+
+// Work item: one row.
+struct ActivateArgs {
+  const float* x;  // [T, n]
+  float* out;      // [T, n], may be x
+  int64_t x_stride, out_stride;
+  int64_t n;
+  Activation activation;
+};
+
+// Work item: one row.
+struct LayerNormArgs {
+  const float* x;       // [T, n]
+  float* residual;      // [T, n], or null: then x is normalised as it is
+  const float* weight;  // [n]
+  const float* bias;    // [n], or null
+  float* out;           // [T, n], may be x or residual
+  int64_t x_stride, residual_stride, out_stride;
+  int64_t n;
+  float eps;
+};
+
+// kWeightedSum multiplies each row by its position in the text, counted from 1.
+enum class PoolMode : uint8_t { kSum, kWeightedSum, kMax };
+
+// Work item: one text.
+struct PoolArgs {
+  const float* x;                  // [T, n]
+  const int32_t* cu_rows;          // [B + 1]
+  const int32_t* first_positions;  // [B], of each text's first row
+  float* out;                      // [B, n], what was pooled before
+  int64_t x_stride, out_stride;
+  int64_t n;
+  PoolMode mode;
+};
+
 // Work item: one token.
 struct RopeArgs {
   float* q;                  // [T, H, D]
@@ -135,10 +172,11 @@ struct PagedAttentionArgs {
   const int32_t* block_tables;  // [B, max_blocks]
   int64_t q_stride, out_stride, k_block_stride, v_block_stride, block_tables_stride;
   int64_t B, H, G, D, S;
-  int64_t window;  // keys that a query sees, its own included; 0: all
+  int64_t window;  // keys that a query sees on each side that it sees, its own included; 0: all
   float scale;
   float softcap;       // 0: none
   bool cache_is_bf16;  // else float
+  bool is_causal;      // else later keys are seen, too
 };
 
 // How a packed matrix stores its weights.

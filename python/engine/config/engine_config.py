@@ -8,6 +8,7 @@ import math
 from engine.errors import ConfigError
 
 DTYPES = ("auto", "bfloat16", "float32")
+POOLINGS = ("mean", "cls", "last", "max")
 SCHEDULE_POLICIES = ("fcfs", "lpm")
 LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits")
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
@@ -57,12 +58,17 @@ class EngineConfig:
     debug_checks: bool = False
     watchdog_timeout: float = 20.0
     """Seconds without progress after which a stuck engine process is replaced; 0: never."""
+    pooling: str | None = None
+    matryoshka_dimensions: str | None = None
+    allow_auto_truncate: bool = False
 
     def __post_init__(self) -> None:
         _one_of("--dtype", self.dtype, DTYPES)
         _one_of("--schedule-policy", self.schedule_policy, SCHEDULE_POLICIES)
         _one_of("--logprobs-mode", self.logprobs_mode, LOGPROBS_MODES)
         _one_of("--load-format", self.load_format, LOAD_FORMATS)
+        if self.pooling is not None:
+            _one_of("--pooling", self.pooling, POOLINGS)
         if not self.model_path:
             raise ConfigError("--model-path must not be empty")
         for flag, value, least, most in (

@@ -11,7 +11,14 @@ import dataclasses
 import enum
 from typing import Any
 
-from engine.config.engine_config import DTYPES, LOAD_FORMATS, LOGPROBS_MODES, SCHEDULE_POLICIES, EngineConfig
+from engine.config.engine_config import (
+    DTYPES,
+    LOAD_FORMATS,
+    LOGPROBS_MODES,
+    POOLINGS,
+    SCHEDULE_POLICIES,
+    EngineConfig,
+)
 from engine.config.server_config import (
     ERROR_FORMATS,
     REASONING_PARSERS,
@@ -123,6 +130,19 @@ FLAGS: tuple[Flag, ...] = (
         "--reasoning-parser", Kind.TEXT, MODEL,
         "How the model marks its thoughts; auto: as its chat template shows.",
         ServerConfig, REASONING_PARSERS,
+    ),
+    Flag(
+        "--pooling", Kind.TEXT, MODEL,
+        "How one vector is made of a text: for checkpoints that do not say, or otherwise than they say.",
+        EngineConfig, POOLINGS, unset="the checkpoint's; mean for the bundled model",
+    ),
+    Flag(
+        "--matryoshka-dimensions", Kind.TEXT, MODEL,
+        "Sizes to which embeddings may be cut (64,128), or any.", EngineConfig, unset="the checkpoint's",
+    ),
+    Flag(
+        "--allow-auto-truncate", Kind.SWITCH, MODEL,
+        "Cut texts that are too long to embed, instead of refusing them.", EngineConfig,
     ),
     Flag("--host", Kind.TEXT, HTTP, "Address to listen on.", ServerConfig),
     Flag("--port", Kind.INTEGER, HTTP, "Port to listen on; 0 takes any free one.", ServerConfig),

@@ -9,6 +9,7 @@ import engine
 from engine.errors import ConfigError
 
 BUNDLED_NAME = "engine-demo"
+BUNDLED_POOLING = "mean"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _NEEDED_FILES = ("*.json", "*.safetensors", "*.jinja")
 

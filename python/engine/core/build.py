@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from engine.config.engine_config import EngineConfig
 from engine.config.model_location import locate_model
+from engine.core.build_embedding import embedder_of_decoder
+from engine.core.embedding_core import EmbeddingCore
 from engine.core.engine_core import EngineCore
 from engine.core.messages import EngineReady
 from engine.core.resolve import resolve
@@ -81,11 +83,16 @@ def build_engine(
         timeout_s=config.grammar_timeout,
         free_whitespace=config.free_json_whitespace,
     )
+    embedding = None
+    if config.pooling is not None:
+        embedder = embedder_of_decoder(config, resolved, runner)
+        places = resolved.max_running_requests + resolved.max_queued_requests
+        embedding = EmbeddingCore(embedder, max_requests=places, board=board)
     settings = resolved.scheduler_settings(spec)
     # Processed scores depend on what was sampled beside: nobody but the sampler can tell them.
     is_raw = not config.logprobs_mode.startswith("processed_")
     settings = dataclasses.replace(settings, scores_known_tokens=is_raw)
-    core = EngineCore(settings, watched, cache, grammars=grammars, adapters=adapters)
+    core = EngineCore(settings, watched, cache, grammars=grammars, adapters=adapters, embedding=embedding)
     ready = EngineReady(
         max_total_tokens=resolved.max_total_tokens,
         max_running_requests=resolved.max_running_requests,
@@ -96,5 +103,6 @@ def build_engine(
         cpu_isa=runner.context.isa,
         num_threads=resolved.num_threads,
         max_queued_requests=resolved.max_queued_requests,
+        embedding=None if embedding is None else embedding.info,
     )
     return core, ready

@@ -6,7 +6,15 @@ import enum
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from engine.core.messages import Admitted, EngineReady, EngineStats, GenerateRequest, TokenChunk
+from engine.core.messages import (
+    Admitted,
+    Embedded,
+    EmbedRequest,
+    EngineReady,
+    EngineStats,
+    GenerateRequest,
+    TokenChunk,
+)
 
 
 class EngineState(enum.Enum):
@@ -60,6 +68,10 @@ class EngineClient(Protocol):
         Raises `Overloaded`, `InvalidRequest` or another `EngineError` when it is refused. If the
         awaiting task is cancelled, so is the request.
         """
+        ...
+
+    async def embed(self, request: EmbedRequest) -> Embedded:
+        """The vectors of a request's texts. Raises and is cancelled as `submit`."""
         ...
 
     def cancel(self, request_id: str) -> None:

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from engine.core.constraints import ConstrainedRequests, make_matcher
+from engine.core.embedding_core import EmbeddingCore
 from engine.core.messages import (
     AdapterLoaded,
     Admitted,
     CacheFlushed,
     CancelChoice,
     CancelRequest,
+    EmbedRequest,
     EngineStats,
     Failed,
     FlushCache,
@@ -51,6 +53,9 @@ LOAD_WAIT_S = 0.005
 class EngineCore:
     """Scheduler and runner in one thread. `handle` takes messages between steps; `step` answers.
 
+    With an `embedding` core, steps of both kinds take turns: while both have work, embedding gets
+    as much time as the step of generation before it took, so neither slows the other to less than half.
+
     Every accepted request ends in exactly one result for each choice, or in one `Failed`; a
     request that is cancelled ends in silence. A step whose runner raises fails the requests of that
     step, and the engine goes on with the others.
@@ -64,6 +69,7 @@ class EngineCore:
         *,
         grammars: GrammarCompiler | None = None,
         adapters: AdapterPool | None = None,
+        embedding: EmbeddingCore | None = None,
         clock: Callable[[], float] = time.monotonic,
         draw_seed: Callable[[], int] = lambda: secrets.randbits(53),  # exact in every JSON reader
     ) -> None:
@@ -71,6 +77,7 @@ class EngineCore:
         self._adapters = adapters
         self._runner = runner
         self._cache = cache
+        self._embedding = embedding
         self._clock = clock
         self._draw_seed = draw_seed
         self._outbox: list[ToServer] = []
@@ -78,12 +85,13 @@ class EngineCore:
         places = settings.max_running_requests + settings.max_queued_requests
         self._constrained = None if grammars is None else ConstrainedRequests(grammars, places)
         self._matchers = MatcherBatch(settings.max_running_requests, settings.vocab_size)
+        self._last_step_s = 0.0
 
     @property
     def has_work(self) -> bool:
         """Whether `step` has something to compute or to say."""
         is_loading = self._adapters is not None and self._adapters.is_loading
-        return self._scheduler.has_work or bool(self._outbox) or is_loading
+        return self._scheduler.has_work or bool(self._outbox) or is_loading or bool(self._embedding)
 
     @property
     def wake_fd(self) -> int | None:
@@ -100,10 +108,14 @@ class EngineCore:
         match message:
             case GenerateRequest():
                 self.submit(message)
+            case EmbedRequest():
+                self._submit_embedding(message)
             case CancelRequest():
                 self._scheduler.cancel(message.request_id)
                 if self._constrained is not None:
                     self._constrained.cancel(message.request_id)
+                if self._embedding is not None:
+                    self._embedding.cancel(message.request_id)
             case CancelChoice():
                 self._scheduler.cancel_choice(message.request_id, message.choice)
                 if self._constrained is not None:
@@ -172,6 +184,14 @@ class EngineCore:
             if choice.has_nothing_to_do:  # max_tokens 0, or nothing but forced text
                 self._outbox += [_admitted(choice), _whole_answer(choice)]
 
+    def _submit_embedding(self, request: EmbedRequest) -> None:
+        try:
+            if self._embedding is None:
+                raise InvalidRequest("Invalid request: this engine does not embed", param="model")
+            self._embedding.submit(request)
+        except EngineError as error:
+            self._outbox.append(Failed.from_error(request.request_id, error))
+
     def step(self, announce: Callable[[list[ToServer]], None] | None = None) -> list[ToServer]:
         """Compute one step, if there is anything to compute; everything to say since the last one.
 
@@ -179,6 +199,9 @@ class EngineCore:
         a client hears of it at once and not after a chunk of prefill.
         """
         self._queue_compiled()
+        if self._embedding:
+            self._outbox += self._embedding.step(self._last_step_s)
+            self._last_step_s = 0.0
         plan = self._scheduler.schedule()
         self._outbox.extend(map(_admitted, self._scheduler.take_admitted()))
         if self._adapters is not None:
@@ -197,7 +220,8 @@ class EngineCore:
                 for request_id in self._scheduler.abandon(plan):
                     self._outbox.append(Failed.from_error(request_id, error))
             else:
-                self._model_s += self._clock() - began_s
+                self._last_step_s = self._clock() - began_s
+                self._model_s += self._last_step_s
                 for row, scores in zip(plan.scored_rows, result.scores, strict=True):
                     self._outbox.extend(_scored_chunks(row, scores))
                 if plan.bitmask is not None:

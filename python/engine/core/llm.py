@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from engine.core.build import build_engine
+from engine.core.embedding_io import EmbeddingInput, EmbeddingIO
 from engine.core.engine_core import EngineCore
-from engine.core.messages import CancelChoice, CancelRequest, Failed, TokenChunk
+from engine.core.messages import CancelChoice, CancelRequest, Embedded, EmbedRequest, Failed, TokenChunk
 from engine.core.outputs import (
     Messages,
     Prompt,
@@ -30,6 +32,9 @@ from engine.sampling.params import SamplingParams
 from engine.scheduling.admission import check_choices
 from engine.text.chat_template import ChatTemplate
 from engine.text.tokenizer import Tokenizer
+
+EMBED_AT_ONCE = 4096
+"""Texts; what waits in the engine is bounded."""
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 
@@ -49,6 +54,10 @@ class LLM:
         self._core: EngineCore | None
         self._core, self.info = build_engine(engine_config)
         self._ids = map(str, itertools.count())
+        self._embedding: EmbeddingIO | None = None
+        if self.info.embedding is not None:
+            directory = engine_config.model_path
+            self._embedding = EmbeddingIO.load(directory, engine_config, self.info.embedding, self.tokenizer)
 
     def generate(
         self,
@@ -78,6 +87,48 @@ class LLM:
         chats = [messages] if messages and isinstance(messages[0], Mapping) else messages
         encoded = [encode_chat(self.tokenizer, self._template, chat, tools=tools) for chat in chats]
         return self._run(encoded, params, n, use_tqdm)
+
+    def embed(
+        self,
+        inputs: EmbeddingInput | Sequence[EmbeddingInput],
+        *,
+        dimensions: int | None = None,
+        prompt_name: str | None = None,
+    ) -> np.ndarray:
+        """Vectors of texts (or token ids, one or many), float32 [inputs, size], in their order.
+
+        `dimensions` cuts them where the model allows that; `prompt_name` names the checkpoint's prompt
+        that goes before each text. Interrupted, it leaves nothing running.
+        Raises: `InvalidRequest` when an input cannot be served, or when the model does not embed.
+        """
+        if self._core is None:
+            raise EngineError("this LLM is closed")
+        if self._embedding is None:
+            raise InvalidRequest(
+                "Invalid request: this model does not embed; LLM(..., pooling='mean') makes it"
+            )
+        self._embedding.check_dimensions(dimensions)
+        texts = self._embedding.encode(_as_list(inputs), prompt_name)
+        vectors = [self._embed(texts[i : i + EMBED_AT_ONCE]) for i in range(0, len(texts), EMBED_AT_ONCE)]
+        empty = np.empty((0, self._embedding.info.size), np.float32)
+        return self._embedding.cut(np.concatenate([empty, *vectors]), dimensions)
+
+    def _embed(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
+        core, embedding = self._core, self._embedding
+        assert core is not None and embedding is not None
+        request_id = next(self._ids)
+        with _interruptible_between_steps() as check_interrupt:
+            core.handle(EmbedRequest.of(request_id, texts))
+            try:
+                while True:
+                    for message in core.step():
+                        if isinstance(message, Failed):
+                            raise message.to_error()
+                        if isinstance(message, Embedded):
+                            return message.matrix(embedding.info.size)
+                    check_interrupt()
+            finally:
+                core.handle(CancelRequest(request_id))
 
     def close(self) -> None:
         """Free the model. Nothing else can be called afterwards."""

@@ -8,7 +8,15 @@ import logging
 
 from engine.core.client import EngineState
 from engine.core.engine_core import EngineCore
-from engine.core.messages import CancelChoice, CancelRequest, EngineReady, EngineStats, GenerateRequest
+from engine.core.messages import (
+    CancelChoice,
+    CancelRequest,
+    Embedded,
+    EmbedRequest,
+    EngineReady,
+    EngineStats,
+    GenerateRequest,
+)
 from engine.core.streams import StreamTable, TokenStream
 from engine.errors import InternalError, Overloaded
 
@@ -42,6 +50,18 @@ class LocalClient:
             self.cancel(request.request_id)
             raise
         return stream
+
+    async def embed(self, request: EmbedRequest) -> Embedded:
+        if self.state is not EngineState.READY:
+            raise Overloaded("The engine is shutting down.", slug="shutting_down")
+        answer = self._streams.open_embedding(request)
+        self._core.handle(request)
+        self._step_on()
+        try:
+            return await answer.result
+        except asyncio.CancelledError:
+            self.cancel(request.request_id)
+            raise
 
     def cancel(self, request_id: str) -> None:
         if self._streams.cancel(request_id):

@@ -7,6 +7,9 @@ somebody was admitted or refused, and one after it; the server writes once a tur
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import msgspec
 import numpy as np
 
@@ -91,6 +94,26 @@ class Shutdown(_Message, tag=6):
     """Leave the engine loop; running requests are abandoned."""
 
 
+class EmbedRequest(_Message, tag=40):
+    """Texts, each to become one vector; answered with one `Embedded`.
+
+    `token_ids` are those of all texts, one after the other, as little-endian int32 bytes; `lens` says
+    how many each text has. With `runs_alone` no text of another request shares a batch with them.
+    """
+
+    request_id: str
+    token_ids: bytes
+    lens: list[int]
+    runs_alone: bool = False
+
+    @classmethod
+    def of(cls, request_id: str, texts: Sequence[Sequence[int]]) -> EmbedRequest:
+        """From the token ids of each text."""
+        lens = [len(ids) for ids in texts]
+        flat = np.fromiter(itertools.chain.from_iterable(texts), "<i4", sum(lens))
+        return cls(request_id, flat.tobytes(), lens)
+
+
 ToEngine = (
     GenerateRequest
     | CancelRequest
@@ -100,6 +123,7 @@ ToEngine = (
     | LoadAdapter
     | UnloadAdapter
     | Shutdown
+    | EmbedRequest
 )
 
 # --- engine to server ---------------------------------------------------------------------
@@ -168,6 +192,27 @@ class Failed(_Message, tag=12):
         return kind(self.message, slug=self.slug, param=self.param)
 
 
+class Embedded(_Message, tag=41):
+    """The vectors of a whole `EmbedRequest`, in its order, as little-endian float32 bytes."""
+
+    request_id: str
+    vectors: bytes
+
+    def matrix(self, size: int) -> np.ndarray:
+        """Float32 [texts, size], a read-only view."""
+        return np.frombuffer(self.vectors, "<f4").reshape(-1, size)
+
+
+class EmbeddingInfo(_Message):
+    """How texts become vectors of `size` numbers; `max_len` is the longest text, in tokens."""
+
+    size: int
+    max_len: int
+    vocab_size: int
+    pooling: str
+    is_normalized: bool
+
+
 class EngineReady(_Message, tag=13):
     """The model is loaded. Capacities are as resolved by the engine."""
 
@@ -180,6 +225,7 @@ class EngineReady(_Message, tag=13):
     cpu_isa: str
     num_threads: int
     max_queued_requests: int
+    embedding: EmbeddingInfo | None = None
 
     @property
     def num_places(self) -> int:
@@ -252,4 +298,5 @@ ToServer = (
     | Progress
     | CacheFlushed
     | AdapterLoaded
+    | Embedded
 )

@@ -11,7 +11,7 @@ import numpy as np
 
 from engine.config.engine_config import EngineConfig
 from engine.config.env import read_environment
-from engine.config.model_location import bundled_model, locate_model
+from engine.config.model_location import BUNDLED_POOLING, bundled_model, locate_model
 from engine.core.messages import GenerateRequest, TokenChunk, TokenLogprobs
 from engine.core.output_processor import OutputProcessor
 from engine.errors import ConfigError, InvalidRequest
@@ -105,7 +105,10 @@ def script_config(model_path: str | None, fields: Mapping[str, Any]) -> EngineCo
     if unknown:
         raise ConfigError(f"unknown option: {', '.join(sorted(unknown))}")
     path = bundled_model() if model_path is None else locate_model(str(model_path))
-    return EngineConfig(**({"cpu_isa": read_environment().cpu_isa} | dict(fields)), model_path=str(path))
+    defaults = {"cpu_isa": read_environment().cpu_isa}
+    if model_path is None:
+        defaults["pooling"] = BUNDLED_POOLING
+    return EngineConfig(**(defaults | dict(fields)), model_path=str(path))
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> tuple[str | None, list[int]]:

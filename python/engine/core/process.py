@@ -21,6 +21,8 @@ from engine.core.messages import (
     CacheFlushed,
     CancelChoice,
     CancelRequest,
+    Embedded,
+    EmbedRequest,
     EngineFailed,
     EngineReady,
     EngineStats,
@@ -114,12 +116,8 @@ class ProcessClient:
     # --- the EngineClient protocol
 
     async def submit(self, request: GenerateRequest) -> TokenStream:
-        if self.state is not EngineState.READY:
-            raise self._unavailable()
-        assert self.info is not None
-        check_prompt_len(len(request.prompt) // 4, self.info.context_length)  # frames are bounded
-        if len(self._streams) >= self.info.num_places:  # the engine would say so too, unless it is stuck
-            raise self._with_advice(Overloaded("The request queue is full.", slug="queue_full"))
+        info = self._require_place()
+        check_prompt_len(len(request.prompt) // 4, info.context_length)  # frames are bounded
         request = self._suspects.check(request)
         stream = self._streams.open(request)
         try:
@@ -144,6 +142,31 @@ class ProcessClient:
         if error.slug == "queue_full":
             error.retry_after_s = self.retry_after_s
         return error
+
+    async def embed(self, request: EmbedRequest) -> Embedded:
+        self._require_place()
+        request = self._suspects.check(request)
+        answer = self._streams.open_embedding(request)
+        try:
+            self._send(request)
+            return await answer.result
+        except FrameError as error:
+            self._streams.cancel(request.request_id)
+            raise InvalidRequest(f"Invalid request: {error}") from None
+        except asyncio.CancelledError:
+            self.cancel(request.request_id)
+            raise
+        except Overloaded as error:
+            raise self._with_advice(error) from None
+
+    def _require_place(self) -> EngineReady:
+        """Raises: `Overloaded` when no request can be taken."""
+        if self.state is not EngineState.READY:
+            raise self._unavailable()
+        assert self.info is not None
+        if len(self._streams) >= self.info.num_places:  # the engine would say so too, unless it is stuck
+            raise self._with_advice(Overloaded("The request queue is full.", slug="queue_full"))
+        return self.info
 
     def cancel(self, request_id: str) -> None:
         if self._streams.cancel(request_id):

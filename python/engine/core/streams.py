@@ -6,7 +6,15 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 
-from engine.core.messages import Admitted, Failed, GenerateRequest, TokenChunk, ToServer
+from engine.core.messages import (
+    Admitted,
+    Embedded,
+    EmbedRequest,
+    Failed,
+    GenerateRequest,
+    TokenChunk,
+    ToServer,
+)
 from engine.errors import EngineError, InvalidRequest, Overloaded
 
 
@@ -81,41 +89,78 @@ class TokenStream:
         self._news.set()
 
 
+class EmbeddingAnswer:
+    """The one answer to an embedding request. Belongs to one event loop."""
+
+    is_overrun = False
+    """Nobody need keep up with one message."""
+
+    def __init__(self, request: EmbedRequest) -> None:
+        self.request = request
+        self.result: asyncio.Future[Embedded] = asyncio.get_running_loop().create_future()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the answer is still to come."""
+        return not self.result.done()
+
+    def fail(self, error: EngineError) -> None:
+        """The request died."""
+        if not self.result.done():
+            self.result.set_exception(error)
+            self.result.exception()  # taken note of: the waiter may be gone
+
+    def end(self) -> None:
+        """The request was cancelled."""
+        self.fail(InvalidRequest("Invalid request: it was cancelled"))
+
+
 class StreamTable:
     """All requests that are not over, by id."""
 
     def __init__(self) -> None:
-        self._streams: dict[str, TokenStream] = {}
+        self._streams: dict[str, TokenStream | EmbeddingAnswer] = {}
 
     def __len__(self) -> int:
         return len(self._streams)
 
     def open(self, request: GenerateRequest) -> TokenStream:
         """Raises: `InvalidRequest` when the id is in use."""
-        if request.request_id in self._streams:
-            raise InvalidRequest(f"Invalid request: the request id {request.request_id!r} is in use")
+        self._check_unused(request.request_id)
         stream = self._streams[request.request_id] = TokenStream(request)
         return stream
 
-    def requests(self, request_ids: Iterable[str]) -> list[GenerateRequest]:
+    def open_embedding(self, request: EmbedRequest) -> EmbeddingAnswer:
+        """Raises: `InvalidRequest` when the id is in use."""
+        self._check_unused(request.request_id)
+        answer = self._streams[request.request_id] = EmbeddingAnswer(request)
+        return answer
+
+    def _check_unused(self, request_id: str) -> None:
+        if request_id in self._streams:
+            raise InvalidRequest(f"Invalid request: the request id {request_id!r} is in use")
+
+    def requests(self, request_ids: Iterable[str]) -> list[GenerateRequest | EmbedRequest]:
         """Those of these ids that are not over."""
         return [self._streams[i].request for i in request_ids if i in self._streams]
 
-    def dispatch(self, messages: Iterable[ToServer]) -> list[TokenStream]:
+    def dispatch(self, messages: Iterable[ToServer]) -> list[TokenStream | EmbeddingAnswer]:
         """Hand messages to their streams; those of requests that are over are dropped.
 
         Returns the streams that came to their end.
         """
-        ended: list[TokenStream] = []
+        ended: list[TokenStream | EmbeddingAnswer] = []
         for message in messages:
             stream = self._streams.get(getattr(message, "request_id", ""))
             if stream is None:
                 continue
             match message:
-                case TokenChunk():
+                case TokenChunk() if isinstance(stream, TokenStream):
                     stream.push(message)
-                case Admitted(choice=0) if not stream.admission.done():
+                case Admitted(choice=0) if isinstance(stream, TokenStream) and not stream.admission.done():
                     stream.admission.set_result(message)
+                case Embedded() if isinstance(stream, EmbeddingAnswer) and stream.is_open:
+                    stream.result.set_result(message)
                 case Failed():
                     stream.fail(message.to_error())
             if not stream.is_open:
@@ -133,7 +178,7 @@ class StreamTable:
     def cancel_choice(self, request_id: str, choice: int) -> bool:
         """End one choice; whether its request was there."""
         stream = self._streams.get(request_id)
-        if stream is None:
+        if not isinstance(stream, TokenStream):
             return False
         stream.end_choice(choice)
         if not stream.is_open:

@@ -6,13 +6,16 @@ import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Iterable
+from typing import TypeVar
 
 import msgspec
 
-from engine.core.messages import GenerateRequest
+from engine.core.messages import EmbedRequest, GenerateRequest
 from engine.errors import InvalidRequest
 
 logger = logging.getLogger(__name__)
+
+Request = TypeVar("Request", GenerateRequest, EmbedRequest)
 
 _MOST = 4096
 
@@ -27,7 +30,7 @@ class Suspects:
         self._suspected: OrderedDict[bytes, None] = OrderedDict()
         self._refused: OrderedDict[bytes, None] = OrderedDict()
 
-    def check(self, request: GenerateRequest) -> GenerateRequest:
+    def check(self, request: Request) -> Request:
         """The request as the engine is to take it. Raises: `InvalidRequest` for one that crashes it."""
         if not self._suspected and not self._refused:
             return request
@@ -39,7 +42,7 @@ class Suspects:
             )
         return msgspec.structs.replace(request, runs_alone=True) if mark in self._suspected else request
 
-    def note_death(self, requests: Iterable[GenerateRequest]) -> None:
+    def note_death(self, requests: Iterable[GenerateRequest | EmbedRequest]) -> None:
         """The step of these requests killed the engine."""
         requests = list(requests)
         for request in requests:
@@ -52,7 +55,7 @@ class Suspects:
                 logger.warning("request %s was in the step that crashed the engine", request.request_id)
                 _add(self._suspected, mark)
 
-    def note_end(self, request: GenerateRequest) -> None:
+    def note_end(self, request: GenerateRequest | EmbedRequest) -> None:
         """A request came to its end; if it ran alone, it is cleared."""
         if request.runs_alone:
             self._suspected.pop(_mark(request), None)
@@ -65,7 +68,7 @@ def _add(marks: OrderedDict[bytes, None], mark: bytes) -> None:
         marks.popitem(last=False)
 
 
-def _mark(request: GenerateRequest) -> bytes:
+def _mark(request: GenerateRequest | EmbedRequest) -> bytes:
     """The same for all requests that ask the engine for the same work."""
     work = msgspec.structs.replace(request, request_id="", runs_alone=False)
     return hashlib.blake2b(msgspec.msgpack.encode(work), digest_size=16).digest()

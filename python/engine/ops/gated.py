@@ -1,4 +1,4 @@
-"""The gate of a gated MLP."""
+"""The non-linear part of an MLP, gated or not."""
 
 from __future__ import annotations
 
@@ -19,3 +19,16 @@ def gelu_mul(ctx: ExecutionContext, gate_up: torch.Tensor, out: torch.Tensor) ->
     Source: Hendrycks and Gimpel 2016, section 2.
     """
     _native.gelu_mul(ctx, gate_up, out)
+
+
+def erf_gelu_mul(ctx: ExecutionContext, gate_up: torch.Tensor, out: torch.Tensor) -> None:
+    """out = gelu(gate) * up, gelu in its exact form, as ModernBERT uses it. Shapes: as `silu_mul`."""
+    _native.erf_gelu_mul(ctx, gate_up, out)
+
+
+def activate(ctx: ExecutionContext, x: torch.Tensor, activation: str, out: torch.Tensor) -> None:
+    """out = activation(x): "gelu" (exact), "gelu_tanh", "silu", "relu" or "tanh". `out` may be `x`.
+
+    Shapes: `x`, `out` float32 [T, n], rows contiguous.
+    """
+    _native.activate(ctx, x, activation, out)

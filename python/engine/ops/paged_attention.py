@@ -1,4 +1,4 @@
-"""Causal attention over the paged cache, for any mix of prefill and decode rows."""
+"""Attention over the paged cache, for any mix of prefill and decode rows, and for encoders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def paged_attention(
 ) -> None:
     """out = softmax(cap(q kᵀ scale)) v for each query over the keys it may see.
 
-    A query sees itself and earlier positions, with `window` > 0 only the last `window` of them.
+    A query sees itself and earlier positions, with `window` > 0 only the last `window` of them; where the
+    plan is not causal, as many later ones, too.
     With `softcap` > 0, cap(x) = softcap tanh(x / softcap).
     A row's result is the same to the last bit whatever the other rows, the chunk that it comes in, the
     blocks that hold its tokens, their size, and the number of threads.
@@ -44,5 +45,6 @@ def paged_attention(
         scale,
         window,
         softcap,
+        plan.is_causal,
         out,
     )

@@ -132,11 +132,18 @@ def paged_attention(
         blocks = plan.block_tables[row, : -(-kv_len // block_size)].long()
         keys = k_cache[blocks].permute(1, 0, 3, 2).flatten(1, 2)[:, :kv_len].double()
         values = v_cache[blocks].permute(1, 0, 2, 3).flatten(1, 2)[:, :kv_len].double()
-        out[first:last] = _attend(q[first:last].double(), keys, values, scale, window, softcap).to(out.dtype)
+        attended = _attend(q[first:last].double(), keys, values, scale, window, softcap, plan.is_causal)
+        out[first:last] = attended.to(out.dtype)
 
 
 def _attend(
-    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, window: int, softcap: float
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+    is_causal: bool,
 ) -> torch.Tensor:
     """Attention of one sequence. Shapes: q [n, H, D], the last n positions; keys, values [G, kv_len, D]."""
     num_queries, num_heads, _ = q.shape
@@ -147,9 +154,9 @@ def _attend(
     if softcap > 0:
         scores = softcap * torch.tanh(scores / softcap)
     distance = torch.arange(kv_len - num_queries, kv_len)[:, None] - torch.arange(kv_len)[None, :]
-    visible = distance >= 0
+    visible = distance >= 0 if is_causal else torch.ones_like(distance, dtype=torch.bool)
     if window > 0:
-        visible &= distance < window
+        visible &= distance.abs() < window
     scores = scores.masked_fill(~visible, float("-inf"))
     return torch.einsum("hnk,hkd->nhd", scores.softmax(-1), values)
 
@@ -166,6 +173,57 @@ def gelu_mul(ctx, gate_up: torch.Tensor, out: torch.Tensor) -> None:
 
 def softcap(ctx, x: torch.Tensor, cap: float) -> None:
     x.copy_(cap * torch.tanh(x.double() / cap))
+
+
+def erf_gelu_mul(ctx, gate_up: torch.Tensor, out: torch.Tensor) -> None:
+    gate, up = gate_up.double().chunk(2, -1)
+    out.copy_(torch.nn.functional.gelu(gate) * up)
+
+
+def activate(ctx, x: torch.Tensor, activation: str, out: torch.Tensor) -> None:
+    functions = {
+        "gelu": torch.nn.functional.gelu,
+        "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+        "silu": torch.nn.functional.silu,
+        "relu": torch.relu,
+        "tanh": torch.tanh,
+    }
+    out.copy_(functions[activation](x.double()))
+
+
+def layer_norm(
+    ctx,
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    out: torch.Tensor,
+) -> None:
+    if residual is not None:
+        x = residual.add_(x)
+    wide_bias = None if bias is None else bias.double()
+    out.copy_(torch.nn.functional.layer_norm(x.double(), weight.shape, weight.double(), wide_bias, eps))
+
+
+def pool(
+    ctx,
+    x: torch.Tensor,
+    cu_rows: torch.Tensor,
+    first_positions: torch.Tensor,
+    mode: str,
+    out: torch.Tensor,
+) -> None:
+    for text in range(len(out)):
+        rows = x[cu_rows[text] : cu_rows[text + 1]].double()
+        if mode == "max":
+            out[text] = torch.cat([out[text : text + 1].double(), rows]).amax(0)
+        else:
+            positions = first_positions[text] + torch.arange(len(rows)) + 1
+            weights = (
+                positions.double() if mode == "weighted_sum" else torch.ones(len(rows), dtype=torch.float64)
+            )
+            out[text] = out[text].double() + weights @ rows
 
 
 def sample(ctx, tensors: SamplingTensors) -> None:

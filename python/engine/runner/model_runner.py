@@ -84,6 +84,11 @@ class ModelRunner:
             logprobs_mode=logprobs_mode,
         )
 
+    @property
+    def model(self) -> Decoder:
+        """The decoder, for other users of its weights between steps."""
+        return self._model
+
     def execute(self, plan: StepPlan) -> StepResult:
         """Compute the plan's tokens, fill their slots, score known tokens, and draw a token a sampled row."""
         hidden, num_scored = self._compute(plan)

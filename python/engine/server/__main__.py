@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from engine.config.command_line import Settings, describe, read_settings
 from engine.config.engine_config import EngineConfig
 from engine.config.env import read_environment
-from engine.config.model_location import BUNDLED_NAME, bundled_model, check_model_path
+from engine.config.model_location import BUNDLED_NAME, BUNDLED_POOLING, bundled_model, check_model_path
 from engine.config.server_config import ServerConfig
 from engine.core.process import ProcessClient
 from engine.errors import ConfigError
@@ -52,6 +52,7 @@ def _configs(settings: Settings) -> tuple[EngineConfig, ServerConfig]:
     engine_fields, server_fields = settings.for_class(EngineConfig), settings.for_class(ServerConfig)
     if "model_path" not in engine_fields:
         engine_fields["model_path"] = str(bundled_model())
+        engine_fields.setdefault("pooling", BUNDLED_POOLING)
         server_fields.setdefault("served_model_name", (BUNDLED_NAME,))
     return EngineConfig(**engine_fields), ServerConfig(**server_fields)
 

@@ -8,8 +8,9 @@ import time
 from engine.config.engine_config import EngineConfig
 from engine.config.server_config import ServerConfig
 from engine.core.client import EngineClient, EngineState
+from engine.core.embedding_io import EmbeddingIO
 from engine.core.messages import EngineReady
-from engine.errors import Overloaded
+from engine.errors import InvalidRequest, Overloaded
 from engine.server.body_memory import BodyMemory
 from engine.server.ignored import IgnoredFields
 from engine.server.live_requests import LiveRequests
@@ -27,12 +28,15 @@ _SLUGS = {
 
 @dataclasses.dataclass(kw_only=True)
 class ServerContext:
-    """One server. `model` is None until its files are read, which does not hold up the port."""
+    """One server. `model` is None until its files are read, which does not hold up the port; `embedding`
+    stays None where the engine does not embed.
+    """
 
     client: EngineClient
     config: ServerConfig
     engine_config: EngineConfig
     model: ModelFiles | None = None
+    embedding: EmbeddingIO | None = None
     is_draining: bool = False
     started_at: int = dataclasses.field(default_factory=lambda: int(time.time()))
 
@@ -66,3 +70,17 @@ class ServerContext:
         info = self.client.info
         assert self.model is not None and info is not None
         return self.model, info
+
+    def require_embedding(self) -> EmbeddingIO:
+        """The text side of the embedding model.
+
+        Raises `Overloaded` as `require_ready`, and `InvalidRequest` where there is no such model.
+        """
+        self.require_ready()
+        if self.embedding is None:
+            raise InvalidRequest(
+                f"the model {self.names.primary!r} does not embed; --pooling mean, cls or last makes it",
+                slug="unsupported_parameter",
+                param="model",
+            )
+        return self.embedding

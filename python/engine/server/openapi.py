@@ -124,6 +124,13 @@ OPERATIONS = (
         events="GeneratedChunk",
         headers=("x-ignored-params", "x-seed", "x-default-max-tokens"),
     ),
+    _post(
+        "/v1/embeddings",
+        "Turn texts, or lists of token ids, into vectors.",
+        "EmbeddingRequest",
+        "Embeddings",
+        errors=(*_WITH_BODY, 404),
+    ),
     Operation("/v1/models", "The model under each of its names.", "ModelList", errors=(503,)),
     Operation(
         "/v1/models/{model_id}",

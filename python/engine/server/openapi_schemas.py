@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.sampling.params import MAX_STOP_STRINGS, MAX_TOP_LOGPROBS
+from engine.server.embedding import ENCODINGS, MAX_INPUTS
 from engine.server.generate_schema import SAMPLING_NAMES
 from engine.server.schema import (
     MAX_CHOICES,
@@ -159,9 +160,13 @@ _MESSAGE: Schema = request(
 _MESSAGE["anyOf"] = [{"required": ["content"]}, {"properties": {"role": {"const": "assistant"}}}]
 _TEXTS: Schema = {"anyOf": [TEXT, array(TEXT, MAX_PROMPTS)]}
 _IDS_GIVEN = array(_ID, least=1)
-_PROMPT: Schema = {
-    "anyOf": [NONEMPTY, _IDS_GIVEN, array({"anyOf": [NONEMPTY, _IDS_GIVEN]}, MAX_PROMPTS, least=1)]
-}
+
+
+def _prompts(most: int) -> Schema:
+    several = array({"anyOf": [NONEMPTY, _IDS_GIVEN]}, most, least=1)
+    return {"anyOf": [NONEMPTY, _IDS_GIVEN, several]}
+
+
 _CHAT: dict[str, Schema] = {
     "max_completion_tokens": bounded(INTEGER, 0),
     "logprobs": BOOLEAN,
@@ -292,7 +297,7 @@ SCHEMAS: dict[str, Schema] = {
     "ChatRequest": request({"model": TEXT, "messages": _MESSAGES}, {**GENERATION, **_CHAT})
     | {"anyOf": [_given("logprobs", const=True), {"properties": {"top_logprobs": {"enum": [0, None]}}}]},
     "CompletionRequest": request(
-        {"model": TEXT, "prompt": _PROMPT},
+        {"model": TEXT, "prompt": _prompts(MAX_PROMPTS)},
         {
             **GENERATION,
             "echo": BOOLEAN,
@@ -327,6 +332,24 @@ SCHEMAS: dict[str, Schema] = {
             logprobs=optional(_TEXT_LOGPROBS),
             finish_reason=_FINISH_REASON,
         )
+    ),
+    "EmbeddingRequest": request(
+        {"model": TEXT, "input": _prompts(MAX_INPUTS)},
+        {
+            "encoding_format": {"type": "string", "enum": list(ENCODINGS)},
+            "dimensions": bounded(INTEGER, 1),
+            "prompt_name": TEXT,
+            "rid": GENERATION["rid"],
+            "user": GENERATION["user"],
+        },
+    ),
+    "Embeddings": answer(
+        object=TEXT,
+        data=array(
+            answer(object=TEXT, index=INTEGER, embedding={"anyOf": [array(NUMBER), {"type": "string"}]})
+        ),
+        model=TEXT,
+        usage=answer(prompt_tokens=INTEGER, total_tokens=INTEGER),
     ),
     "Usage": _USAGE,
     "TokenizeRequest": request(

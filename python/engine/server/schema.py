@@ -191,7 +191,7 @@ def parse_completion(body: dict[str, Any], defaults: Defaults, vocab_size: int) 
     """Raises `InvalidRequest` naming the field."""
     fields = Fields(body)
     fields.require("prompt")
-    prompts = _prompts(fields, vocab_size)
+    prompts = read_prompts(fields, "prompt", vocab_size)
     echo = fields.boolean("echo")
     logprobs = fields.integer("logprobs")
     if logprobs is not None and not 0 <= logprobs <= MAX_COMPLETION_LOGPROBS:
@@ -229,11 +229,11 @@ def _common(
         "return_token_ids": fields.boolean("return_token_ids"),
         "cache_salt": _cache_salt(fields),
         "priority": _priority(fields),
-        "user": _user(fields),
+        "user": read_user(fields),
         "return_timings": fields.boolean("return_timings"),
         "truncate_prompt_tokens": _truncation(fields),
         "stream_interval": _stream_interval(fields),
-        "rid": _rid(fields),
+        "rid": read_rid(fields),
         "max_tokens_is_default": max_tokens is None,
     }
     constraint = read_constraint(fields)
@@ -277,7 +277,7 @@ def _sampling(
     )
 
 
-def _rid(fields: Fields) -> str | None:
+def read_rid(fields: Fields) -> str | None:
     rid = fields.text("rid")
     if rid is not None and not 1 <= len(rid) <= MAX_RID_CHARS:
         raise fields.fail("rid", f"must have 1 to {MAX_RID_CHARS} characters, got {len(rid)}")
@@ -291,7 +291,7 @@ def _priority(fields: Fields) -> int:
     return priority
 
 
-def _user(fields: Fields) -> str | None:
+def read_user(fields: Fields) -> str | None:
     user = fields.text("user")
     if user is not None and len(user) > MAX_USER_CHARS:
         raise fields.fail("user", f"must have at most {MAX_USER_CHARS} characters, got {len(user)}")
@@ -321,20 +321,20 @@ def _cache_salt(fields: Fields) -> str:
     return f"{len(salt)}:{salt}:{other}" if salt or other else ""
 
 
-def _prompts(fields: Fields, vocab_size: int) -> list[str | list[int]]:
-    value = fields.raw("prompt")
+def read_prompts(
+    fields: Fields, name: str, vocab_size: int, most: int = MAX_PROMPTS
+) -> list[str | list[int]]:
+    """A string, strings, token ids, or lists of those, as a list of prompts; none of them empty."""
+    value = fields.raw(name)
     if isinstance(value, str) or (isinstance(value, list) and value and _is_integer(value[0])):
         value = [value]
     if not isinstance(value, list):
-        raise fields.fail("prompt", f"must be a string or an array, got {json_type(value)}")
+        raise fields.fail(name, f"must be a string or an array, got {json_type(value)}")
     if not value or not all(value):
-        raise fields.fail("prompt", "cannot be empty")
-    if len(value) > MAX_PROMPTS:
-        raise fields.fail("prompt", f"may hold at most {MAX_PROMPTS} prompts, got {len(value)}")
-    return [
-        prompt if isinstance(prompt, str) else token_ids(fields, "prompt", prompt, vocab_size)
-        for prompt in value
-    ]
+        raise fields.fail(name, "cannot be empty")
+    if len(value) > most:
+        raise fields.fail(name, f"may hold at most {most} prompts, got {len(value)}")
+    return [p if isinstance(p, str) else token_ids(fields, name, p, vocab_size) for p in value]
 
 
 def token_ids(fields: Fields, name: str, value: Any, vocab_size: int) -> list[int]:

@@ -13,6 +13,7 @@ from typing import Any
 from engine.config.engine_config import EngineConfig
 from engine.config.model_location import locate_model
 from engine.config.server_config import ServerConfig
+from engine.core.embedding_io import EmbeddingIO
 from engine.core.process import ProcessClient
 from engine.errors import ConfigError
 from engine.server.app import create_app
@@ -67,6 +68,7 @@ async def _load(client: ProcessClient, context: ServerContext) -> None:
         done, _ = await asyncio.wait((ready, files), return_when=asyncio.FIRST_EXCEPTION)
         for task in done:
             task.result()
+        context.embedding = await asyncio.to_thread(_load_embedding, client, context, files.result())
         context.model = files.result()
     finally:
         ready.cancel()
@@ -82,6 +84,13 @@ def _load_files(context: ServerContext) -> ModelFiles:
         tool_call_parser=context.config.tool_call_parser,
         reasoning_parser=context.config.reasoning_parser,
     )
+
+
+def _load_embedding(client: ProcessClient, context: ServerContext, model: ModelFiles) -> EmbeddingIO | None:
+    info, config = client.info, context.engine_config
+    if info is None or info.embedding is None:
+        return None
+    return EmbeddingIO.load(locate_model(config.model_path), config, info.embedding, model.tokenizer)
 
 
 async def _unless(signals: asyncio.Queue[None], work: Coroutine[Any, Any, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -74,6 +75,14 @@ class Tokenizer:
             chat_templates=_chat_templates(directory, config),
         )
 
+    def truncated(self, max_len: int) -> Tokenizer:
+        """A copy whose encodings have at most `max_len` tokens: the end of the text goes."""
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        backend.enable_truncation(max_len)
+        copied = copy.copy(self)
+        copied._backend = backend
+        return copied
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`. Special tokens spelled out in the text become those tokens.
 
@@ -81,13 +90,18 @@ class Tokenizer:
         Effects: releases the interpreter lock.
         Raises: `InvalidRequest` if the text is not valid Unicode (a lone surrogate).
         """
+        (ids,) = self.encode_batch([text], add_special_tokens)
+        return ids
+
+    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+        """As `encode`, for many texts at once."""
         try:
             # Unlike `encode`, this releases the lock; it also spares the offsets, half of the time.
-            (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-            return encoding.ids
+            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+            return [encoding.ids for encoding in encodings]
         except TypeError:
             # The library says only that it wants a str; a str it refuses has a lone surrogate.
-            if not isinstance(text, str):
+            if not all(isinstance(text, str) for text in texts):
                 raise
             raise InvalidRequest("Invalid request: text holds an unpaired surrogate character") from None
 

@@ -9,6 +9,7 @@ from sanic import HTTPResponse, Sanic
 from sanic.request import Request
 
 import engine
+from engine.core.embedding_io import EmbeddingIO
 from engine.sampling.params import SamplingParams
 from engine.server.context import ServerContext
 from engine.server.json_response import json_response
@@ -51,6 +52,20 @@ def _card(context: ServerContext, name: str) -> dict[str, Any]:
     }
 
 
+def _embedding(embedding: EmbeddingIO) -> dict[str, Any]:
+    info, spec = embedding.info, embedding.spec
+    return {
+        "dimensions": info.size,
+        "max_len": info.max_len,
+        "pooling": info.pooling,
+        "normalize": info.is_normalized,
+        "matryoshka_dimensions": "any" if spec.any_dimension else spec.dimensions,
+        "prompts": list(spec.prompts),
+        "default_prompt_name": spec.default_prompt,
+        "truncates": embedding.truncates,
+    }
+
+
 def model_info(context: ServerContext) -> dict[str, Any]:
     """Never keys: only what is named here is shown."""
     model, ready = context.require_ready()
@@ -62,6 +77,7 @@ def model_info(context: ServerContext) -> dict[str, Any]:
         "served_model_names": context.names.served,
         "tokenizer_path": config.tokenizer_path or config.model_path,
         "is_generation": True,
+        "embedding": None if context.embedding is None else _embedding(context.embedding),
         "has_image_understanding": False,
         "has_audio_understanding": False,
         "model_type": model.model_type,

@@ -1,0 +1,124 @@
+"""The text side of an embedding model: texts to token ids, vectors to what the caller asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from engine.config.engine_config import EngineConfig
+from engine.core.messages import EmbeddingInfo
+from engine.errors import InvalidRequest
+from engine.models.embedding_spec import EmbeddingSpec, read_embedding_spec
+from engine.text.tokenizer import Tokenizer
+
+_MOST_CHARS_A_TOKEN = 512
+
+EmbeddingInput = str | Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmbeddingIO:
+    """`truncates`: a text that is too long is cut; else it is refused."""
+
+    tokenizer: Tokenizer
+    spec: EmbeddingSpec
+    info: EmbeddingInfo
+    truncates: bool
+
+    @classmethod
+    def load(
+        cls,
+        directory: str | Path,
+        config: EngineConfig,
+        info: EmbeddingInfo,
+        tokenizer: Tokenizer | None = None,
+    ) -> EmbeddingIO:
+        """Effects: reads files. Raises: `ConfigError` naming what is missing or broken."""
+        spec = read_embedding_spec(
+            Path(directory), pooling=config.pooling, dimensions=config.matryoshka_dimensions
+        )
+        tokenizer = tokenizer or Tokenizer.from_directory(directory)
+        if config.allow_auto_truncate:
+            tokenizer = tokenizer.truncated(info.max_len)
+        return cls(tokenizer=tokenizer, spec=spec, info=info, truncates=config.allow_auto_truncate)
+
+    def encode(self, inputs: Sequence[EmbeddingInput], prompt_name: str | None = None) -> list[list[int]]:
+        """Token ids of each input; token ids stay as they are.
+
+        `prompt_name` names the checkpoint's prompt that is put before each text, else its default holds.
+        Raises: `InvalidRequest` naming the input that is empty or too long.
+        """
+        prompt = self._prompt(prompt_name)
+        places = [place for place, item in enumerate(inputs) if isinstance(item, str)]
+        texts = [self._checked_text(place, prompt + inputs[place]) for place in places]  # type: ignore[operator]
+        encoded: list[list[int]] = [[]] * len(inputs)
+        for place, ids in zip(places, self.tokenizer.encode_batch(texts), strict=True):
+            encoded[place] = ids
+        for place, item in enumerate(inputs):
+            if not isinstance(item, str):
+                encoded[place] = list(item[: self.info.max_len] if self.truncates else item)
+            self._check_len(place, encoded[place])
+        return encoded
+
+    def check_dimensions(self, dimensions: int | None) -> None:
+        """Raises: `InvalidRequest` when vectors cannot be cut to so many numbers."""
+        spec, size = self.spec, self.info.size
+        if dimensions is None or dimensions == size:
+            return
+        if not spec.dimensions and not spec.any_dimension:
+            raise InvalidRequest(
+                f"dimensions must be {size}: the model does not say that its vectors can be cut, and neither "
+                "does --matryoshka-dimensions",
+                param="dimensions",
+            )
+        if spec.dimensions and dimensions not in spec.dimensions:
+            listed = ", ".join(map(str, spec.dimensions))
+            raise InvalidRequest(
+                f"dimensions must be one of {listed}, or {size}, got {dimensions}", param="dimensions"
+            )
+        if not 1 <= dimensions <= size:
+            raise InvalidRequest(f"dimensions must be in [1, {size}], got {dimensions}", param="dimensions")
+
+    def cut(self, vectors: np.ndarray, dimensions: int | None) -> np.ndarray:
+        """The first `dimensions` numbers of each vector, of length 1 again. Float32 [texts, dimensions]."""
+        if dimensions is None or dimensions == self.info.size:
+            return vectors
+        cut = vectors[:, :dimensions].astype(np.float64)
+        norms = np.sqrt(np.square(cut).sum(axis=1, keepdims=True))
+        return (cut / np.maximum(norms, 1e-12)).astype(np.float32)
+
+    def _prompt(self, name: str | None) -> str:
+        name = name or self.spec.default_prompt
+        if name is None:
+            return ""
+        if name not in self.spec.prompts:
+            known = ", ".join(self.spec.prompts) or "none"
+            raise InvalidRequest(
+                f"prompt_name: the model has no prompt {name[:80]!r}; it has {known}", param="prompt_name"
+            )
+        return self.spec.prompts[name]
+
+    def _checked_text(self, place: int, text: str) -> str:
+        most = self.info.max_len * _MOST_CHARS_A_TOKEN
+        if len(text) > most:
+            if not self.truncates:
+                raise self._too_long(place, f"{len(text)} characters")
+            text = text[:most]
+        return text.lower() if self.spec.lowers_case else text
+
+    def _check_len(self, place: int, ids: list[int]) -> None:
+        if not ids:
+            raise InvalidRequest(f"input {place} is empty", param="input")
+        if len(ids) > self.info.max_len:
+            raise self._too_long(place, f"{len(ids)} tokens")
+
+    def _too_long(self, place: int, what: str) -> InvalidRequest:
+        return InvalidRequest(
+            f"input {place} ({what}) is longer than the {self.info.max_len} tokens that the embedding model "
+            "takes; --allow-auto-truncate cuts such texts",
+            slug="context_length_exceeded",
+            param="input",
+        )

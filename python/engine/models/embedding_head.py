@@ -1,0 +1,106 @@
+"""From the hidden states of texts to their vectors: pooling, dense layers, normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.models.embedding_spec import EmbeddingSpec
+from engine.models.layers import FusedLinear
+from engine.models.weights import load_checkpoint, load_dummy
+
+_POOL_MODES = {"mean": "sum", "mean_sqrt_len": "sum", "weighted_mean": "weighted_sum", "max": "max"}
+_LEAST_NORM = 1e-12
+"""A vector shorter than this is not stretched."""
+
+
+class EmbeddingHead:
+    """What an `EmbeddingSpec` asks for, on hidden states of `hidden_size` numbers."""
+
+    def __init__(self, spec: EmbeddingSpec, hidden_size: int, *, ops: ModuleType, ctx: Any) -> None:
+        self.spec = spec
+        self.hidden_size = hidden_size
+        self.size = spec.size(hidden_size)
+        self._ops, self._ctx = ops, ctx
+        self._dense = [
+            FusedLinear(
+                ops,
+                ctx,
+                [("linear", dense.out_features)],
+                dense.in_features,
+                "float32",
+                has_bias=dense.has_bias,
+            )
+            for dense in spec.dense
+        ]
+        self._unit = torch.full((self.size,), self.size**-0.5)
+
+    def load(self, directory: str | Path, *, is_dummy: bool = False) -> None:
+        """Raises: `CheckpointError` when a dense layer is not what its config.json says."""
+        for dense, layer in zip(self.spec.dense, self._dense, strict=True):
+            slots = dict(layer.slots())
+            if is_dummy:
+                load_dummy(slots)
+            else:
+                load_checkpoint(Path(directory) / dense.folder, slots)
+
+    def start(self, lens: Sequence[int]) -> PoolingBatch:
+        """Begin with texts of these lengths, in tokens."""
+        return PoolingBatch(self, np.asarray(lens))
+
+    def finish(self, pooled: torch.Tensor) -> np.ndarray:
+        """Vectors float32 [B, size] from pooled states [B, hidden size * modes]."""
+        for dense, layer in zip(self.spec.dense, self._dense, strict=True):
+            out = torch.empty(len(pooled), dense.out_features)
+            self._ops.linear(self._ctx, pooled, layer.weight, layer.bias, out)
+            if dense.activation is not None:
+                self._ops.activate(self._ctx, out, dense.activation, out)
+            pooled = out
+        if self.spec.is_normalized:  # x / sqrt(mean(x^2)) / sqrt(size) is x / |x|
+            eps = _LEAST_NORM**2 / self.size
+            self._ops.rms_norm(self._ctx, pooled, self._unit, eps, pooled)
+        return pooled.numpy()
+
+    def pool(self, *arguments: Any) -> None:
+        self._ops.pool(self._ctx, *arguments)
+
+
+class PoolingBatch:
+    """The texts of one batch, taken up piece by piece."""
+
+    def __init__(self, head: EmbeddingHead, lens: np.ndarray) -> None:
+        self._head = head
+        self._lens = lens
+        shape = len(lens), head.hidden_size
+        self._parts = [
+            torch.full(shape, float("-inf")) if mode == "max" else torch.zeros(shape)
+            for mode in head.spec.pooling
+        ]
+
+    def take(self, hidden: torch.Tensor, cu_rows: torch.Tensor, starts: torch.Tensor) -> None:
+        """The next rows of each text.
+
+        Shapes: `hidden` float32 [T, hidden size]; `cu_rows` int32 [B + 1], prefix sums of the rows of each
+        text; `starts` int32 [B], the position of each text's first row here.
+        """
+        for mode, part in zip(self._head.spec.pooling, self._parts, strict=True):
+            if mode in _POOL_MODES:
+                self._head.pool(hidden, cu_rows, starts, _POOL_MODES[mode], part)
+            elif mode == "last":
+                torch.index_select(hidden, 0, cu_rows[1:] - 1, out=part)
+            elif not starts.any():  # cls
+                torch.index_select(hidden, 0, cu_rows[:-1], out=part)
+
+    def vectors(self) -> np.ndarray:
+        """Float32 [B, size], when all rows were taken."""
+        lens = torch.from_numpy(self._lens.astype(np.float32))[:, None]
+        divisors = {"mean": lens, "mean_sqrt_len": lens.sqrt(), "weighted_mean": lens * (lens + 1) / 2}
+        for mode, part in zip(self._head.spec.pooling, self._parts, strict=True):
+            if mode in divisors:
+                part /= divisors[mode]
+        return self._head.finish(self._parts[0] if len(self._parts) == 1 else torch.cat(self._parts, 1))

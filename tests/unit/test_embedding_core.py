@@ -1,0 +1,231 @@
+"""EmbeddingCore: batches, turns, limits, failures, cancels; with an embedder that only adds up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from engine.core import embedding_core
+from engine.core.embedding_core import EmbeddingCore
+from engine.core.engine_core import EngineCore
+from engine.core.messages import CancelRequest, Embedded, EmbeddingInfo, EmbedRequest, Failed, GenerateRequest
+from engine.errors import InvalidRequest, Overloaded
+from engine.sampling.params import SamplingParams
+from engine.scheduling.settings import SchedulerSettings
+from helpers.engines import FakeRunner
+from helpers.prefix_cache import PlainPrefixCache
+
+VOCAB_SIZE, MAX_LEN, BUDGET = 50, 40, 16
+POISON, BROKEN = 49, 48
+
+
+class AddingEmbedder:
+    """A text's vector is (its length, the sum of its tokens); a batch takes two slices and a second each."""
+
+    def __init__(self, clock) -> None:
+        self.info = EmbeddingInfo(2, MAX_LEN, VOCAB_SIZE, "mean", True)
+        self.max_step_tokens = BUDGET
+        self.batches: list[list[list[int]]] = []
+        self.num_closed = 0
+        self._clock = clock
+
+    def compute(self, texts):
+        self.batches.append([text.tolist() for text in texts])
+        try:
+            self._clock.now_s += 1
+            yield
+            self._clock.now_s += 1
+            if any(POISON in text for text in texts):
+                raise RuntimeError("this text cannot be computed")
+            vectors = np.array([[len(text), text.sum()] for text in texts], np.float32)
+            vectors[[BROKEN in text for text in texts]] = np.nan
+            return vectors
+        except GeneratorExit:
+            self.num_closed += 1
+            raise
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def embedder() -> AddingEmbedder:
+    return AddingEmbedder(Clock())
+
+
+@pytest.fixture
+def core(embedder: AddingEmbedder) -> EmbeddingCore:
+    return EmbeddingCore(embedder, max_requests=8, clock=embedder._clock)
+
+
+def run(core: EmbeddingCore) -> dict[str, list[list[float]] | str]:
+    """What each request ended in: its vectors, or the message of its failure."""
+    answers: dict[str, list[list[float]] | str] = {}
+    for _ in range(1000):
+        if not core:
+            return answers
+        for message in core.step(0):
+            assert message.request_id not in answers, "two ends of one request"
+            if isinstance(message, Failed):
+                answers[message.request_id] = message.message
+            else:
+                assert isinstance(message, Embedded)
+                answers[message.request_id] = message.matrix(2).tolist()
+    raise AssertionError("it does not come to an end")
+
+
+def expected(texts: list[list[int]]) -> list[list[float]]:
+    return [[float(len(text)), float(sum(text))] for text in texts]
+
+
+def test_texts_of_all_requests_share_batches_and_come_back_in_order(core, embedder):
+    requests = {f"r{i}": [[i, j] for j in range(5)] for i in range(6)}
+    for name, texts in requests.items():
+        core.submit(EmbedRequest.of(name, texts))
+    assert run(core) == {name: expected(texts) for name, texts in requests.items()}
+    assert [sum(map(len, batch)) for batch in embedder.batches] == [BUDGET] * 3 + [12]
+    assert core.num_tokens == 60 and len(core) == 0
+
+
+def test_a_short_request_passes_a_long_one(core, embedder):
+    core.submit(EmbedRequest.of("long", [[1] * 4] * 40))
+    core.step(0)
+    core.submit(EmbedRequest.of("short", [[2]]))
+    answers = []
+    while "short" not in answers:
+        answers += [message.request_id for message in core.step(0)]
+    assert answers == ["short"] and len(embedder.batches) == 2
+
+
+def test_a_text_beyond_the_budget_comes_alone(core, embedder):
+    core.submit(EmbedRequest.of("a", [[1], [2] * MAX_LEN, [3]]))
+    assert run(core)["a"] == expected([[1], [2] * MAX_LEN, [3]])
+    assert [len(batch) for batch in embedder.batches] == [1, 1, 1]
+
+
+def test_who_may_kill_the_engine_runs_alone(core, embedder):
+    core.submit(EmbedRequest.of("a", [[1], [1]]))
+    suspect = EmbedRequest.of("suspect", [[2], [2]])
+    core.submit(EmbedRequest(suspect.request_id, suspect.token_ids, suspect.lens, runs_alone=True))
+    core.submit(EmbedRequest.of("b", [[3]]))
+    assert set(run(core)) == {"a", "b", "suspect"}
+    assert all(len({text[0] for text in batch}) == 1 for batch in embedder.batches if [2] in batch)
+
+
+def test_a_failed_batch_fails_its_requests_only(core):
+    core.submit(EmbedRequest.of("bad", [[POISON] * BUDGET, [1]]))
+    core.submit(EmbedRequest.of("good", [[2], [3]]))
+    answers = run(core)
+    assert answers["good"] == expected([[2], [3]])
+    assert answers["bad"] == "The engine failed while it computed this request."
+
+
+def test_numbers_that_are_none_are_not_answered(core):
+    core.submit(EmbedRequest.of("nan", [[BROKEN]]))
+    assert run(core) == {"nan": "The model computed no usable numbers."}
+
+
+def test_a_cancelled_request_ends_in_silence_and_stops_its_batch(core, embedder):
+    core.submit(EmbedRequest.of("a", [[1] * BUDGET] * 3))
+    core.step(0)
+    core.cancel("a")
+    core.cancel("unknown")
+    assert embedder.num_closed == 1 and not core
+    core.submit(EmbedRequest.of("b", [[2]]))
+    assert run(core) == {"b": expected([[2]])}
+
+
+def test_a_batch_goes_on_for_the_others(core, embedder):
+    core.submit(EmbedRequest.of("a", [[1], [1]]))
+    core.submit(EmbedRequest.of("b", [[2]]))
+    core.step(0)
+    core.cancel("a")
+    assert run(core) == {"b": expected([[2]])}
+    assert embedder.num_closed == 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (EmbedRequest("a", b"", []), "at least one token"),
+        (EmbedRequest("a", b"\0" * 4, [1, 0]), "at least one token"),
+        (EmbedRequest("a", b"\0" * 4, [2]), "at least one token"),
+        (EmbedRequest("a", b"\0" * 3, [1]), "at least one token"),
+        (EmbedRequest.of("a", [[1] * (MAX_LEN + 1)]), "has 41 tokens, but the longest .* is 40"),
+        (EmbedRequest.of("a", [[1, VOCAB_SIZE]]), r"outside of \[0, 50\)"),
+        (EmbedRequest.of("a", [[1, -1]]), r"outside of \[0, 50\)"),
+        (EmbedRequest.of("taken", [[1]]), "is in use"),
+    ],
+)
+def test_wrong_requests_are_refused(core, request_, message):
+    core.submit(EmbedRequest.of("taken", [[1]]))
+    with pytest.raises(InvalidRequest, match=message):
+        core.submit(request_)
+    assert run(core) == {"taken": [[1.0, 1.0]]}
+
+
+def test_the_queue_is_bounded_in_requests_and_in_bytes(core, monkeypatch):
+    for i in range(8):
+        core.submit(EmbedRequest.of(str(i), [[1]]))
+    with pytest.raises(Overloaded):
+        core.submit(EmbedRequest.of("one more", [[1]]))
+    run(core)
+    monkeypatch.setattr(embedding_core, "MAX_WAITING_BYTES", 100)
+    core.submit(EmbedRequest.of("fits", [[1]] * 8))
+    with pytest.raises(Overloaded):
+        core.submit(EmbedRequest.of("one more", [[1]]))
+    core.cancel("fits")
+    core.submit(EmbedRequest.of("fits again", [[1]] * 8))
+    assert set(run(core)) == {"fits again"}
+
+
+def test_generation_and_embedding_take_turns(embedder):
+    """A flood of texts slows generation to no less than half, however long each step takes."""
+    clock = embedder._clock
+
+    class SlowRunner(FakeRunner):
+        def execute(self, plan):
+            clock.now_s += 7
+            return super().execute(plan)
+
+    settings = SchedulerSettings(
+        context_length=64, vocab_size=VOCAB_SIZE, max_running_requests=4, max_queued_requests=9,
+        chunked_prefill_size=16, debug_checks=True,
+    )  # fmt: skip
+    runner = SlowRunner(16, 16, VOCAB_SIZE)
+    core = EngineCore(
+        settings,
+        runner,
+        PlainPrefixCache(16, 16),
+        embedding=EmbeddingCore(embedder, max_requests=100, clock=clock),
+        clock=clock,
+    )
+    for i in range(50):
+        core.handle(EmbedRequest.of(str(i), [[1] * BUDGET] * 10))
+    core.handle(GenerateRequest("g", b"\1\0\0\0", SamplingParams(max_tokens=30, ignore_eos=True)))
+    began_s = clock.now_s
+    num_tokens = 0
+    while num_tokens < 30:
+        for message in core.step():
+            num_tokens += len(getattr(message, "token_ids", ())) if message.request_id == "g" else 0
+    assert runner.num_steps == 30
+    generating_s = 7 * 30
+    assert 1.8 * generating_s < clock.now_s - began_s < 2.3 * generating_s
+    for i in range(50):
+        core.handle(CancelRequest(str(i)))
+    assert not core.has_work or core.step() is not None
+
+
+def test_an_engine_without_embedding_says_so():
+    settings = SchedulerSettings(
+        context_length=64, vocab_size=50, max_running_requests=4, max_queued_requests=9,
+        chunked_prefill_size=16,
+    )  # fmt: skip
+    core = EngineCore(settings, FakeRunner(4, 16), PlainPrefixCache(4, 16))
+    core.handle(EmbedRequest.of("a", [[1]]))
+    (failed,) = core.step()
+    assert isinstance(failed, Failed) and "does not embed" in failed.message
