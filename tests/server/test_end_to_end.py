@@ -157,23 +157,6 @@ def test_a_stream_says_the_same_as_the_whole_answer(server: ServerProcess) -> No
     assert whole["usage"]["completion_tokens"] == 40
 
 
-def test_seeds_repeat_and_choices_differ(server: ServerProcess) -> None:
-    fields = {"temperature": 1.5, "seed": 7, "n": 3, "max_tokens": 20}
-    first, second = (complete(server, **fields).json()["choices"] for _ in range(2))
-    assert first == second
-    assert len({choice["text"] for choice in first}) == 3
-    unseeded = {
-        complete(server, temperature=1.5, max_tokens=20).json()["choices"][0]["text"] for _ in range(3)
-    }
-    assert len(unseeded) == 3
-
-
-def test_greedy_choices_are_equal_and_cost_one_prompt(server: ServerProcess) -> None:
-    body = complete(server, n=3, max_tokens=10).json()
-    assert len({choice["text"] for choice in body["choices"]}) == 1
-    assert body["usage"]["completion_tokens"] == 30
-
-
 def test_a_repeated_prompt_is_cached_and_answers_the_same(server: ServerProcess) -> None:
     fields = {"prompt": "q" * 500, "return_cached_tokens_details": True, "logprobs": 1, "cache_salt": "cold"}
     cold, warm = (complete(server, **fields).json() for _ in range(2))
@@ -216,27 +199,6 @@ def test_operators_see_what_the_engine_did(server: ServerProcess) -> None:
     assert float(values["engine:max_total_num_tokens"]) == 4096
     assert float(values["engine:generation_tokens_total"]) >= 8
     assert float(values["engine:e2e_request_latency_seconds_count"]) >= 1
-
-
-def test_a_stop_string_and_a_stop_token_end_the_text(server: ServerProcess) -> None:
-    (free,) = complete(server, max_tokens=30, logprobs=0).json()["choices"]
-    assert free["finish_reason"] == "length"
-    stop = free["text"][5:7]
-    (stopped,) = complete(server, max_tokens=30, stop=stop).json()["choices"]
-    assert stopped["text"] == free["text"][: free["text"].index(stop)]
-    assert (stopped["finish_reason"], stopped["matched_stop"]) == ("stop", stop)
-
-
-def test_logit_bias_decides(server: ServerProcess) -> None:
-    body = complete(server, prompt=[5, 6, 7], logit_bias={"40": 100}, max_tokens=4).json()
-    again = complete(server, prompt=[5, 6, 7], logit_bias={"41": 100}, max_tokens=4).json()
-    assert len(set(body["choices"][0]["text"])) == len(set(again["choices"][0]["text"])) == 1
-    assert body["choices"][0]["text"] != again["choices"][0]["text"]
-
-
-def test_max_tokens_zero(server: ServerProcess) -> None:
-    (choice,) = complete(server, prompt="abc", echo=True, max_tokens=0).json()["choices"]
-    assert (choice["text"], choice["finish_reason"]) == ("abc", "length")
 
 
 def test_everything_that_fits_the_context_is_served(server: ServerProcess) -> None:
