@@ -11,12 +11,66 @@ import pytest
 from engine import LLM, SamplingParams
 from engine.errors import InvalidRequest
 from engine.sampling.constraint import Constraint
+from helpers.random_schemas import random_schema
 
 PERSON = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer"}},
     "required": ["name", "age"],
 }
+
+REGEXES = [
+    r"\d{3}-\d{3}-\d{4}",
+    "[a-f0-9]{8}(-[a-f0-9]{4}){3}-[a-f0-9]{12}",
+    "(yes|no|maybe)",
+    "[A-Z][a-z]{2,9}",
+    r"\w{1,12}@\w{1,8}\.(com|org)",
+    r"(0|[1-9]\d{0,3})",
+    r"-?\d{1,4}(\.\d{1,3})?",
+    "#[0-9a-fA-F]{6}",
+    "(Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day",
+    r"[+]?[(]?\d{3}[)]?[- .]?\d{3}[- .]?\d{4,6}",
+    "a{5}b{3,4}c?",
+    "(ab|cd){2,5}",
+    "(a(b(c)?)?)?d",
+    "[^a-z]{3}",
+    r"\s?\S{2}\s?",
+    ".{1,20}",
+    r"[\s\S]{1,10}",
+    "(?:x|y)z{0,4}",
+    r"\$\d{1,3}(,\d{3}){0,2}\.\d\d",
+    r"([01]\d|2[0-3]):[0-5]\d",
+    r"[A-Z]{2}\d{2} ?(\d{4} ?){4}",
+    r"\[\{\(\)\}\]",
+    r"\\n{2}",
+    r"\"[^\"]{0,8}\"",
+    r"<(b|i)>\w{1,9}</(b|i)>",
+    r"SELECT \* FROM \w{1,10};",
+    "é{2}|[à-ü]{1,4}",
+    "日本(語|人)?",
+    "[一-龥]{1,3}",
+    "😀{1,2}",
+    "(🙂|🙁) ok",
+    r"\x41\u0042[\x43-\x45]",
+    r"\t\n\r?",
+    r"[\w.-]{1,9}",
+    r"[^\W\d]{2,4}",
+    r"\D{2}\d{2}",
+    "(a|ab)(c|bcd)(d?)",
+    "a+?b",
+    "(x{1,2}y){1,3}",
+    r"v\d{1,2}\.\d{1,2}(-(alpha|beta|rc)\.\d)?",
+    "([a-c]{3}|[x-z]{2})!",
+    "^start.{0,5}end$",
+    "(?:one|two), (?:three|four)",
+    "[-+*/]",
+    r"[\]a]{2}",
+    r"[\^x]{1,2}[\^][^\^]",
+    "a|",
+    "(|b)c",
+    r"\(?\d{2}\)?",
+    r"https?://[a-z]{1,8}\.(de|fr)(/[a-z]{0,5})?",
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +93,50 @@ def test_each_kind_of_constraint(llm):
     assert answer(llm, "choice", '["yes", "no", "per\\"haps"]').text in ("yes", "no", 'per"haps')
     assert re.fullmatch("(ab){2,3}c", answer(llm, "ebnf", 'root ::= ("ab"){2,3} "c"').text)
     assert answer(llm, "json_object").text.startswith("{")
+
+
+# --- whatever is drawn, the answer is right
+
+
+@pytest.fixture(scope="module")
+def random_llm():
+    """As large as the bundled model, with weights drawn by chance."""
+    with LLM(load_format="dummy", debug_checks=True) as llm:
+        yield llm
+
+
+def constrained(llm, kind, texts, max_tokens, **params):
+    """One answer for each constraint, at temperature 1."""
+    params = [
+        SamplingParams(max_tokens=max_tokens, seed=seed, constraint=Constraint(kind, text), **params)
+        for seed, text in enumerate(texts)
+    ]
+    outputs = llm.generate(["Answer: "] * len(params), params, use_tqdm=False)
+    return [output.outputs[0] for output in outputs]
+
+
+@pytest.mark.parametrize("model", ["llm", "random_llm"])
+def test_random_schemas(request, model):
+    schemas = [random_schema(seed) for seed in range(200)]
+    outputs = constrained(request.getfixturevalue(model), "json_schema", map(json.dumps, schemas), 600)
+    finished = 0
+    for schema, output in zip(schemas, outputs, strict=True):
+        if output.finish_reason == "stop":
+            finished += 1
+            jsonschema.validate(json.loads(output.text), schema)
+    assert finished >= 190
+
+
+@pytest.mark.parametrize("model", ["llm", "random_llm"])
+def test_regular_expressions(request, model):
+    outputs = constrained(request.getfixturevalue(model), "regex", REGEXES, 400)
+    finished = 0
+    for regex, output in zip(REGEXES, outputs, strict=True):
+        if output.finish_reason == "stop":
+            finished += 1
+            flags = re.UNICODE if r"\s" in regex else re.ASCII  # a space is any space, digits are ASCII
+            assert re.fullmatch(regex, output.text, flags), (regex, output.text)
+    assert finished >= 45
 
 
 def test_what_does_not_compile_is_refused(llm):

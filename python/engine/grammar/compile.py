@@ -7,20 +7,14 @@ import re
 from typing import Any
 
 from engine.grammar.bindings import RAW_VOCABULARY
-from engine.grammar.schema_keywords import check_schema
+from engine.grammar.errors import GrammarError
+from engine.grammar.grammar_text import spelled_out
+from engine.grammar.json_grammar import compile_schema
+from engine.grammar.regex_limits import check_regex
 from engine.grammar.vocabulary import VocabularyData
 from engine.sampling.constraint import Constraint
 
-MAX_REPETITIONS = 2**16
-MAX_WHITESPACE = 20
-"""Between two elements of JSON where whitespace is free: without a bound weak models never end it."""
-_COMPACT = [",", ":"]
 _PLACE = re.compile(r"^\[\d\d:\d\d:\d\d\] \S+:\d+: ")
-_REPETITION = re.compile(r"\{(\d+)(?:,(\d*))?\}")
-
-
-class GrammarError(Exception):
-    """The constraint is at fault; the message goes to the client, after the name of the field."""
 
 
 def make_tokenizer_info(bindings: Any, data: VocabularyData) -> Any:
@@ -28,36 +22,28 @@ def make_tokenizer_info(bindings: Any, data: VocabularyData) -> Any:
     return bindings.TokenizerInfo(data.tokens, RAW_VOCABULARY, len(data.tokens), [0], False)
 
 
-def check_constraint(constraint: Constraint) -> None:
-    """Refuse what the compiler would leave out or take for something else. Raises: `GrammarError`."""
-    match constraint.kind:
-        case "json_schema":
-            check_schema(_parse_json(constraint.text))
-        case "regex":
-            _check_regex(constraint.text)
-        case "choice":
-            _choices(constraint.text)
-
-
-def compile_constraint(bindings: Any, compiler: Any, constraint: Constraint, free_whitespace: bool) -> Any:
+def compile_constraint(
+    bindings: Any, compiler: Any, constraint: Constraint, vocab_size: int, free_whitespace: bool
+) -> Any:
     """The compiled grammar. Raises: `GrammarError`."""
     try:
-        return _compile(bindings, compiler, constraint, free_whitespace)
+        return _compile(bindings, compiler, constraint, vocab_size, free_whitespace)
     except (RuntimeError, ValueError, TypeError) as error:  # the bindings raise nothing narrower
         raise GrammarError(_reason(error)) from None
 
 
-def _compile(bindings: Any, compiler: Any, constraint: Constraint, free_whitespace: bool) -> Any:
+def _compile(
+    bindings: Any, compiler: Any, constraint: Constraint, vocab_size: int, free_whitespace: bool
+) -> Any:
     text = constraint.text
     match constraint.kind:
-        case "json_schema" | "json_object":
-            if constraint.kind == "json_object":
-                text = '{"type":"object"}'
-            separators = None if free_whitespace else _COMPACT
-            most = MAX_WHITESPACE if free_whitespace else None
-            return compiler.compile_json_schema(text, free_whitespace, None, separators, True, most, False)
+        case "json_schema":
+            return compile_schema(bindings, compiler, _parse_json(text), vocab_size, free_whitespace)
+        case "json_object":
+            return compile_schema(bindings, compiler, {"type": "object"}, vocab_size, free_whitespace)
         case "regex":
-            return compiler.compile_regex(text)
+            check_regex(text)
+            return compiler.compile_regex(spelled_out(text))
         case "structural_tag":
             return compiler.compile_structural_tag(text)
         case "choice":
@@ -75,14 +61,6 @@ def _choices(text: str) -> list[str]:
 def _quoted(text: str) -> str:
     """A string of a GBNF grammar."""
     return '"' + "".join(c if c.isalnum() and c.isascii() else f"\\U{ord(c):08x}" for c in text) + '"'
-
-
-def _check_regex(text: str) -> None:
-    for match in _REPETITION.finditer(text):
-        if any(len(bound) > 9 or int(bound) > MAX_REPETITIONS for bound in match.groups() if bound):
-            raise GrammarError(
-                f"repeats more than {MAX_REPETITIONS} times: {match[0][:40]} at position {match.start()}"
-            )
 
 
 def _parse_json(text: str) -> Any:

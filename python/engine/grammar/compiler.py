@@ -256,7 +256,11 @@ class _Worker(threading.Thread):
         assert self._vocabulary is not None
         try:
             handle = compile_constraint(
-                self._bindings, self._compiler, constraint, self._settings.free_whitespace
+                self._bindings,
+                self._compiler,
+                constraint,
+                self._settings.vocab_size,
+                self._settings.free_whitespace,
             )
             return CompiledGrammar(self._bindings, handle, self._vocabulary)
         except Exception:

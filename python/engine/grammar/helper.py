@@ -21,7 +21,8 @@ from typing import IO
 import msgspec
 
 from engine.grammar.bindings import load_bindings
-from engine.grammar.compile import GrammarError, check_constraint, compile_constraint, make_tokenizer_info
+from engine.grammar.compile import compile_constraint, make_tokenizer_info
+from engine.grammar.errors import GrammarError
 from engine.grammar.protocol import Forget, HelperSettings, Job, Verdict
 from engine.grammar.vocabulary import VocabularyData
 from engine.parent_death import die_with_parent
@@ -118,8 +119,13 @@ class _Helper:
         try:
             with tempfile.TemporaryFile() as log:
                 os.dup2(log.fileno(), sys.stderr.fileno())
-                check_constraint(constraint)
-                compile_constraint(self._bindings, self._compiler, constraint, self._settings.free_whitespace)
+                compile_constraint(
+                    self._bindings,
+                    self._compiler,
+                    constraint,
+                    self._settings.vocab_size,
+                    self._settings.free_whitespace,
+                )
                 return _warning(log)
         except GrammarError as error:
             return str(error)

@@ -1,0 +1,236 @@
+"""Every keyword of JSON schema is enforced or refused, and docs/structured-output.md says which."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from engine.grammar.errors import GrammarError
+from engine.grammar.schema_keywords import ANNOTATIONS, FORMATS, KEYWORDS
+from helpers.grammars import Grammars, bundled_vocabulary
+
+DOCS = Path(__file__).parents[2] / "docs" / "structured-output.md"
+
+INTEGER, STRING = {"type": "integer"}, {"type": "string"}
+PAIR = {"type": "object", "properties": {"a": INTEGER, "b": STRING}}
+
+# keyword: schema, instances that are accepted, instances that are not
+ENFORCED = [
+    ("type", {"type": ["integer", "null"]}, [1, None], ["a", 1.5, True]),
+    ("type", INTEGER, [0, -5, 10**30], ["1", 1.5]),
+    ("type", {"type": "number"}, [0, -1.5, 1e25], ["1", None]),
+    ("type", {"type": "boolean"}, [True, False], [0]),
+    ("enum", {"enum": [1, "a", None, {"x": [1]}]}, [1, "a", None, {"x": [1]}], [2, "b", {}]),
+    ("enum", {"enum": ["é\n\"q\\", "b"], "type": "string"}, ["b"], ["c"]),
+    ("const", {"const": {"a": [1, None]}}, [{"a": [1, None]}], [{"a": [1]}, 1]),
+    ("anyOf", {"anyOf": [INTEGER, STRING]}, [1, "a"], [True, None]),
+    ("oneOf", {"oneOf": [INTEGER, STRING]}, [1, "a"], [True, None]),
+    ("allOf", {"allOf": [{"type": "integer", "minimum": 3}]}, [3], [2, "a"]),
+    ("$ref", {"$ref": "#/$defs/x", "$defs": {"x": INTEGER}}, [1], ["a"]),
+    ("$ref", {"type": "object", "properties": {"a": INTEGER, "b": {"$ref": "#"}}},
+     [{"b": {"b": {"a": 1}}}], [{"b": 1}]),
+    ("$defs", {"$defs": {"x": STRING}, "type": "array", "items": {"$ref": "#/$defs/x"}}, [["a"]], [[1]]),
+    ("definitions", {"definitions": {"x": STRING}, "$ref": "#/definitions/x"}, ["a"], [1]),
+    ("minimum", {"type": "integer", "minimum": -5}, [-5, 7, 1000], [-6]),
+    ("minimum", {"type": "number", "minimum": 1.5}, [1.5, 2, 100], [1.25, -3]),
+    ("maximum", {"type": "integer", "maximum": 17}, [17, -100], [18, 100]),
+    ("maximum", {"type": "number", "maximum": 3}, [2.75, -1], [3.5, 10]),
+    ("exclusiveMinimum", {"type": "number", "exclusiveMinimum": 1}, [1.5, 2], [1, 0.5]),
+    ("exclusiveMinimum", {"type": "integer", "exclusiveMinimum": 1}, [2], [1, 0]),
+    ("exclusiveMaximum", {"type": "number", "exclusiveMaximum": 3}, [2.5, -1], [3, 4]),
+    ("multipleOf", {"type": "integer", "multipleOf": 7}, [0, 7, -14, 70], [1, 8]),
+    ("minLength", {"type": "string", "minLength": 2}, ["ab", "日本", "abc"], ["a", ""]),
+    ("maxLength", {"type": "string", "maxLength": 3}, ["", "abc", "日本語"], ["abcd", "\x01"]),
+    ("maxLength", {"type": "string", "maxLength": 30_000}, ["a" * 30_000], ["a" * 30_001]),
+    ("minLength", {"type": "string", "minLength": 3, "maxLength": 9000},
+     ["abc", "a" * 9000], ["ab", "a" * 9001]),
+    ("pattern", {"type": "string", "pattern": "^[a-c]{2}$"}, ["ab"], ["a", "abc", "xy"]),
+    ("pattern", {"type": "string", "pattern": "^(red|blue)( [0-9]{1,2})?$"},
+     ["red 3", "blue"], ["red3", "red "]),
+    ("pattern", {"type": "string", "pattern": "^.{0,200}$"}, ["", "é!" * 100], ["a" * 201, '"', "\\"]),
+    ("pattern", {"type": "string", "pattern": "^[ -~]|日[本語]$"}, ["!", "日語"], ['"', "\\", "日"]),
+    ("pattern", {"type": "string", "pattern": r"^[^x]\W.$"}, ["a!b"], ["x!b", 'a!"', "a!\\", "a!\n"]),
+    ("format", {"type": "string", "format": "date"}, ["2024-02-29"], ["2024-13-01", "2023-02-29", "x"]),
+    ("items", {"type": "array", "items": INTEGER}, [[], [1, 2]], [["a"], [1, "a"]]),
+    ("items", {"type": "array"}, [[], [1, "a", None, {"a": []}]], [1]),
+    ("items", {"type": "array", "prefixItems": [INTEGER], "items": STRING}, [[1, "a"]], [[1, 2], ["a"]]),
+    ("prefixItems", {"type": "array", "prefixItems": [INTEGER, STRING]}, [[1, "a"]], [["a", 1]]),
+    ("unevaluatedItems", {"type": "array", "prefixItems": [INTEGER], "unevaluatedItems": STRING},
+     [[1, "a"]], [[1, 2]]),
+    ("minItems", {"type": "array", "items": INTEGER, "minItems": 2}, [[1, 2]], [[], [1]]),
+    ("minItems", {"type": "array", "minItems": 1}, [[1]], [[]]),
+    ("maxItems", {"type": "array", "items": INTEGER, "maxItems": 2}, [[], [1, 2]], [[1, 2, 3]]),
+    ("uniqueItems", {"type": "array", "items": INTEGER, "uniqueItems": False}, [[1, 1]], []),
+    ("properties", PAIR, [{}, {"a": 1}, {"a": 1, "b": "x"}], [{"a": "x"}, {"c": 1}]),
+    ("properties", {"properties": {"a": INTEGER}}, [{"a": 1}], [{"a": "x"}, 1]),
+    ("required", {**PAIR, "required": ["b"]}, [{"b": "x"}, {"a": 1, "b": "x"}], [{}, {"a": 1}]),
+    ("additionalProperties", {"type": "object", "additionalProperties": INTEGER}, [{"x": 1}], [{"x": "y"}]),
+    ("additionalProperties", {**PAIR, "additionalProperties": INTEGER}, [{"a": 1, "x": 1}], [{"x": "y"}]),
+    ("unevaluatedProperties", {**PAIR, "unevaluatedProperties": INTEGER}, [{"a": 1, "x": 1}], [{"x": "y"}]),
+    ("patternProperties", {"type": "object", "patternProperties": {"^x[0-9]$": INTEGER}},
+     [{"x1": 1}], [{"y": 1}, {"x1": "a"}]),
+    ("propertyNames", {"type": "object", "additionalProperties": INTEGER, "propertyNames": {"maxLength": 2}},
+     [{"ab": 1}], [{"abc": 1}, {"\x01": 1}]),
+    ("propertyNames", {"type": "object", "additionalProperties": INTEGER,
+                       "propertyNames": {"pattern": "^[a-z]$"}}, [{"a": 1}], [{"B": 1}]),
+    ("minProperties", {**PAIR, "minProperties": 1}, [{"a": 1}, {"b": "x"}], [{}]),
+    ("minProperties", {"type": "object", "minProperties": 1}, [{"a": 1}], [{}]),
+    ("maxProperties", {**PAIR, "maxProperties": 1}, [{}, {"b": "x"}], [{"a": 1, "b": "x"}]),
+]  # fmt: skip
+
+# keyword: schema that is refused because of it
+REFUSED = [
+    ("not", {"not": INTEGER}),
+    ("if", {"if": INTEGER}),
+    ("then", {"then": INTEGER}),
+    ("else", {"else": INTEGER}),
+    ("dependentRequired", {**PAIR, "dependentRequired": {"a": ["b"]}}),
+    ("dependentSchemas", {**PAIR, "dependentSchemas": {"a": {"required": ["b"]}}}),
+    ("contains", {"type": "array", "contains": INTEGER}),
+    ("minContains", {"type": "array", "minContains": 1}),
+    ("maxContains", {"type": "array", "maxContains": 1}),
+    ("uniqueItems", {"type": "array", "items": INTEGER, "uniqueItems": True}),
+    ("contentEncoding", {"type": "string", "contentEncoding": "base64"}),
+    ("contentMediaType", {"type": "string", "contentMediaType": "application/json"}),
+    ("contentSchema", {"type": "string", "contentSchema": {}}),
+    ("$anchor", {"$anchor": "a"}),
+    ("$dynamicAnchor", {"$dynamicAnchor": "a"}),
+    ("$dynamicRef", {"$dynamicRef": "#a"}),
+    ("$vocabulary", {"$vocabulary": {}}),
+    ("$id", {"properties": {"a": {"$id": "http://example.com/a"}}}),
+    ("allOf", {"allOf": [INTEGER, {"minimum": 3}]}),
+    ("minimum", {"$ref": "#/$defs/x", "minimum": 3, "$defs": {"x": INTEGER}}),
+    ("$ref", {"$ref": "http://example.com/x"}),
+    ("$ref", {"$ref": "#/$defs/none"}),
+    ("$ref", {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}),
+    ("type", {"anyOf": [INTEGER, STRING], "type": "integer"}),
+    ("type", {"type": "whole"}),
+    ("type", {"type": []}),
+    ("enum", {"enum": [1, "a"], "type": "string"}),
+    ("enum", {"enum": []}),
+    ("const", {"const": 5, "type": "string"}),
+    ("multipleOf", {"type": "number", "multipleOf": 0.5}),
+    ("multipleOf", {"type": "integer", "multipleOf": 5, "minimum": 0}),
+    ("maxLength", {"type": "string", "pattern": "^a$", "maxLength": 3}),
+    ("minLength", {"type": "string", "format": "date", "minLength": 3}),
+    ("format", {"type": "string", "format": "regex"}),
+    ("format", {"type": "string", "pattern": "^a$", "format": "date"}),
+    ("minimum", {"minimum": 3}),
+    ("maxLength", {"maxLength": 3}),
+    ("minItems", {"minItems": 3}),
+    ("required", {"required": ["a"]}),
+    ("required", {**PAIR, "required": ["c"]}),
+    ("patternProperties", {**PAIR, "patternProperties": {"^a": STRING}}),
+    ("propertyNames", {**PAIR, "propertyNames": {"maxLength": 3}}),
+    ("minProperties", {"type": "object", "additionalProperties": True, "minProperties": 2}),
+    ("nullable", {"type": "string", "nullable": True}),
+    ("dependencies", {"dependencies": {}}),
+    ("additionalItems", {"additionalItems": False}),
+    ("$recursiveRef", {"$recursiveRef": "#"}),
+]
+
+VOCABULARIES_2020_12 = (
+    "core", "applicator", "unevaluated", "validation", "meta-data", "format-annotation", "content"
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def grammars():
+    return Grammars(bundled_vocabulary())
+
+
+def spelled(instance) -> str:
+    return json.dumps(instance, separators=(",", ":"), ensure_ascii=False)
+
+
+@pytest.mark.parametrize(("keyword", "schema", "good", "bad"), ENFORCED)
+def test_what_is_enforced(grammars, keyword, schema, good, bad):
+    grammar = grammars.compile("json_schema", schema)
+    for instance in good:
+        jsonschema.validate(instance, schema)
+        assert grammars.accepts(grammar, spelled(instance)), instance
+    for instance in bad:
+        text = json.dumps(instance, separators=(",", ":"), ensure_ascii=False)
+        raw = text.replace("\\u0001", "\x01")
+        assert not grammars.accepts(grammar, raw), instance
+
+
+@pytest.mark.parametrize(("keyword", "schema"), REFUSED)
+def test_what_is_refused(grammars, keyword, schema):
+    with pytest.raises(GrammarError, match=re.escape(f'has "{keyword}" at #')):
+        grammars.compile("json_schema", schema)
+
+
+@pytest.mark.parametrize("keyword", sorted(ANNOTATIONS))
+def test_annotations_change_nothing(grammars, keyword):
+    grammar = grammars.compile("json_schema", {"type": "integer", keyword: "x"})
+    assert grammars.accepts(grammar, "12") and not grammars.accepts(grammar, '"a"')
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_formats_are_json_and_are_what_they_say(grammars, name):
+    checker = jsonschema.FormatChecker(["date", "email", "ipv4", "ipv6", "uuid"])
+    grammar = grammars.compile("json_schema", {"type": "string", "format": name})
+    found = 0
+    for seed in range(40):
+        answer = grammars.random_answer(grammar, seed)
+        if answer is not None:
+            found += 1
+            value = json.loads(answer)
+            if not (name == "date" and int(value[-2:]) > 28):  # the length of months is not counted
+                jsonschema.validate(value, {"format": name}, format_checker=checker)
+    assert found
+
+
+@pytest.mark.parametrize(
+    ("pattern", "what"),
+    [
+        ('^"$', "escape"),
+        (r"^\\$", "escape"),
+        (r"^\n$", "escape"),
+        (r'^["\\]$', "escape"),
+        ("^a{65537}$", "position 2 at #/pattern"),
+        ("^(?=a)b$", "enforced|compiled"),
+        ("a^b", "enforced|compiled"),
+        ("(", "compiled"),
+        (r"^\p{L}$", "enforced|compiled"),
+    ],
+)
+def test_patterns_that_would_be_wrong(tmp_path, grammars, capfd, pattern, what):
+    try:
+        grammars.compile("json_schema", {"type": "string", "pattern": pattern})
+    except GrammarError as error:
+        assert re.search(what, str(error))
+    else:  # the helper refuses whatever the compiler warns of
+        assert "Warning" in capfd.readouterr().err
+
+
+def test_the_table_in_the_documentation_is_whole():
+    """Every keyword of the standard's vocabularies has a line there, which says what the tests say."""
+    lines = dict(
+        re.findall(r"^\| `([^`]+)` \| (enforced|refused|annotation) \|", DOCS.read_text(), flags=re.MULTILINE)
+    )
+    store = jsonschema.Draft202012Validator.META_SCHEMA
+    assert store["$id"].endswith("2020-12/schema")
+    standard = set()
+    for name in VOCABULARIES_2020_12:
+        from jsonschema_specifications import REGISTRY
+
+        contents = REGISTRY.contents(f"https://json-schema.org/draft/2020-12/meta/{name}")
+        standard |= contents["properties"].keys()
+    assert standard <= lines.keys()
+    enforced = {keyword for keyword, *_ in ENFORCED}
+    refused = {keyword for keyword, _ in REFUSED}
+    for keyword, status in lines.items():
+        match status:
+            case "enforced":
+                assert keyword in enforced and keyword in KEYWORDS, keyword
+            case "refused":
+                assert keyword in refused and keyword not in KEYWORDS, keyword
+            case "annotation":
+                assert keyword in ANNOTATIONS or keyword == "$id", keyword
+    assert lines.keys() >= KEYWORDS | ANNOTATIONS
