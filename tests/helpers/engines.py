@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from engine.core.client import EngineState
 from engine.core.messages import (
+    AdapterLoaded,
     Admitted,
     Embedded,
     EmbeddingInfo,
@@ -185,6 +188,8 @@ class FakeEngineClient:
         self.cancelled: list[str] = []
         self.cancelled_choices: list[tuple[str, int]] = []
         self.num_flushes = 0
+        self.adapter_loads: list[tuple[str, bool]] = []
+        self.adapter_unloads: list[str] = []
         self.closed = False
         self.refuse_with: EngineError | None = None
         """Raised by every submit while set."""
@@ -286,6 +291,18 @@ class FakeEngineClient:
             return False
         self.num_flushes += 1
         return True
+
+    async def load_adapter(self, directory: str, is_pinned: bool = False) -> AdapterLoaded:
+        """An adapter's digest is a hash of its weights file; one that is called broken is broken."""
+        self.adapter_loads.append((directory, is_pinned))
+        await self._go.wait()
+        if "broken" in directory:
+            return AdapterLoaded(directory, error="It is broken.", slug="invalid_adapter")
+        data = (Path(directory) / "adapter_model.safetensors").read_bytes()
+        return AdapterLoaded(directory, hashlib.sha256(data).hexdigest(), 8, 100)
+
+    def unload_adapter(self, digest: str) -> None:
+        self.adapter_unloads.append(digest)
 
     async def close(self) -> None:
         self.closed = True

@@ -8,7 +8,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,6 +63,14 @@ def write_model(directory: Path, **generation_config: Any) -> Path:
     }
     for name, content in files.items():
         (directory / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    return directory
+
+
+def write_adapter(directory: Path, weights: bytes = b"weights") -> Path:
+    """The files of an adapter, for an engine that does not look into them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "adapter_config.json").write_text("{}")
+    (directory / "adapter_model.safetensors").write_bytes(weights)
     return directory
 
 
@@ -189,6 +197,10 @@ class Server:
             return function()
 
         return asyncio.run_coroutine_threadsafe(run(), self.loop).result(10)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await `work` on the server's event loop."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(10)
 
     @property
     def url(self) -> str:

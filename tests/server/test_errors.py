@@ -27,7 +27,6 @@ def test_the_sentence_of_the_specification(server: Server) -> None:
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),
-        ("lora_path", "/path/to/adapter"),
         ("modalities", ["text", "audio"]),
         ("reasoning_effort", "low"),
         ("prompt_logprobs", 1),

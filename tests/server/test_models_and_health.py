@@ -82,7 +82,13 @@ def test_model_info(model_dir: Path) -> None:
         "version": "0.1.0",
     }
     assert {name: info[name] for name in expected} == expected
-    assert info["lora"]["enabled"] is False
+    assert info["lora"] == {
+        "enabled": True,
+        "max_loras_per_batch": 8,
+        "max_loaded_loras": 32,
+        "max_lora_rank": 256,
+        "adapters": [],
+    }
     assert info["started_at"] > 1_700_000_000
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from engine.config.server_config import ServerConfig
 from engine.server import schema
 from engine.server.app import create_app, endpoint_of
 from engine.server.fields import Fields
 from engine.server.openapi import OPERATIONS, document
-from helpers.http_server import Server
+from helpers.http_server import Server, write_adapter
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 REQUIRED = {
@@ -22,6 +24,8 @@ REQUIRED = {
     "TokenizeRequest": ("/tokenize", {"model": "default", "prompt": "Hi"}),
     "DetokenizeRequest": ("/detokenize", {"model": "default", "tokens": [1]}),
     "GenerateRequest": ("/generate", {"model": "default", "text": "Hi"}),
+    "LoadAdapterRequest": ("/load_lora_adapter", {"lora_name": "a", "lora_path": "tiny"}),
+    "UnloadAdapterRequest": ("/unload_lora_adapter", {"lora_name": "a"}),
     "AbortRequest": ("/abort_request", {"rid": "a"}),
 }
 EXCLUSIVE = {("TokenizeRequest", "messages"), ("GenerateRequest", "input_ids")}
@@ -86,10 +90,19 @@ def test_it_is_served_and_hangs_together(server: Server) -> None:
             assert given == re.findall(r"{(\w+)}", path)
 
 
+@pytest.fixture(scope="module")
+def shared_server(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    adapters = tmp_path_factory.mktemp("adapters")
+    write_adapter(adapters / "tiny")
+    with Server(model_dir, config=ServerConfig(lora_dir=(str(adapters),))) as server:
+        yield server
+
+
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda o: f"{o.method} {o.path}")
 def test_answers_are_as_described(server: Server, operation: Any) -> None:
     path = operation.path.replace("{model_id}", "default")
     body = REQUIRED[operation.request][1] if operation.request else None
+    load_adapter(server)
     response = server.http.request(operation.method, path, json=body)
     assert response.status_code == 200, response.text
     media_type = response.headers["content-type"].split(";")[0]
@@ -107,6 +120,7 @@ def test_answers_are_as_described(server: Server, operation: Any) -> None:
 def test_described_fields_are_known_and_take_null(server: Server, name: str) -> None:
     path, body = REQUIRED[name]
     nulls = {field: None for field in SCHEMAS[name]["properties"] if field not in body}
+    load_adapter(server)
     response = server.post(path, {**body, **nulls})
     assert response.status_code == 200, response.text
     for field, wanted in SCHEMAS[name]["properties"].items():
@@ -115,7 +129,13 @@ def test_described_fields_are_known_and_take_null(server: Server, name: str) -> 
         response = server.post(path, {**body, field: example(wanted)})
         assert "x-ignored-params" not in response.headers, field
         needs_logprobs = field in ("top_logprobs", "top_logprobs_num", "logprob_start_len")
-        assert response.status_code == (400 if needs_logprobs else 200), field
+        expected = 404 if field == "lora_path" else 400 if needs_logprobs else 200
+        assert response.status_code == expected, field
+
+
+def load_adapter(server: Server) -> None:
+    """Have the adapter "a", for what names one."""
+    assert server.post(*REQUIRED["LoadAdapterRequest"]).status_code == 200
 
 
 def example(wanted: dict[str, Any]) -> Any:

@@ -263,6 +263,17 @@ FLAGS: tuple[Flag, ...] = (
         "Compute text that a constraint forces token by token; the answers are the same.", EngineConfig,
     ),
     Flag(
+        "--lora-paths", Kind.TEXTS, ADAPTERS,
+        'Adapter to serve: PATH, NAME=PATH, or {"lora_name": NAME, "lora_path": PATH, "pinned": true}; '
+        "give it again for more.",
+        ServerConfig, unset="those of the bundled model",
+    ),
+    Flag(
+        "--lora-dir", Kind.TEXTS, ADAPTERS,
+        "Directory under which requests may name adapters by their path; give it again for more.",
+        ServerConfig, unset="none",
+    ),
+    Flag(
         "--max-loras-per-batch", Kind.INTEGER, ADAPTERS, "Most different adapters in use at once.",
         EngineConfig,
     ),

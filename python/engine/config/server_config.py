@@ -7,6 +7,7 @@ import functools
 import math
 import re
 
+from engine.config.adapter_source import AdapterSource
 from engine.config.limits import Limits, parse_limits
 from engine.errors import ConfigError
 from engine.log import LEVELS
@@ -85,6 +86,12 @@ class ServerConfig:
     limit: tuple[str, ...] = ()
     """`name=value` texts that change `limits`."""
 
+    lora_paths: tuple[str, ...] = ()
+    """Adapters to register at the start, each as PATH, NAME=PATH or a JSON object."""
+
+    lora_dir: tuple[str, ...] = ()
+    """Directories under which requests may name adapters by path."""
+
     log_level: str = "info"
 
     @functools.cached_property
@@ -123,6 +130,9 @@ class ServerConfig:
                 raise ConfigError(
                     f"--allowed-origins expects origins like https://example.com:8080, or *, got {origin!r}"
                 )
+        sources = [AdapterSource.parse(text) for text in self.lora_paths]
+        if len({source.name for source in sources}) < len(sources):
+            raise ConfigError("--lora-paths gives two adapters the same name")
         if any(not name for name in self.served_model_name):
             raise ConfigError("--served-model-name must not be empty")
         if any(not key.strip() for key in self.api_key):

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 from engine.core.messages import (
+    AdapterLoaded,
     Admitted,
     Embedded,
     EmbedRequest,
@@ -86,6 +87,14 @@ class EngineClient(Protocol):
 
     async def flush(self) -> bool:
         """Empty the prefix cache, unless requests run or wait. Returns whether it was emptied."""
+        ...
+
+    async def load_adapter(self, directory: str, is_pinned: bool = False) -> AdapterLoaded:
+        """Read and check an adapter; the answer tells what it is, or why it cannot be used."""
+        ...
+
+    def unload_adapter(self, digest: str) -> None:
+        """Throw an adapter out as soon as no request uses it. Unknown ones are ignored."""
         ...
 
     async def close(self) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import deque
 
 from engine.core.client import EngineState
 from engine.core.engine_core import EngineCore
 from engine.core.messages import (
+    AdapterLoaded,
     CancelChoice,
     CancelRequest,
     Embedded,
@@ -16,6 +18,8 @@ from engine.core.messages import (
     EngineReady,
     EngineStats,
     GenerateRequest,
+    LoadAdapter,
+    UnloadAdapter,
 )
 from engine.core.streams import StreamTable, TokenStream
 from engine.errors import InternalError, Overloaded
@@ -32,6 +36,7 @@ class LocalClient:
         self.info: EngineReady | None = info
         self._core = core
         self._streams = StreamTable()
+        self._loads: deque[asyncio.Future[AdapterLoaded]] = deque()
         self._stepping: asyncio.Task[None] | None = None
         self._watched: asyncio.AbstractEventLoop | None = None
 
@@ -77,6 +82,16 @@ class LocalClient:
     async def flush(self) -> bool:
         return self._core.flush()
 
+    async def load_adapter(self, directory: str, is_pinned: bool = False) -> AdapterLoaded:
+        self._loads.append(asyncio.get_running_loop().create_future())
+        answer = self._loads[-1]
+        self._core.handle(LoadAdapter(directory, is_pinned))
+        self._step_on()
+        return await answer
+
+    def unload_adapter(self, digest: str) -> None:
+        self._core.handle(UnloadAdapter(digest))
+
     async def close(self) -> None:
         self.state, self.state_reason = EngineState.DRAINING, "the engine is closed"
         if self._stepping is not None:
@@ -95,7 +110,11 @@ class LocalClient:
     async def _step_until_idle(self) -> None:
         try:
             while True:
-                self._streams.dispatch(self._core.step())
+                messages = self._core.step()
+                self._streams.dispatch(messages)
+                for message in messages:
+                    if isinstance(message, AdapterLoaded) and not (answer := self._loads.popleft()).done():
+                        answer.set_result(message)
                 if not self._core.has_work:
                     return
                 await asyncio.sleep(0)

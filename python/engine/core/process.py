@@ -18,6 +18,7 @@ from engine.core.drain_rate import DrainRate
 from engine.core.engine_child import ENGINE_COMMAND, EngineChild
 from engine.core.frames import FrameError, FrameReader, encode_frame
 from engine.core.messages import (
+    AdapterLoaded,
     CacheFlushed,
     CancelChoice,
     CancelRequest,
@@ -28,11 +29,13 @@ from engine.core.messages import (
     EngineStats,
     FlushCache,
     GenerateRequest,
+    LoadAdapter,
     Progress,
     Shutdown,
     StatsRequest,
     ToEngine,
     ToServer,
+    UnloadAdapter,
 )
 from engine.core.streams import StreamTable, TokenStream
 from engine.core.suspects import Suspects
@@ -184,6 +187,13 @@ class ProcessClient:
     async def flush(self) -> bool:
         """Raises: `Overloaded` when the engine is not there to answer."""
         return (await self._ask(FlushCache(), CacheFlushed)).was_idle
+
+    async def load_adapter(self, directory: str, is_pinned: bool = False) -> AdapterLoaded:
+        """Raises: `Overloaded` when the engine is not there to answer."""
+        return await self._ask(LoadAdapter(directory, is_pinned), AdapterLoaded)
+
+    def unload_adapter(self, digest: str) -> None:
+        self._send(UnloadAdapter(digest))
 
     async def close(self, *, at_once: bool = False) -> None:
         """Shut the engine down: ask, unless it is to be `at_once`, then kill. Nothing of it is left."""
@@ -348,7 +358,7 @@ class ProcessClient:
                     self._set_state(EngineState.READY, "")
             case EngineFailed():
                 self._start_error = message
-            case EngineStats() | CacheFlushed() if waiters := self._waiters[type(message)]:
+            case EngineStats() | CacheFlushed() | AdapterLoaded() if waiters := self._waiters[type(message)]:
                 waiter = waiters.popleft()
                 if not waiter.done():
                     waiter.set_result(message)

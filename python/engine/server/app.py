@@ -20,6 +20,7 @@ from engine.server.metrics import Metrics
 from engine.server.request_id import HEADER, request_id_of
 from engine.server.routes import (
     abort,
+    adapters,
     cache,
     chat,
     completions,
@@ -47,6 +48,7 @@ ROUTES = (
     tokenize,
     cache,
     abort,
+    adapters,
     docs,
 )
 

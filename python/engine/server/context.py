@@ -11,6 +11,7 @@ from engine.core.client import EngineClient, EngineState
 from engine.core.embedding_io import EmbeddingIO
 from engine.core.messages import EngineReady
 from engine.errors import InvalidRequest, Overloaded
+from engine.server.adapters import AdapterRegistry
 from engine.server.body_memory import BodyMemory
 from engine.server.ignored import IgnoredFields
 from engine.server.live_requests import LiveRequests
@@ -50,6 +51,7 @@ class ServerContext:
         self.names = ModelNames(
             self.config.served_model_name or (path,), path, accepts_any=self.config.allow_any_model_name
         )
+        self.adapters = AdapterRegistry(self.client, self.names, self.config.lora_paths, self.config.lora_dir)
 
     @property
     def unready(self) -> Overloaded | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from time import monotonic
 from typing import Any
@@ -105,6 +105,7 @@ class Generation:
         self._timer = RequestTimer(context.metrics)
         self._requests = requests
         self._unfinished = {r.request_id for r in requests}
+        self._release_adapter: Callable[[], None] | None = None
         self._streams: list[RequestStream] = []
         self._processors: list[OutputProcessor] = []
 
@@ -124,6 +125,7 @@ class Generation:
         by its own name if there are `prompt_names`.
         """
         _check_places(request.n * len(prompts), context.client.info)
+        adapter = await context.adapters.use(request.model, request.lora_path)
         requests = [
             GenerateRequest(
                 request_id=f"{response_id}-{i}",
@@ -132,15 +134,18 @@ class Generation:
                 n=request.n,
                 namespace=request.cache_salt,
                 priority=request.priority,
+                adapter=None if adapter is None else adapter.ref,
             )
             for i, (ids, params) in enumerate(prompts)
         ]
         self = cls(context, request, requests)
+        if adapter is not None:
+            self._release_adapter = functools.partial(context.adapters.release, adapter)
         aborts = dict.fromkeys(filter(None, (response_id, request.rid)), self.abort)
         aborts |= {name: functools.partial(self.abort_prompt, i) for i, name in enumerate(prompt_names)}
-        self._names = context.live.add(aborts, self.abort)
         stops = StopStrings(request.params.stop, request.params.include_stop)
         try:
+            self._names = context.live.add(aborts, self.abort)
             self._processors = [
                 OutputProcessor(
                     tokenizer, params, ids, request.n, stops if _has_stops(params, request) else None
@@ -192,6 +197,9 @@ class Generation:
             self._client.cancel(request_id)
         self._unfinished.clear()
         self._live.remove(self._names)
+        if self._release_adapter is not None:
+            self._release_adapter()
+            self._release_adapter = None
 
     def abort(self) -> None:
         """End it from outside: choices that are not complete get the finish reason "abort"."""

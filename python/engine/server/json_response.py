@@ -8,5 +8,6 @@ import msgspec
 from sanic import HTTPResponse
 
 
-def json_response(content: Any, headers: dict[str, str] | None = None) -> HTTPResponse:
-    return HTTPResponse(msgspec.json.encode(content), headers=headers, content_type="application/json")
+def json_response(content: Any, headers: dict[str, str] | None = None, status: int = 200) -> HTTPResponse:
+    body = msgspec.json.encode(content)
+    return HTTPResponse(body, status, headers, "application/json")

@@ -27,6 +27,11 @@ class Load:
     token_usage: float
     cache_hit_rate: float
     num_preemptions: int
+    lora_pool_slots_used: int
+    """Adapters in memory."""
+    lora_pool_slots_total: int
+    lora_num_in_use: int
+    lora_num_evictions: int
 
 
 async def fetch_load(context: ServerContext) -> Load:
@@ -34,12 +39,12 @@ async def fetch_load(context: ServerContext) -> Load:
     _, ready = context.require_ready()
     try:
         async with asyncio.timeout(STATS_TIMEOUT_S):
-            return _load(await context.client.stats(), ready)
+            return _load(await context.client.stats(), ready, context.engine_config.max_loaded_loras)
     except TimeoutError:
         raise Overloaded("The engine does not answer in time.", slug="queue_timeout") from None
 
 
-def _load(stats: EngineStats, ready: EngineReady) -> Load:
+def _load(stats: EngineStats, ready: EngineReady, max_loaded_loras: int) -> Load:
     prompt_tokens = stats.prompt_tokens_cached + stats.prompt_tokens_computed
     return Load(
         num_running_reqs=stats.num_running,
@@ -50,4 +55,8 @@ def _load(stats: EngineStats, ready: EngineReady) -> Load:
         token_usage=stats.num_blocks_in_use / max(1, stats.num_blocks_total),
         cache_hit_rate=stats.prompt_tokens_cached / max(1, prompt_tokens),
         num_preemptions=stats.num_preemptions,
+        lora_pool_slots_used=stats.num_adapters_loaded,
+        lora_pool_slots_total=max_loaded_loras,
+        lora_num_in_use=stats.num_adapters_in_use,
+        lora_num_evictions=stats.num_adapter_evictions,
     )

@@ -1,19 +1,28 @@
-"""Which names a request may give for the model."""
+"""Which names a request may give for the model, alone or with an adapter."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 from engine.errors import NotFound
 
 ANY_NAME = "default"
 
 
+class _Adapters(Protocol):
+    def find(self, name: str) -> Any: ...
+
+
 class ModelNames:
-    """The served names, the first of which is the model's id, and the names that also work."""
+    """The served names, the first of which is the model's id, and the names that also work.
+
+    An adapter is named by itself, or after a name of the model and a colon.
+    """
 
     def __init__(self, served: Sequence[str], model_path: str, *, accepts_any: bool = False) -> None:
         self.served = tuple(dict.fromkeys(served))
+        self.adapters: _Adapters | None = None
         self._accepted = {*self.served, model_path, ANY_NAME}
         self._accepts_any = accepts_any
 
@@ -21,20 +30,58 @@ class ModelNames:
     def primary(self) -> str:
         return self.served[0]
 
+    def is_base(self, name: str) -> bool:
+        """Whether it names the model without an adapter."""
+        return name in self._accepted
+
     def check(self, name: str) -> None:
         """Raises `NotFound` for a name that no request may give."""
-        if not self._accepts_any:
-            self._require(name)
+        self.adapter_of(name)
+
+    def adapter_of(self, name: str) -> str | None:
+        """The adapter that a model's name asks for; None for the base model.
+
+        Raises `NotFound` for a name that no request may give: an adapter that is not there is never
+        answered by the base model.
+        """
+        if self.is_base(name):
+            return None
+        adapter = self._split(name)
+        if adapter is None and not self._accepts_any:
+            raise self._not_found(name)
+        return adapter
 
     def id_of(self, name: str) -> str:
         """The id under which `name` is listed. Raises `NotFound`."""
-        self._require(name)
-        return name if name in self.served else self.primary
+        if self.is_base(name):
+            return name if name in self.served else self.primary
+        adapter = self._split(name)
+        if adapter is None:
+            raise self._not_found(name)
+        return adapter
 
-    def _require(self, name: str) -> None:
-        if name not in self._accepted:
+    def _split(self, name: str) -> str | None:
+        """The adapter in the name, None if it holds none. Raises `NotFound` for one that is not there."""
+        if self._has_adapter(name):
+            return name
+        bases = [base for base in self._accepted if name.startswith(f"{base}:")]
+        if not bases:
+            return None
+        adapter = name[len(max(bases, key=len)) + 1 :]
+        if not self._has_adapter(adapter):
             raise NotFound(
-                f"The model {name[:200]!r} does not exist; this server has {self.primary!r}.",
-                slug="model_not_found",
+                f"The model {self.primary!r} has no adapter {adapter[:200]!r}.",
+                slug="adapter_not_found",
                 param="model",
             )
+        return adapter
+
+    def _has_adapter(self, name: str) -> bool:
+        return self.adapters is not None and self.adapters.find(name) is not None
+
+    def _not_found(self, name: str) -> NotFound:
+        return NotFound(
+            f"The model {name[:200]!r} does not exist; this server has {self.primary!r}.",
+            slug="model_not_found",
+            param="model",
+        )

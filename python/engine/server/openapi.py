@@ -110,6 +110,16 @@ _TOKENIZE = (
 _DETOKENIZE = ("The text of token ids.", "DetokenizeRequest", "Text")
 _MODEL_INFO = ("The model and the resolved configuration.", "Info")
 _SERVER_INFO = ("The model, the resolved configuration and the load.", "Info")
+_LOAD_ADAPTER = (
+    "Serve an adapter under a name, from a directory that --lora-dir or --lora-paths allows.",
+    "LoadAdapterRequest",
+    "AdapterUpdate",
+)
+_UNLOAD_ADAPTER = (
+    "Forget an adapter; answered when its last request is over.",
+    "UnloadAdapterRequest",
+    "AdapterUpdate",
+)
 _FLUSH = "Empty the prefix cache, unless requests run; timeout waits for that, in seconds."
 
 OPERATIONS = (
@@ -131,7 +141,9 @@ OPERATIONS = (
         "Embeddings",
         errors=(*_WITH_BODY, 404),
     ),
-    Operation("/v1/models", "The model under each of its names.", "ModelList", errors=(503,)),
+    Operation(
+        "/v1/models", "The model under each of its names, and its adapters.", "ModelList", errors=(503,)
+    ),
     Operation(
         "/v1/models/{model_id}",
         "One model; its id may hold slashes.",
@@ -143,6 +155,10 @@ OPERATIONS = (
     _post("/v1/tokenize", *_TOKENIZE, errors=(*_WITH_BODY, 404)),
     _post("/detokenize", *_DETOKENIZE, errors=(*_WITH_BODY, 404)),
     _post("/v1/detokenize", *_DETOKENIZE, errors=(*_WITH_BODY, 404)),
+    _post("/load_lora_adapter", *_LOAD_ADAPTER),
+    _post("/v1/load_lora_adapter", *_LOAD_ADAPTER),
+    _post("/unload_lora_adapter", *_UNLOAD_ADAPTER),
+    _post("/v1/unload_lora_adapter", *_UNLOAD_ADAPTER),
     _post("/abort_request", "End a request by its rid, or all requests.", "AbortRequest", "Aborted"),
     Operation("/flush_cache", _FLUSH, "Flushed", errors=(400, 503), parameters=(_WAIT,)),
     Operation("/flush_cache", _FLUSH, "Flushed", errors=(400, 503), parameters=(_WAIT,), method="post"),

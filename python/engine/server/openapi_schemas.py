@@ -138,6 +138,7 @@ GENERATION: dict[str, Schema] = {
     },
     "return_cached_tokens_details": BOOLEAN,
     "return_token_ids": BOOLEAN,
+    "lora_path": TEXT,
     "cache_salt": {"type": "string", "maxLength": MAX_SALT_CHARS},
     "extra_key": {"type": "string", "maxLength": MAX_SALT_CHARS},
     "priority": bounded(INTEGER, -MAX_PRIORITY, MAX_PRIORITY),
@@ -215,6 +216,10 @@ _LOAD = answer(
     token_usage=NUMBER,
     cache_hit_rate=NUMBER,
     num_preemptions=INTEGER,
+    lora_pool_slots_used=INTEGER,
+    lora_pool_slots_total=INTEGER,
+    lora_num_in_use=INTEGER,
+    lora_num_evictions=INTEGER,
 )
 
 
@@ -372,6 +377,13 @@ SCHEMAS: dict[str, Schema] = {
         {"model": TEXT, "skip_special_tokens": BOOLEAN},
     ),
     "Text": answer(text={"anyOf": [TEXT, array(TEXT)]}),
+    "LoadAdapterRequest": request({"lora_name": TEXT, "lora_path": TEXT}, {"pinned": BOOLEAN}),
+    "UnloadAdapterRequest": request({"lora_name": TEXT}, {}),
+    "AdapterUpdate": answer(
+        success=BOOLEAN,
+        error_message={"type": ["string", "null"]},
+        loaded_adapters={"type": "object", "additionalProperties": TEXT},
+    ),
     "AbortRequest": request({}, {"rid": TEXT, "abort_all": BOOLEAN})
     | {"anyOf": [_given("rid", **NONEMPTY), _given("abort_all", const=True)]},
     "Aborted": answer(aborted=INTEGER),

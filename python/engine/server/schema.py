@@ -43,7 +43,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "lora_path": ("",),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
@@ -107,6 +106,9 @@ class GenerationRequest:
     return_cached_details: bool
     return_token_ids: bool
     cache_salt: str
+    lora_path: str | None
+    """Name or directory of an adapter, unless `model` names one; None or empty for none."""
+
     priority: int
     """Higher ones are admitted first."""
 
@@ -228,6 +230,7 @@ def _common(
         "return_cached_details": fields.boolean("return_cached_tokens_details"),
         "return_token_ids": fields.boolean("return_token_ids"),
         "cache_salt": _cache_salt(fields),
+        "lora_path": fields.text("lora_path"),
         "priority": _priority(fields),
         "user": read_user(fields),
         "return_timings": fields.boolean("return_timings"),

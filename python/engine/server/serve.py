@@ -69,6 +69,7 @@ async def _load(client: ProcessClient, context: ServerContext) -> None:
         for task in done:
             task.result()
         context.embedding = await asyncio.to_thread(_load_embedding, client, context, files.result())
+        await context.adapters.load_first()
         context.model = files.result()
     finally:
         ready.cancel()

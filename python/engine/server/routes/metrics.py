@@ -58,7 +58,17 @@ def load_families(load: Load) -> Iterator[Metric]:
         ("num_used_tokens", "Tokens of the KV cache that requests hold.", load.num_used_tokens),
         ("max_total_num_tokens", "Tokens that the KV cache holds at most.", load.max_total_num_tokens),
         ("cache_hit_rate", "Part of all prompt tokens that were cached.", load.cache_hit_rate),
+        ("lora_pool_slots_used", "Adapters in memory.", load.lora_pool_slots_used),
+        ("lora_pool_slots_total", "Adapters that memory may hold.", load.lora_pool_slots_total),
+        (
+            "lora_pool_utilization",
+            "Part of the places for adapters that is taken.",
+            load.lora_pool_slots_used / load.lora_pool_slots_total,
+        ),
+        ("lora_in_use", "Different adapters that requests use.", load.lora_num_in_use),
     ):
         yield GaugeMetricFamily(PREFIX + name, text, value=value)
+    text = "Adapters that made room for others."
+    yield CounterMetricFamily(PREFIX + "lora_evictions", text, value=load.lora_num_evictions)
     text = "Running requests put back into the queue."
     yield CounterMetricFamily(PREFIX + "num_preemptions", text, value=load.num_preemptions)

@@ -11,6 +11,7 @@ from sanic.request import Request
 import engine
 from engine.core.embedding_io import EmbeddingIO
 from engine.sampling.params import SamplingParams
+from engine.server.adapters import Adapter
 from engine.server.context import ServerContext
 from engine.server.json_response import json_response
 from engine.server.model_files import SAMPLING_FIELDS, ModelFiles
@@ -20,12 +21,15 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
     @app.get("/v1/models", ignore_body=True)
     async def list_models(_request: Request) -> HTTPResponse:
         cards = [_card(context, name) for name in context.names.served]
+        cards += [_adapter_card(context, adapter) for adapter in context.adapters]
         return json_response({"object": "list", "data": cards})
 
     # Ids may hold slashes, as they are or percent-encoded, and may begin with one.
     @app.get("/v1/models/<model_id:path>", ignore_body=True)
     async def get_model(_request: Request, model_id: str) -> HTTPResponse:
-        return json_response(_card(context, context.names.id_of(unquote(model_id))))
+        listed = context.names.id_of(unquote(model_id))
+        adapter = context.adapters.find(listed)
+        return json_response(_card(context, listed) if adapter is None else _adapter_card(context, adapter))
 
     @app.get("/get_model_info", name="get_model_info", ignore_body=True)
     @app.get("/model_info", name="model_info", ignore_body=True)
@@ -66,6 +70,15 @@ def _embedding(embedding: EmbeddingIO) -> dict[str, Any]:
     }
 
 
+def _adapter_card(context: ServerContext, adapter: Adapter) -> dict[str, Any]:
+    return {
+        **_card(context, adapter.name),
+        "created": adapter.created,
+        "root": adapter.path,
+        "parent": context.names.primary,
+    }
+
+
 def model_info(context: ServerContext) -> dict[str, Any]:
     """Never keys: only what is named here is shown."""
     model, ready = context.require_ready()
@@ -100,7 +113,13 @@ def model_info(context: ServerContext) -> dict[str, Any]:
         "schedule_policy": config.schedule_policy,
         "enable_radix_cache": not config.disable_radix_cache,
         "enable_cache_report": context.config.enable_cache_report,
-        "lora": {"enabled": False, "max_loras_per_batch": 0, "max_lora_rank": 0, "adapters": []},
+        "lora": {
+            "enabled": True,
+            "max_loras_per_batch": config.max_loras_per_batch,
+            "max_loaded_loras": config.max_loaded_loras,
+            "max_lora_rank": config.max_lora_rank,
+            "adapters": [adapter.name for adapter in context.adapters],
+        },
         "default_sampling_params": _default_sampling(model),
         "preferred_sampling_params": None,
         "default_max_tokens": context.config.default_max_tokens_chat,

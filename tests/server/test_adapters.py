@@ -1,0 +1,333 @@
+"""Naming adapters over HTTP: by name, by path, by neither; loading and unloading while others are served."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from engine.config.server_config import ServerConfig
+from engine.errors import ConfigError
+from engine.server.adapter_paths import AdapterRoots
+from helpers.http_server import MODEL_PATH, Server, wait_until, write_adapter
+
+BASE = "org/base:7b"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "root"
+    for name in ("one", "two", "deep/er"):
+        write_adapter(root / name, name.encode())
+    return root
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    return write_adapter(tmp_path / "outside", b"outside")
+
+
+@pytest.fixture
+def lora(model_dir: Path, root: Path, outside: Path) -> Iterator[Server]:
+    """A server whose adapters are `first` and one that is named by its path."""
+    config = ServerConfig(
+        served_model_name=(BASE, "base"),
+        lora_paths=(f"first={root}/one", str(outside)),
+        lora_dir=(str(root),),
+    )
+    with Server(model_dir, config=config) as server:
+        server.run(server.context.adapters.load_first())
+        yield server
+        server.wait_idle()
+
+
+def digests(server: Server) -> list[str | None]:
+    """Of the adapters of all requests so far, shortened."""
+    return server.call(
+        lambda: [r.adapter and r.adapter.directory.split("/")[-1] for r in server.engine.submitted]
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"model": "base"}, None),
+        ({"model": BASE}, None),
+        ({"model": "base", "lora_path": None}, None),
+        ({"model": "base", "lora_path": ""}, None),
+        ({"model": "first"}, "one"),
+        ({"model": "base:first"}, "one"),
+        ({"model": f"{BASE}:first"}, "one"),
+        ({"model": "default:first"}, "one"),
+        ({"model": f"{MODEL_PATH}:first"}, "one"),
+        ({"model": "base", "lora_path": "first"}, "one"),
+        ({"model": "base", "lora_path": "{root}/one"}, "one"),
+        ({"model": "base", "lora_path": "{root}/deep/../one"}, "one"),
+        ({"model": "base", "lora_path": "{root}/two"}, "two"),
+        ({"model": "base", "lora_path": "two"}, "two"),
+        ({"model": "base", "lora_path": "deep/er"}, "er"),
+        ({"model": "base", "lora_path": "{outside}"}, "outside"),
+        ({"model": "base:{outside}"}, "outside"),
+        ({"model": "{outside}"}, "outside"),
+        ({"model": "base:first", "lora_path": "{root}/two"}, "one"),
+    ],
+)
+@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/completions"])
+def test_ways_to_name_one(lora, root, outside, route, fields, expected):
+    fields = {name: value and value.format(root=root, outside=outside) for name, value in fields.items()}
+    response = lora.post(route, {"prompt": "Hi", "messages": [{"role": "user", "content": "Hi"}], **fields})
+    assert response.status_code == 200, response.text
+    assert response.json()["model"] == fields["model"]
+    assert digests(lora) == [expected]
+    assert all(adapter.num_live == 0 for adapter in lora.context.adapters)
+
+
+def test_native_generate_takes_one(lora):
+    assert lora.post("/generate", {"text": "Hi", "lora_path": "first"}).status_code == 200
+    assert digests(lora) == ["one"]
+    assert lora.post("/generate", {"text": "Hi", "lora_path": "none"}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "slug", "param"),
+    [
+        ({"model": "second"}, 404, "model_not_found", "model"),
+        ({"model": "base:second"}, 404, "adapter_not_found", "model"),
+        ({"model": "base:"}, 404, "adapter_not_found", "model"),
+        ({"model": "other:first"}, 404, "model_not_found", "model"),
+        ({"model": "base:base"}, 404, "adapter_not_found", "model"),
+        ({"lora_path": "second"}, 404, "adapter_not_found", "lora_path"),
+        ({"lora_path": "{root}/second"}, 404, "adapter_not_found", "lora_path"),
+        ({"lora_path": "{root}"}, 404, "adapter_not_found", "lora_path"),
+        ({"lora_path": "deep"}, 404, "adapter_not_found", "lora_path"),
+        ({"lora_path": "/etc"}, 400, "invalid_value", "lora_path"),
+        ({"lora_path": "/etc/passwd"}, 400, "invalid_value", "lora_path"),
+        ({"lora_path": "/"}, 400, "invalid_value", "lora_path"),
+        ({"lora_path": "../outside"}, 400, "invalid_value", "lora_path"),
+        ({"lora_path": "{root}/../outside"}, 400, "invalid_value", "lora_path"),
+        ({"lora_path": "one/../../outside"}, 400, "invalid_value", "lora_path"),
+        ({"lora_path": "{outside}/"}, 400, "invalid_value", "lora_path"),
+        ({"lora_path": "/dev/zero"}, 400, "invalid_value", "lora_path"),
+        ({"lora_path": "~root"}, 404, "adapter_not_found", "lora_path"),
+        ({"lora_path": "a\0b"}, 400, "invalid_value", "lora_path"),
+        ({"lora_path": "x" * 5000}, 400, "invalid_value", "lora_path"),
+        ({"lora_path": 7}, 400, "invalid_value", "lora_path"),
+        ({"lora_path": ["first"]}, 400, "invalid_value", "lora_path"),
+    ],
+)
+def test_what_is_not_there_or_not_allowed(lora, root, outside, fields, status, slug, param):
+    fields = {n: v.format(root=root, outside=outside) if isinstance(v, str) else v for n, v in fields.items()}
+    num_loads = len(lora.engine.adapter_loads)
+    response = lora.chat(**{"model": "base", **fields})
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert (error["code"], error["param"]) == (slug, param)
+    assert digests(lora) == [] and len(lora.engine.adapter_loads) == num_loads
+
+
+def test_any_model_name_is_no_adapter_name(model_dir, root):
+    config = ServerConfig(served_model_name=("base",), allow_any_model_name=True, lora_dir=(str(root),))
+    with Server(model_dir, config=config) as server:
+        assert server.chat(model="gpt-9").status_code == 200
+        assert server.chat(model="base:pirate").status_code == 404
+
+
+def test_links_and_odd_files_lead_nowhere(lora, root, outside):
+    (root / "link").symlink_to(outside)
+    (root / "inner").symlink_to(root / "two")
+    weights = write_adapter(root / "linked") / "adapter_model.safetensors"
+    weights.unlink()
+    weights.symlink_to("/etc/passwd")
+    pipe = write_adapter(root / "pipe") / "adapter_config.json"
+    pipe.unlink()
+    os.mkfifo(pipe)
+    device = write_adapter(root / "device") / "adapter_model.safetensors"
+    device.unlink()
+    device.symlink_to("/dev/zero")
+    (root / "loop").symlink_to(root / "loop")
+    (root / "file").write_text("x")
+    for path in ("link", "linked", "pipe", "device"):
+        response = lora.chat(model="base", lora_path=str(root / path))
+        assert response.status_code == 400 and response.json()["param"] == "lora_path", path
+    for path in ("loop", "file"):
+        assert lora.chat(model="base", lora_path=str(root / path)).status_code == 404, path
+    assert digests(lora) == []
+    assert lora.chat(model="base", lora_path=str(root / "inner")).status_code == 200
+
+
+def test_unusable_files_say_why(lora, root):
+    write_adapter(root / "broken")
+    response = lora.chat(model="base", lora_path="broken")
+    assert response.status_code == 400
+    assert (
+        response.json()["error"]["code"] == "invalid_adapter"
+        and "It is broken." in response.json()["message"]
+    )
+
+
+def test_models_lists_each_with_its_parent(lora, root, outside):
+    assert lora.chat(model="base", lora_path="two").status_code == 200
+    cards = {card["id"]: card for card in lora.get("/v1/models").json()["data"]}
+    assert list(cards) == [BASE, "base", "first", str(outside), str(root / "two")]
+    assert cards["first"]["root"] == f"{root}/one" and cards["first"]["parent"] == BASE
+    assert cards["base"]["parent"] is None
+    for name, card in cards.items():
+        assert card["max_model_len"] == 2048
+        for id_ in (name, name.replace("/", "%2F")):
+            assert lora.get(f"/v1/models/{id_}").json() == card
+    assert lora.get("/v1/models/base:first").json() == cards["first"]
+    assert lora.get("/v1/models/base:none").status_code == 404
+    assert lora.get("/get_model_info").json()["lora"]["adapters"] == [
+        "first",
+        str(outside),
+        str(root / "two"),
+    ]
+
+
+def load(server: Server, name: str, path: Any, **fields: Any) -> httpx.Response:
+    return server.post("/load_lora_adapter", {"lora_name": name, "lora_path": str(path), **fields})
+
+
+def unload(server: Server, name: str, route: str = "/unload_lora_adapter") -> httpx.Response:
+    return server.post(route, {"lora_name": name})
+
+
+def test_load_and_unload(lora, root):
+    response = load(lora, "second", root / "two", pinned=True)
+    assert response.status_code == 200
+    assert response.json()["success"] and response.json()["error_message"] is None
+    assert response.json()["loaded_adapters"]["second"] == str(root / "two")
+    assert lora.engine.adapter_loads[-1] == (str(root / "two"), True)
+    assert lora.chat(model="second").status_code == 200
+    assert lora.call(lambda: lora.engine.submitted[-1].adapter.is_pinned)
+    response = unload(lora, "second", "/v1/unload_lora_adapter")
+    assert response.status_code == 200 and "second" not in response.json()["loaded_adapters"]
+    assert lora.chat(model="second").status_code == 404
+    assert len(lora.engine.adapter_unloads) == 1
+    assert lora.post("/v1/load_lora_adapter", {"lora_name": "x", "lora_path": "two"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("x", "/etc"), ("x", "nothing"), ("x", "../outside"), ("base", "two"), ("default", "two"),
+        ("", "two"), ("a\nb", "two"), ("x" * 300, "two"), ("x", "broken"),
+    ],
+)  # fmt: skip
+def test_a_load_that_fails_changes_nothing(lora, root, name, path):
+    write_adapter(root / "broken")
+    before = lora.get("/v1/models").json()
+    response = load(lora, name, path)
+    assert response.status_code == 400
+    assert response.json()["success"] is False and response.json()["error_message"]
+    assert list(response.json()["loaded_adapters"])[0] == "first"
+    assert lora.get("/v1/models").json() == before
+
+
+def test_unloading_what_is_not_there(lora):
+    response = unload(lora, "nothing")
+    assert response.status_code == 400 and response.json()["success"] is False
+
+
+def test_two_names_of_one_content_and_a_name_with_new_content(lora, root):
+    load(lora, "twin", root / "one")
+    assert unload(lora, "first").status_code == 200
+    assert lora.engine.adapter_unloads == [], "the other name still has it"
+    (root / "one" / "adapter_model.safetensors").write_bytes(b"new")
+    assert lora.chat(model="twin").status_code == 200
+    assert load(lora, "twin", root / "one").status_code == 200
+    assert lora.chat(model="twin").status_code == 200
+    old, new = lora.call(lambda: [request.adapter.digest for request in lora.engine.submitted])
+    assert old != new
+    wait_until(lambda: lora.call(lambda: lora.engine.adapter_unloads) == [old])
+
+
+def test_a_directory_that_changes_is_read_again(lora, root):
+    for content in (b"two", b"three"):
+        (root / "two" / "adapter_model.safetensors").write_bytes(content)
+        for _ in range(2):
+            assert lora.chat(model="base", lora_path="two").status_code == 200
+    used = lora.call(lambda: [request.adapter.digest for request in lora.engine.submitted])
+    assert used[0] == used[1] != used[2] == used[3]
+    assert [Path(directory).name for directory, _ in lora.engine.adapter_loads[2:]] == ["two", "two"]
+
+
+def in_thread(call) -> tuple[threading.Thread, list]:
+    results: list = []
+    thread = threading.Thread(target=lambda: results.append(call()))
+    thread.start()
+    return thread, results
+
+
+def test_unload_waits_for_running_requests(lora):
+    lora.call(lora.engine.hold)
+    asking, answers = in_thread(lambda: lora.chat(model="first"))
+    wait_until(lambda: lora.call(lambda: len(lora.engine.running)) == 1)
+    unloading, unloads = in_thread(lambda: unload(lora, "first"))
+    wait_until(lambda: lora.get("/v1/models/first").status_code == 404)
+    assert lora.chat(model="first").status_code == 404
+    assert not unloads and lora.call(lambda: lora.engine.adapter_unloads) == []
+    lora.call(lora.engine.release)
+    asking.join(10), unloading.join(10)
+    assert answers[0].status_code == 200 and unloads[0].status_code == 200
+    assert len(lora.engine.adapter_unloads) == 1
+
+
+def test_first_uses_at_once_read_it_once(lora):
+    lora.call(lora.engine.hold)
+    asking = [in_thread(lambda: lora.chat(model="base", lora_path="two")) for _ in range(5)]
+    wait_until(lambda: lora.call(lambda: len(lora.engine.adapter_loads)) == 3)
+    lora.call(lora.engine.release)
+    for thread, results in asking:
+        thread.join(10)
+        assert results[0].status_code == 200
+    assert len(lora.engine.adapter_loads) == 3
+    assert all(adapter.num_live == 0 for adapter in lora.context.adapters)
+
+
+def test_a_refused_request_lets_its_adapter_go(lora):
+    lora.call(lora.engine.hold)
+    thread, _ = in_thread(lambda: lora.chat(model="first", rid="taken"))
+    wait_until(lambda: lora.call(lambda: len(lora.engine.running)) == 1)
+    assert lora.chat(model="first", rid="taken").status_code == 400
+    lora.call(lora.engine.release)
+    thread.join(10)
+    assert all(adapter.num_live == 0 for adapter in lora.context.adapters)
+
+
+def test_with_the_sdk(lora):
+    client = lora.sdk()
+    messages = [{"role": "user", "content": "Hi"}]
+    client.chat.completions.create(model="base:first", messages=messages)
+    client.chat.completions.create(model="base", messages=messages, extra_body={"lora_path": "first"})
+    assert digests(lora) == ["one", "one"]
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="base", messages=messages, extra_body={"lora_path": "nope"})
+    assert caught.value.code == "adapter_not_found"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "=path", "name=", '{"lora_name": "a"}', '{"lora_path": "a"}', "{",
+     '{"lora_name": 1, "lora_path": "p"}',
+     '{"lora_name": "a", "lora_path": "p", "pinned": 1}', '{"lora_name": "a", "lora_path": "p", "x": 1}'],
+)  # fmt: skip
+def test_wrong_lora_paths_are_refused_by_name(text):
+    with pytest.raises(ConfigError, match="--lora-paths"):
+        ServerConfig(lora_paths=(text,))
+
+
+def test_lora_paths_must_name_adapters_apart():
+    with pytest.raises(ConfigError, match="same name"):
+        ServerConfig(lora_paths=("a=x", '{"lora_name": "a", "lora_path": "y", "pinned": true}'))
+
+
+def test_lora_dir_must_be_there(tmp_path):
+    with pytest.raises(ConfigError, match="--lora-dir"):
+        AdapterRoots([str(tmp_path / "none")], [])
