@@ -18,6 +18,7 @@ from helpers.errors import check_error
 from helpers.server_process import ServerProcess
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+OTHERS = ("/generate", "/v1/embeddings", "/tokenize", "/detokenize", "/abort_request")
 JSON = {"content-type": "application/json"}
 MESSAGES = [{"role": "user", "content": "Hi"}]
 GOOD = {CHAT: {"model": "default", "messages": MESSAGES}, COMPLETIONS: {"model": "default", "prompt": "Hi"}}
@@ -217,7 +218,7 @@ def junk() -> Iterator[Case]:
     ):  # fmt: skip
         yield Case(what=f"junk-{short(content)}", path=CHAT, body=content, code=JUNK)
     yield Case(what="junk-completions", path=COMPLETIONS, body=b"{", code=JUNK)
-    for path in ("/tokenize", "/detokenize", "/abort_request", "/v1/tokenize", "/v1/detokenize"):
+    for path in (*OTHERS, "/v1/tokenize", "/v1/detokenize"):
         yield Case(what=f"junk-{path}", path=path, body=b"[]", code=JUNK)
     # Of a repeated key the last one counts, as with most readers of JSON.
     twice = good[:-1] + b', "temperature": 1, "temperature": -1}'
@@ -237,7 +238,7 @@ def transport() -> Iterator[Case]:
     """Bodies that are too large, of another type, or sent to the wrong place in the wrong way."""
     large = {"status": 413, "code": "body_too_large"}
     huge = b'{"model": "' + b"x" * 20_000_000 + b'"}'
-    for path in (CHAT, COMPLETIONS, "/tokenize", "/detokenize", "/abort_request"):
+    for path in (CHAT, COMPLETIONS, *OTHERS):
         yield Case(what=f"20MB-{path}", path=path, body=huge, **large)
     yield Case(what="20MB-of-nothing", path=CHAT, body=b" " * 20_000_000, **large)
     for kind in (
@@ -251,7 +252,7 @@ def transport() -> Iterator[Case]:
         other = {"status": 415, "code": "unsupported_media_type", "headers": headers}
         yield Case(what=f"coding-{coding}", path=CHAT, body=GOOD[CHAT], **other)
     wrong = {"status": 405, "code": "method_not_allowed"}
-    for path in (CHAT, COMPLETIONS, "/tokenize", "/detokenize", "/abort_request"):
+    for path in (CHAT, COMPLETIONS, *OTHERS):
         for method in ("GET", "PUT", "DELETE", "PATCH", "OPTIONS"):
             yield Case(what=f"{method}-{path}", path=path, method=method, **wrong)
     for path in ("/", "/v1/models", "/v1/models/default", "/health", "/metrics", "/model_info", "/v1/loads"):
