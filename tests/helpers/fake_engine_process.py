@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from engine.core import engine_process
 from engine.core.engine_core import EngineCore
 from engine.core.messages import EngineReady
-from engine.core.step_board import WatchedRunner
 from engine.errors import CheckpointError
 from engine.scheduling.settings import SchedulerSettings
 from helpers.engines import FakeRunner
@@ -52,8 +51,8 @@ class FragileRunner(FakeRunner):
 
 
 def make_core(board):
-    runner = WatchedRunner(FragileRunner(NUM_BLOCKS, BLOCK_SIZE, VOCAB_SIZE), board)
-    return EngineCore(SETTINGS, runner, PlainPrefixCache(NUM_BLOCKS, BLOCK_SIZE))
+    runner = FragileRunner(NUM_BLOCKS, BLOCK_SIZE, VOCAB_SIZE)
+    return EngineCore(SETTINGS, runner, PlainPrefixCache(NUM_BLOCKS, BLOCK_SIZE), board=board)
 
 
 def build(config, progress, board):

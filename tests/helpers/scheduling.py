@@ -65,6 +65,7 @@ class Harness:
         )
         self.answers: dict[tuple[str, int], Answer] = {}
         self.num_idle_steps = 0
+        self.displaced: list[str] = []
 
     def submit(
         self,
@@ -77,6 +78,7 @@ class Harness:
         prompt = np.array(prompt, np.int32)
         seed = 7 if params.seed is None else params.seed
         choices = self.scheduler.submit(request_id, prompt, params, seed=seed, n=n, **options)
+        self.displaced += self.scheduler.take_displaced()
         for request in choices:
             self.answers[request_id, request.choice] = Answer()
 

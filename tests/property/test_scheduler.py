@@ -91,6 +91,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             {
                 "namespace": st.sampled_from(["", "", "other"]),
                 "priority": st.sampled_from([0, 0, 0, 1, -3]),
+                "client": st.sampled_from(["", "", "a", "b"]),
                 "runs_alone": st.sampled_from([False, False, False, True]),
             }
         ),
@@ -115,6 +116,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert scheduler.num_running + scheduler.num_waiting + n > places
             return
         assert not too_long
+        for other in self.h.displaced:
+            self.cancelled.update((other, choice) for choice in range(self.asked[other][2]))
+        self.h.displaced.clear()
         if params.max_tokens:
             self.asked[name] = (tuple(tokens), params, n)
         elif params.prompt_logprobs is not None and len(tokens) > 1:  # scored by the first choice

@@ -204,3 +204,8 @@ def test_a_client_that_vanishes_while_sending(server: Server) -> None:
             )
     wait_until(lambda: server.call(lambda: len(server.connections)) <= 1)
     assert not server.engine.submitted
+
+
+def test_a_conversation_of_too_many_messages(server: Server) -> None:
+    response = server.chat(messages=[{"role": "user", "content": ""}] * 16385)
+    assert (response.status_code, response.json()["param"]) == (400, "messages")

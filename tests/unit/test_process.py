@@ -223,7 +223,7 @@ def test_an_engine_that_is_stuck_is_killed(how):
     """What it is asked meanwhile is bounded, and answered with an error in the end."""
 
     async def main():
-        async with running(watchdog_timeout=0.5) as client:
+        async with running(watchdog_timeout=2) as client:
             await client.wait_ready()
             if how == "stopped from outside":
                 os.kill(client.pid, signal.SIGSTOP)

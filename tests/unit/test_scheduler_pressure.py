@@ -5,6 +5,7 @@ import pytest
 
 from engine.errors import InvalidRequest, Overloaded
 from engine.sampling.params import SamplingParams
+from engine.scheduling.fair_queue import FairQueue
 from engine.scheduling.request import Request
 from engine.scheduling.waiting_queue import MAX_PASSING, WINDOW, WaitingQueue
 from helpers.scheduling import GREEDY, Harness, answer_alone, greedy, prompt
@@ -204,7 +205,7 @@ def test_preempted_requests_come_first_and_the_oldest_of_them(policy):
         empty = np.empty(0, np.int32)
         return Request("r", 0, GREEDY, 0, "", empty, empty, 0, 0, 0, arrival)
 
-    queue = WaitingQueue(policy, lambda request: request.arrival)
+    queue = FairQueue(lambda: WaitingQueue(policy, lambda request: request.arrival))
     fresh, preempted = [make(i) for i in (5, 6, 7)], [make(i) for i in (3, 1, 2)]
     for request in fresh:
         queue.push(request)

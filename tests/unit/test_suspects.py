@@ -71,7 +71,7 @@ def test_a_kill_from_outside_makes_no_suspects(number):
 
 def test_a_kill_by_the_watchdog_makes_no_suspects():
     async def main():
-        async with running(watchdog_timeout=0.3) as client:
+        async with running(watchdog_timeout=2) as client:
             await client.wait_ready()
             assert await outcome(client, generate("a", [fake.HANGS])) == "engine_restarted"
             assert "made no progress for" in client.state_reason
@@ -83,7 +83,7 @@ def test_a_kill_by_the_watchdog_makes_no_suspects():
 
 def test_an_idle_engine_that_is_stopped_is_found_out():
     async def main():
-        async with running(watchdog_timeout=0.3) as client:
+        async with running(watchdog_timeout=2) as client:
             await client.wait_ready()
             pid = client.pid
             os.kill(pid, signal.SIGSTOP)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from engine.scheduling.fair_queue import FairQueue
 from engine.scheduling.request import Request
 from engine.scheduling.waiting_queue import MAX_PASSING, WaitingQueue
 from helpers.scheduling import GREEDY, Harness, greedy, prompt
@@ -56,7 +57,7 @@ def test_a_stream_of_higher_priorities_starves_nobody(policy):
 
 
 def test_preempted_ones_go_before_any_priority():
-    queue = make_queue()
+    queue = FairQueue(make_queue)
     queue.push(make(1, priority=100))
     queue.push_preempted(make(0, priority=-100))
     assert arrivals(queue) == [0, 1]

@@ -166,6 +166,8 @@ def describe(settings: Settings, resolved: dict[str, tuple[Any, str]]) -> str:
 def _shown(flag: Flag, value: Any) -> str:
     if flag.field == "api_key" and isinstance(value, tuple):
         return f"({len(value)} hidden)"
+    if flag.field == "admin_api_key" and value != flag.unset:
+        return "(hidden)"
     if flag.kind is Kind.INTEGER_OR_CONTEXT and value is None:
         return "context"
     if isinstance(value, bool):

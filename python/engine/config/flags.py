@@ -152,6 +152,14 @@ FLAGS: tuple[Flag, ...] = (
         ServerConfig, unset="no key needed",
     ),
     Flag(
+        "--api-key-file", Kind.TEXT, HTTP,
+        "TOML file of keys with names, weights and limits, as README shows.", ServerConfig, unset="none",
+    ),
+    Flag(
+        "--admin-api-key", Kind.TEXT, HTTP, "The only key for routes that manage the server.",
+        ServerConfig, unset="any key",
+    ),
+    Flag(
         "--allowed-origins", Kind.TEXTS, HTTP,
         "Origin of web pages that may read answers (https://example.com), or * for all; "
         "give it again for more.",
@@ -218,7 +226,7 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag(
         "--limit", Kind.TEXTS, CAPACITY,
-        "name=value of a bound on what clients can do (see [Limits](#limits)); give it again for more.",
+        "name=value of a bound on clients, as README lists them; give it again for more.",
         ServerConfig, unset="none",
     ),
     Flag(

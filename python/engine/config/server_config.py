@@ -8,6 +8,7 @@ import math
 import re
 
 from engine.config.adapter_source import AdapterSource
+from engine.config.api_keys import ApiKey, read_api_keys
 from engine.config.limits import Limits, parse_limits
 from engine.errors import ConfigError
 from engine.log import LEVELS
@@ -43,7 +44,13 @@ class ServerConfig:
     """Names that requests may use; the first one is the model's id. Empty: the model path."""
 
     api_key: tuple[str, ...] = dataclasses.field(default=(), repr=False)
-    """Accepted keys; empty leaves every route open."""
+    """Accepted keys; without any every route is open."""
+
+    api_key_file: str | None = None
+    """TOML file of more keys: a table for each, by name."""
+
+    admin_api_key: str | None = dataclasses.field(default=None, repr=False)
+    """The only key for routes that manage the server; None: any accepted key."""
 
     allowed_origins: tuple[str, ...] = ()
     """Origins of web pages that may read answers, or "*" for all; empty: none."""
@@ -95,6 +102,11 @@ class ServerConfig:
     log_level: str = "info"
 
     @functools.cached_property
+    def keys(self) -> tuple[ApiKey, ...]:
+        """All accepted keys. Raises: `ConfigError`, when the file cannot be read."""
+        return read_api_keys(self.api_key, self.api_key_file)
+
+    @functools.cached_property
     def limits(self) -> Limits:
         return parse_limits(self.limit)
 
@@ -137,3 +149,7 @@ class ServerConfig:
             raise ConfigError("--served-model-name must not be empty")
         if any(not key.strip() for key in self.api_key):
             raise ConfigError("--api-key must not be empty")
+        if self.admin_api_key is not None and not self.admin_api_key.strip():
+            raise ConfigError("--admin-api-key must not be empty")
+        if self.admin_api_key in self.api_key:
+            raise ConfigError("--admin-api-key must differ from every --api-key")

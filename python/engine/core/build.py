@@ -12,11 +12,10 @@ from engine.core.embedding_core import EmbeddingCore
 from engine.core.engine_core import EngineCore
 from engine.core.messages import EngineReady
 from engine.core.resolve import resolve
-from engine.core.step_board import StepBoard, WatchedRunner
+from engine.core.step_board import StepBoard
 from engine.errors import ConfigError
 from engine.grammar.compiler import GrammarCompiler
 from engine.models.registry import read_spec
-from engine.scheduling.step_plan import Runner
 
 Progress = Callable[[str, float], None]
 
@@ -67,10 +66,8 @@ def build_engine(
             f"--chunked-prefill-size ({resolved.chunked_prefill_size}) or "
             f"--max-total-tokens ({resolved.max_total_tokens})"
         ) from error
-    watched: Runner = runner
     if board is not None:
         runner.context.report_to(ProgressBoard(board.fd))
-        watched = WatchedRunner(runner, board)
     cache = PrefixCache(resolved.num_blocks, resolved.page_size, enabled=not resolved.disable_radix_cache)
     adapters = AdapterPool(
         runner.adapter_reader.load,
@@ -92,7 +89,15 @@ def build_engine(
     # Processed scores depend on what was sampled beside: nobody but the sampler can tell them.
     is_raw = not config.logprobs_mode.startswith("processed_")
     settings = dataclasses.replace(settings, scores_known_tokens=is_raw)
-    core = EngineCore(settings, watched, cache, grammars=grammars, adapters=adapters, embedding=embedding)
+    core = EngineCore(
+        settings,
+        runner,
+        cache,
+        grammars=grammars,
+        adapters=adapters,
+        embedding=embedding,
+        board=board,
+    )
     ready = EngineReady(
         max_total_tokens=resolved.max_total_tokens,
         max_running_requests=resolved.max_running_requests,

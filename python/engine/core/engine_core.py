@@ -31,13 +31,14 @@ from engine.core.messages import (
     ToServer,
     UnloadAdapter,
 )
-from engine.errors import EngineError, InternalError, InvalidRequest
+from engine.core.step_board import StepBoard
+from engine.errors import EngineError, InternalError, InvalidRequest, Overloaded
 from engine.grammar.compiler import CompiledGrammar, GrammarCompiler
 from engine.grammar.matcher import MatcherBatch
 from engine.scheduling.request import Request
 from engine.scheduling.scheduler import NewToken, PrefixCache, Scheduler
 from engine.scheduling.settings import SchedulerSettings
-from engine.scheduling.step_plan import Runner, StepResult, StepRow, TokenScores
+from engine.scheduling.step_plan import Runner, StepPlan, StepResult, StepRow, TokenScores
 
 if TYPE_CHECKING:
     from engine.adapters.adapter_pool import AdapterPool
@@ -58,7 +59,7 @@ class EngineCore:
 
     Every accepted request ends in exactly one result for each choice, or in one `Failed`; a
     request that is cancelled ends in silence. A step whose runner raises fails the requests of that
-    step, and the engine goes on with the others.
+    step, and the engine goes on with the others. `board` tells a supervisor who is being computed.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class EngineCore:
         grammars: GrammarCompiler | None = None,
         adapters: AdapterPool | None = None,
         embedding: EmbeddingCore | None = None,
+        board: StepBoard | None = None,
         clock: Callable[[], float] = time.monotonic,
         draw_seed: Callable[[], int] = lambda: secrets.randbits(53),  # exact in every JSON reader
     ) -> None:
@@ -81,7 +83,8 @@ class EngineCore:
         self._clock = clock
         self._draw_seed = draw_seed
         self._outbox: list[ToServer] = []
-        self._model_s = 0.0
+        self._board = board
+        self._schedule_s = self._model_s = self._update_s = 0.0
         places = settings.max_running_requests + settings.max_queued_requests
         self._constrained = None if grammars is None else ConstrainedRequests(grammars, places)
         self._matchers = MatcherBatch(settings.max_running_requests, settings.vocab_size)
@@ -176,10 +179,15 @@ class EngineCore:
                 runs_alone=request.runs_alone,
                 make_matcher=None if grammar is None else functools.partial(make_matcher, grammar, request),
                 adapter=request.adapter,
+                client=request.client,
+                weight=request.weight,
             )
         except EngineError as error:
             self._outbox.append(Failed.from_error(request.request_id, error))
             return
+        displaced = Overloaded("The request queue is full, and others wait for their share of it.")
+        for request_id in self._scheduler.take_displaced():
+            self._outbox.append(Failed.from_error(request_id, displaced))
         for choice in choices:
             if choice.has_nothing_to_do:  # max_tokens 0, or nothing but forced text
                 self._outbox += [_admitted(choice), _whole_answer(choice)]
@@ -202,33 +210,20 @@ class EngineCore:
         if self._embedding:
             self._outbox += self._embedding.step(self._last_step_s)
             self._last_step_s = 0.0
+        began_s = self._clock()
         plan = self._scheduler.schedule()
+        self._schedule_s += self._clock() - began_s
         self._outbox.extend(map(_admitted, self._scheduler.take_admitted()))
         if self._adapters is not None:
             self._attend_adapters(self._adapters, is_idle=plan is None)
         if announce is not None and plan is not None and self._outbox:
             announce(self._take_outbox())
         if plan is not None:
-            matchers = [row.request.matcher for row in plan.sampled_rows]
-            plan.bitmask = self._matchers.fill(matchers)
-            began_s = self._clock()
-            try:
-                result = self._runner.execute(plan)
-            except Exception:
-                logger.exception("a step of %d tokens failed; its requests are ended", plan.num_tokens)
-                error = InternalError("The engine failed while it computed this request.")
-                for request_id in self._scheduler.abandon(plan):
-                    self._outbox.append(Failed.from_error(request_id, error))
-            else:
-                self._last_step_s = self._clock() - began_s
-                self._model_s += self._last_step_s
-                for row, scores in zip(plan.scored_rows, result.scores, strict=True):
-                    self._outbox.extend(_scored_chunks(row, scores))
-                if plan.bitmask is not None:
-                    self._matchers.advance(matchers, result.token_ids.tolist())
-                for i, new in enumerate(self._scheduler.update(plan, result)):
-                    is_broken = new.finish_reason == "error"
-                    self._outbox.append(self._fail(new) if is_broken else _chunk(new, result, i))
+            if self._board is not None:
+                self._board.begin_step(dict.fromkeys([row.request.request_id for row in plan.rows]))
+            self._compute(plan)
+            if self._board is not None:
+                self._board.end_step()
         return self._take_outbox()
 
     def _attend_adapters(self, adapters: AdapterPool, *, is_idle: bool) -> None:
@@ -238,6 +233,30 @@ class EngineCore:
         if is_idle and adapters.is_loading and not self._outbox:
             adapters.wait(LOAD_WAIT_S)
         self._outbox.extend(adapters.take_answers())
+
+    def _compute(self, plan: StepPlan) -> None:
+        matchers = [row.request.matcher for row in plan.sampled_rows]
+        began_s = self._clock()
+        try:
+            plan.bitmask = self._matchers.fill(matchers)
+            result = self._runner.execute(plan)
+        except Exception:
+            logger.exception("a step of %d tokens failed; its requests are ended", plan.num_tokens)
+            error = InternalError("The engine failed while it computed this request.")
+            for request_id in self._scheduler.abandon(plan):
+                self._outbox.append(Failed.from_error(request_id, error))
+            return
+        computed_s = self._clock()
+        self._last_step_s = computed_s - began_s
+        self._model_s += self._last_step_s
+        for row, scores in zip(plan.scored_rows, result.scores, strict=True):
+            self._outbox.extend(_scored_chunks(row, scores))
+        if plan.bitmask is not None:
+            self._matchers.advance(matchers, result.token_ids.tolist())
+        for i, new in enumerate(self._scheduler.update(plan, result)):
+            is_broken = new.finish_reason == "error"
+            self._outbox.append(self._fail(new) if is_broken else _chunk(new, result, i))
+        self._update_s += self._clock() - computed_s
 
     def _fail(self, new: NewToken) -> Failed:
         request_id = new.request.request_id
@@ -282,6 +301,8 @@ class EngineCore:
             tokens_evicted=cache.num_evicted_blocks * cache.block_size,
             model_s=self._model_s,
             **({} if self._adapters is None else self._adapters.counts()),
+            schedule_s=self._schedule_s,
+            update_s=self._update_s,
         )
 
 

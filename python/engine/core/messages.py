@@ -38,7 +38,8 @@ class GenerateRequest(_Message, tag=1):
 
     `namespace` separates prefix-cache entries that must never meet (cache salts; the engine adds the
     adapter). Of waiting requests those with the highest `priority` are admitted first. `runs_alone`: no
-    step computes it together with another request.
+    step computes it together with another request. Running slots are shared between clients, in
+    proportion to `weight`.
     """
 
     request_id: str
@@ -49,6 +50,8 @@ class GenerateRequest(_Message, tag=1):
     priority: int = 0
     runs_alone: bool = False
     adapter: AdapterRef | None = None
+    client: str = ""
+    weight: float = 1.0
 
     @property
     def prompt_ids(self) -> np.ndarray:
@@ -243,7 +246,8 @@ class EngineFailed(_Message, tag=14):
 class EngineStats(_Message, tag=15):
     """A snapshot between two steps. Blocks: free + cached + in_use = total.
 
-    `model_s` is the time spent in the runner, by the clock.
+    `schedule_s`, `model_s` and `update_s` are the times spent in deciding what a step computes, in
+    the runner, and in booking what came out, by the clock.
     """
 
     num_running: int
@@ -262,6 +266,8 @@ class EngineStats(_Message, tag=15):
     num_adapters_loaded: int = 0
     num_adapters_in_use: int = 0
     num_adapter_evictions: int = 0
+    schedule_s: float = 0.0
+    update_s: float = 0.0
 
 
 class Progress(_Message, tag=16):

@@ -119,7 +119,7 @@ class ProcessClient:
     # --- the EngineClient protocol
 
     async def submit(self, request: GenerateRequest) -> TokenStream:
-        info = self._require_place()
+        info = self._require_place(request.client)
         check_prompt_len(len(request.prompt) // 4, info.context_length)  # frames are bounded
         request = self._suspects.check(request)
         stream = self._streams.open(request)
@@ -141,13 +141,22 @@ class ProcessClient:
         num_running = 0 if self.info is None else self.info.max_running_requests
         return self._drain_rate.wait_s(max(0, len(self._streams) - num_running))
 
+    def _is_full(self, client: str, num_places: int) -> bool:
+        """Whether the engine would refuse a request, or, being stuck, never say so.
+
+        With several clients it is asked, because it may prefer one client's request to another's.
+        """
+        num_streams = len(self._streams)
+        is_alone = self._streams.num_of(client) == num_streams
+        return num_streams >= (num_places if is_alone else 2 * num_places)
+
     def _with_advice(self, error: Overloaded) -> Overloaded:
         if error.slug == "queue_full":
             error.retry_after_s = self.retry_after_s
         return error
 
     async def embed(self, request: EmbedRequest) -> Embedded:
-        self._require_place()
+        self._require_place("")
         request = self._suspects.check(request)
         answer = self._streams.open_embedding(request)
         try:
@@ -162,12 +171,12 @@ class ProcessClient:
         except Overloaded as error:
             raise self._with_advice(error) from None
 
-    def _require_place(self) -> EngineReady:
+    def _require_place(self, client: str) -> EngineReady:
         """Raises: `Overloaded` when no request can be taken."""
         if self.state is not EngineState.READY:
             raise self._unavailable()
         assert self.info is not None
-        if len(self._streams) >= self.info.num_places:  # the engine would say so too, unless it is stuck
+        if self._is_full(client, self.info.num_places):
             raise self._with_advice(Overloaded("The request queue is full.", slug="queue_full"))
         return self.info
 

@@ -17,8 +17,6 @@ import os
 import struct
 from collections.abc import Iterable
 
-from engine.scheduling.step_plan import Runner, StepPlan, StepResult
-
 BOARD_BYTES = 1 << 20
 _TURNS = struct.Struct("=Q")
 _TURNS_AT = 16
@@ -82,18 +80,3 @@ class StepBoard:
         (length,) = _LENGTH.unpack_from(self._memory, _LENGTH_AT)
         ids = self._memory[_IDS_AT : _IDS_AT + min(length, BOARD_BYTES - _IDS_AT)]
         return ids.decode(errors="replace").split("\n") if ids else []
-
-
-class WatchedRunner:
-    """A runner whose steps are noted on the board: who was being computed when it died."""
-
-    def __init__(self, runner: Runner, board: StepBoard) -> None:
-        self._runner = runner
-        self._board = board
-
-    def execute(self, plan: StepPlan) -> StepResult:
-        self._board.begin_step(dict.fromkeys([row.request.request_id for row in plan.rows]))
-        try:
-            return self._runner.execute(plan)
-        finally:
-            self._board.end_step()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable
 
 from engine.core.messages import (
@@ -115,11 +115,16 @@ class EmbeddingAnswer:
         self.fail(InvalidRequest("Invalid request: it was cancelled"))
 
 
+def _client_of(stream: TokenStream | EmbeddingAnswer) -> str:
+    return stream.request.client if isinstance(stream, TokenStream) else ""
+
+
 class StreamTable:
     """All requests that are not over, by id."""
 
     def __init__(self) -> None:
         self._streams: dict[str, TokenStream | EmbeddingAnswer] = {}
+        self._num_of: Counter[str] = Counter()  # by client
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -128,12 +133,27 @@ class StreamTable:
         """Raises: `InvalidRequest` when the id is in use."""
         self._check_unused(request.request_id)
         stream = self._streams[request.request_id] = TokenStream(request)
+        self._num_of[_client_of(stream)] += 1
+        return stream
+
+    def num_of(self, client: str) -> int:
+        """How many are this client's."""
+        return self._num_of[client]
+
+    def _pop(self, request_id: str) -> TokenStream | EmbeddingAnswer | None:
+        stream = self._streams.pop(request_id, None)
+        if stream is not None:
+            client = _client_of(stream)
+            self._num_of[client] -= 1
+            if not self._num_of[client]:
+                del self._num_of[client]
         return stream
 
     def open_embedding(self, request: EmbedRequest) -> EmbeddingAnswer:
         """Raises: `InvalidRequest` when the id is in use."""
         self._check_unused(request.request_id)
         answer = self._streams[request.request_id] = EmbeddingAnswer(request)
+        self._num_of[_client_of(answer)] += 1
         return answer
 
     def _check_unused(self, request_id: str) -> None:
@@ -164,13 +184,13 @@ class StreamTable:
                 case Failed():
                     stream.fail(message.to_error())
             if not stream.is_open:
-                del self._streams[message.request_id]
+                self._pop(message.request_id)
                 ended.append(stream)
         return ended
 
     def cancel(self, request_id: str) -> bool:
         """End a stream; whether it was there."""
-        stream = self._streams.pop(request_id, None)
+        stream = self._pop(request_id)
         if stream is not None:
             stream.end()
         return stream is not None
@@ -182,11 +202,12 @@ class StreamTable:
             return False
         stream.end_choice(choice)
         if not stream.is_open:
-            del self._streams[request_id]
+            self._pop(request_id)
         return True
 
     def fail_all(self, error: EngineError) -> None:
         """Every request dies of `error`."""
         streams, self._streams = self._streams, {}
+        self._num_of.clear()
         for stream in streams.values():
             stream.fail(error)

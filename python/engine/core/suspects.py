@@ -70,5 +70,6 @@ def _add(marks: OrderedDict[bytes, None], mark: bytes) -> None:
 
 def _mark(request: GenerateRequest | EmbedRequest) -> bytes:
     """The same for all requests that ask the engine for the same work."""
-    work = msgspec.structs.replace(request, request_id="", runs_alone=False)
+    who = {"client": "", "weight": 1.0, "priority": 0} if isinstance(request, GenerateRequest) else {}
+    work = msgspec.structs.replace(request, request_id="", runs_alone=False, **who)
     return hashlib.blake2b(msgspec.msgpack.encode(work), digest_size=16).digest()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 import numpy as np
 
 from engine.errors import InvalidRequest, Overloaded
 from engine.sampling.params import SamplingParams
+from engine.scheduling.request import Request
 from engine.scheduling.settings import SchedulerSettings
 
 
@@ -18,6 +20,13 @@ class Load:
     num_running: int
     num_waiting: int
     num_waiting_tokens: int
+
+    def without(self, waiting: Collection[Request]) -> Load:
+        """What is left when the choices of one waiting request go."""
+        num_tokens = sum(request.prompt_len for request in waiting if request.choice == 0)
+        return Load(
+            self.num_running, self.num_waiting - len(waiting), max(0, self.num_waiting_tokens - num_tokens)
+        )
 
 
 def max_known_tokens(

@@ -38,6 +38,9 @@ class Request:
     arrival: int
     """Logical clock: order of arrival, unique."""
     priority: int = 0
+    client: str = ""
+    """Who asks: running slots are shared between clients, by weight."""
+    weight: float = 1.0
     runs_alone: bool = False
     """No step computes it together with another request."""
     """Higher ones are admitted first."""

@@ -11,11 +11,12 @@ from typing import Protocol
 import numpy as np
 
 from engine.core.messages import AdapterRef
-from engine.errors import EngineError, InvalidRequest
+from engine.errors import EngineError, InvalidRequest, Overloaded
 from engine.sampling.params import SamplingParams
 from engine.scheduling.adapter_queue import AdapterQueue, AdapterSlots
-from engine.scheduling.admission import Load, check_place, max_known_tokens
+from engine.scheduling.admission import Load, check_choices, check_place, max_known_tokens
 from engine.scheduling.block_claims import BlockClaims
+from engine.scheduling.fair_queue import FairQueue
 from engine.scheduling.matcher import Matcher
 from engine.scheduling.request import Request
 from engine.scheduling.settings import SchedulerSettings
@@ -107,9 +108,10 @@ class Scheduler:
         self._cache = cache
         self._block_size = cache.block_size
         self._clock = clock
-        self._waiting = WaitingQueue(settings.schedule_policy, self._cached_prefix_len)
         self._adapters = None if adapters is None else AdapterQueue(adapters)
         self._adapter_slots = adapters
+        self._waiting = FairQueue(lambda: WaitingQueue(settings.schedule_policy, self._cached_prefix_len))
+        self._displaced: list[str] = []
         self._running: dict[Request, None] = {}
         self._live: dict[str, dict[int, Request]] = {}
         self._claims = BlockClaims(cache.block_size)
@@ -138,6 +140,8 @@ class Scheduler:
         runs_alone: bool = False,
         make_matcher: Callable[[frozenset[int]], Matcher] | None = None,
         adapter: AdapterRef | None = None,
+        client: str = "",
+        weight: float = 1.0,
     ) -> list[Request]:
         """Queue the n choices of a prompt; those that have nothing to do are finished and not queued.
 
@@ -155,8 +159,10 @@ class Scheduler:
             raise InvalidRequest(f"Invalid request: the request id {request_id!r} is in use")
         num_to_score = 0 if params.prompt_logprobs is None else len(prompt) - 1
         nothing_to_do = max_known == len(prompt) and not num_to_score
-        load = Load(len(self._running), 0, 0) if nothing_to_do else self._load()
-        check_place(n, len(prompt), load, self.settings)
+        if nothing_to_do:
+            check_choices(n, self.settings.max_running_requests + self.settings.max_queued_requests)
+        else:
+            self._find_place(n, len(prompt), client, weight)
         stop_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             stop_ids |= frozenset(self.settings.eos_token_ids)
@@ -180,6 +186,8 @@ class Scheduler:
                 priority=priority,
                 runs_alone=runs_alone,
                 adapter_ref=adapter,
+                client=client,
+                weight=weight,
                 stop_ids=stop_ids,
                 num_to_score=0 if choice else num_to_score,
                 matcher=None if make_matcher is None else make_matcher(stop_ids),
@@ -208,6 +216,36 @@ class Scheduler:
         request = self._live.get(request_id, {}).get(choice)
         if request is not None:
             self._end(request)
+
+    def take_displaced(self) -> list[str]:
+        """Ids of waiting requests that were ended since the last call, to make room for another client's."""
+        displaced, self._displaced = self._displaced, []
+        return displaced
+
+    def _find_place(self, n: int, prompt_len: int, client: str, weight: float) -> None:
+        """Raises: `Overloaded` when there is no place, nor one that another client has too much of."""
+        load = self._load()
+        displaced: list[str] = []
+        displaceable: list[Request] | None = None
+        while True:
+            try:
+                check_place(n, prompt_len, load, self.settings)
+            except Overloaded:
+                if displaceable is None:
+                    displaceable = self._waiting.displaceable(client, weight, n)
+                if not displaceable:
+                    raise
+                newest = self._live[displaceable[0].request_id]
+                displaceable = [r for r in displaceable if r.request_id != displaceable[0].request_id]
+                if any(r in self._running or r.was_admitted for r in newest.values()):
+                    continue
+                displaced.append(next(iter(newest.values())).request_id)
+                load = load.without(newest.values())
+            else:
+                break
+        for request_id in displaced:
+            self.cancel(request_id)
+        self._displaced += displaced
 
     def _load(self) -> Load:
         has_limit = self.settings.max_queued_tokens is not None
@@ -526,6 +564,7 @@ class Scheduler:
         """Take everything from a running request; it will compute again what is not cached then."""
         self._rows.pop(request, None)
         del self._running[request]
+        self._waiting.left(request)
         self._release(request)
         request.num_preemptions += 1
         self.counters.num_preemptions += 1
@@ -534,6 +573,7 @@ class Scheduler:
     def _end(self, request: Request) -> None:
         if request in self._running:
             del self._running[request]
+            self._waiting.left(request)
         elif self._adapters is None or request not in self._adapters:
             self._waiting.remove(request)
         self._release(request)

@@ -1,8 +1,7 @@
-"""Who is admitted next."""
+"""Which of the requests of one client is admitted next."""
 
 from __future__ import annotations
 
-import bisect
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -16,12 +15,10 @@ MAX_PASSING = 32
 
 
 class WaitingQueue:
-    """Requests without a running slot. Preempted ones come first, oldest first.
-
-    Then the highest priority; among equals by arrival (fcfs), or the longest cached prefix of the
-    `WINDOW` oldest first (lpm). Of `MAX_PASSING` + 1 admissions in a row at least one is that of the
-    oldest request, whatever its priority, so every request is admitted after a bounded number of
-    others. A turn, once given, is kept until it is used: nobody is overtaken while waiting for blocks.
+    """Requests that have not run yet. The highest priority goes first; among equals the oldest (fcfs), or
+    that with the longest cached prefix of the `WINDOW` oldest (lpm). Of `MAX_PASSING` + 1 admissions in a
+    row at least one is that of the oldest request, whatever its priority, so every request is admitted
+    after a bounded number of others. A turn, once given, is kept until it is used.
 
     Cost: O(different priorities); lpm looks up `WINDOW` prefixes when a new turn is given.
     """
@@ -29,33 +26,29 @@ class WaitingQueue:
     def __init__(self, policy: str, cached_prefix_len: Callable[[Request], int]) -> None:
         self._policy = policy
         self._cached_prefix_len = cached_prefix_len
-        self._preempted: list[Request] = []
         self._levels: dict[int, OrderedDict[Request, None]] = {}  # fresh ones, by priority; none is empty
         self._num_fresh = 0
         self._turn: Request | None = None
         self._num_passing = 0
 
     def __len__(self) -> int:
-        return len(self._preempted) + self._num_fresh
+        return self._num_fresh
 
     def __iter__(self) -> Iterator[Request]:
-        return itertools.chain(self._preempted, *self._levels.values())
+        return itertools.chain(*self._levels.values())
 
     def push(self, request: Request) -> None:
         self._levels.setdefault(request.priority, OrderedDict())[request] = None
         self._num_fresh += 1
 
-    def push_preempted(self, request: Request) -> None:
-        bisect.insort(self._preempted, request, key=lambda r: r.arrival)
+    def __contains__(self, request: Request) -> bool:
+        return request in self._levels.get(request.priority, ())
 
     def remove(self, request: Request) -> None:
-        """Raises: `ValueError` when it is not waiting."""
+        """Raises: `KeyError` when it is not here."""
         if request is self._turn:
             self._turn = None
-        level = self._levels.get(request.priority, {})
-        if request not in level:
-            self._preempted.remove(request)
-            return
+        level = self._levels[request.priority]
         del level[request]
         self._num_fresh -= 1
         if not level:
@@ -63,8 +56,6 @@ class WaitingQueue:
 
     def peek(self) -> Request | None:
         """Whose turn it is."""
-        if self._preempted:
-            return self._preempted[0]
         if self._turn is None and self._levels:
             is_due = self._num_passing >= MAX_PASSING
             self._turn = self._oldest() if is_due else self._first_of(self._levels[max(self._levels)])
@@ -75,8 +66,7 @@ class WaitingQueue:
         request = self.peek()
         if request is None:
             raise IndexError("the waiting queue is empty")
-        if request is self._turn:
-            self._num_passing = 0 if request is self._oldest() else self._num_passing + 1
+        self._num_passing = 0 if request is self._oldest() else self._num_passing + 1
         self.remove(request)
         return request
 

@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = read_settings(sys.argv[1:] if argv is None else argv, read_environment())
         engine_config, server_config = _configs(settings)
+        _ = server_config.keys  # read now, to complain now
     except ConfigError as error:
         return _complain(error, EXIT_USAGE)
     set_up_logging(server_config.log_level)

@@ -12,7 +12,7 @@ from sanic.request import Request
 from sanic_routing.route import Route
 
 from engine.config.limits import Limits
-from engine.server.auth import ApiKeys
+from engine.server.auth import Keyring, is_admin_path
 from engine.server.context import ServerContext
 from engine.server.cors import AllowedOrigins
 from engine.server.error_map import to_http
@@ -65,14 +65,17 @@ def create_app(context: ServerContext) -> Sanic:
     Sanic.unregister_app(app)
     app.ctx.server = context
     app.config.update(_framework_config(context.limits))
-    keys = ApiKeys(context.config.api_key)
+    keyring = Keyring(context.config.keys, context.config.admin_api_key)
     origins = AllowedOrigins(context.config.allowed_origins)
 
     # Runs for unknown routes too, and before any body is read.
     @app.on_request
     async def check_key(request: Request) -> None:
-        if not origins.is_preflight(request):
-            keys.check(request)
+        if origins.is_preflight(request):
+            return
+        client = request.ctx.client = keyring.client_of(request)
+        if client.limits is not None and request.method == "POST" and not is_admin_path(request):
+            client.limits.take_request()
 
     @app.on_response
     async def add_headers(request: Request, response: HTTPResponse) -> None:
@@ -80,6 +83,9 @@ def create_app(context: ServerContext) -> Sanic:
         if context.is_draining and request.stream is not None:
             request.stream.keep_alive = False
         origins.add_headers(request, response)
+        client = getattr(request.ctx, "client", None)
+        if client is not None and client.limits is not None:
+            response.headers.update(client.limits.headers())
 
     @app.on_response
     async def count(request: Request, response: HTTPResponse) -> None:

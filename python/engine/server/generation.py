@@ -17,6 +17,7 @@ from engine.core.messages import EngineReady, GenerateRequest
 from engine.core.output_processor import OutputProcessor, TextDelta
 from engine.errors import InvalidRequest, Overloaded
 from engine.sampling.params import SamplingParams
+from engine.server.auth import Client
 from engine.server.context import ServerContext
 from engine.server.deadline import in_time
 from engine.server.metrics import RequestTimer
@@ -87,7 +88,11 @@ class Generation:
     """
 
     def __init__(
-        self, context: ServerContext, request: GenerationRequest, requests: list[GenerateRequest]
+        self,
+        context: ServerContext,
+        request: GenerationRequest,
+        requests: list[GenerateRequest],
+        client: Client,
     ) -> None:
         self.num_choices = request.n * len(requests)
         self.prompt_tokens = sum(len(r.prompt) // 4 for r in requests)
@@ -98,6 +103,9 @@ class Generation:
         self._client: EngineClient = context.client
         self._config = context.config
         self._start_s = monotonic()
+        self._limits = client.limits
+        self._num_reserved = 0
+        self._is_admitted = False
         self._live = context.live
         self._names: tuple[str, ...] = ()
         self._is_aborted = False
@@ -118,8 +126,11 @@ class Generation:
         prompts: Sequence[tuple[list[int], SamplingParams]],
         response_id: str,
         prompt_names: Sequence[str] = (),
+        *,
+        client: Client,
     ) -> Generation:
-        """Wait until every prompt has a running slot. Raises the refusal of the first that is refused.
+        """Wait until every prompt has a running slot. Raises the refusal of the first that is refused,
+        and what the client's own limits refuse.
 
         Effects: until it is closed, it can be aborted by `rid` and by `response_id`, and each prompt
         by its own name if there are `prompt_names`.
@@ -135,10 +146,12 @@ class Generation:
                 namespace=request.cache_salt,
                 priority=request.priority,
                 adapter=None if adapter is None else adapter.ref,
+                client=client.name,
+                weight=client.weight,
             )
             for i, (ids, params) in enumerate(prompts)
         ]
-        self = cls(context, request, requests)
+        self = cls(context, request, requests, client)
         if adapter is not None:
             self._release_adapter = functools.partial(context.adapters.release, adapter)
         aborts = dict.fromkeys(filter(None, (response_id, request.rid)), self.abort)
@@ -152,6 +165,7 @@ class Generation:
                 )
                 for ids, params in prompts
             ]
+            self._reserve_tokens(context.client.info)
             async with (
                 self.in_time(),
                 in_time(self._config.queue_timeout, self._start_s, self._waited_too_long),
@@ -162,8 +176,20 @@ class Generation:
             if self._is_aborted and isinstance(error, InvalidRequest):
                 raise InvalidRequest("the request was aborted", slug="request_aborted") from None
             raise
+        self._is_admitted = True
         self._timer.admitted(self.prompt_tokens)
         return self
+
+    def _reserve_tokens(self, ready: EngineReady | None) -> None:
+        if self._limits is None or ready is None:
+            return
+        num_tokens = self.prompt_tokens
+        for request in self._requests:
+            most = request.params.max_tokens
+            rest = ready.context_length - len(request.prompt) // 4
+            num_tokens += request.n * (rest if most is None else most)
+        self._limits.take_tokens(num_tokens)
+        self._num_reserved = num_tokens
 
     async def __aenter__(self) -> Generation:
         return self
@@ -200,6 +226,10 @@ class Generation:
         if self._release_adapter is not None:
             self._release_adapter()
             self._release_adapter = None
+        if self._limits is not None and self._num_reserved:
+            num_used = self.prompt_tokens + self.completion_tokens if self._is_admitted else 0
+            self._limits.give_back(self._num_reserved - num_used)
+            self._num_reserved = 0
 
     def abort(self) -> None:
         """End it from outside: choices that are not complete get the finish reason "abort"."""

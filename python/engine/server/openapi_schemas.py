@@ -14,6 +14,7 @@ from engine.server.generate_schema import SAMPLING_NAMES
 from engine.server.schema import (
     MAX_CHOICES,
     MAX_COMPLETION_LOGPROBS,
+    MAX_MESSAGES,
     MAX_PRIORITY,
     MAX_PROMPTS,
     MAX_RID_CHARS,
@@ -176,7 +177,7 @@ _CHAT: dict[str, Schema] = {
     "continue_final_message": BOOLEAN,
     "chat_template_kwargs": {**ANY_OBJECT, "propertyNames": {"not": {"enum": sorted(RESERVED_VARIABLES)}}},
 }
-_MESSAGES = array(ref("Message"), least=1)
+_MESSAGES = array(ref("Message"), MAX_MESSAGES, least=1)
 _FINISH_REASON: Schema = {"type": ["string", "null"], "enum": ["stop", "length", "abort", None]}
 _CACHED = optional(answer(cached_tokens=INTEGER))
 _USAGE = answer(

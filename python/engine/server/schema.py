@@ -21,6 +21,7 @@ from engine.server.fields import Fields, json_type
 from engine.server.ignored import shorten
 
 MAX_CHOICES = 128
+MAX_MESSAGES = 16384
 MAX_PROMPTS = 1024
 MAX_CHOICES_IN_ALL = 2048
 MAX_STOP_TOKENS = 1024
@@ -367,6 +368,9 @@ def ignored_names(fields: Fields) -> tuple[str, ...]:
 
 
 def _messages(fields: Fields) -> list[dict[str, Any]]:
+    value = fields.peek("messages")
+    if isinstance(value, list) and len(value) > MAX_MESSAGES:
+        raise fields.fail("messages", f"may hold at most {MAX_MESSAGES} messages")
     messages = [_message(message) for message in fields.objects("messages")]
     if not messages:
         raise fields.fail("messages", "must not be empty")

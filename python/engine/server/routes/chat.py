@@ -44,7 +44,12 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
             num_truncated=len(whole_ids) - len(prompt_ids),
         )
         generation = await Generation.admit(
-            context, model.tokenizer, asked, [(prompt_ids, params)], answer.response_id
+            context,
+            model.tokenizer,
+            asked,
+            [(prompt_ids, params)],
+            answer.response_id,
+            client=request.ctx.client,
         )
         return await answer.send(generation)
 

@@ -51,7 +51,9 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
             config=context.config,
             num_truncated=num_truncated,
         )
-        generation = await Generation.admit(context, model.tokenizer, asked, prompts, answer.response_id)
+        generation = await Generation.admit(
+            context, model.tokenizer, asked, prompts, answer.response_id, client=request.ctx.client
+        )
         return await answer.send(generation)
 
 

@@ -36,10 +36,12 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
             sum(map(len, asked.inputs)) <= _INLINE_CHARS,
             lambda: embedding.encode(asked.inputs, asked.prompt_name),
         )
+        num_tokens = sum(map(len, texts))
+        if (limits := request.ctx.client.limits) is not None:
+            limits.take_tokens(num_tokens)
         vectors = await compute_vectors(
             context, texts, new_response_id("embd"), size=embedding.info.size, rid=asked.rid, user=asked.user
         )
-        num_tokens = sum(map(len, texts))
         content = await _run(
             vectors.size <= _INLINE_NUMBERS, lambda: _body(embedding, asked, vectors, num_tokens)
         )

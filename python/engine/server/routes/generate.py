@@ -50,6 +50,7 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
                 prompts,
                 response_id,
                 prompt_names=[name for name in names if name != response_id],
+                client=request.ctx.client,
             )
         return await answer.send(shape.generation)
 
