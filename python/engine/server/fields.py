@@ -136,9 +136,9 @@ class Fields:
 
     def refuse(self, neutral_values: dict[str, tuple[Any, ...]], names: Iterable[str]) -> None:
         """Refuse those of `names` that are set to something else than their neutral values."""
-        for name in names:
+        for name in sorted(self._values.keys() & names):  # of many names hardly any is given
             value = self.raw(name)
-            if value is not None and value not in neutral_values[name]:
+            if value not in neutral_values[name]:
                 raise self.fail(name, "is not supported by this server", slug="unsupported_parameter")
 
     def _child(self, values: dict[str, Any], name: str) -> Fields:
