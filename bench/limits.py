@@ -23,14 +23,19 @@ class Limits:
             prefer_wide = ["-mprefer-vector-width=512"] if os.uname().machine == "x86_64" else []
             subprocess.run([*command, *prefer_wide, "-pthread", "-o", library, source], check=True)
             self._library = ctypes.CDLL(str(library))
-        self._library.read_rate.restype = self._library.multiply_rate.restype = ctypes.c_double
+        for name in ("read_rate", "multiply_rate", "multiply_bytes_rate"):
+            getattr(self._library, name).restype = ctypes.c_double
         self._num_threads = num_threads
 
     def read_gbps(self, num_bytes: int = 1 << 29) -> float:
         """10^9 bytes per second, from huge pages. Half a gigabyte is more than any cache holds."""
-        rate = self._library.read_rate(ctypes.c_int64(num_bytes), self._num_threads, 10)
+        rate = self._library.read_rate(ctypes.c_int64(num_bytes), self._num_threads, 3)
         return rate / 1e9
 
     def fp32_gflops(self) -> float:
         """10^9 fp32 multiplications and additions per second, all in registers."""
-        return self._library.multiply_rate(self._num_threads, 10) / 1e9
+        return self._library.multiply_rate(self._num_threads, 100) / 1e9
+
+    def int8_gops(self) -> float:
+        """10^9 multiplications and additions of bytes per second, all in registers; 0: not known here."""
+        return self._library.multiply_bytes_rate(self._num_threads, 100) / 1e9

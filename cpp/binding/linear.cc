@@ -1,6 +1,7 @@
 #include "ops/linear.h"
 
 #include <string>
+#include <vector>
 
 #include "binding/module.h"
 #include "binding/tensor_caster.h"
@@ -13,20 +14,39 @@ namespace py = pybind11;
 using cpu::ExecutionContext;
 using cpu::PackedMatrix;
 
+constexpr const char* kFormatNames[] = {"float32", "bfloat16", "int8", "int4"};
+
 WeightFormat format_of(const std::string& dtype) {
-  if (dtype == "bfloat16") return WeightFormat::kBFloat16;
-  if (dtype == "float32") return WeightFormat::kFloat32;
-  throw Error(ErrorCode::kInvalidArgument, "dtype: expected bfloat16 or float32, got '" + dtype + "'");
+  for (int i = 0; i < 4; ++i) {
+    if (dtype == kFormatNames[i]) return static_cast<WeightFormat>(i);
+  }
+  throw Error(ErrorCode::kInvalidArgument,
+              "dtype: expected float32, bfloat16, int8 or int4, got '" + dtype + "'");
+}
+
+// Views of a list's tensors, which stay valid while the list does: none is made by a capsule here.
+std::vector<TensorView> views_of(const py::list& tensors) {
+  std::vector<TensorView> views;
+  for (const py::handle& tensor : tensors) views.push_back(tensor.cast<TensorView>());
+  return views;
 }
 
 }  // namespace
 
 void bind_linear(py::module_& module) {
   py::class_<PackedMatrix>(module, "PackedMatrix")
-      .def(py::init([](int64_t out_features, int64_t in_features, const std::string& dtype) {
-             return std::make_unique<PackedMatrix>(out_features, in_features, format_of(dtype));
+      .def(py::init([](int64_t out_features, int64_t in_features, const std::string& dtype, int64_t group_len) {
+             return std::make_unique<PackedMatrix>(out_features, in_features, format_of(dtype), group_len);
            }),
-           py::arg("out_features"), py::arg("in_features"), py::arg("dtype"))
+           py::arg("out_features"), py::arg("in_features"), py::arg("dtype"), py::arg("group_len") = 0)
+      .def(
+          "balance_columns",
+          [](PackedMatrix& self, ExecutionContext& ctx, const py::list& parts) {
+            const std::vector<TensorView> views = views_of(parts);
+            const py::gil_scoped_release release;
+            self.balance_columns(ctx.pool(), views);
+          },
+          py::arg("ctx"), py::arg("parts"))
       .def(
           "pack_rows",
           [](PackedMatrix& self, ExecutionContext& ctx, int64_t row_start, const TensorView& weight) {
@@ -36,9 +56,8 @@ void bind_linear(py::module_& module) {
       .def_property_readonly("out_features", &PackedMatrix::out_features)
       .def_property_readonly("in_features", &PackedMatrix::in_features)
       .def_property_readonly("dtype",
-                             [](const PackedMatrix& self) {
-                               return self.format() == WeightFormat::kBFloat16 ? "bfloat16" : "float32";
-                             })
+                             [](const PackedMatrix& self) { return kFormatNames[static_cast<int>(self.format())]; })
+      .def_property_readonly("group_len", [](const PackedMatrix& self) { return self.layout().group_len; })
       .def_property_readonly("num_bytes", &PackedMatrix::num_bytes)
       .def_property_readonly("is_complete", &PackedMatrix::is_complete);
 

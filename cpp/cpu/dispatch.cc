@@ -24,6 +24,11 @@ namespace avx512 {
 extern const KernelTable kTable;
 }
 #endif
+#if ENGINE_HAS_avx512_vnni
+namespace avx512_vnni {
+extern const KernelTable kTable;
+}
+#endif
 
 const KernelTable& kernels_for(Isa isa) {
   switch (isa) {
@@ -36,6 +41,9 @@ const KernelTable& kernels_for(Isa isa) {
 #endif
 #if ENGINE_HAS_avx512
     case Isa::kAvx512: return avx512::kTable;
+#endif
+#if ENGINE_HAS_avx512_vnni
+    case Isa::kAvx512Vnni: return avx512_vnni::kTable;
 #endif
     default: break;
   }

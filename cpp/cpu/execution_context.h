@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "cpu/dispatch.h"
+#include "cpu/scratch.h"
 #include "cpu/thread_pool.h"
 
 namespace engine::cpu {
@@ -17,11 +18,13 @@ class ExecutionContext {
   Isa isa() const { return isa_; }
   const KernelTable& kernels() const { return kernels_; }
   ThreadPool& pool() { return pool_; }
+  Scratch& scratch() { return scratch_; }
 
  private:
   Isa isa_;
   const KernelTable& kernels_;
   ThreadPool pool_;
+  Scratch scratch_;
 };
 
 }  // namespace engine::cpu

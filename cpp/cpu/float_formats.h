@@ -45,6 +45,22 @@ inline void convert(float value, Bf16& stored) {
   const uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
   stored.bits = static_cast<uint16_t>((is_nan ? bits | 0x400000u : rounded) >> 16);
 }
+inline void convert(float value, Fp16& stored) {
+  const uint32_t bits = bits_of_float(value);
+  const uint32_t sign = bits >> 16 & 0x8000u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  uint32_t half;
+  if (magnitude > 0x7f800000u) {
+    half = 0x7e00u;
+  } else if (magnitude >= 0x47800000u) {  // 65536 and more
+    half = 0x7c00u;
+  } else if (magnitude < 0x38800000u) {  // subnormal: adding 0.5 leaves multiples of 2^-24 in the mantissa
+    half = bits_of_float(float_from_bits(magnitude) + 0.5f) - 0x3f000000u;
+  } else {
+    half = (magnitude + 0xfffu + (magnitude >> 13 & 1u) - ((127u - 15u) << 23)) >> 13;
+  }
+  stored.bits = static_cast<uint16_t>(sign | half);
+}
 
 // Where element `index` of 32 that the kernels load together is stored.
 inline int64_t stored_position(int64_t index, const float*) { return index; }

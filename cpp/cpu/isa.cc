@@ -11,14 +11,17 @@ bool machine_has(Isa isa) {
     case Isa::kNeon: return true;  // part of the AArch64 baseline, and only built there
 #if defined(__x86_64__)
     case Isa::kAvx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+             __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2");
     case Isa::kAvx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
              machine_has(Isa::kAvx2);
+    case Isa::kAvx512Vnni: return __builtin_cpu_supports("avx512vnni") && machine_has(Isa::kAvx512);
 #else
     case Isa::kAvx2:
-    case Isa::kAvx512: return false;
+    case Isa::kAvx512:
+    case Isa::kAvx512Vnni: return false;
 #endif
   }
   return false;
@@ -35,6 +38,9 @@ constexpr Isa kBuilt[] = {
 #if ENGINE_HAS_avx512
     Isa::kAvx512,
 #endif
+#if ENGINE_HAS_avx512_vnni
+    Isa::kAvx512Vnni,
+#endif
 };
 
 }  // namespace
@@ -45,6 +51,7 @@ const char* isa_name(Isa isa) {
     case Isa::kNeon: return "neon";
     case Isa::kAvx2: return "avx2";
     case Isa::kAvx512: return "avx512";
+    case Isa::kAvx512Vnni: return "avx512_vnni";
   }
   return "unknown";
 }

@@ -7,7 +7,8 @@
 
 namespace engine::cpu {
 
-enum class Isa { kBaseline, kNeon, kAvx2, kAvx512 };
+// kAvx512Vnni is AVX-512 with the dot products of bytes that quantised weights want.
+enum class Isa { kBaseline, kNeon, kAvx2, kAvx512, kAvx512Vnni };
 
 const char* isa_name(Isa isa);
 

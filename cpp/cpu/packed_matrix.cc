@@ -4,6 +4,7 @@
 #include <string>
 
 #include "cpu/float_formats.h"
+#include "cpu/quantize_weights.h"
 #include "engine/error.h"
 #include "engine/tensor_spec.h"
 
@@ -23,7 +24,23 @@ int64_t checked_features(int64_t value, const char* name) {
   return value;
 }
 
-int64_t bytes_per_weight(WeightFormat format) { return format == WeightFormat::kBFloat16 ? 2 : 4; }
+// What the panels of the format take.
+int64_t num_bytes(int64_t out_features, int64_t in_features, WeightFormat format, const PanelLayout& layout) {
+  const int64_t num_panels = (out_features + kPanelColumns - 1) / kPanelColumns;
+  switch (format) {
+    case WeightFormat::kFloat32: return num_panels * kPanelColumns * in_features * 4;
+    case WeightFormat::kBFloat16: return num_panels * kPanelColumns * in_features * 2;
+    default: return num_panels * panel_bytes(layout, in_features);
+  }
+}
+
+int64_t checked_group_len(WeightFormat format, int64_t group_len) {
+  if (!is_quantized(format)) return 0;
+  if (group_len == 0) return format == WeightFormat::kInt8 ? 128 : 32;
+  if (group_len == 32 || group_len == 128) return group_len;
+  throw Error(ErrorCode::kInvalidArgument, "group_len: expected 32 or 128, got " + std::to_string(group_len));
+}
+
 
 // Packs those of the panel's columns that `rows` has: [first, last) are rows of the matrix.
 template <typename Source, typename Stored>
@@ -65,16 +82,16 @@ void pack_any(ThreadPool& pool, const TensorView& rows, int64_t row_start, void*
 
 }  // namespace
 
-PackedMatrix::PackedMatrix(int64_t out_features, int64_t in_features, WeightFormat format)
+PackedMatrix::PackedMatrix(int64_t out_features, int64_t in_features, WeightFormat format, int64_t group_len)
     : out_features_(checked_features(out_features, "out_features")),
       in_features_(checked_features(in_features, "in_features")),
       format_(format),
-      buffer_((out_features + kPanelColumns - 1) / kPanelColumns * kPanelColumns * in_features *
-              bytes_per_weight(format)),
+      layout_(panel_layout(format, checked_group_len(format, group_len))),
+      buffer_(cpu::num_bytes(out_features, in_features, format, layout_)),
       is_packed_(static_cast<size_t>(out_features)),
       num_missing_(out_features) {}
 
-void PackedMatrix::pack_rows(ThreadPool& pool, int64_t row_start, const TensorView& weight) {
+void PackedMatrix::check_rows(int64_t row_start, const TensorView& weight) const {
   Dim n("n"), K("K", in_features_);
   expect(weight, "weight", {DType::kFloat32, DType::kBFloat16, DType::kFloat16}, {n, K}, Layout::kRows);
   if (row_start < 0 || row_start > out_features_ - n) {
@@ -82,10 +99,33 @@ void PackedMatrix::pack_rows(ThreadPool& pool, int64_t row_start, const TensorVi
                                                  std::to_string(row_start) + " on, but the matrix has " +
                                                  std::to_string(out_features_));
   }
-  if (format_ == WeightFormat::kBFloat16) {
-    pack_any<Bf16>(pool, weight, row_start, buffer_.data());
-  } else {
-    pack_any<float>(pool, weight, row_start, buffer_.data());
+}
+
+void PackedMatrix::balance_columns(ThreadPool& pool, const std::vector<TensorView>& parts) {
+  if (!is_quantized(format_)) {
+    throw Error(ErrorCode::kInvalidArgument, "dtype: only quantised weights have column scales");
+  }
+  std::vector<double> magnitudes(static_cast<size_t>(in_features_));
+  for (const TensorView& part : parts) {
+    check_rows(0, part);
+    add_column_magnitudes(pool, part, magnitudes);
+  }
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (num_missing_ < out_features_) {
+    throw Error(ErrorCode::kInvalidArgument, "weight: columns are balanced before rows are packed");
+  }
+  column_scales_ = cpu::column_scales(magnitudes);
+}
+
+void PackedMatrix::pack_rows(ThreadPool& pool, int64_t row_start, const TensorView& weight) {
+  check_rows(row_start, weight);
+  const int64_t n = weight.shape[0];
+  switch (format_) {
+    case WeightFormat::kBFloat16: pack_any<Bf16>(pool, weight, row_start, buffer_.data()); break;
+    case WeightFormat::kFloat32: pack_any<float>(pool, weight, row_start, buffer_.data()); break;
+    default:
+      quantize_rows(pool, weight, row_start, format_, layout_, column_scales(),
+                    static_cast<uint8_t*>(buffer_.data()));
   }
   const std::lock_guard<std::mutex> lock(mutex_);
   for (int64_t row = row_start; row < row_start + n; ++row) {

@@ -16,18 +16,27 @@ namespace engine::cpu {
 // the missing columns of the last panel being zero. A step of k thus reads one cache line (bf16) or
 // two (fp32), panels are read from front to back, and lanes run along the outputs, so that no
 // sum depends on a vector width. In bf16 columns i and 16 + i of a panel are neighbours: one 512-bit
-// load, a shift and a mask widen them to two vectors. A format with scales per group of k adds
-// them to its panel; the order of panels and columns stays.
+// load, a shift and a mask widen them to two vectors. Quantised formats have scales per group of k in
+// their panels: see PanelLayout in engine/kernel_args.h.
 class PackedMatrix {
  public:
-  // All weights are zero at first. Throws kInvalidArgument for sizes that no memory holds.
-  PackedMatrix(int64_t out_features, int64_t in_features, WeightFormat format);
+  // All weights are zero at first. `group_len`, of quantised formats, is 32 or 128; 0 takes the
+  // format's own. Throws kInvalidArgument for sizes that no memory holds.
+  PackedMatrix(int64_t out_features, int64_t in_features, WeightFormat format, int64_t group_len = 0);
 
   int64_t out_features() const { return out_features_; }
   int64_t in_features() const { return in_features_; }
   WeightFormat format() const { return format_; }
   int64_t num_bytes() const { return buffer_.num_bytes(); }
   const void* data() const { return buffer_.data(); }
+  const PanelLayout& layout() const { return layout_; }
+  // [K], or null: the weights are those stored times these, and activations are multiplied with
+  // them before they are quantised.
+  const float* column_scales() const { return column_scales_.empty() ? nullptr : column_scales_.data(); }
+
+  // Chooses the column scales from all rows that are going to be packed, in parts [n, K]. Optional, for
+  // quantised formats, before any row is packed.
+  void balance_columns(ThreadPool& pool, const std::vector<TensorView>& parts);
 
   // Stores `weight` [n, K] (fp32, bf16 or fp16; contiguous rows, any row stride) as the rows from
   // `row_start` on, rounded to nearest even. Fused layers pack their parts one by one; a row may be
@@ -37,10 +46,14 @@ class PackedMatrix {
   bool is_complete() const;
 
  private:
+  void check_rows(int64_t row_start, const TensorView& weight) const;
+
   int64_t out_features_;
   int64_t in_features_;
   WeightFormat format_;
+  PanelLayout layout_;
   LargeBuffer buffer_;
+  std::vector<float> column_scales_;
 
   mutable std::mutex mutex_;
   std::vector<bool> is_packed_;  // by row

@@ -3,25 +3,61 @@
 
 namespace engine::cpu {
 namespace ENGINE_ISA {
+namespace {
 
 // A token's weights are one column of its panel: one element of every k-row.
-void embedding(const EmbeddingArgs& args, int64_t begin, int64_t end) {
-  const int64_t num_k = args.in_features;
-  for (int64_t token = begin; token < end; ++token) {
-    const int64_t id = args.token_ids[token];
-    const int64_t panel = id / kPanelColumns * kPanelColumns * num_k;
-    const int64_t column = id % kPanelColumns;
-    float* out = args.out + token * args.out_stride;
-    if (args.format == WeightFormat::kFloat32) {
-      const float* weight = static_cast<const float*>(args.weight) + panel + column;
-      for (int64_t k = 0; k < num_k; ++k) out[k] = weight[k * kPanelColumns];
+ENGINE_INLINE void read_float32(const EmbeddingArgs& args, int64_t panel, int64_t column, float* out) {
+  const float* weight =
+      static_cast<const float*>(args.weight) + panel * kPanelColumns * args.in_features + column;
+  for (int64_t k = 0; k < args.in_features; ++k) out[k] = weight[k * kPanelColumns];
+}
+
+ENGINE_INLINE void read_bfloat16(const EmbeddingArgs& args, int64_t panel, int64_t column, float* out) {
+  const uint16_t* weight = static_cast<const uint16_t*>(args.weight) +
+                           panel * kPanelColumns * args.in_features + column % 16 * 2 + column / 16;
+  for (int64_t k = 0; k < args.in_features; ++k) {
+    const uint32_t bits = static_cast<uint32_t>(weight[k * kPanelColumns]) << 16;
+    __builtin_memcpy(out + k, &bits, sizeof(bits));
+  }
+}
+
+ENGINE_INLINE void read_quantized(const EmbeddingArgs& args, int64_t panel, int64_t column, float* out) {
+  const PanelLayout layout = panel_layout(args.format, args.group_len);
+  const uint8_t* group = static_cast<const uint8_t*>(args.weight) + panel * panel_bytes(layout, args.in_features);
+  const bool is_int8 = args.format == WeightFormat::kInt8;
+  for (int64_t begin = 0; begin < args.in_features; begin += args.group_len) {
+    const int64_t left = args.in_features - begin;
+    const int64_t count = left < args.group_len ? left : args.group_len;
+    float scales[16];
+    if (is_int8) {
+      __builtin_memcpy(scales, group + column * 4, sizeof(float));
     } else {
-      const uint16_t* weight =
-          static_cast<const uint16_t*>(args.weight) + panel + column % 16 * 2 + column / 16;
-      for (int64_t k = 0; k < num_k; ++k) {
-        const uint32_t bits = static_cast<uint32_t>(weight[k * kPanelColumns]) << 16;
-        __builtin_memcpy(out + k, &bits, sizeof(bits));
-      }
+      store(scales, load_fp16(reinterpret_cast<const uint16_t*>(group) + column / 16 * 16));
+      scales[0] = scales[column % 16];
+    }
+    const uint8_t* step = group + layout.scale_bytes + column * 4;
+    for (int64_t i = 0; i < count; ++i) {
+      const uint8_t* four = step + i / kWeightStep * layout.step_bytes;
+      const bool is_second = i % kWeightStep >= 4;
+      const int code = is_int8 ? four[(is_second ? 128 : 0) + i % 4] - 128 : (four[i % 4] >> (is_second ? 4 : 0) & 15) - 8;
+      const float weight = static_cast<float>(code) * scales[0];
+      out[begin + i] = args.column_scales == nullptr ? weight : weight * args.column_scales[begin + i];
+    }
+    group += panel_bytes(layout, args.group_len);
+  }
+}
+
+}  // namespace
+
+void embedding(const EmbeddingArgs& args, int64_t begin, int64_t end) {
+  for (int64_t token = begin; token < end; ++token) {
+    const int64_t panel = args.token_ids[token] / kPanelColumns;
+    const int64_t column = args.token_ids[token] % kPanelColumns;
+    float* out = args.out + token * args.out_stride;
+    switch (args.format) {
+      case WeightFormat::kFloat32: read_float32(args, panel, column, out); break;
+      case WeightFormat::kBFloat16: read_bfloat16(args, panel, column, out); break;
+      default: read_quantized(args, panel, column, out);
     }
   }
 }

@@ -63,6 +63,11 @@ ENGINE_INLINE __m256 load_eight_bf16(const uint16_t* p) {
 }
 ENGINE_INLINE Vec16 load_bf16(const uint16_t* p) { return {load_eight_bf16(p), load_eight_bf16(p + 8)}; }
 
+ENGINE_INLINE Vec16 load_fp16(const uint16_t* p) {
+  const __m128i* halves = reinterpret_cast<const __m128i*>(p);
+  return {_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves + 1))};
+}
+
 // p holds 16 pairs: `low` gets the even elements, `high` the odd ones.
 ENGINE_INLINE void load_bf16_pairs(const uint16_t* p, Vec16& low, Vec16& high) {
   const __m256i first = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));

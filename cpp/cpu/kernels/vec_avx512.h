@@ -44,6 +44,10 @@ ENGINE_INLINE Vec16 load_bf16(const uint16_t* p) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
 }
 
+ENGINE_INLINE Vec16 load_fp16(const uint16_t* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+
 // p holds 16 pairs: `low` gets the even elements, `high` the odd ones.
 ENGINE_INLINE void load_bf16_pairs(const uint16_t* p, Vec16& low, Vec16& high) {
   const __m512i pairs = _mm512_loadu_si512(p);

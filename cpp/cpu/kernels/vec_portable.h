@@ -72,6 +72,18 @@ ENGINE_INLINE Vec16 load_bf16(const uint16_t* p) {
   return a;
 }
 
+ENGINE_INLINE Vec16 load_fp16(const uint16_t* p) {
+  Vec16 a;
+  for (int i = 0; i < 16; ++i) {
+    // The exponent's bias is made up for by a multiplication, which is exact and serves subnormals too.
+    const uint32_t bits = static_cast<uint32_t>(p[i] & 0x8000u) << 16 | static_cast<uint32_t>(p[i] & 0x7fffu) << 13;
+    float f;
+    __builtin_memcpy(&f, &bits, sizeof(f));
+    a.v[i] = f * 0x1p112f;
+  }
+  return a;
+}
+
 // p holds 16 pairs: `low` gets the even elements, `high` the odd ones.
 ENGINE_INLINE void load_bf16_pairs(const uint16_t* p, Vec16& low, Vec16& high) {
   for (int i = 0; i < 16; ++i) {

@@ -179,10 +179,12 @@ struct PagedAttentionArgs {
   bool is_causal;      // else later keys are seen, too
 };
 
-// How a packed matrix stores its weights.
-enum class WeightFormat : uint8_t { kFloat32, kBFloat16 };
+// How a packed matrix stores its weights; see cpu/packed_matrix.h.
+enum class WeightFormat : uint8_t { kFloat32, kBFloat16, kInt8, kInt4 };
 
-// Output columns in a panel of packed weights; see cpu/packed_matrix.h.
+static constexpr bool is_quantized(WeightFormat format) { return format >= WeightFormat::kInt8; }
+
+// Output columns in a panel of packed weights.
 inline constexpr int64_t kPanelColumns = 32;
 
 // Work item: one panel of outputs for one block of rows; panels of the same block are neighbours.
@@ -197,13 +199,80 @@ struct LinearArgs {
   WeightFormat format;
 };
 
+// Quantised products: k that share one scale of the activations, and k that are stored together.
+inline constexpr int64_t kActivationGroup = 128;
+inline constexpr int64_t kWeightStep = 8;
+// k after whose sums a tile adds the outliers, and most rows that a work item takes.
+inline constexpr int64_t kQuantizedChain = 512;
+inline constexpr int64_t kQuantizedRows = 96;
+
+// The layout of one panel of quantised weights: group after group of k, each its 32 scales, then
+// its weights in steps of 8 k (the last step padded). The codes are unsigned: 128 (int8) or 8 (int4) is weight 0.
+// int8: scales fp32; of a step the first four k, columns 0 to 31, four bytes a column, then the others.
+// int4: scales fp16; a column's four bytes hold the first four k in the low half, the others in the high half.
+struct PanelLayout {
+  int64_t group_len;
+  int64_t scale_bytes;  // of one group, all columns
+  int64_t step_bytes;
+};
+
+// (Static, because code shared between instruction sets must not be linked.)
+static constexpr PanelLayout panel_layout(WeightFormat format, int64_t group_len) {
+  const bool is_int8 = format == WeightFormat::kInt8;
+  return {group_len, kPanelColumns * (is_int8 ? 4 : 2), kPanelColumns * kWeightStep / (is_int8 ? 1 : 2)};
+}
+
+// What `num_k` k of a panel take.
+static constexpr int64_t panel_bytes(const PanelLayout& layout, int64_t num_k) {
+  const int64_t num_groups = (num_k + layout.group_len - 1) / layout.group_len;
+  return num_groups * layout.scale_bytes + (num_k + kWeightStep - 1) / kWeightStep * layout.step_bytes;
+}
+
+// Rows of activations as 8-bit numbers, x = scale * code but for outliers, whose code is 0. Each row is padded to whole
+// groups of kActivationGroup.
+struct QuantizedRows {
+  int8_t* codes;       // [T, padded K]
+  float* scales;       // [T, padded K / 128]
+  int32_t* offsets;    // [T, padded K / group_len]: minus the weights' zero times the sum of the group's codes
+  uint64_t* outliers;  // [T, outlier_words], bit k % 64; whole chains of kQuantizedChain
+  int64_t padded_k, outlier_words;
+};
+
+// Work item: one row.
+struct QuantizeRowsArgs {
+  const float* x;              // [T, K]
+  const float* column_scales;  // [K], what each k is multiplied with first, or null
+  QuantizedRows rows;
+  int64_t x_stride;
+  int64_t in_features;
+  int64_t group_len;    // of the weights: 32 or 128
+  int32_t weight_zero;  // the code of weight 0
+};
+
+// Work item: as LinearArgs.
+struct QuantizedLinearArgs {
+  const float* x;              // [T, K], for the outliers
+  const float* column_scales;  // [K], or null
+  QuantizedRows rows;
+  const uint8_t* weight;  // panels
+  const float* bias;      // [N], or null
+  float* out;             // [T, N]
+  int64_t x_stride, out_stride;
+  int64_t num_rows, in_features, out_features;  // T, K, N
+  int64_t rows_per_block;                       // at most kQuantizedRows
+  int64_t group_len;
+  WeightFormat format;
+};
+
 // Work item: one token.
 struct EmbeddingArgs {
-  const int32_t* token_ids;  // [T], each in [0, V)
-  const void* weight;        // panels [ceil(V / 32)][K][32]
-  float* out;                // [T, K]
+  const int32_t* token_ids;    // [T], each in [0, V)
+  const void* weight;          // panels
+  const float* column_scales;  // [K], what the stored weights are multiplied with, or null
+  float* out;                  // [T, K]
   int64_t out_stride;
   int64_t in_features;  // K
+  int64_t group_len;
   WeightFormat format;
 };
 

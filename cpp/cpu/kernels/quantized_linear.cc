@@ -1,0 +1,257 @@
+// out = x W^T + bias for 8-bit and 4-bit weights and activations that were quantised by quantize_rows.
+//
+// The order of sums (docs/decisions/0006-quantised-weights.md): products within a group of the weights are
+// added as int32, exactly; groups are added in order of k by fma in fp32; after every kQuantizedChain k
+// come the outliers of these k, in order; the bias last. A row's bits depend on nothing else.
+#include "cpu/kernels/dot.h"
+#include "cpu/kernels/table.h"
+
+namespace engine::cpu {
+namespace ENGINE_ISA {
+namespace {
+
+// A tile keeps rows x vectors of both int32 and fp32 sums in registers: with more than kWideRows rows
+// it takes the two vectors of a panel one after the other.
+#if ENGINE_ISA_avx512
+constexpr int kTileRows = 6, kWideRows = 6;
+#elif ENGINE_ISA_avx2 || ENGINE_ISA_neon
+constexpr int kTileRows = 3, kWideRows = 1;
+#else
+constexpr int kTileRows = 2, kWideRows = 1;
+#endif
+
+constexpr int64_t kPrefetchBytes = 4096;
+
+struct Int8Weights {
+  static constexpr WeightFormat kFormat = WeightFormat::kInt8;
+  static constexpr int32_t kZero = 128;
+  // Four k of 16 columns, then the next four of the same columns.
+  ENGINE_INLINE void load_step(const uint8_t* p, int vec, Bytes64& first, Bytes64& second) {
+    first = load_bytes(p + vec * 64);
+    second = load_bytes(p + 128 + vec * 64);
+  }
+  ENGINE_INLINE Vec16 load_scales(const uint8_t* p, int vec) {
+    return load(reinterpret_cast<const float*>(p) + vec * 16);
+  }
+};
+
+struct Int4Weights {
+  static constexpr WeightFormat kFormat = WeightFormat::kInt4;
+  static constexpr int32_t kZero = 8;
+  ENGINE_INLINE void load_step(const uint8_t* p, int vec, Bytes64& first, Bytes64& second) {
+    const Bytes64 both = load_bytes(p + vec * 64);
+    first = low_nibbles(both);
+    second = high_nibbles(both);
+  }
+  ENGINE_INLINE Vec16 load_scales(const uint8_t* p, int vec) {
+    return load_fp16(reinterpret_cast<const uint16_t*>(p) + vec * 16);
+  }
+};
+
+// Some rows against one panel for up to kQuantizedChain k.
+struct Tile {
+  const int8_t* codes;     // first row, first k
+  const float* scales;     // of the activations
+  const int32_t* offsets;
+  int64_t codes_stride, scales_stride, offsets_stride;
+  const uint8_t* weight;   // the panel's first group
+  PanelLayout layout;
+  int64_t num_k;
+  float (*sums)[kPanelColumns];  // first row
+  bool is_first;
+  bool is_leading;
+};
+
+// kVecs vectors of 16 columns from vector kFirst on.
+template <class Weights, int kRows, int kFirst, int kVecs>
+void run_vectors(const Tile& tile) {
+  Vec16 sums[kRows][kVecs];
+#pragma GCC unroll 6
+  for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 2
+    for (int vec = 0; vec < kVecs; ++vec) {
+      sums[row][vec] = tile.is_first ? zero() : load(&tile.sums[row][(kFirst + vec) * 16]);
+    }
+  }
+  const uint8_t* weight = tile.weight;
+  for (int64_t k = 0, group = 0; k < tile.num_k; k += tile.layout.group_len, ++group) {
+    const uint8_t* scales = weight;
+    weight += tile.layout.scale_bytes;
+    Sums16 dots[kRows][kVecs];
+#pragma GCC unroll 6
+    for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 2
+      for (int vec = 0; vec < kVecs; ++vec) {
+        dots[row][vec] = all_sums(tile.offsets[row * tile.offsets_stride + group]);
+      }
+    }
+    const int64_t left = tile.num_k - k;
+    const int64_t end = k + (left < tile.layout.group_len ? left : tile.layout.group_len);
+    for (int64_t at = k; at < end; at += kWeightStep, weight += tile.layout.step_bytes) {
+      Weights64 first[kVecs], second[kVecs];
+#pragma GCC unroll 2
+      for (int vec = 0; vec < kVecs; ++vec) {
+        Bytes64 low, high;
+        Weights::load_step(weight, kFirst + vec, low, high);
+        first[vec] = as_weights(low);
+        second[vec] = as_weights(high);
+      }
+      if (tile.is_leading) {
+        for (int64_t line = 0; line < tile.layout.step_bytes; line += 64) {
+          __builtin_prefetch(weight + kPrefetchBytes + line);
+        }
+      }
+#pragma GCC unroll 6
+      for (int row = 0; row < kRows; ++row) {
+        const Inputs4 x = load_inputs(tile.codes + row * tile.codes_stride + at);
+#pragma GCC unroll 2
+        for (int vec = 0; vec < kVecs; ++vec) dots[row][vec] = dot(dots[row][vec], first[vec], x);
+      }
+#pragma GCC unroll 6
+      for (int row = 0; row < kRows; ++row) {
+        const Inputs4 x = load_inputs(tile.codes + row * tile.codes_stride + at + 4);
+#pragma GCC unroll 2
+        for (int vec = 0; vec < kVecs; ++vec) dots[row][vec] = dot(dots[row][vec], second[vec], x);
+      }
+    }
+    Vec16 weight_scale[kVecs];
+#pragma GCC unroll 2
+    for (int vec = 0; vec < kVecs; ++vec) weight_scale[vec] = Weights::load_scales(scales, kFirst + vec);
+#pragma GCC unroll 6
+    for (int row = 0; row < kRows; ++row) {
+      const Vec16 scale = set1(tile.scales[row * tile.scales_stride + k / kActivationGroup]);
+#pragma GCC unroll 2
+      for (int vec = 0; vec < kVecs; ++vec) {
+        sums[row][vec] = fma(to_float(dots[row][vec]), mul(weight_scale[vec], scale), sums[row][vec]);
+      }
+    }
+  }
+#pragma GCC unroll 6
+  for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 2
+    for (int vec = 0; vec < kVecs; ++vec) store(&tile.sums[row][(kFirst + vec) * 16], sums[row][vec]);
+  }
+}
+
+template <class Weights, int kRows = kTileRows>
+void run_tile(const Tile& tile, int64_t num_rows) {
+  if constexpr (kRows > 1) {
+    if (num_rows < kRows) return run_tile<Weights, kRows - 1>(tile, num_rows);
+  }
+  if constexpr (kRows <= kWideRows) {
+    run_vectors<Weights, kRows, 0, 2>(tile);
+  } else {
+    run_vectors<Weights, kRows, 0, 1>(tile);
+    run_vectors<Weights, kRows, 1, 1>(tile);
+  }
+}
+
+// Spreads the rows evenly over the tiles, so that none is left with a single row.
+template <class Weights>
+void run_tiles(Tile tile, int64_t num_rows) {
+  for (int64_t num_tiles = (num_rows + kTileRows - 1) / kTileRows; num_tiles > 0; --num_tiles) {
+    const int64_t rows = (num_rows + num_tiles - 1) / num_tiles;
+    run_tile<Weights>(tile, rows);
+    tile.codes += rows * tile.codes_stride;
+    tile.scales += rows * tile.scales_stride;
+    tile.offsets += rows * tile.offsets_stride;
+    tile.sums += rows;
+    tile.is_leading = false;
+    num_rows -= rows;
+  }
+}
+
+// Adds x[k] times the weights of k, for all columns.
+template <class Weights>
+ENGINE_INLINE void add_outlier(const Tile& tile, int64_t k, float x, float* sums) {
+  const int64_t group_bytes = panel_bytes(tile.layout, tile.layout.group_len);
+  const uint8_t* group = tile.weight + k / tile.layout.group_len * group_bytes;
+  const int64_t step = k % tile.layout.group_len / kWeightStep;
+  for (int vec = 0; vec < 2; ++vec) {
+    Bytes64 first, second;
+    Weights::load_step(group + tile.layout.scale_bytes + step * tile.layout.step_bytes, vec, first, second);
+    const Sums16 codes = byte_of(k % kWeightStep < 4 ? first : second, static_cast<int>(k % 4));
+    const Vec16 weight =
+        mul(sub(to_float(codes), set1(float{Weights::kZero})), Weights::load_scales(group, vec));
+    store(sums + vec * 16, fma(set1(x), weight, load(sums + vec * 16)));
+  }
+}
+
+template <class Weights>
+void add_outliers(const QuantizedLinearArgs& args, const Tile& tile, int64_t row, int64_t k, float* sums) {
+  const uint64_t* outliers = args.rows.outliers + row * args.rows.outlier_words + k / 64;
+  if (is_zero(load_bytes(reinterpret_cast<const uint8_t*>(outliers)))) return;
+  for (int64_t word = 0; word < kQuantizedChain / 64; ++word) {
+    for (uint64_t bits = outliers[word]; bits != 0; bits &= bits - 1) {
+      const int64_t at = word * 64 + __builtin_ctzll(bits);
+      const float x = args.x[row * args.x_stride + k + at];
+      add_outlier<Weights>(tile, at, args.column_scales == nullptr ? x : x * args.column_scales[k + at], sums);
+    }
+  }
+}
+
+ENGINE_INLINE void finish(const QuantizedLinearArgs& args, int64_t first_row, int64_t num_rows, int64_t column,
+                          const float (*sums)[kPanelColumns]) {
+  for (int64_t from = 0; from < kPanelColumns && column + from < args.out_features; from += 16) {
+    const int64_t left = args.out_features - column - from;
+    const int64_t n = left < 16 ? left : 16;
+    float* out = args.out + first_row * args.out_stride + column + from;
+    if (args.bias == nullptr) {
+      for (int64_t row = 0; row < num_rows; ++row) store_first(out + row * args.out_stride, load(&sums[row][from]), n);
+    } else {
+      const Vec16 bias = load_first(args.bias + column + from, n);
+      for (int64_t row = 0; row < num_rows; ++row) {
+        store_first(out + row * args.out_stride, add(load(&sums[row][from]), bias), n);
+      }
+    }
+  }
+}
+
+template <class Weights>
+void run_panel(const QuantizedLinearArgs& args, int64_t panel, int64_t first_row, int64_t num_rows) {
+  alignas(64) float sums[kQuantizedRows][kPanelColumns];
+  Tile tile;
+  tile.layout = panel_layout(Weights::kFormat, args.group_len);
+  tile.codes_stride = args.rows.padded_k;
+  tile.scales_stride = args.rows.padded_k / kActivationGroup;
+  tile.offsets_stride = args.rows.padded_k / args.group_len;
+  tile.codes = args.rows.codes + first_row * tile.codes_stride;
+  tile.scales = args.rows.scales + first_row * tile.scales_stride;
+  tile.offsets = args.rows.offsets + first_row * tile.offsets_stride;
+  tile.weight = args.weight + panel * panel_bytes(tile.layout, args.in_features);
+  tile.sums = sums;
+  for (int64_t k = 0; k < args.in_features; k += kQuantizedChain) {
+    const int64_t left = args.in_features - k;
+    tile.num_k = left < kQuantizedChain ? left : kQuantizedChain;
+    tile.is_first = k == 0;
+    tile.is_leading = true;
+    run_tiles<Weights>(tile, num_rows);
+    for (int64_t row = 0; row < num_rows; ++row) {
+      add_outliers<Weights>(args, tile, first_row + row, k, sums[row]);
+    }
+    tile.codes += kQuantizedChain;
+    tile.scales += kQuantizedChain / kActivationGroup;
+    tile.offsets += kQuantizedChain / args.group_len;
+    tile.weight += panel_bytes(tile.layout, kQuantizedChain);
+  }
+  finish(args, first_row, num_rows, panel * kPanelColumns, sums);
+}
+
+}  // namespace
+
+void quantized_linear(const QuantizedLinearArgs& args, int64_t begin, int64_t end) {
+  const int64_t num_panels = (args.out_features + kPanelColumns - 1) / kPanelColumns;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t first_row = item / num_panels * args.rows_per_block;
+    const int64_t left = args.num_rows - first_row;
+    const int64_t num_rows = left < args.rows_per_block ? left : args.rows_per_block;
+    if (args.format == WeightFormat::kInt8) {
+      run_panel<Int8Weights>(args, item % num_panels, first_row, num_rows);
+    } else {
+      run_panel<Int4Weights>(args, item % num_panels, first_row, num_rows);
+    }
+  }
+}
+
+}  // namespace ENGINE_ISA
+}  // namespace engine::cpu

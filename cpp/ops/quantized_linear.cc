@@ -1,0 +1,82 @@
+#include "ops/quantized_linear.h"
+
+#include "ops/row_blocks.h"
+
+namespace engine::ops {
+namespace {
+
+// Rows that one thread quantises sooner than it would wake the others.
+constexpr int64_t kSmallInput = 8192;
+
+// The parts of the scratch memory, each at a cache line.
+struct RowsMemory {
+  QuantizedRows rows;
+  int64_t num_bytes;
+};
+
+RowsMemory lay_out(char* data, int64_t num_rows, int64_t num_k, int64_t group_len) {
+  const int64_t padded_k = divide_up(num_k, kActivationGroup) * kActivationGroup;
+  int64_t end = 0;
+  const auto next = [&](int64_t num_bytes) {
+    char* part = data + end;
+    end += divide_up(num_bytes, 64) * 64;
+    return part;
+  };
+  RowsMemory memory{};
+  memory.rows.codes = reinterpret_cast<int8_t*>(next(num_rows * padded_k));
+  memory.rows.scales = reinterpret_cast<float*>(next(num_rows * padded_k / kActivationGroup * 4));
+  memory.rows.offsets = reinterpret_cast<int32_t*>(next(num_rows * padded_k / group_len * 4));
+  memory.rows.padded_k = padded_k;
+  memory.rows.outlier_words = divide_up(num_k, kQuantizedChain) * kQuantizedChain / 64;
+  memory.rows.outliers = reinterpret_cast<uint64_t*>(next(num_rows * memory.rows.outlier_words * 8));
+  memory.num_bytes = end;
+  return memory;
+}
+
+}  // namespace
+
+void quantized_linear(cpu::ExecutionContext& context, const TensorView& x, const cpu::PackedMatrix& weight,
+                      const float* bias, const TensorView& out) {
+  const int64_t num_rows = x.shape[0], num_k = weight.in_features();
+  const int64_t group_len = weight.layout().group_len;
+  const auto scratch = context.scratch().take(lay_out(nullptr, num_rows, num_k, group_len).num_bytes);
+  const QuantizedRows rows = lay_out(scratch.data, num_rows, num_k, group_len).rows;
+
+  const QuantizeRowsArgs quantize{
+      .x = x.as<const float>(),
+      .column_scales = weight.column_scales(),
+      .rows = rows,
+      .x_stride = x.strides[0],
+      .in_features = num_k,
+      .group_len = group_len,
+      .weight_zero = weight.format() == WeightFormat::kInt8 ? 128 : 8,
+  };
+  const auto quantize_rows = context.kernels().quantize_rows;
+  context.pool().parallel_for(num_rows, divide_up(kSmallInput, num_k), [&](int64_t begin, int64_t end) {
+    quantize_rows(quantize, begin, end);
+  });
+
+  QuantizedLinearArgs args{
+      .x = quantize.x,
+      .column_scales = quantize.column_scales,
+      .rows = rows,
+      .weight = static_cast<const uint8_t*>(weight.data()),
+      .bias = bias,
+      .out = out.as<float>(),
+      .x_stride = x.strides[0],
+      .out_stride = out.strides[0],
+      .num_rows = num_rows,
+      .in_features = num_k,
+      .out_features = weight.out_features(),
+      .rows_per_block = 0,
+      .group_len = group_len,
+      .format = weight.format(),
+  };
+  const RowBlocks blocks(num_rows, weight.out_features(), kQuantizedRows, context.pool().num_threads());
+  args.rows_per_block = blocks.rows_per_block;
+  const auto kernel = context.kernels().quantized_linear;
+  context.pool().parallel_for(blocks.num_items, blocks.grain,
+                              [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+}  // namespace engine::ops
