@@ -55,8 +55,8 @@ void bind_linear(py::module_& module) {
           py::arg("ctx"), py::arg("row_start"), py::arg("weight"), ReleaseGil())
       .def_property_readonly("out_features", &PackedMatrix::out_features)
       .def_property_readonly("in_features", &PackedMatrix::in_features)
-      .def_property_readonly("dtype",
-                             [](const PackedMatrix& self) { return kFormatNames[static_cast<int>(self.format())]; })
+      .def_property_readonly(
+          "dtype", [](const PackedMatrix& self) { return kFormatNames[static_cast<int>(self.format())]; })
       .def_property_readonly("group_len", [](const PackedMatrix& self) { return self.layout().group_len; })
       .def_property_readonly("num_bytes", &PackedMatrix::num_bytes)
       .def_property_readonly("is_complete", &PackedMatrix::is_complete);

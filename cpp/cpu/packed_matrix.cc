@@ -41,7 +41,6 @@ int64_t checked_group_len(WeightFormat format, int64_t group_len) {
   throw Error(ErrorCode::kInvalidArgument, "group_len: expected 32 or 128, got " + std::to_string(group_len));
 }
 
-
 // Packs those of the panel's columns that `rows` has: [first, last) are rows of the matrix.
 template <typename Source, typename Stored>
 void pack_panel(const TensorView& rows, int64_t row_start, int64_t first, int64_t last, Stored* panel) {

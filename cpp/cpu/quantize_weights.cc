@@ -32,7 +32,8 @@ float largest_magnitude(const float* values, int64_t count) {
   return float_from_bits(static_cast<uint32_t>(largest));
 }
 
-void round_to_codes(const float* values, int64_t count, float factor, int32_t zero, int32_t most, uint8_t* codes) {
+void round_to_codes(const float* values, int64_t count, float factor, int32_t zero, int32_t most,
+                    uint8_t* codes) {
   int32_t rounded[kMaxGroup];
   for (int64_t i = 0; i < count; ++i) {
     rounded[i] = static_cast<int32_t>(bits_of_float(values[i] * factor + kRound)) - 0x4b400000 + zero;
@@ -57,7 +58,8 @@ Fp16 quantize_int4(const float* values, int64_t count, uint8_t* codes) {
   const float largest = largest_magnitude(values, count);
   const bool is_finite = std::isfinite(largest);
   const bool is_positive = std::find(values, values + count, largest) != values + count;
-  const float wanted = is_finite ? std::min(largest / 8, kLargestHalf) : std::numeric_limits<float>::quiet_NaN();
+  const float wanted =
+      is_finite ? std::min(largest / 8, kLargestHalf) : std::numeric_limits<float>::quiet_NaN();
   Fp16 scale;
   convert(is_positive ? -wanted : wanted, scale);
   round_to_codes(values, count, is_finite ? inverse(to_float(scale)) : 0.0f, 8, 15, codes);

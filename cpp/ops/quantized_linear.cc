@@ -52,9 +52,8 @@ void quantized_linear(cpu::ExecutionContext& context, const TensorView& x, const
       .weight_zero = weight.format() == WeightFormat::kInt8 ? 128 : 8,
   };
   const auto quantize_rows = context.kernels().quantize_rows;
-  context.pool().parallel_for(num_rows, divide_up(kSmallInput, num_k), [&](int64_t begin, int64_t end) {
-    quantize_rows(quantize, begin, end);
-  });
+  context.pool().parallel_for(num_rows, divide_up(kSmallInput, num_k),
+                              [&](int64_t begin, int64_t end) { quantize_rows(quantize, begin, end); });
 
   QuantizedLinearArgs args{
       .x = quantize.x,

@@ -187,15 +187,21 @@ def activate(ctx: ExecutionContext, x: Tensor, activation: str, out: Tensor) -> 
 # --- linear layers -----------------------------------------------------------------------------
 
 class PackedMatrix:
-    """Weights [out_features, in_features] in the layout of the CPU kernels. dtype: "bfloat16" or "float32".
+    """Weights [out_features, in_features] in the layout of the CPU kernels.
 
-    The memory is taken at once, in huge pages where the system allows; it is written by pack_rows.
+    dtype: "bfloat16", "float32", "int8" or "int4". `group_len` (32 or 128; 0: 128 for int8, 32 for
+    int4) k of a row share a scale. The memory is taken at once, in huge pages where the system allows;
+    it is written by pack_rows.
     """
 
-    def __init__(self, out_features: int, in_features: int, dtype: str) -> None: ...
+    def __init__(self, out_features: int, in_features: int, dtype: str, group_len: int = 0) -> None: ...
+    def balance_columns(self, ctx: ExecutionContext, parts: list[Tensor]) -> None:
+        """Scale columns that are far larger than the others, so that they do not take their groups'
+        precision. Quantised formats, before any row is packed; `parts` [n, in_features] are all its rows."""
+
     def pack_rows(self, ctx: ExecutionContext, row_start: int, weight: Tensor) -> None:
         """Store `weight` [n, in_features] (float32, bfloat16 or float16, any row stride) as the rows from
-        `row_start` on, rounded to nearest even. Rows may come in any order and may be packed again."""
+        `row_start` on, rounded to nearest. Rows may come in any order and may be packed again."""
 
     @property
     def out_features(self) -> int: ...
@@ -203,6 +209,10 @@ class PackedMatrix:
     def in_features(self) -> int: ...
     @property
     def dtype(self) -> str: ...
+    @property
+    def group_len(self) -> int:
+        """0 where weights are not quantised."""
+
     @property
     def num_bytes(self) -> int: ...
     @property

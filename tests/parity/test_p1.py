@@ -84,7 +84,7 @@ class Answers:
 class Machine:
     """A model that serves mixes under different circumstances, with fresh caches each time."""
 
-    def __init__(self, directory, *, dtype="bfloat16", isa="auto", num_threads=2) -> None:
+    def __init__(self, directory, *, dtype="bfloat16", isa="auto", num_threads=2, **options) -> None:
         self.runner = ModelRunner(
             read_spec(directory),
             directory,
@@ -96,6 +96,7 @@ class Machine:
             max_rows=MAX_RUNNING,
             num_threads=num_threads,
             isa=isa,
+            **options,
         )
 
     def answer(
@@ -235,3 +236,14 @@ def test_other_families(tmp_path, mix, kind, dtype):
     expected = machine.answer([[ask] for ask in few], cached=False)
     assert_same(machine.answer([few], chunk=16), expected)
     assert_same(machine.answer([few]), expected)
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_quantized_weights(directory, mix, quantization):
+    machine = Machine(directory, quantization=quantization)
+    expected = machine.answer([[ask] for ask in mix], cached=False)
+    assert_same(machine.answer([mix], chunk=16), expected)
+    assert_same(machine.answer([mix], num_blocks=FEW_BLOCKS), expected)
+    for isa, num_threads in zip(FMA_ISAS, (1, 3, 1), strict=False):
+        other = Machine(directory, isa=isa, num_threads=num_threads, quantization=quantization)
+        assert_same(other.answer([mix], chunk=64), expected)

@@ -58,6 +58,7 @@ def test_defaults_have_values_and_reasons():
 def test_choices_win():
     chosen = {
         "dtype": "float32",
+        "quantization": "int8",
         "context_length": 100,
         "page_size": 32,
         "max_total_tokens": 402,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from engine.models.registry import spec_from_config
+from engine.ops.linear import PackedMatrix
 from engine.runner.kv_cache import KVCache
 from engine.runner.memory import block_bytes, blocks_that_fit, weight_bytes
 from helpers.tiny_models import LLAMA_CONFIG
@@ -32,3 +35,10 @@ def test_weight_bytes():
     hidden, mlp, vocabulary = 256, 512, 1000
     layer = hidden * hidden * 2 + hidden * 128 * 2 + 3 * hidden * mlp
     assert weight_bytes(SPEC, "bfloat16") == 2 * (2 * layer + 2 * vocabulary * hidden)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int8", "int4"])
+def test_weight_bytes_are_those_of_packed_matrices(dtype):
+    matrix = PackedMatrix(320, 512, dtype)
+    spec = dataclasses.replace(SPEC, num_layers=0, vocab_size=320, hidden_size=512, tie_word_embeddings=True)
+    assert weight_bytes(spec, dtype) == matrix.num_bytes

@@ -23,7 +23,8 @@ ENGINE_INLINE void read_bfloat16(const EmbeddingArgs& args, int64_t panel, int64
 
 ENGINE_INLINE void read_quantized(const EmbeddingArgs& args, int64_t panel, int64_t column, float* out) {
   const PanelLayout layout = panel_layout(args.format, args.group_len);
-  const uint8_t* group = static_cast<const uint8_t*>(args.weight) + panel * panel_bytes(layout, args.in_features);
+  const uint8_t* group =
+      static_cast<const uint8_t*>(args.weight) + panel * panel_bytes(layout, args.in_features);
   const bool is_int8 = args.format == WeightFormat::kInt8;
   for (int64_t begin = 0; begin < args.in_features; begin += args.group_len) {
     const int64_t left = args.in_features - begin;
@@ -39,7 +40,8 @@ ENGINE_INLINE void read_quantized(const EmbeddingArgs& args, int64_t panel, int6
     for (int64_t i = 0; i < count; ++i) {
       const uint8_t* four = step + i / kWeightStep * layout.step_bytes;
       const bool is_second = i % kWeightStep >= 4;
-      const int code = is_int8 ? four[(is_second ? 128 : 0) + i % 4] - 128 : (four[i % 4] >> (is_second ? 4 : 0) & 15) - 8;
+      const int code =
+          is_int8 ? four[(is_second ? 128 : 0) + i % 4] - 128 : (four[i % 4] >> (is_second ? 4 : 0) & 15) - 8;
       const float weight = static_cast<float>(code) * scales[0];
       out[begin + i] = args.column_scales == nullptr ? weight : weight * args.column_scales[begin + i];
     }

@@ -2,7 +2,7 @@
 //
 // A scale is as large as the largest of its group needs it, so one outlier would cost all the others
 // their precision. What stands far out of its group's average is therefore left to be multiplied as
-// it is, in fp32: docs/decisions/0006-quantised-weights.md. All depends on the row alone.
+// it is, in fp32: docs/decisions/0007-quantised-weights.md. All depends on the row alone.
 #include "cpu/kernels/dot.h"
 #include "cpu/kernels/table.h"
 

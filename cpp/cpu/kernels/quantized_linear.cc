@@ -1,6 +1,6 @@
 // out = x W^T + bias for 8-bit and 4-bit weights and activations that were quantised by quantize_rows.
 //
-// The order of sums (docs/decisions/0006-quantised-weights.md): products within a group of the weights are
+// The order of sums (docs/decisions/0007-quantised-weights.md): products within a group of the weights are
 // added as int32, exactly; groups are added in order of k by fma in fp32; after every kQuantizedChain k
 // come the outliers of these k, in order; the bias last. A row's bits depend on nothing else.
 #include "cpu/kernels/dot.h"
@@ -50,11 +50,11 @@ struct Int4Weights {
 
 // Some rows against one panel for up to kQuantizedChain k.
 struct Tile {
-  const int8_t* codes;     // first row, first k
-  const float* scales;     // of the activations
+  const int8_t* codes;  // first row, first k
+  const float* scales;  // of the activations
   const int32_t* offsets;
   int64_t codes_stride, scales_stride, offsets_stride;
-  const uint8_t* weight;   // the panel's first group
+  const uint8_t* weight;  // the panel's first group
   PanelLayout layout;
   int64_t num_k;
   float (*sums)[kPanelColumns];  // first row
@@ -197,7 +197,8 @@ ENGINE_INLINE void finish(const QuantizedLinearArgs& args, int64_t first_row, in
     const int64_t n = left < 16 ? left : 16;
     float* out = args.out + first_row * args.out_stride + column + from;
     if (args.bias == nullptr) {
-      for (int64_t row = 0; row < num_rows; ++row) store_first(out + row * args.out_stride, load(&sums[row][from]), n);
+      for (int64_t row = 0; row < num_rows; ++row)
+        store_first(out + row * args.out_stride, load(&sums[row][from]), n);
     } else {
       const Vec16 bias = load_first(args.bias + column + from, n);
       for (int64_t row = 0; row < num_rows; ++row) {

@@ -72,15 +72,20 @@ ENGINE_INLINE Vec16 load_bf16(const uint16_t* p) {
   return a;
 }
 
+ENGINE_INLINE float from_fp16(uint16_t x) {
+  // The exponent's bias is made up for by a multiplication, which is exact and serves subnormals too.
+  uint32_t bits = (x & 0x7fffu) << 13;
+  float f;
+  __builtin_memcpy(&f, &bits, sizeof(f));
+  f *= 0x1p112f;
+  __builtin_memcpy(&bits, &f, sizeof(f));
+  bits |= (x & 0x8000u) << 16 | ((x & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0);  // infinity and NaN
+  __builtin_memcpy(&f, &bits, sizeof(f));
+  return f;
+}
 ENGINE_INLINE Vec16 load_fp16(const uint16_t* p) {
   Vec16 a;
-  for (int i = 0; i < 16; ++i) {
-    // The exponent's bias is made up for by a multiplication, which is exact and serves subnormals too.
-    const uint32_t bits = static_cast<uint32_t>(p[i] & 0x8000u) << 16 | static_cast<uint32_t>(p[i] & 0x7fffu) << 13;
-    float f;
-    __builtin_memcpy(&f, &bits, sizeof(f));
-    a.v[i] = f * 0x1p112f;
-  }
+  for (int i = 0; i < 16; ++i) a.v[i] = from_fp16(p[i]);
   return a;
 }
 

@@ -9,6 +9,7 @@ from engine.errors import ConfigError
 
 DTYPES = ("auto", "bfloat16", "float32")
 POOLINGS = ("mean", "cls", "last", "max")
+QUANTIZATIONS = ("none", "int8", "int4")
 SCHEDULE_POLICIES = ("fcfs", "lpm")
 LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits")
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
@@ -33,6 +34,7 @@ class EngineConfig:
     tokenizer_path: str | None = None
     device: str = "cpu"
     dtype: str = "auto"
+    quantization: str = "none"
     load_format: str = "auto"
     context_length: int | None = None
     max_total_tokens: int | None = None
@@ -64,6 +66,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         _one_of("--dtype", self.dtype, DTYPES)
+        _one_of("--quantization", self.quantization, QUANTIZATIONS)
         _one_of("--schedule-policy", self.schedule_policy, SCHEDULE_POLICIES)
         _one_of("--logprobs-mode", self.logprobs_mode, LOGPROBS_MODES)
         _one_of("--load-format", self.load_format, LOAD_FORMATS)

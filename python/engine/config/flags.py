@@ -16,6 +16,7 @@ from engine.config.engine_config import (
     LOAD_FORMATS,
     LOGPROBS_MODES,
     POOLINGS,
+    QUANTIZATIONS,
     SCHEDULE_POLICIES,
     EngineConfig,
 )
@@ -101,6 +102,11 @@ FLAGS: tuple[Flag, ...] = (
         ServerConfig, unset="the model path",
     ),
     Flag("--dtype", Kind.TEXT, MODEL, "Type of weights and of the KV cache.", EngineConfig, DTYPES),
+    Flag(
+        "--quantization", Kind.TEXT, MODEL,
+        "Bits of the weights; the checkpoint is quantized while it is loaded. Activations become 8 bits.",
+        EngineConfig, QUANTIZATIONS,
+    ),
     Flag(
         "--load-format", Kind.TEXT, MODEL, "Where weights come from; dummy draws them at random.",
         EngineConfig, LOAD_FORMATS,

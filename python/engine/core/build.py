@@ -55,6 +55,7 @@ def build_engine(
             load_format=resolved.load_format,
             logprobs_mode=config.logprobs_mode,
             max_lora_rank=config.max_lora_rank,
+            quantization=resolved.quantization,
             progress=progress,
         )
     except (MemoryError, RuntimeError) as error:  # torch says the latter

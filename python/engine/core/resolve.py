@@ -39,6 +39,7 @@ class ResolvedConfig:
     model_path: str
     load_format: str
     dtype: str
+    quantization: str
     context_length: int
     page_size: int
     max_total_tokens: int
@@ -102,6 +103,7 @@ def resolve(config: EngineConfig, spec: ModelSpec, machine: Machine | None = Non
 
     page_size = choose("page_size", PAGE_SIZE, "the block of tokens that is cached and found again")
     dtype = choose("dtype", *_dtype(spec))
+    weights = weight_bytes(spec, dtype if config.quantization == "none" else config.quantization)
     max_running = choose("max_running_requests", MAX_RUNNING_REQUESTS, "default on the CPU")
     context_length = choose(
         "context_length", spec.max_position_embeddings, "the context that the model was made for"
@@ -112,13 +114,14 @@ def resolve(config: EngineConfig, spec: ModelSpec, machine: Machine | None = Non
             "tokens that the model was made for"
         )
     pool_tokens = choose(
-        "max_total_tokens", *_pool_tokens(spec, dtype, page_size, context_length, max_running, machine)
+        "max_total_tokens",
+        *_pool_tokens(spec, dtype, weights, page_size, context_length, max_running, machine),
     )
     pool_tokens -= pool_tokens % page_size
     if pool_tokens < page_size:
-        raise ConfigError(_no_room(config, spec, dtype, page_size, machine))
+        raise ConfigError(_no_room(config, dtype, weights, page_size, machine))
     pool_bytes = pool_tokens // page_size * block_bytes(spec, page_size, dtype)
-    if config.max_total_tokens is not None and weight_bytes(spec, dtype) + pool_bytes > machine.memory_bytes:
+    if config.max_total_tokens is not None and weights + pool_bytes > machine.memory_bytes:
         raise ConfigError(
             f"--max-total-tokens {config.max_total_tokens} needs {pool_bytes / 2**30:.1f} GiB beside the "
             f"weights, and {machine.memory_bytes / 2**30:.1f} GiB of memory are available"
@@ -136,6 +139,7 @@ def resolve(config: EngineConfig, spec: ModelSpec, machine: Machine | None = Non
         model_path=config.model_path,
         load_format=config.load_format,
         dtype=dtype,
+        quantization=config.quantization,
         context_length=context_length,
         page_size=page_size,
         max_total_tokens=pool_tokens,
@@ -165,11 +169,16 @@ def _dtype(spec: ModelSpec) -> tuple[str, str]:
 
 
 def _pool_tokens(
-    spec: ModelSpec, dtype: str, page_size: int, context_length: int, max_running: int, machine: Machine
+    spec: ModelSpec,
+    dtype: str,
+    weights: int,
+    page_size: int,
+    context_length: int,
+    max_running: int,
+    machine: Machine,
 ) -> tuple[int, str]:
     """KV tokens and why: modest, but one whole context if half of the memory that is left allows it."""
     one_block = block_bytes(spec, page_size, dtype)
-    weights = weight_bytes(spec, dtype)
     half_left = max(machine.memory_bytes - weights, 0) // 2
     one_context = -(-context_length // page_size) * one_block
     wanted = max(SMALL_POOL_BYTES, weights, one_context)
@@ -184,10 +193,11 @@ def _pool_tokens(
     return blocks * page_size, f"{megabytes} MB: {why.get(wanted, 'as much as the weights')}"
 
 
-def _no_room(config: EngineConfig, spec: ModelSpec, dtype: str, page_size: int, machine: Machine) -> str:
+def _no_room(config: EngineConfig, dtype: str, weights: int, page_size: int, machine: Machine) -> str:
     if config.max_total_tokens is not None:
         return f"--max-total-tokens {config.max_total_tokens} is less than one block of {page_size} tokens"
     return (
-        f"the model does not fit: its weights take {weight_bytes(spec, dtype) / 2**30:.1f} GiB as {dtype}, "
+        f"the model does not fit: its weights take {weights / 2**30:.1f} GiB as "
+        f"{dtype if config.quantization == 'none' else config.quantization}, "
         f"and {machine.memory_bytes / 2**30:.1f} GiB of memory are available"
     )

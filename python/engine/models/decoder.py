@@ -46,7 +46,8 @@ class Decoder:
 
     `ops` is `engine.ops.native`, or in tests `engine.ops.reference`; `ctx` is its execution context.
     `max_tokens` bounds T of a step, `num_positions` every position, `max_rows` the rows that are
-    projected to logits at once, `max_lora_rank` the rank of an adapter's modules.
+    projected to logits at once, `max_lora_rank` the rank of an adapter's modules. Matrices are stored as
+    `quantization` says, "none" meaning `dtype`.
     """
 
     def __init__(
@@ -60,16 +61,18 @@ class Decoder:
         max_rows: int,
         num_positions: int,
         max_lora_rank: int = 0,
+        quantization: str = "none",
     ) -> None:
         self._spec, self._ops, self._ctx = spec, ops, ctx
-        self._layers = [DecoderLayer(ops, ctx, spec, index, dtype) for index in range(spec.num_layers)]
+        stored = dtype if quantization == "none" else quantization
+        self._layers = [DecoderLayer(ops, ctx, spec, index, stored) for index in range(spec.num_layers)]
         self._final_norm = Norm("model.norm", spec.hidden_size, spec.norm_offset)
         self._next_norms = [*(layer.input_norm for layer in self._layers[1:]), self._final_norm]
         embedding = [("model.embed_tokens", spec.vocab_size)]
-        self._embedding = FusedLinear(ops, ctx, embedding, spec.hidden_size, dtype)
+        self._embedding = FusedLinear(ops, ctx, embedding, spec.hidden_size, stored)
         self._head = self._embedding
         if not spec.tie_word_embeddings:
-            self._head = FusedLinear(ops, ctx, [("lm_head", spec.vocab_size)], spec.hidden_size, dtype)
+            self._head = FusedLinear(ops, ctx, [("lm_head", spec.vocab_size)], spec.hidden_size, stored)
         self._multiply = ops.silu_mul if spec.activation == "silu" else ops.gelu_mul
         self._rope_tables = {rope: rope_tables(rope, num_positions) for rope in set(spec.ropes) if rope}
         # Rounded as the embeddings are, which is how such models were trained.

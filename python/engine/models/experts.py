@@ -22,9 +22,10 @@ class Experts:
         self, ops: ModuleType, ctx: Any, spec: ExpertsSpec, hidden_size: int, prefix: str, dtype: str
     ) -> None:
         self._ops, self._ctx, self._spec = ops, ctx, spec
-        self._router = FusedLinear(
-            ops, ctx, [(f"{prefix}.{spec.router_name}", spec.num_experts)], hidden_size, dtype
-        )
+        # A rounded router would send rows elsewhere; beside the experts it is small.
+        exact = dtype if dtype in ("bfloat16", "float32") else "float32"
+        router = [(f"{prefix}.{spec.router_name}", spec.num_experts)]
+        self._router = FusedLinear(ops, ctx, router, hidden_size, exact)
         gate, up, down = spec.projection_names
         self._gate_up, self._down = [], []
         for expert in range(spec.num_experts):

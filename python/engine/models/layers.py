@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
@@ -17,7 +18,8 @@ NamedSlots = Iterator[tuple[str, Slot]]
 class FusedLinear:
     """Projections of one input packed one under the other, so that one product serves them all.
 
-    `parts` are (checkpoint name without ".weight", rows) in order. The bias is float32.
+    `parts` are (checkpoint name without ".weight", rows) in order. The bias is float32. int8 weights wait
+    until all parts are there: how columns are scaled follows from the whole matrix.
     """
 
     def __init__(
@@ -38,11 +40,13 @@ class FusedLinear:
         self._in_features = in_features
         self.site = -1
         """Its number for adapters; given by the model that they are for."""
+        self._is_balanced = dtype == "int8"
+        self._waiting: dict[int, torch.Tensor] = {}
 
     def slots(self) -> NamedSlots:
         start = 0
         for name, rows in self._parts:
-            yield f"{name}.weight", Slot((rows, self._in_features), self._weight_store(start))
+            yield f"{name}.weight", Slot((rows, self._in_features), functools.partial(self._store, start))
             if self.bias is not None:
                 yield f"{name}.bias", Slot((rows,), self.bias[start : start + rows].copy_, dummy="zeros")
             start += rows
@@ -51,8 +55,17 @@ class FusedLinear:
     def lora_site(self) -> Site:
         return Site.of(self._in_features, self._parts)
 
-    def _weight_store(self, start: int) -> Any:
-        return lambda weight: self.weight.pack_rows(self._ctx, start, weight)
+    def _store(self, start: int, weight: torch.Tensor) -> None:
+        if not self._is_balanced:
+            self.weight.pack_rows(self._ctx, start, weight)
+            return
+        self._waiting[start] = weight
+        if len(self._waiting) == len(self._parts):
+            parts = dict(sorted(self._waiting.items()))
+            self._waiting.clear()
+            self.weight.balance_columns(self._ctx, list(parts.values()))
+            for first_row, part in parts.items():
+                self.weight.pack_rows(self._ctx, first_row, part)
 
 
 class Norm:

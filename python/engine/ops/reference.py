@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from engine.ops import reference_sampling
+from engine.ops import reference_quantized, reference_sampling
 from engine.ops.attention_plan import AttentionPlan
 from engine.ops.sampling import SamplingTensors
 
@@ -22,22 +22,35 @@ class ExecutionContext:
 
 
 class PackedMatrix:
-    """A weight matrix [out_features, in_features], stored as it is."""
+    """A weight matrix [out_features, in_features], stored as the numbers that its format can hold."""
 
-    def __init__(self, out_features: int, in_features: int, dtype: str) -> None:
-        self.weight = torch.zeros(out_features, in_features, dtype=getattr(torch, dtype))
+    def __init__(self, out_features: int, in_features: int, dtype: str, group_len: int = 0) -> None:
+        self.dtype = dtype
+        self.is_quantized = dtype in reference_quantized.GROUP_LEN
+        self._group_len = group_len or reference_quantized.GROUP_LEN.get(dtype, 0)
+        stored = torch.float32 if self.is_quantized else getattr(torch, dtype)
+        self.weight = torch.zeros(out_features, in_features, dtype=stored)
+        self.column_scales = torch.ones(in_features)
+
+    def balance_columns(self, ctx, parts: list[torch.Tensor]) -> None:
+        self.column_scales = reference_quantized.column_scales(parts)
 
     def pack_rows(self, ctx, row_start: int, weight: torch.Tensor) -> None:
+        if self.is_quantized:
+            weight = weight.float() / self.column_scales
+            weight = reference_quantized.quantize_weights(weight, self.dtype, self._group_len)
         self.weight[row_start : row_start + weight.shape[0]] = weight.to(self.weight.dtype)
 
 
 def linear(ctx, x: torch.Tensor, weight: PackedMatrix, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+    if weight.is_quantized:
+        x = reference_quantized.quantize_activations(x.float() * weight.column_scales)
     product = x.double() @ weight.weight.double().T
     out.copy_(product if bias is None else product + bias.double())
 
 
 def embedding(ctx, token_ids: torch.Tensor, weight: PackedMatrix, out: torch.Tensor) -> None:
-    out.copy_(weight.weight[token_ids.long()])
+    out.copy_(weight.weight[token_ids.long()] * weight.column_scales)
 
 
 class LoraAdapter:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from engine.models.spec import ModelSpec
 
 DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
+WEIGHT_BYTES = {**DTYPE_BYTES, "int8": 1 + 4 / 128, "int4": 1 / 2 + 2 / 32}
+"""Per weight, with its share of the scales."""
 
 
 def block_bytes(spec: ModelSpec, block_size: int, dtype: str) -> int:
@@ -18,5 +20,5 @@ def blocks_that_fit(spec: ModelSpec, block_size: int, dtype: str, budget_bytes: 
 
 
 def weight_bytes(spec: ModelSpec, dtype: str) -> int:
-    """All matrices at `dtype`; norms and biases are within the rounding."""
-    return spec.num_parameters * DTYPE_BYTES[dtype]
+    """All matrices at `dtype`, or int8 or int4; norms and biases are within the rounding."""
+    return round(spec.num_parameters * WEIGHT_BYTES[dtype])

@@ -22,7 +22,8 @@ from engine.scheduling.step_plan import StepPlan, StepResult
 class ModelRunner:
     """Implements `scheduling.step_plan.Runner` on the CPU.
 
-    `dtype` is that of weights and cache; activations are float32. `max_tokens` and `max_rows`
+    `dtype` is that of weights and cache, `quantization` other than "none" stores weights in fewer bits;
+    activations are float32. `max_tokens` and `max_rows`
     bound a step, `context_length` the known tokens of a request. `ops` is `engine.ops.native`
     unless a test hands in `engine.ops.reference`.
     Raises: `ConfigError` or `CheckpointError` when the model cannot be loaded.
@@ -44,6 +45,7 @@ class ModelRunner:
         load_format: str = "auto",
         logprobs_mode: str = "raw_logprobs",
         max_lora_rank: int = 0,
+        quantization: str = "none",
         progress: Progress | None = None,
         ops: ModuleType | None = None,
     ) -> None:
@@ -59,6 +61,7 @@ class ModelRunner:
             max_rows=max_rows,
             num_positions=context_length,
             max_lora_rank=max_lora_rank,
+            quantization=quantization,
         )
         self.adapter_reader = AdapterReader(
             self._model.lora_sites(), model_path, dtype=dtype, max_rank=max_lora_rank, ops=ops

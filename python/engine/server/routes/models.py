@@ -101,7 +101,7 @@ def model_info(context: ServerContext) -> dict[str, Any]:
         "load_format": config.load_format,
         "dtype": ready.dtype,
         "kv_cache_dtype": ready.dtype,
-        "quantization": None,
+        "quantization": None if config.quantization == "none" else config.quantization,
         "device": ready.device,
         "cpu_isa": ready.cpu_isa,
         "num_threads": ready.num_threads,
