@@ -182,6 +182,9 @@ class FakeEngineClient:
             embedding=EmbeddingInfo(8, context_length, 257, "mean", True),
         )
         self.cached_tokens = cached_tokens
+        self.cuts: frozenset[int] | None = None
+        """Numbers of output tokens after which a chunk ends; None: after each."""
+
         self.submitted: list[GenerateRequest] = []
         self.embedded: list[EmbedRequest] = []
         self.running: set[str] = set()
@@ -375,7 +378,7 @@ class FakeStream:
         ]
         stop_id = token_ids[-1] if reason == "stop" else None
         chunks[-1] = msgspec.structs.replace(chunks[-1], finish_reason=reason, stop_token_id=stop_id)
-        return chunks
+        return chunks if self._client.cuts is None else _joined(chunks, self._client.cuts)
 
     def _logprobs(self, token_id: int) -> list[TokenLogprobs] | None:
         wanted = self._request.params.logprobs
@@ -383,3 +386,16 @@ class FakeStream:
             return None
         top_ids = [token_id + i for i in range(wanted)]
         return [TokenLogprobs(-0.5, top_ids, [-0.5 - i for i in range(wanted)])]
+
+
+def _joined(chunks: Sequence[TokenChunk], cuts: frozenset[int]) -> list[TokenChunk]:
+    """Chunks of one token put together, but for where they are cut."""
+    joined: list[TokenChunk] = []
+    for i, chunk in enumerate(chunks):
+        if i and i not in cuts:
+            before = joined.pop()
+            logprobs = None if chunk.logprobs is None else [*before.logprobs, *chunk.logprobs]
+            token_ids = [*before.token_ids, *chunk.token_ids]
+            chunk = msgspec.structs.replace(chunk, token_ids=token_ids, logprobs=logprobs)
+        joined.append(chunk)
+    return joined

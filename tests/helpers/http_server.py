@@ -8,7 +8,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,19 +46,26 @@ TEMPLATE = (
 )
 
 
-def write_model(directory: Path, **generation_config: Any) -> Path:
-    """A checkpoint without weights: each token is one byte, id 0 ends a text."""
+def write_model(
+    directory: Path, *, template: str = TEMPLATE, special: Sequence[str] = (), **generation_config: Any
+) -> Path:
+    """A checkpoint without weights: each token is one byte, id 0 ends a text; then `special` tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = tokenizers.Tokenizer(
         models.BPE(vocab={c: i for i, c in enumerate(["<end>", *alphabet])}, merges=[])
     )
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(list(special))
     directory.mkdir(parents=True, exist_ok=True)
     backend.save(str(directory / "tokenizer.json"))
     files = {
-        "tokenizer_config": {"eos_token": "<end>", "chat_template": TEMPLATE},
-        "config": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 257},
+        "tokenizer_config": {"eos_token": "<end>", "chat_template": template},
+        "config": {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "vocab_size": 257 + len(special),
+        },
         "generation_config": generation_config,
     }
     for name, content in files.items():
@@ -89,11 +96,16 @@ class Server:
         drain_s: float = 5,
         **engine_config: Any,
     ) -> None:
-        self.model = ModelFiles.load(str(model_dir), sampling_defaults="model")
+        self._config = config or ServerConfig()
+        self.model = ModelFiles.load(
+            str(model_dir),
+            sampling_defaults="model",
+            tool_call_parser=self._config.tool_call_parser,
+            reasoning_parser=self._config.reasoning_parser,
+        )
         self.context_length = context_length
         self._reply: str | Callable[[GenerateRequest, int], list[int]] = reply
         self._first_reply = reply
-        self._config = config or ServerConfig()
         self._engine_config = EngineConfig(model_path=MODEL_PATH, **engine_config)
         self._loads_model = loads_model
         self._embeds = embeds
@@ -169,6 +181,7 @@ class Server:
             self.engine.cancelled_choices.clear()
             self.engine.refuse_with = self.engine.fail_with = None
             self.engine.cached_tokens = 0
+            self.engine.cuts = None
 
         self.call(forget)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from engine.text.formats.detect import THOUGHT_FORMATS, TOOL_FORMATS
 from engine.text.formats.events import (
     CallArguments,
     CallEnd,
@@ -15,6 +14,7 @@ from engine.text.formats.events import (
     Event,
     Reasoning,
 )
+from engine.text.formats.known import THOUGHT_FORMATS, TOOL_FORMATS
 from engine.text.formats.output import OutputFormat, OutputParser
 
 TOOLS = ("get_weather", "add")
@@ -71,6 +71,37 @@ def format_named(tools: str | None = None, thoughts: str | None = None, **fields
         tools=None if tools is None else TOOL_FORMATS[tools],
         tool_names=TOOLS,
         **fields,
+    )
+
+
+_CALLS = {
+    "hermes": '<tool_call>\n{"name": "NAME", "arguments": ARGUMENTS}\n</tool_call>',
+    "llama3": '{"name": "NAME", "parameters": ARGUMENTS}',
+    "mistral": "[TOOL_CALLS]NAME[ARGS]ARGUMENTS",
+    "pythonic": "[NAME({% for key, value in c.function.arguments.items() %}{{ key }}={{ value | tojson }}"
+    "{% endfor %})]",
+    "deepseekv3": "<｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME\n```json\nARGUMENTS\n```"
+    "<｜tool▁call▁end｜>",
+    "deepseekv31": "<｜tool▁call▁begin｜>NAME<｜tool▁sep｜>ARGUMENTS<｜tool▁call▁end｜>",
+    "gpt-oss": "<|start|>assistant to=functions.NAME<|channel|>commentary json<|message|>ARGUMENTS<|call|>",
+}
+_TAGS = {"qwen3": "</think>", "mistral": "[/THINK]", "gpt-oss": "<|channel|>analysis"}
+
+
+def template_writing(tools: str | None = None, thoughts: str | None = None) -> str:
+    """A chat template that shows calls in this format, and thoughts too; `opening` ends the prompt."""
+    call = _CALLS.get(tools, "")
+    call = call.replace("NAME", "{{ c.function.name }}").replace(
+        "ARGUMENTS", "{{ c.function.arguments | tojson }}"
+    )
+    shown = "{% for t in tools or [] %}{{ t | tojson }};{% endfor %}" if tools else ""
+    said = "{{ m.reasoning_content }}" + _TAGS[thoughts] if thoughts else ""
+    return (
+        f"{shown}{{% for m in messages %}}{{{{ m.role[0] }}}}:"
+        f"{{% if m.reasoning_content %}}{said}{{% endif %}}{{{{ m.content or '' }}}}"
+        f"{{% for c in m.tool_calls or [] %}}{call}{{% endfor %}};{{% endfor %}}"
+        "{% if add_generation_prompt %}a:{{ opening or '' }}{% endif %}"
+        "{% if enable_thinking is false %}quick{% endif %}"
     )
 
 

@@ -67,6 +67,10 @@ def fit(fields: dict[str, Any]) -> None:
             schema["anyOf"][0]["propertyNames"] = {"pattern": "^[0-9]{1,2}$"}
         elif name in CONSTRAINTS:
             fields[name] = {"type": "null"}
+        elif name == "tool_choice":
+            fields[name] = {"enum": [None, "none", "auto"]}  # a demand needs tools
+        elif name == "tools":
+            schema["anyOf"][0]["maxItems"] = 1  # their names have to differ
 
 
 SECOND_NAMES = ["/v1/tokenize", "/v1/detokenize", "/model_info", "/get_server_info"]

@@ -8,8 +8,8 @@ import json
 import pytest
 
 from engine.config.server_config import REASONING_PARSERS, TOOL_CALL_PARSERS
-from engine.text.formats.detect import THOUGHT_FORMATS, TOOL_FORMATS
 from engine.text.formats.events import CallArguments, CallRejected, CallStart, Content
+from engine.text.formats.known import THOUGHT_FORMATS, TOOL_FORMATS
 from engine.text.formats.output import OutputParser
 from engine.text.formats.reader import Stage
 from helpers.outputs import RIGHT, TOOLS, WRONG, Found, fold, format_named, read

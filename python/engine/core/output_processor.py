@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from engine.core.messages import TokenChunk, TokenLogprobs
 from engine.sampling.params import SamplingParams
 from engine.text.detokenizer import IncrementalDetokenizer
+from engine.text.formats.events import Event
 from engine.text.stop_strings import StopStrings
 from engine.text.tokenizer import Tokenizer
 
@@ -33,6 +34,8 @@ class TextDelta:
     finish_reason: str | None = None
     matched_stop: str | int | None = None
     token_ids: Sequence[int] = ()
+    events: list[Event] | None = None
+    """What the text means, where the request has calls or thoughts to be found."""
     prompt_logprobs: list[TokenLogprobs] | None = None
     logprobs: list[TokenLogprobs] | None = None
     token_starts: list[int] = dataclasses.field(default_factory=list)
@@ -42,6 +45,7 @@ class OutputProcessor:
     """The text side of one request with `n` choices.
 
     `stops`, unused so far, saves compiling the stop strings of `params` once more for each prompt.
+    `shown_ids` are special tokens that are not left out of the text.
     """
 
     def __init__(
@@ -51,10 +55,13 @@ class OutputProcessor:
         prompt_ids: Sequence[int],
         n: int,
         stops: StopStrings | None = None,
+        shown_ids: frozenset[int] = frozenset(),
     ) -> None:
         stops = stops or StopStrings(params.stop, params.include_stop)
         # Copies share the compiled strings, which are as large as the strings themselves.
-        self._choices = [_Choice(tokenizer, params, prompt_ids, copy.copy(stops)) for _ in range(n)]
+        self._choices = [
+            _Choice(tokenizer, params, prompt_ids, copy.copy(stops), shown_ids) for _ in range(n)
+        ]
 
     def process(self, chunk: TokenChunk) -> TextDelta | None:
         """What `chunk` adds; None if its choice is complete already.
@@ -68,12 +75,17 @@ class OutputProcessor:
 
 class _Choice:
     def __init__(
-        self, tokenizer: Tokenizer, params: SamplingParams, prompt_ids: Sequence[int], stops: StopStrings
+        self,
+        tokenizer: Tokenizer,
+        params: SamplingParams,
+        prompt_ids: Sequence[int],
+        stops: StopStrings,
+        shown_ids: frozenset[int],
     ) -> None:
         self.is_complete = False
         self._keeps_stop_token = params.include_stop
         self._detokenizer = IncrementalDetokenizer.after_prompt(
-            tokenizer, prompt_ids, params.skip_special_tokens
+            tokenizer, prompt_ids, params.skip_special_tokens, shown_ids
         )
         self._stops = stops
         self._scored = _ScoredTokens() if params.logprobs is not None else None

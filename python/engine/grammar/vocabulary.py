@@ -20,8 +20,8 @@ _SLICE = 4096
 class VocabularyData(msgspec.Struct, array_like=True):
     """A vocabulary on its way between processes.
 
-    `tokens` has the bytes of each id, empty for special tokens and for rows without a token;
-    `order` the ids of the others, sorted by their bytes, as little-endian int32.
+    `tokens` has the bytes of each id, empty for special tokens, but those that mark tool calls, and for
+    rows without a token; `order` the ids of the others, sorted by their bytes, as little-endian int32.
     """
 
     tokens: list[bytes]
@@ -30,7 +30,9 @@ class VocabularyData(msgspec.Struct, array_like=True):
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Tokenizer, vocab_size: int) -> VocabularyData:
-        special = tokenizer.special_ids | tokenizer.eos_token_ids
+        from engine.text.formats.known import marker_ids  # only the process that reads the tokenizer needs it
+
+        special = (tokenizer.special_ids | tokenizer.eos_token_ids) - marker_ids(tokenizer)
         tokens = [b"" if i in special else tokenizer.token_bytes(i) for i in range(vocab_size)]
         order = sorted((i for i, token in enumerate(tokens) if token), key=tokens.__getitem__)
         end_id = None if tokenizer.eos_token is None else tokenizer.token_id(tokenizer.eos_token)

@@ -103,12 +103,16 @@ class Fields:
             raise self._wrong_type(name, "an array", value)
         return value or []
 
-    def object(self, name: str) -> Fields:
-        """A nested object; an unset one has no fields."""
+    def mapping(self, name: str) -> dict[str, Any] | None:
+        """An object that is taken as it is."""
         value = self.raw(name)
         if value is not None and not isinstance(value, dict):
             raise self._wrong_type(name, "an object", value)
-        return self._child(value or {}, name)
+        return value
+
+    def object(self, name: str) -> Fields:
+        """A nested object; an unset one has no fields."""
+        return self._child(self.mapping(name) or {}, name)
 
     def objects(self, name: str) -> list[Fields]:
         """An array of objects; an unset one is empty."""

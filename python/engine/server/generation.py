@@ -18,11 +18,14 @@ from engine.core.output_processor import OutputProcessor, TextDelta
 from engine.errors import InvalidRequest, Overloaded
 from engine.sampling.params import SamplingParams
 from engine.server.auth import Client
+from engine.server.choice_reader import ChoiceReader
 from engine.server.context import ServerContext
 from engine.server.deadline import in_time
 from engine.server.metrics import RequestTimer
 from engine.server.prompt_scores import after_scores
 from engine.server.schema import GenerationRequest
+from engine.text.formats.known import marker_ids
+from engine.text.formats.output import OutputFormat
 from engine.text.stop_strings import StopStrings
 from engine.text.tokenizer import Tokenizer
 
@@ -116,6 +119,9 @@ class Generation:
         self._release_adapter: Callable[[], None] | None = None
         self._streams: list[RequestStream] = []
         self._processors: list[OutputProcessor] = []
+        self._readers: list[ChoiceReader] = []
+        self.reasoning_tokens: int | None = None
+        """Tokens of thoughts, where the outputs are searched for them."""
 
     @classmethod
     async def admit(
@@ -128,9 +134,12 @@ class Generation:
         prompt_names: Sequence[str] = (),
         *,
         client: Client,
+        output_format: OutputFormat | None = None,
     ) -> Generation:
         """Wait until every prompt has a running slot. Raises the refusal of the first that is refused,
         and what the client's own limits refuse.
+
+        With an `output_format` deltas tell what their text means.
 
         Effects: until it is closed, it can be aborted by `rid` and by `response_id`, and each prompt
         by its own name if there are `prompt_names`.
@@ -157,11 +166,21 @@ class Generation:
         aborts = dict.fromkeys(filter(None, (response_id, request.rid)), self.abort)
         aborts |= {name: functools.partial(self.abort_prompt, i) for i, name in enumerate(prompt_names)}
         stops = StopStrings(request.params.stop, request.params.include_stop)
+        shown_ids = frozenset[int]() if request.params.constraint is None else marker_ids(tokenizer)
+        if output_format is not None:
+            shown_ids |= output_format.special_ids(tokenizer)
+            self.reasoning_tokens = None if output_format.thoughts is None else 0
+            self._readers = [ChoiceReader(output_format) for _ in range(self.num_choices)]
         try:
             self._names = context.live.add(aborts, self.abort)
             self._processors = [
                 OutputProcessor(
-                    tokenizer, params, ids, request.n, stops if _has_stops(params, request) else None
+                    tokenizer,
+                    params,
+                    ids,
+                    request.n,
+                    stops if _has_stops(params, request) else None,
+                    shown_ids,
                 )
                 for ids, params in prompts
             ]
@@ -260,11 +279,14 @@ class Generation:
     @property
     def usage(self) -> dict[str, Any]:
         """Totals so far; the prompt counts once however many choices it has."""
-        return {
+        usage: dict[str, Any] = {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
         }
+        if self.reasoning_tokens is not None:
+            usage["completion_tokens_details"] = {"reasoning_tokens": self.reasoning_tokens}
+        return usage
 
     def deltas(self) -> AsyncIterator[tuple[int, TextDelta]]:
         """(index, delta) until every choice has ended. Raises `EngineError` when a prompt dies."""
@@ -320,6 +342,7 @@ class Generation:
             if delta is None:
                 continue
             self.completion_tokens += delta.num_tokens
+            self._read(prompt * request.n + chunk.choice, delta)
             if delta.finish_reason is not None:
                 still_open.discard(chunk.choice)
                 self._num_ended += 1
@@ -329,7 +352,15 @@ class Generation:
             if not still_open:
                 return
         for choice in sorted(still_open):
-            yield prompt * request.n + choice, TextDelta("", [], 0, "abort")
+            last = TextDelta("", [], 0, "abort")
+            self._read(prompt * request.n + choice, last)
+            yield prompt * request.n + choice, last
+
+    def _read(self, index: int, delta: TextDelta) -> None:
+        if self._readers:
+            num_thoughts = self._readers[index].read(delta)
+            if self.reasoning_tokens is not None:
+                self.reasoning_tokens += num_thoughts
 
 
 def _check_places(num_choices: int, ready: EngineReady | None) -> None:

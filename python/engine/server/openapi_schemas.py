@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.sampling.params import MAX_STOP_STRINGS, MAX_TOP_LOGPROBS
+from engine.server.conversation import MAX_CALLS, MAX_MESSAGES, ROLES
 from engine.server.embedding import ENCODINGS, MAX_INPUTS
 from engine.server.generate_schema import SAMPLING_NAMES
 from engine.server.schema import (
     MAX_CHOICES,
     MAX_COMPLETION_LOGPROBS,
-    MAX_MESSAGES,
     MAX_PRIORITY,
     MAX_PROMPTS,
     MAX_RID_CHARS,
@@ -24,8 +24,9 @@ from engine.server.schema import (
     MAX_TRUNCATION,
     MAX_USER_CHARS,
     RESERVED_VARIABLES,
-    ROLES,
 )
+from engine.server.thoughts import EFFORTS
+from engine.server.tools import MAX_DESCRIPTION_CHARS, MAX_TOOLS, TOOL_NAME
 
 Schema = dict[str, Any]
 
@@ -33,6 +34,7 @@ TEXT: Schema = {"type": "string"}
 NONEMPTY: Schema = {"type": "string", "minLength": 1}
 BOOLEAN: Schema = {"type": "boolean"}
 INTEGER: Schema = {"type": "integer"}
+MAX_INTEGER = 2**63 - 1
 NUMBER: Schema = {"type": "number"}
 ANY_OBJECT: Schema = {"type": "object", "additionalProperties": True}
 
@@ -71,14 +73,14 @@ _ID = ref("TokenId")
 SAMPLING: dict[str, Schema] = {
     "temperature": bounded(NUMBER, 0, 2),
     "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
-    "top_k": bounded(INTEGER, -1),
+    "top_k": bounded(INTEGER, -1, MAX_INTEGER),
     "min_p": bounded(NUMBER, 0, 1),
     "frequency_penalty": bounded(NUMBER, -2, 2),
     "presence_penalty": bounded(NUMBER, -2, 2),
     "repetition_penalty": {"type": "number", "exclusiveMinimum": 0, "maximum": 2},
     "seed": bounded(INTEGER, -(2**63), 2**63 - 1),
-    "min_tokens": bounded(INTEGER, 0),
-    "max_tokens": bounded(INTEGER, 0),
+    "min_tokens": bounded(INTEGER, 0, MAX_INTEGER),
+    "max_tokens": bounded(INTEGER, 0, MAX_INTEGER),
     "logit_bias": {
         "type": "object",
         "propertyNames": {"pattern": "^[0-9]{1,9}$"},
@@ -156,10 +158,42 @@ _MESSAGE: Schema = request(
         "content": {"anyOf": [TEXT, array(answer(type={"type": "string", "const": "text"}, text=TEXT))]},
         "name": TEXT,
         "tool_call_id": TEXT,
+        "tool_calls": array(ref("ToolCall"), MAX_CALLS),
+        "reasoning_content": TEXT,
+        "reasoning": TEXT,
     },
 )
 # Only the assistant may have said nothing.
 _MESSAGE["anyOf"] = [{"required": ["content"]}, {"properties": {"role": {"const": "assistant"}}}]
+_TOOL_CALL: Schema = request(
+    {"function": request({"name": TEXT}, {"arguments": {"anyOf": [TEXT, ANY_OBJECT]}})},
+    {"id": TEXT, "type": {"type": "string", "const": "function"}},
+)
+_FUNCTION: Schema = request(
+    {"name": {"type": "string", "pattern": f"^{TOOL_NAME}$"}},
+    {
+        "description": {"type": "string", "maxLength": MAX_DESCRIPTION_CHARS},
+        "parameters": ANY_OBJECT,
+        "strict": BOOLEAN,
+    },
+)
+_TOOL: Schema = request({"type": {"type": "string", "const": "function"}, "function": _FUNCTION}, {})
+_NAMED_TOOL: Schema = request(
+    {"type": {"type": "string", "const": "function"}, "function": request({"name": TEXT}, {})}, {}
+)
+_ALLOWED_TOOLS: Schema = request(
+    {
+        "type": {"type": "string", "const": "allowed_tools"},
+        "allowed_tools": request(
+            {"tools": {**array(_NAMED_TOOL), "minItems": 1}},
+            {"mode": {"type": "string", "enum": ["auto", "required"]}},
+        ),
+    },
+    {},
+)
+_TOOL_CHOICE: Schema = {
+    "anyOf": [{"type": "string", "enum": ["none", "auto", "required"]}, _NAMED_TOOL, _ALLOWED_TOOLS]
+}
 _TEXTS: Schema = {"anyOf": [TEXT, array(TEXT, MAX_PROMPTS)]}
 _IDS_GIVEN = array(_ID, least=1)
 
@@ -170,15 +204,33 @@ def _prompts(most: int) -> Schema:
 
 
 _CHAT: dict[str, Schema] = {
-    "max_completion_tokens": bounded(INTEGER, 0),
+    "max_completion_tokens": bounded(INTEGER, 0, MAX_INTEGER),
     "logprobs": BOOLEAN,
     "top_logprobs": bounded(INTEGER, 0, MAX_TOP_LOGPROBS),
     "add_generation_prompt": BOOLEAN,
     "continue_final_message": BOOLEAN,
     "chat_template_kwargs": {**ANY_OBJECT, "propertyNames": {"not": {"enum": sorted(RESERVED_VARIABLES)}}},
+    "tools": array(ref("Tool"), MAX_TOOLS),
+    "tool_choice": _TOOL_CHOICE,
+    "parallel_tool_calls": BOOLEAN,
+    "reasoning_effort": {"type": "string", "enum": list(EFFORTS)},
+    "separate_reasoning": BOOLEAN,
+    "stream_reasoning": BOOLEAN,
+    "thinking_budget": bounded(INTEGER, 0, MAX_INTEGER),
+    "thinking_token_budget": bounded(INTEGER, 0, MAX_INTEGER),
 }
 _MESSAGES = array(ref("Message"), MAX_MESSAGES, least=1)
-_FINISH_REASON: Schema = {"type": ["string", "null"], "enum": ["stop", "length", "abort", None]}
+_ANSWER: Schema = {
+    "type": "object",
+    "properties": {
+        "role": TEXT,
+        "content": {"type": ["string", "null"]},
+        "reasoning_content": TEXT,
+        "tool_calls": array(ref("ToolCall")),
+    },
+    "required": ["role", "content"],
+}
+_FINISH_REASON: Schema = {"type": ["string", "null"], "enum": ["stop", "length", "tool_calls", "abort", None]}
 _CACHED = optional(answer(cached_tokens=INTEGER))
 _USAGE = answer(
     {"prompt_tokens_details": _CACHED}, prompt_tokens=INTEGER, completion_tokens=INTEGER, total_tokens=INTEGER
@@ -300,6 +352,11 @@ SCHEMAS: dict[str, Schema] = {
     "Generated": {"anyOf": [_GENERATED, array(_GENERATED)]},
     "GeneratedChunk": answer({"index": INTEGER}, **_GENERATED["properties"]),
     "Message": _MESSAGE,
+    "Tool": _TOOL,
+    "ToolCall": _TOOL_CALL,
+    "ToolCallDelta": answer(
+        {"id": TEXT, "type": TEXT, "function": answer({"name": TEXT}, arguments=TEXT)}, index=INTEGER
+    ),
     "ChatRequest": request({"model": TEXT, "messages": _MESSAGES}, {**GENERATION, **_CHAT})
     | {"anyOf": [_given("logprobs", const=True), {"properties": {"top_logprobs": {"enum": [0, None]}}}]},
     "CompletionRequest": request(
@@ -315,7 +372,7 @@ SCHEMAS: dict[str, Schema] = {
     "ChatCompletion": _completion(
         {"prompt_token_ids": _IDS},
         {"token_ids": _IDS},
-        message=answer(role=TEXT, content=TEXT),
+        message=_ANSWER,
         logprobs=optional(_CHAT_LOGPROBS),
     ),
     "Completion": _completion(
@@ -325,7 +382,7 @@ SCHEMAS: dict[str, Schema] = {
         answer(
             {"matched_stop": _MATCHED, "token_ids": _IDS},
             index=INTEGER,
-            delta=answer({"role": TEXT, "content": TEXT}),
+            delta=answer({**_ANSWER["properties"], "tool_calls": array(ref("ToolCallDelta"))}),
             logprobs=optional(_CHAT_LOGPROBS),
             finish_reason=_FINISH_REASON,
         )

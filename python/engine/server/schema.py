@@ -17,11 +17,13 @@ from engine.errors import InvalidRequest
 from engine.sampling.constraint import Constraint
 from engine.sampling.params import SamplingParams
 from engine.server.constraints import read_constraint
+from engine.server.conversation import read_messages
 from engine.server.fields import Fields, json_type
 from engine.server.ignored import shorten
+from engine.server.thoughts import Thoughts, read_thoughts
+from engine.server.tools import ToolUse, read_tools
 
 MAX_CHOICES = 128
-MAX_MESSAGES = 16384
 MAX_PROMPTS = 1024
 MAX_CHOICES_IN_ALL = 2048
 MAX_STOP_TOKENS = 1024
@@ -36,12 +38,8 @@ MAX_STREAM_INTERVAL = 1024
 
 RESERVED_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
 
-ROLES = ("system", "user", "assistant", "tool", "developer", "function")
-
 # Fields that ask for something not served here, with the values that ask for nothing.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -49,7 +47,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "prediction": (),
     "web_search_options": (),
     "reasoning": (),
-    "reasoning_effort": (),
     "spaces_between_special_tokens": (True, False),  # our detokenizer never adds any
     "chat_template": (),
     "input_ids": (),
@@ -79,6 +76,13 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "return_hidden_states": (False,),
     "custom_logit_processor": (),
     "session_params": (),
+}
+
+# The same, for fields that only chat serves.
+_CHAT_ONLY: dict[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "reasoning_effort": (),
 }
 
 
@@ -139,6 +143,8 @@ class ChatRequest(GenerationRequest):
     add_generation_prompt: bool
     continue_final_message: bool
     template_variables: dict[str, Any]
+    tools: ToolUse | None
+    thoughts: Thoughts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,9 +166,11 @@ def parse_chat(body: dict[str, Any], defaults: Defaults) -> ChatRequest:
     """Raises `InvalidRequest` naming the field."""
     fields = Fields(body)
     fields.require("messages")
-    if fields.peek("tools"):  # half a call is of no use either
+    messages = read_messages(fields)
+    tools = read_tools(fields)
+    if tools is not None:  # half a call is of no use either
         defaults = dataclasses.replace(defaults, max_tokens=None)
-    messages = _messages(fields)
+    thoughts = read_thoughts(fields)
     wants_logprobs = fields.boolean("logprobs")
     top_logprobs = fields.integer("top_logprobs") or 0
     if top_logprobs and not wants_logprobs:
@@ -186,6 +194,8 @@ def parse_chat(body: dict[str, Any], defaults: Defaults) -> ChatRequest:
         add_generation_prompt=add_generation_prompt,
         continue_final_message=continue_final_message,
         template_variables=template_variables,
+        tools=tools,
+        thoughts=thoughts,
         **common,
     )
 
@@ -194,6 +204,7 @@ def parse_completion(body: dict[str, Any], defaults: Defaults, vocab_size: int) 
     """Raises `InvalidRequest` naming the field."""
     fields = Fields(body)
     fields.require("prompt")
+    fields.refuse(_CHAT_ONLY, _CHAT_ONLY)
     prompts = read_prompts(fields, "prompt", vocab_size)
     echo = fields.boolean("echo")
     logprobs = fields.integer("logprobs")
@@ -367,33 +378,6 @@ def ignored_names(fields: Fields) -> tuple[str, ...]:
     return tuple(shorten(names))
 
 
-def _messages(fields: Fields) -> list[dict[str, Any]]:
-    value = fields.peek("messages")
-    if isinstance(value, list) and len(value) > MAX_MESSAGES:
-        raise fields.fail("messages", f"may hold at most {MAX_MESSAGES} messages")
-    messages = [_message(message) for message in fields.objects("messages")]
-    if not messages:
-        raise fields.fail("messages", "must not be empty")
-    return messages
-
-
-def _message(fields: Fields) -> dict[str, Any]:
-    fields.require("role")
-    role = fields.text("role")
-    if role not in ROLES:
-        raise fields.fail("role", f"must be one of {', '.join(ROLES)}, got {role!r:.40}")
-    if role != "assistant" and not fields.is_given("content"):
-        raise fields.fail("content", "is required", slug="missing_required_parameter")
-    fields.refuse(
-        {"tool_calls": ([],), "function_call": (), "audio": ()}, ("tool_calls", "function_call", "audio")
-    )
-    message = {"role": "system" if role == "developer" else role, "content": _content(fields)}
-    for name in ("name", "tool_call_id"):
-        if (value := fields.text(name)) is not None:
-            message[name] = value
-    return message
-
-
 def _template_variables(fields: Fields) -> dict[str, Any]:
     value = fields.raw("chat_template_kwargs")
     if value is None:
@@ -403,21 +387,6 @@ def _template_variables(fields: Fields) -> dict[str, Any]:
     for name in RESERVED_VARIABLES.intersection(value):
         raise fields.fail("chat_template_kwargs", f"may not set {name!r}")
     return value
-
-
-def _content(fields: Fields) -> str | list[dict[str, str]]:
-    """Text, or text parts as they are: the template decides how parts are joined."""
-    if isinstance(fields.peek("content"), list):
-        return [_part(part) for part in fields.objects("content")]
-    return fields.text("content") or ""
-
-
-def _part(fields: Fields) -> dict[str, str]:
-    fields.require("type")
-    if (kind := fields.text("type")) != "text":
-        raise fields.fail("type", f"{kind!r:.40} is not supported", slug="unsupported_parameter")
-    fields.require("text")
-    return {"type": "text", "text": fields.text("text") or ""}
 
 
 def check_token_ids(params: SamplingParams, vocab_size: int) -> None:

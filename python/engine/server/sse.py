@@ -37,11 +37,11 @@ class Events:
         self._head = b"data: " + encode_json(common)[:-1] + b',"choices":['
         self._tail = b'],"usage":null}\n\n' if has_usage else b"]}\n\n"
 
-    def role(self, index: int, **extra: Any) -> bytes:
+    def role(self, index: int, content: str | None = "", **extra: Any) -> bytes:
         """Chat: the choice exists. `extra` goes beside `choices`."""
         return self._event(
-            b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
-            % index,
+            b'{"index":%d,"delta":{"role":"assistant","content":%b},"logprobs":null,"finish_reason":null}'
+            % (index, encode_json(content)),
             **extra,
         )
 
@@ -54,9 +54,20 @@ class Events:
         fields: Mapping[str, Any] | None = None,
     ) -> bytes:
         """Chat: more text. `fields` are further ones of the choice."""
+        return self.part(index, {"content": text}, logprobs, usage, fields)
+
+    def part(
+        self,
+        index: int,
+        part: Mapping[str, Any],
+        logprobs: Any = None,
+        usage: dict[str, Any] | None = None,
+        fields: Mapping[str, Any] | None = None,
+    ) -> bytes:
+        """Chat: more of the message. `fields` are further ones of the choice."""
         return self._event(
-            b'{"index":%d,"delta":{"content":%b},"logprobs":%b,"finish_reason":null%b}'
-            % (index, encode_json(text), encode_json(logprobs), _more(fields)),
+            b'{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":null%b}'
+            % (index, encode_json(part), encode_json(logprobs), _more(fields)),
             usage,
         )
 

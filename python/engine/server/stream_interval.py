@@ -36,6 +36,7 @@ def _joined(first: TextDelta, second: TextDelta) -> TextDelta:
         second.finish_reason,
         second.matched_stop,
         [*first.token_ids, *second.token_ids],
+        events=None if first.events is None or second.events is None else first.events + second.events,
         token_starts=[*first.token_starts, *second.token_starts],
         logprobs=None if first.logprobs is None else [*first.logprobs, *(second.logprobs or ())],
     )

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
@@ -54,6 +55,10 @@ class ChatTemplate:
 
         self._special_tokens = dict(special_tokens)
         self._layouts = {name: _Layout(_compile(environment, name, text)) for name, text in sources.items()}
+        self.variables = frozenset[str]().union(
+            *(jinja2.meta.find_undeclared_variables(environment.parse(text)) for text in sources.values())
+        )
+        """Names that the templates read, those of the request among them."""
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Tokenizer) -> ChatTemplate:
@@ -64,6 +69,18 @@ class ChatTemplate:
     def exists(self) -> bool:
         """Whether the model has a chat template at all."""
         return bool(self._layouts)
+
+    @functools.cached_property
+    def shows_tools(self) -> bool:
+        """Whether the model is told of the tools of a request."""
+        function = {"name": "probe_tool", "description": "", "parameters": {"type": "object"}}
+        try:
+            text = self.render(
+                [{"role": "user", "content": ""}], tools=[{"type": "function", "function": function}]
+            )
+        except InvalidRequest:
+            return False
+        return "probe_tool" in text
 
     def written_call(self, name: str, arguments: Mapping[str, Any]) -> str | None:
         """A conversation with a call of one tool, as the model is shown it; None if that fails."""

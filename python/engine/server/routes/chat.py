@@ -15,10 +15,15 @@ from engine.server.body import read_request, run_sized
 from engine.server.context import ServerContext
 from engine.server.generation import Generation, cut_left, encode, fit_context
 from engine.server.logprobs import chat_logprobs
+from engine.server.message import message_parts, whole_message
 from engine.server.model_files import ModelFiles
 from engine.server.openapi_schemas import SCHEMAS
+from engine.server.output_format import choose_output_format, with_tools
 from engine.server.schema import ChatRequest, Defaults, check_token_ids, model_of, parse_chat
 from engine.server.sse import Events
+from engine.server.thoughts import effort_variables
+from engine.text.formats.detect import NONE
+from engine.text.formats.events import Content
 from engine.text.tokenizer import Tokenizer
 
 
@@ -28,11 +33,13 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
     async def chat_completions(request: Request) -> HTTPResponse | None:
         model, ready = context.require_ready()
         asked = await read_request(request, lambda body: parse(context, model, body))
-        whole_ids = await run_sized(request, lambda: encode_prompt(model, asked, ready.context_length))
+        text = await run_sized(request, lambda: render_prompt(model, asked))
+        whole_ids = await run_sized(request, lambda: encode_prompt(model, text, ready.context_length))
         prompt_ids = cut_left(whole_ids, asked, ready.context_length)
         params = fit_context(
             asked.params, len(prompt_ids), ready.context_length, is_default=asked.max_tokens_is_default
         )
+        output_format = choose_output_format(model.formats, asked, text)
         # Rendered, a conversation is not needed again: it may be large, and answers take long.
         asked = dataclasses.replace(asked, messages=[], template_variables={})
         answer = Answer(
@@ -43,13 +50,15 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
             config=context.config,
             num_truncated=len(whole_ids) - len(prompt_ids),
         )
+        prompts = [(prompt_ids, params)]
         generation = await Generation.admit(
             context,
             model.tokenizer,
             asked,
-            [(prompt_ids, params)],
+            prompts,
             answer.response_id,
             client=request.ctx.client,
+            output_format=output_format,
         )
         return await answer.send(generation)
 
@@ -64,19 +73,26 @@ def parse(context: ServerContext, model: ModelFiles, body: dict[str, Any]) -> Ch
     asked = parse_chat(body, defaults)
     check_token_ids(asked.params, model.vocab_size)
     context.ignored.check(asked.ignored, SCHEMAS["ChatRequest"]["properties"])
-    return asked
+    return with_tools(model, asked, is_parsing=context.config.tool_call_parser != NONE)
+
+
+def render_prompt(model: ModelFiles, asked: ChatRequest) -> str:
+    """The whole conversation as the model reads it."""
+    template, variables = model.chat_template, asked.template_variables
+    return template.render(
+        asked.messages,
+        tools=None if asked.tools is None else [function.shown for function in asked.tools.offered],
+        add_generation_prompt=asked.add_generation_prompt,
+        continue_final_message=asked.continue_final_message,
+        **effort_variables(asked.thoughts.effort, template, variables),
+        **variables,
+    )
 
 
 def encode_prompt(
-    model: ModelFiles, asked: ChatRequest, context_length: int, *, add_special_tokens: bool = False
+    model: ModelFiles, text: str, context_length: int, *, add_special_tokens: bool = False
 ) -> list[int]:
-    """The whole conversation as the model reads it; templates write special tokens themselves."""
-    text = model.chat_template.render(
-        asked.messages,
-        add_generation_prompt=asked.add_generation_prompt,
-        continue_final_message=asked.continue_final_message,
-        **asked.template_variables,
-    )
+    """Token ids of a rendered conversation; templates write special tokens themselves."""
     return encode(model.tokenizer, text, context_length, add_special_tokens=add_special_tokens)
 
 
@@ -91,23 +107,41 @@ class ChatShape:
         self._num_choices = asked.n
         self._has_logprobs = asked.params.logprobs is not None
         self._returns_ids = asked.return_token_ids
+        self._may_call = asked.tools is not None
         self.fields = {"prompt_token_ids": prompt_ids} if asked.return_token_ids else {}
 
     def opening(self, events: Events) -> Iterable[bytes]:
+        # Content that was null once can stay so: what has a call often has nothing else.
+        content = None if self._may_call else ""
         for index in range(self._num_choices):
-            yield events.role(index, **({} if index else self.fields))
+            yield events.role(index, content, **({} if index else self.fields))
 
     def events(self, events: Events, index: int, delta: TextDelta, **extra: Any) -> Iterable[bytes]:
         ids = self._output_ids([delta]) if delta.token_ids else {}
-        if delta.text or delta.tokens or ids:
+        if delta.events is not None:
+            yield from self._parts(events, index, delta, ids, extra.get("usage"))
+        elif delta.text or delta.tokens or ids:
             yield events.delta(index, delta.text, self._logprobs(delta.tokens), extra.get("usage"), ids)
         if delta.finish_reason is not None:
             yield events.end(index, delta.finish_reason, delta.matched_stop, **extra)
 
+    def _parts(
+        self, events: Events, index: int, delta: TextDelta, ids: dict[str, Any], usage: dict[str, Any] | None
+    ) -> Iterable[bytes]:
+        """What belongs to the tokens of the delta goes with its first part, empty if need be."""
+        parts = message_parts(delta.events or ())
+        if not parts and (delta.tokens or ids):
+            parts.append({})
+        for i, part in enumerate(parts):
+            logprobs = None if i else self._logprobs(delta.tokens)
+            yield events.part(index, part, logprobs, usage, {} if i else ids)
+
     def choice(self, index: int, deltas: list[TextDelta]) -> dict[str, Any]:
+        found = [event for delta in deltas for event in delta.events or ()]
+        is_read = deltas[-1].events is not None
         return {
             "index": index,
-            "message": {"role": "assistant", "content": joined(deltas)},
+            "message": whole_message(found if is_read else [Content(joined(deltas))]),
             "logprobs": self._logprobs(scored_tokens(deltas)),
             "finish_reason": deltas[-1].finish_reason,
             "matched_stop": deltas[-1].matched_stop,

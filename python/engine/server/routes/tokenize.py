@@ -49,7 +49,8 @@ def _tokenize_chat(
     if rest.get("model") is None:
         rest["model"] = context.names.primary
     asked = chat.parse(context, model, rest)
-    whole = chat.encode_prompt(model, asked, context_length, add_special_tokens=add_special_tokens)
+    text = chat.render_prompt(model, asked)
+    whole = chat.encode_prompt(model, text, context_length, add_special_tokens=add_special_tokens)
     tokens = cut_left(whole, asked, context_length)
     return _tokens(tokens, len(tokens), context_length, asked.ignored)
 

@@ -9,31 +9,14 @@ from engine.text.chat_template import ChatTemplate
 from engine.text.formats.deepseek import DEEPSEEK_V3, DEEPSEEK_V31
 from engine.text.formats.harmony import CHANNELS, HARMONY
 from engine.text.formats.hermes import HERMES
+from engine.text.formats.known import THOUGHT_FORMATS, TOOL_FORMATS, ThoughtFormat
 from engine.text.formats.llama3 import LLAMA3
 from engine.text.formats.mistral import MISTRAL, MISTRAL_LIST
-from engine.text.formats.output import ThoughtFormat
 from engine.text.formats.pythonic import PYTHONIC
-from engine.text.formats.thinking import DEEPSEEK_R1, MAGISTRAL, QWEN3
+from engine.text.formats.thinking import MAGISTRAL, QWEN3
 from engine.text.formats.tool_format import ToolFormat
 
 AUTO, NONE = "auto", "none"
-
-TOOL_FORMATS = {
-    "hermes": HERMES,
-    "qwen25": HERMES,
-    "llama3": LLAMA3,
-    "mistral": MISTRAL,
-    "pythonic": PYTHONIC,
-    "deepseekv3": DEEPSEEK_V3,
-    "deepseekv31": DEEPSEEK_V31,
-    "gpt-oss": HARMONY,
-}
-THOUGHT_FORMATS: dict[str, ThoughtFormat] = {
-    "qwen3": QWEN3,
-    "deepseek-r1": DEEPSEEK_R1,
-    "mistral": MAGISTRAL,
-    "gpt-oss": CHANNELS,
-}
 
 _TOOL = "probe_tool"
 _ARGUMENTS = r'\{"probe_key": ?"probe value"\}'

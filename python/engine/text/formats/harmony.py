@@ -17,7 +17,7 @@ from engine.text.formats.tool_format import NAME, ToolFormat
 
 _START, _CHANNEL, _MESSAGE, _JSON = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")
-MARKERS = (_START, _CHANNEL, _MESSAGE, _JSON, *_ENDS)
+MARKERS = (_CHANNEL, _START, _MESSAGE, _JSON, *_ENDS)
 ANSWER_OPENING = f"{_CHANNEL}final{_MESSAGE}"
 THOUGHTS_OPENING = f"{_CHANNEL}analysis{_MESSAGE}"
 TO_ANSWER = f"<|end|>{_START}assistant{ANSWER_OPENING}"
@@ -89,6 +89,10 @@ class Channels:
         """Whether what follows this prompt are thoughts already: the output says so itself."""
         return False
 
+    def is_left_open_by(self, message: str) -> bool:
+        """Whether the thoughts in the beginning of an answer are not ended yet: it holds none."""
+        return False
+
 
 CHANNELS = Channels()
 
@@ -99,4 +103,5 @@ HARMONY = ToolFormat(
     begin=f"{_CHANNEL}commentary to=functions.{NAME} {_JSON}json{_MESSAGE}",
     end="",
     openings=(f"{_CHANNEL}commentary to=functions.{NAME} ",),
+    thoughts=(THOUGHTS_OPENING, f"<|end|>{_START}assistant"),
 )

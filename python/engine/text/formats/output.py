@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Collection
 
 from engine.text.formats.events import Event
-from engine.text.formats.harmony import CHANNELS, HARMONY, Channels, read_messages
+from engine.text.formats.harmony import CHANNELS, HARMONY, read_messages
+from engine.text.formats.known import ThoughtFormat
 from engine.text.formats.reader import Reader, Stage, Steps
 from engine.text.formats.thinking import ThinkTags, read_thoughts
 from engine.text.formats.tool_format import ToolFormat
-
-ThoughtFormat = ThinkTags | Channels
+from engine.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,7 @@ class OutputFormat:
     """How to read the outputs of one request; None for what the outputs do not have.
 
     `starts_thinking`: the prompt has begun the thoughts. Without `separates_thoughts` they are left
-    in the content, as the model wrote them.
+    in the content, as the model wrote them; without `streams_thoughts` they come in one piece.
     """
 
     thoughts: ThoughtFormat | None = None
@@ -27,13 +27,12 @@ class OutputFormat:
     tool_names: Collection[str] = ()
     starts_thinking: bool = False
     separates_thoughts: bool = True
+    streams_thoughts: bool = True
 
-    @property
-    def markers(self) -> frozenset[str]:
-        """Spellings that must not be hidden from the text, though they may be special tokens."""
-        return frozenset(self.thoughts.markers if self.thoughts else ()) | frozenset(
-            self.tools.markers if self.tools else ()
-        )
+    def special_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """Special tokens that must not be hidden from the text."""
+        markers = [marker for part in (self.thoughts, self.tools) if part for marker in part.markers]
+        return tokenizer.special_ids.intersection(map(tokenizer.token_id, markers))
 
 
 class OutputParser:

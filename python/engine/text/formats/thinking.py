@@ -30,6 +30,10 @@ class ThinkTags:
         prompt = prompt.rstrip()
         return prompt.endswith(self.start) or (self.is_always_open and not prompt.endswith(self.end))
 
+    def is_left_open_by(self, message: str) -> bool:
+        """Whether the thoughts in the beginning of an answer are not ended yet."""
+        return message.rfind(self.start) > message.rfind(self.end)
+
 
 QWEN3 = ThinkTags("qwen3", "<think>", "</think>")
 DEEPSEEK_R1 = ThinkTags("deepseek-r1", "<think>", "</think>", is_always_open=True)

@@ -17,8 +17,9 @@ class ToolFormat:
 
     A call is `begin`, arguments, `end`; several are `before`, calls with `between` them, `after`.
     `markers` are spellings that `read` looks for: where one is a special token of the vocabulary, it
-    must not be hidden from the text. `openings` are beginnings of a call (with the tool's name in
-    them) that show up in free text; without any, `before` shows that calls begin.
+    must not be hidden from the text. A vocabulary that has the first one has the format. `openings` are
+    beginnings of a call (with the tool's name in them) that show up in free text; without any, `before`
+    shows that calls begin.
     """
 
     name: str
@@ -30,5 +31,8 @@ class ToolFormat:
     between: str = ""
     after: str = ""
     openings: tuple[str, ...] = ()
+    thoughts: tuple[str, str] | None = None
+    """What is around thoughts that may come before a call, where they are part of the format."""
+
     has_python_arguments: bool = False
     """Arguments are written key=value, each value in JSON."""

@@ -1,0 +1,67 @@
+"""How the answers of a chat request are to be read, and whether its tools can be served at all."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import msgspec
+
+from engine.errors import InvalidRequest
+from engine.server.model_files import ModelFiles
+from engine.server.schema import ChatRequest
+from engine.server.tool_constraint import tool_constraint
+from engine.text.formats.detect import ModelFormats
+from engine.text.formats.known import ThoughtFormat
+from engine.text.formats.output import OutputFormat
+
+
+def with_tools(model: ModelFiles, asked: ChatRequest, *, is_parsing: bool) -> ChatRequest:
+    """The request with the constraint that makes calls right. Without `is_parsing` calls are wanted as text.
+
+    Raises: `InvalidRequest` if the model cannot be told of tools, or its calls could not be read.
+    """
+    if asked.tools is None:
+        return asked
+    if not model.chat_template.shows_tools:
+        raise _unsupported("tools", "the model's chat template has no place for tools")
+    if model.formats.tools is None and asked.tools.is_required:
+        raise _unsupported("tool_choice", "calls can be demanded only in a format that is known here")
+    if model.formats.tools is None and is_parsing:
+        raise _unsupported(
+            "tools",
+            "the model writes calls in a format that is not known here; start the server with "
+            "--tool-call-parser and the name of one, or with none to get calls as text",
+        )
+    if model.formats.tools is None:
+        return asked
+    constraint = tool_constraint(model.formats.tools, asked.tools, asked.params.constraint)
+    return dataclasses.replace(asked, params=msgspec.structs.replace(asked.params, constraint=constraint))
+
+
+def choose_output_format(formats: ModelFormats, asked: ChatRequest, prompt: str) -> OutputFormat | None:
+    """How to read answers to this prompt; None if they are nothing but content."""
+    tools = None if asked.tools is None else formats.tools
+    if tools is None and formats.thoughts is None:
+        return None
+    return OutputFormat(
+        thoughts=formats.thoughts,
+        tools=tools,
+        tool_names=frozenset() if asked.tools is None else asked.tools.names,
+        starts_thinking=formats.thoughts is not None and _is_thinking(formats.thoughts, asked, prompt),
+        separates_thoughts=asked.thoughts.separates,
+        streams_thoughts=asked.thoughts.streams,
+    )
+
+
+def _is_thinking(thoughts: ThoughtFormat, asked: ChatRequest, prompt: str) -> bool:
+    if not asked.continue_final_message:
+        return thoughts.is_opened_by(prompt)
+    content = asked.messages[-1]["content"]
+    parts = [content] if isinstance(content, str) else [part["text"] for part in content]
+    return thoughts.is_left_open_by("".join(parts))
+
+
+def _unsupported(param: str, what: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{param} is not supported for this model: {what}", slug="unsupported_parameter", param=param
+    )

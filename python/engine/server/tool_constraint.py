@@ -1,0 +1,150 @@
+"""What makes a model's calls right: a structural tag over its whole answer.
+
+With tool_choice auto the answer is free until a call begins as its format begins calls; from there on
+the name is one of those that may be called, and the arguments are as that tool's schema says. With
+required, or a named tool, the answer is nothing but calls.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+
+from engine.errors import InvalidRequest
+from engine.sampling.constraint import Constraint
+from engine.server.tools import Function, ToolUse
+from engine.text.formats.tool_format import NAME, ToolFormat
+
+Format = dict[str, Any]
+"""A format of xgrammar's structural tags."""
+
+_MAX_SPACE = 1
+"""White space between elements of JSON, of which models write some, though none is needed."""
+
+
+def tool_constraint(tools: ToolFormat, use: ToolUse, answer: Constraint | None) -> Constraint:
+    """The constraint for calls in this format; `answer` is the one on an answer without calls.
+
+    Raises: `InvalidRequest` if there is both a demand for calls and one for an answer.
+    """
+    if use.is_required:
+        if answer is not None:
+            raise InvalidRequest(
+                f"{answer.param} cannot be combined with a tool_choice that demands a call",
+                param=answer.param,
+            )
+        found = _only_calls(tools, use)
+    elif answer is not None:
+        found = {"type": "or", "elements": [_answer_format(answer), _only_calls(tools, use)]}
+    else:
+        found = _calls_in_text(tools, use)
+    tag = {"type": "structural_tag", "format": found}
+    return Constraint("structural_tag", msgspec.json.encode(tag).decode(), param="tools")
+
+
+def _only_calls(tools: ToolFormat, use: ToolUse) -> Format:
+    calls = _sequence(_text(tools.before), _list(tools, use), _text(tools.after))
+    if tools.thoughts is None:
+        return calls
+    begin, end = tools.thoughts
+    thoughts = {"type": "tag", "begin": begin, "content": {"type": "any_text"}, "end": end}
+    return _sequence({"type": "optional", "content": thoughts}, calls)
+
+
+def _calls_in_text(tools: ToolFormat, use: ToolUse) -> Format:
+    """Text in which whatever opens a call is followed by the rest of a right one."""
+    if not tools.openings:
+        group = {"type": "tag", "begin": tools.before, "content": _list(tools, use), "end": tools.after}
+        tags, triggers = [group], [tools.before]
+    else:
+        end = tools.end if use.is_parallel else tools.end + tools.after
+        pairs = [(opening, function) for function in use.callable for opening in tools.openings]
+        tags = [_tag(_begin(tools, opening), tools, function, end) for opening, function in pairs]
+        triggers = list(dict.fromkeys(opening.replace(NAME, f.name) for opening, f in pairs))
+    return {
+        "type": "triggered_tags",
+        "triggers": triggers,
+        "tags": tags,
+        "stop_after_first": not use.is_parallel,
+    }
+
+
+def _list(tools: ToolFormat, use: ToolUse) -> Format:
+    """One call or more."""
+    return {
+        "type": "tags_with_separator",
+        "tags": [_tag(tools.begin, tools, function) for function in use.callable],
+        "separator": tools.between,
+        "at_least_one": True,
+        "stop_after_first": not use.is_parallel,
+    }
+
+
+def _begin(tools: ToolFormat, opening: str) -> str:
+    """How a call with this opening begins."""
+    return tools.begin if tools.begin.startswith(opening) else opening
+
+
+def _tag(begin: str, tools: ToolFormat, function: Function, end: str | None = None) -> Format:
+    return {
+        "type": "tag",
+        "begin": begin.replace(NAME, function.name),
+        "content": _python_arguments(function.schema)
+        if tools.has_python_arguments
+        else _json(function.schema),
+        "end": tools.end if end is None else end,
+    }
+
+
+def _json(schema: Any) -> Format:
+    return {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": _MAX_SPACE}
+
+
+def _text(value: str) -> Format:
+    return {"type": "const_string", "value": value}
+
+
+def _sequence(*elements: Format) -> Format:
+    present = [element for element in elements if element != _text("")]
+    return present[0] if len(present) == 1 else {"type": "sequence", "elements": present}
+
+
+def _python_arguments(schema: dict[str, Any]) -> Format:
+    """key=value, the required ones first; values in JSON, which readers of Python's literals take too."""
+    properties = schema.get("properties") or {}
+    required = [name for name in properties if name in schema.get("required", ())]
+    optional = [name for name in properties if name not in required]
+    shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+
+    def argument(name: str) -> Format:
+        value = properties[name]
+        return _sequence(_text(f"{name}="), _json({**value, **shared} if isinstance(value, dict) else value))
+
+    def more(name: str) -> Format:
+        return _sequence(_text(", "), argument(name))
+
+    rest = [{"type": "optional", "content": more(name)} for name in optional]
+    if required:
+        first, *others = required
+        return _sequence(argument(first), *map(more, others), *rest)
+    # Any of the optional ones may be the first that is there.
+    starts = [_sequence(argument(name), *rest[i + 1 :]) for i, name in enumerate(optional)]
+    return {"type": "optional", "content": {"type": "or", "elements": starts}} if starts else _text("")
+
+
+def _answer_format(answer: Constraint) -> Format:
+    match answer.kind:
+        case "json_schema":
+            return _json(json.loads(answer.text))
+        case "json_object":
+            return _json({"type": "object"})
+        case "regex":
+            return {"type": "regex", "pattern": answer.text}
+        case "ebnf":
+            return {"type": "grammar", "grammar": answer.text}
+        case "choice":
+            return {"type": "or", "elements": [_text(choice) for choice in json.loads(answer.text)]}
+        case _:
+            raise InvalidRequest(f"{answer.param} cannot be combined with tools", param=answer.param)
