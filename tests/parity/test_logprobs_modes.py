@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from transformers.generation import logits_process
 from engine import LLM, SamplingParams
 from engine.config.engine_config import LOGPROBS_MODES
 from engine.config.model_location import bundled_model
+from engine.sampling.constraint import Constraint
 from engine.sampling.logprobs_mode import IMPOSSIBLE
 from engine.scheduling.step_plan import StepPlan, StepRow
 from helpers.tiny_models import make_model, save_model
@@ -28,6 +31,12 @@ ATOL = 2e-3
 @pytest.fixture(scope="module")
 def theirs():
     return AutoModelForCausalLM.from_pretrained(bundled_model(), dtype=torch.float32)
+
+
+@pytest.fixture(scope="module", params=LOGPROBS_MODES)
+def served(request):
+    with LLM(dtype="float32", logprobs_mode=request.param, max_total_tokens=1024) as llm:
+        yield request.param, llm
 
 
 @torch.no_grad()
@@ -50,30 +59,28 @@ def expected_scores(model, prompt: list[int], output: list[int], params: Samplin
     return rows if mode.endswith("logits") else rows.log_softmax(-1)
 
 
-@pytest.mark.parametrize("mode", LOGPROBS_MODES)
-def test_they_are_those_of_transformers(theirs, mode):
-    with LLM(dtype="float32", logprobs_mode=mode, max_total_tokens=1024) as llm:
-        for temperature in (0.8, 0.0):
-            params = SamplingParams(**{**_fields(PARAMS), "temperature": temperature})
-            (answer,) = llm.generate([PROMPT], params, use_tqdm=False)
-            (choice,) = answer.outputs
-            ids = choice.token_ids
-            expected = expected_scores(theirs, answer.prompt_token_ids, ids, params, mode)
-            expected = expected.clamp(min=IMPOSSIBLE).numpy()
-            assert len(choice.logprobs) == 12
-            for row, (token_id, scores) in enumerate(choice.logprobs):
-                assert token_id == ids[row]
-                assert scores.token_logprob == pytest.approx(expected[row, token_id], abs=ATOL)
-                np.testing.assert_allclose(scores.top_logprobs, expected[row, scores.top_ids], atol=ATOL)
-                np.testing.assert_allclose(scores.top_logprobs, -np.sort(-expected[row])[:20], atol=ATOL)
-            if mode == "processed_logprobs" and temperature:
-                assert any(IMPOSSIBLE in scores.top_logprobs for _, scores in choice.logprobs)
+def test_they_are_those_of_transformers(theirs, served):
+    mode, llm = served
+    for temperature in (0.8, 0.0):
+        params = SamplingParams(**{**_fields(PARAMS), "temperature": temperature})
+        (answer,) = llm.generate([PROMPT], params, use_tqdm=False)
+        (choice,) = answer.outputs
+        ids = choice.token_ids
+        expected = expected_scores(theirs, answer.prompt_token_ids, ids, params, mode)
+        expected = expected.clamp(min=IMPOSSIBLE).numpy()
+        assert len(choice.logprobs) == 12
+        for row, (token_id, scores) in enumerate(choice.logprobs):
+            assert token_id == ids[row]
+            assert scores.token_logprob == pytest.approx(expected[row, token_id], abs=ATOL)
+            np.testing.assert_allclose(scores.top_logprobs, expected[row, scores.top_ids], atol=ATOL)
+            np.testing.assert_allclose(scores.top_logprobs, -np.sort(-expected[row])[:20], atol=ATOL)
+        if mode == "processed_logprobs" and temperature:
+            assert any(IMPOSSIBLE in scores.top_logprobs for _, scores in choice.logprobs)
 
 
-@pytest.mark.parametrize("mode", LOGPROBS_MODES)
-def test_prompts_are_scored_without_any_processing(theirs, mode):
-    with LLM(dtype="float32", logprobs_mode=mode, max_total_tokens=1024) as llm:
-        (answer,) = llm.generate([PROMPT], PARAMS, use_tqdm=False)
+def test_prompts_are_scored_without_any_processing(theirs, served):
+    mode, llm = served
+    (answer,) = llm.generate([PROMPT], PARAMS, use_tqdm=False)
     prompt = answer.prompt_token_ids
     raw = "raw_logits" if mode.endswith("logits") else "raw_logprobs"
     expected = expected_scores(theirs, prompt[:1], prompt[1:], PARAMS, raw).numpy()
@@ -83,6 +90,41 @@ def test_prompts_are_scored_without_any_processing(theirs, mode):
 
 def _fields(params: SamplingParams) -> dict:
     return {name: getattr(params, name) for name in params.__struct_fields__}
+
+
+CONSTRAINT = Constraint("regex", "the answer is 42!")
+
+
+def test_forced_text_is_certain_where_scores_are_processed(served):
+    mode, llm = served
+    params = SamplingParams(temperature=1, seed=3, max_tokens=40, logprobs=2, constraint=CONSTRAINT)
+    (answer,) = llm.generate([PROMPT], params, use_tqdm=False)
+    (choice,) = answer.outputs
+    assert choice.text == "the answer is 42!" and choice.finish_reason == "stop"
+    if mode == "processed_logprobs":
+        assert [scores.token_logprob for _, scores in choice.logprobs] == [0.0] * len(choice.logprobs)
+        assert {scores.top_logprobs[1] for _, scores in choice.logprobs} == {IMPOSSIBLE}
+
+
+def test_a_forced_stop_token_is_hidden_like_any_other():
+    """The same answer whether the end was forced along with the text, or drawn after it."""
+    answers = {True: [], False: []}
+    for off in (False, True):
+        with LLM(disable_jump_forward=off, max_total_tokens=1024) as llm:
+            for shown, logprobs in itertools.product((True, False), (None, 2)):
+                params = SamplingParams(
+                    temperature=0, max_tokens=40, constraint=CONSTRAINT, logprobs=logprobs,
+                    skip_special_tokens=not shown, include_stop=shown,
+                )  # fmt: skip
+                (answer,) = llm.generate([PROMPT], params, use_tqdm=False)
+                answers[shown] += answer.outputs
+    for shown, outputs in answers.items():
+        end = outputs[0].text.removeprefix("the answer is 42!")
+        assert bool(end) == shown
+        assert len({(a.text, tuple(a.token_ids), a.finish_reason, a.matched_stop) for a in outputs}) == 1
+        forced, drawn = outputs[1].logprobs, outputs[3].logprobs
+        assert forced == drawn
+        assert len(drawn) == len(outputs[0].token_ids) - (not shown)
 
 
 # --- more alternatives than tokens

@@ -359,8 +359,14 @@ def _scored_chunks(row: StepRow, scores: TokenScores) -> Iterator[TokenChunk]:
     if num_prompt < len(row.scored):
         forced = request.token_ids[row.scored.start + num_prompt + 1 : row.scored.stop + 1]
         logprobs = _known_logprobs(scores, slice(num_prompt, None), params.logprobs or 0)
+        is_end = row.scored.stop + 1 == request.num_known  # a stop token among them is the last one
         yield TokenChunk(
-            request.request_id, request.choice, forced.tolist(), logprobs, request.num_cached or 0
+            request.request_id,
+            request.choice,
+            forced.tolist(),
+            logprobs,
+            request.num_cached or 0,
+            stop_token_id=request.stop_token_id if is_end else None,
         )
 
 
