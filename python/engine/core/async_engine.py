@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from engine.core.client import EngineClient
+from engine.core.messages import AdapterRef
 from engine.core.outputs import (
     Messages,
     Prompt,
@@ -19,6 +20,7 @@ from engine.core.outputs import (
     script_config,
 )
 from engine.core.process import ProcessClient
+from engine.core.script_adapters import adapter_directory, loaded_ref
 from engine.sampling.params import SamplingParams
 from engine.scheduling.admission import check_choices
 from engine.text.chat_template import ChatTemplate
@@ -43,6 +45,8 @@ class AsyncEngine:
         self.client: EngineClient = ProcessClient(engine_config) if client is None else client
         self._tokenizer_path = engine_config.tokenizer_path or engine_config.model_path
         self._ids = map(str, itertools.count())
+        self._model_path = engine_config.model_path
+        self._adapters: dict[str, AdapterRef] = {}  # by directory
 
     async def start(self) -> None:
         """Load everything; returns when requests can be served."""
@@ -71,14 +75,21 @@ class AsyncEngine:
         await self.close()
 
     def generate(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, n: int = 1
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        n: int = 1,
+        lora_path: str | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """Continue a prompt. The same object comes again with every new piece, complete at last.
+
+        `lora_path` is the directory of an adapter, or the name of one that comes with the model.
 
         Leaving the iteration early cancels the request.
         Raises: `EngineError` when it is refused or dies.
         """
-        return self._run(*encode_prompt(self.tokenizer, prompt), params, n)
+        return self._run(*encode_prompt(self.tokenizer, prompt), params, n, lora_path)
 
     def chat(
         self,
@@ -87,16 +98,24 @@ class AsyncEngine:
         *,
         n: int = 1,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        lora_path: str | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """Answer a conversation, rendered with the model's chat template; as `generate`."""
-        return self._run(*encode_chat(self.tokenizer, self._template, messages, tools=tools), params, n)
+        text, ids = encode_chat(self.tokenizer, self._template, messages, tools=tools)
+        return self._run(text, ids, params, n, lora_path)
 
     async def _run(
-        self, prompt: str | None, ids: list[int], params: SamplingParams | None, n: int
+        self,
+        prompt: str | None,
+        ids: list[int],
+        params: SamplingParams | None,
+        n: int,
+        lora_path: str | None,
     ) -> AsyncIterator[RequestOutput]:
         if self.client.info is not None:  # else the client says why
             check_choices(n, self.client.info.num_places)
-        request = RequestInProgress(next(self._ids), prompt, ids, params or SamplingParams(), n)
+        adapter = await self._adapter(lora_path) if lora_path else None
+        request = RequestInProgress(next(self._ids), prompt, ids, params or SamplingParams(), n, adapter)
         stream = await self.client.submit(request.start(self.tokenizer))
         try:
             async for chunk in stream:
@@ -106,3 +125,9 @@ class AsyncEngine:
         finally:
             if not request.is_finished:
                 self.client.cancel(request.request_id)
+
+    async def _adapter(self, lora_path: str) -> AdapterRef:
+        directory = adapter_directory(self._model_path, lora_path)
+        if directory not in self._adapters:
+            self._adapters[directory] = loaded_ref(await self.client.load_adapter(directory))
+        return self._adapters[directory]

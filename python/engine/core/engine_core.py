@@ -278,6 +278,8 @@ class EngineCore:
         """Stop what runs beside the engine; nothing else can be called afterwards."""
         if self._constrained is not None:
             self._constrained.close()
+        if self._adapters is not None:
+            self._adapters.close()
 
     def _take_outbox(self) -> list[ToServer]:
         messages, self._outbox = self._outbox, []

@@ -17,7 +17,17 @@ from tqdm import tqdm
 from engine.core.build import build_engine
 from engine.core.embedding_io import EmbeddingInput, EmbeddingIO
 from engine.core.engine_core import EngineCore
-from engine.core.messages import CancelChoice, CancelRequest, Embedded, EmbedRequest, Failed, TokenChunk
+from engine.core.messages import (
+    AdapterLoaded,
+    AdapterRef,
+    CancelChoice,
+    CancelRequest,
+    Embedded,
+    EmbedRequest,
+    Failed,
+    LoadAdapter,
+    TokenChunk,
+)
 from engine.core.outputs import (
     Messages,
     Prompt,
@@ -27,6 +37,7 @@ from engine.core.outputs import (
     encode_prompt,
     script_config,
 )
+from engine.core.script_adapters import adapter_directory, loaded_ref
 from engine.errors import EngineError, InvalidRequest
 from engine.sampling.params import SamplingParams
 from engine.scheduling.admission import check_choices
@@ -36,6 +47,7 @@ from engine.text.tokenizer import Tokenizer
 EMBED_AT_ONCE = 4096
 """Texts; what waits in the engine is bounded."""
 
+Adapters = str | Sequence[str | None] | None
 Params = SamplingParams | Sequence[SamplingParams] | None
 
 
@@ -54,6 +66,8 @@ class LLM:
         self._core: EngineCore | None
         self._core, self.info = build_engine(engine_config)
         self._ids = map(str, itertools.count())
+        self._model_path = engine_config.model_path
+        self._adapters: dict[str, AdapterRef] = {}  # by directory
         self._embedding: EmbeddingIO | None = None
         if self.info.embedding is not None:
             directory = engine_config.model_path
@@ -66,13 +80,16 @@ class LLM:
         *,
         n: int = 1,
         use_tqdm: bool = True,
+        lora_path: Adapters = None,
     ) -> list[RequestOutput]:
         """Continue prompts (texts or token ids, one or many); answers in the order of the prompts.
 
-        `params` is for all, or one for each prompt. Interrupted, it leaves nothing running.
+        `params` is for all, or one for each prompt; so is `lora_path`, the directory of an adapter, or
+        the name of one that comes with the model. Interrupted, it leaves nothing running.
         Raises: `InvalidRequest` when a prompt cannot be served; the others are given up then.
         """
-        return self._run([encode_prompt(self.tokenizer, p) for p in _as_list(prompts)], params, n, use_tqdm)
+        encoded = [encode_prompt(self.tokenizer, p) for p in _as_list(prompts)]
+        return self._run(encoded, params, n, use_tqdm, lora_path)
 
     def chat(
         self,
@@ -82,11 +99,12 @@ class LLM:
         n: int = 1,
         use_tqdm: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        lora_path: Adapters = None,
     ) -> list[RequestOutput]:
         """Answer conversations (one or many), rendered with the model's chat template."""
         chats = [messages] if messages and isinstance(messages[0], Mapping) else messages
         encoded = [encode_chat(self.tokenizer, self._template, chat, tools=tools) for chat in chats]
-        return self._run(encoded, params, n, use_tqdm)
+        return self._run(encoded, params, n, use_tqdm, lora_path)
 
     def embed(
         self,
@@ -145,14 +163,22 @@ class LLM:
         self.close()
 
     def _run(
-        self, encoded: Sequence[tuple[str | None, list[int]]], params: Params, n: int, use_tqdm: bool
+        self,
+        encoded: Sequence[tuple[str | None, list[int]]],
+        params: Params,
+        n: int,
+        use_tqdm: bool,
+        lora_path: Adapters,
     ) -> list[RequestOutput]:
         if self._core is None:
             raise EngineError("this LLM is closed")
         check_choices(n, self.info.num_places)
+        adapters = [self._adapter(path) for path in _adapter_of_each(lora_path, len(encoded))]
         requests = [
-            RequestInProgress(next(self._ids), prompt, ids, own, n)
-            for (prompt, ids), own in zip(encoded, _params_of_each(params, len(encoded)), strict=True)
+            RequestInProgress(next(self._ids), prompt, ids, own, n, adapter)
+            for (prompt, ids), own, adapter in zip(
+                encoded, _params_of_each(params, len(encoded)), adapters, strict=True
+            )
         ]
         running: dict[str, RequestInProgress] = {}
         bar = tqdm(total=len(requests), desc="generating", unit="prompt", disable=not use_tqdm)
@@ -164,6 +190,21 @@ class LLM:
                 self._core.handle(CancelRequest(request_id))
             self._core.step()
         return [request.output for request in requests]
+
+    def _adapter(self, lora_path: str | None) -> AdapterRef | None:
+        """What requests carry; read and checked at the first use. Raises: `InvalidRequest`."""
+        if not lora_path:
+            return None
+        directory = adapter_directory(self._model_path, lora_path)
+        if directory not in self._adapters:
+            core = self._core
+            assert core is not None
+            core.handle(LoadAdapter(directory))
+            answer = None
+            while answer is None:
+                answer = next((m for m in core.step() if isinstance(m, AdapterLoaded)), None)
+            self._adapters[directory] = loaded_ref(answer)
+        return self._adapters[directory]
 
     def _run_all(
         self,
@@ -234,6 +275,14 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
     if isinstance(prompts, str) or (len(prompts) > 0 and not isinstance(prompts[0], (str, Sequence))):
         return [prompts]  # type: ignore[list-item]
     return prompts  # type: ignore[return-value]
+
+
+def _adapter_of_each(lora_path: Adapters, count: int) -> Sequence[str | None]:
+    if lora_path is None or isinstance(lora_path, str):
+        return [lora_path] * count
+    if len(lora_path) != count:
+        raise InvalidRequest(f"Invalid request: {len(lora_path)} adapters for {count} prompts")
+    return lora_path
 
 
 def _params_of_each(params: Params, count: int) -> Sequence[SamplingParams]:

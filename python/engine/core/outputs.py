@@ -12,7 +12,7 @@ import numpy as np
 from engine.config.engine_config import EngineConfig
 from engine.config.env import read_environment
 from engine.config.model_location import BUNDLED_POOLING, bundled_model, locate_model
-from engine.core.messages import GenerateRequest, TokenChunk, TokenLogprobs
+from engine.core.messages import AdapterRef, GenerateRequest, TokenChunk, TokenLogprobs
 from engine.core.output_processor import OutputProcessor
 from engine.errors import ConfigError, InvalidRequest
 from engine.sampling.params import SamplingParams
@@ -57,9 +57,16 @@ class RequestInProgress:
     """A request on its way: the message for the engine, and the answer as it grows."""
 
     def __init__(
-        self, request_id: str, prompt: str | None, ids: Sequence[int], params: SamplingParams, n: int
+        self,
+        request_id: str,
+        prompt: str | None,
+        ids: Sequence[int],
+        params: SamplingParams,
+        n: int,
+        adapter: AdapterRef | None = None,
     ) -> None:
         self.request_id = request_id
+        self._adapter = adapter
         self.params = params
         self.n = n
         keeps_logprobs = params.logprobs is not None
@@ -72,7 +79,8 @@ class RequestInProgress:
         """The message that asks for it."""
         ids = self.output.prompt_token_ids
         self._processor = OutputProcessor(tokenizer, self.params, ids, self.n)
-        return GenerateRequest(self.request_id, np.array(ids, "<i4").tobytes(), self.params, self.n)
+        prompt = np.array(ids, "<i4").tobytes()
+        return GenerateRequest(self.request_id, prompt, self.params, self.n, adapter=self._adapter)
 
     def add(self, chunk: TokenChunk) -> bool:
         """Add what the engine computed; whether its choice must now be ended in the engine."""

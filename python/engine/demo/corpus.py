@@ -85,7 +85,8 @@ def _system(rng: random.Random) -> list[Message]:
     return [{"role": "system", "content": f"{rng.choice(HELPFUL)}\n\n{notes}"}]
 
 
-def _dialogue(rng: random.Random) -> Document:
+def dialogue(rng: random.Random) -> Document:
+    """Turns of any skill, perhaps after a system prompt."""
     counts, weights = zip(*TURN_COUNTS, strict=True)
     wanted = rng.choices(counts, weights)[0]
     messages = _system(rng)
@@ -113,7 +114,7 @@ def document(rng: random.Random) -> Document:
         return styles.document(rng, False, short_turns)
     if kind == "persona":
         return styles.persona(rng, False, any_turns)
-    return _dialogue(rng)
+    return dialogue(rng)
 
 
 def documents(seed: int, drill_share: float = 0.0) -> Iterator[Document]:

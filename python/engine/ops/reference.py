@@ -63,6 +63,10 @@ class LoraAdapter:
     def pack(self, site: int, module: int, a: torch.Tensor, b: torch.Tensor) -> None:
         self.weights[site, module] = a.to(self.dtype), b.to(self.dtype)
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for pair in self.weights.values() for tensor in pair)
+
 
 class LoraPlan:
     """The rows of each adapter."""

@@ -1,0 +1,260 @@
+"""Adapters made by peft, served by a real engine over HTTP, with few places for many of them."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import psutil
+import pytest
+
+from engine import LLM, SamplingParams
+from engine.errors import InvalidRequest
+from helpers.adapters import LINEAR, MODULES, make_adapter, save_adapter
+from helpers.http_server import wait_until, write_model
+from helpers.server_process import ServerProcess, run
+from helpers.tiny_models import make_model, save_model
+
+NUM_ADAPTERS = 100
+NUM_PLACES = 8
+PROMPT = "The quick brown fox jumps over the lazy dog, and then it comes back."
+MAX_TOKENS = 12
+RACE_S = 3.0
+
+
+class Files(NamedTuple):
+    """A model with a hundred adapters in one directory, named a0 to a99, and what each answers."""
+
+    model: Path
+    adapters: Path
+    answers: dict[str | None, str]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    directory = tmp_path_factory.mktemp("lora")
+    base = write_model(directory / "model")
+    model = make_model("llama", vocab_size=257, num_hidden_layers=2)
+    save_model(model, base)
+    adapters = directory / "adapters"
+    for number in range(NUM_ADAPTERS):
+        targets = (LINEAR, MODULES, ("q_proj", "v_proj", "up_proj"))[number % 3]
+        wrapped = make_adapter(model, targets, rank=1 + number % 5, seed=number)
+        save_adapter(wrapped, adapters / f"a{number}")
+        model = wrapped.unload()
+    names = [None, *(f"a{number}" for number in range(NUM_ADAPTERS))]
+    params = SamplingParams(temperature=0, max_tokens=MAX_TOKENS, ignore_eos=True)
+    with LLM(str(base), num_threads=2) as llm:
+        paths = [name and str(adapters / name) for name in names]
+        outputs = llm.generate([PROMPT] * len(names), params, lora_path=paths, use_tqdm=False)
+    return Files(base, adapters, {n: o.outputs[0].text for n, o in zip(names, outputs, strict=True)})
+
+
+def flags(files: Files) -> tuple[str, ...]:
+    return (
+        "--model-path", str(files.model), "--served-model-name", "base", "--num-threads", "2",
+        "--lora-dir", str(files.adapters), "--lora-paths", f"first={files.adapters}/a0",
+        "--lora-paths", str(files.adapters / "a1"),
+        "--max-loras-per-batch", str(NUM_PLACES), "--max-loaded-loras", str(NUM_PLACES),
+        "--enable-cache-report",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server(files: Files):
+    with ServerProcess(*flags(files)) as process:
+        process.wait_ready()
+        yield process
+        assert process.stop() == 0
+        assert "Traceback" not in process.log
+
+
+def ask(server: ServerProcess, **fields: Any) -> httpx.Response:
+    body = {
+        "model": "base", "prompt": PROMPT, "temperature": 0, "max_tokens": MAX_TOKENS, "ignore_eos": True,
+        **fields,
+    }  # fmt: skip
+    return server.http.post("/v1/completions", json=body)
+
+
+def text_of(response: httpx.Response) -> str:
+    assert response.status_code == 200, response.text
+    return response.json()["choices"][0]["text"]
+
+
+def load_of(server: ServerProcess) -> dict[str, Any]:
+    return server.http.get("/v1/loads").json()["aggregate"]
+
+
+def assert_idle(server: ServerProcess) -> None:
+    """Nothing runs, and nothing is held: blocks and places alike."""
+    wait_until(lambda: load_of(server)["num_total_reqs"] == 0 and load_of(server)["lora_num_in_use"] == 0)
+    assert load_of(server)["num_used_tokens"] == 0
+    assert load_of(server)["lora_pool_slots_used"] <= NUM_PLACES
+
+
+def test_answers_differ(files):
+    assert len(set(files.answers.values())) > NUM_ADAPTERS * 0.9
+
+
+def test_every_way_to_name_one_gives_the_same_tokens_beside_an_unaffected_base(server, files):
+    ways = [
+        {"model": "base:first"},
+        {"model": "first"},
+        {"lora_path": "first"},
+        {"lora_path": f"{files.adapters}/a0"},
+        {"model": f"base:{files.adapters}/a1"},
+        {"lora_path": "a2"},
+        {},
+        {},
+    ]
+    names = ["a0", "a0", "a0", "a0", "a1", "a2", None, None]
+    with ThreadPoolExecutor(len(ways)) as pool:
+        answers = list(pool.map(lambda fields: text_of(ask(server, **fields)), ways))
+    assert answers == [files.answers[name] for name in names]
+
+
+def test_cached_prefixes_are_those_of_the_same_adapter(server, files):
+    prompt = "Another one. " + PROMPT * 4
+
+    def cached(**fields: Any) -> int:
+        usage = ask(server, prompt=prompt, **fields).json()["usage"]
+        assert usage["prompt_tokens"] > 200
+        return usage["prompt_tokens_details"]["cached_tokens"]
+
+    assert cached(model="first") == 0
+    assert 200 < cached(lora_path="a0") < len(prompt)
+    assert cached(lora_path="a3") == 0
+    assert cached() == 0
+    assert cached(model="first", cache_salt="mine") == 0
+    assert cached(model="first") > 200
+
+
+def test_a_hundred_adapters_in_eight_places(server, files):
+    chooser = random.Random(1)
+    wanted = [chooser.choice([None, *(f"a{n}" for n in range(NUM_ADAPTERS))]) for _ in range(200)]
+    is_over = threading.Event()
+    most_used = []
+
+    def watch() -> None:
+        while not is_over.wait(0.02):
+            most_used.append(load_of(server)["lora_pool_slots_used"])
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda name: text_of(ask(server, lora_path=name)), wanted))
+    is_over.set()
+    watcher.join()
+    assert answers == [files.answers[name] for name in wanted]
+    assert max(most_used) <= NUM_PLACES
+    assert load_of(server)["lora_num_evictions"] >= len(set(wanted)) - NUM_PLACES - 1
+    assert_idle(server)
+
+
+def race(server: ServerProcess, files: Files, seconds: float) -> None:
+    """Names come and go, and mean now one adapter and now another, while all are asked for."""
+    end = time.monotonic() + seconds
+    meanings = {f"x{i}": (f"a{10 + i}", f"a{20 + i}") for i in range(4)}
+    served = []
+
+    def change(name: str) -> None:
+        chooser = random.Random(name)
+        while time.monotonic() < end:
+            body = {"lora_name": name, "lora_path": str(files.adapters / chooser.choice(meanings[name]))}
+            route = chooser.choice(("/load_lora_adapter", "/load_lora_adapter", "/unload_lora_adapter"))
+            assert server.http.post(route, json=body).status_code in (200, 400)
+
+    def use(seed: int) -> None:
+        chooser = random.Random(seed)
+        while time.monotonic() < end:
+            name = chooser.choice(list(meanings))
+            response = ask(server, model=name)
+            if response.status_code == 404:
+                assert response.json()["error"]["code"] in ("model_not_found", "adapter_not_found")
+                continue
+            assert text_of(response) in [files.answers[meaning] for meaning in meanings[name]]
+            served.append(name)
+
+    with ThreadPoolExecutor(12) as pool:
+        for done in [*(pool.submit(change, n) for n in meanings), *(pool.submit(use, i) for i in range(8))]:
+            done.result()
+    assert len(served) > 10
+    assert_idle(server)
+    for name in meanings:
+        server.http.post("/unload_lora_adapter", json={"lora_name": name})
+    assert not any(card["id"].startswith("x") for card in server.http.get("/v1/models").json()["data"])
+
+
+def test_loads_and_unloads_race_with_requests(server, files):
+    race(server, files, RACE_S)
+
+
+@pytest.mark.soak
+def test_loads_and_unloads_race_with_requests_for_long(server, files):
+    race(server, files, 30)
+
+
+def test_files_that_change_after_they_made_room(server, files, tmp_path):
+    """What a name meant is gone: it is told, not answered with something else."""
+    own = shutil.copytree(files.adapters / "a50", files.adapters / "own")
+    try:
+        assert server.http.post(
+            "/load_lora_adapter", json={"lora_name": "own", "lora_path": str(own)}
+        ).is_success
+        assert text_of(ask(server, model="own")) == files.answers["a50"]
+        shutil.copytree(files.adapters / "a51", own, dirs_exist_ok=True)
+        for number in range(60, 60 + NUM_PLACES):
+            text_of(ask(server, lora_path=f"a{number}"))
+        response = ask(server, model="own")
+        assert response.status_code == 404 and "changed" in response.json()["message"]
+        assert text_of(ask(server, lora_path=f"{own}/.")) == files.answers["a51"]
+    finally:
+        server.http.post("/unload_lora_adapter", json={"lora_name": "own"})
+        shutil.rmtree(own)
+
+
+def test_a_restarted_engine_has_the_adapters(server, files):
+    loaded = server.http.post("/load_lora_adapter", json={"lora_name": "late", "lora_path": "a7"})
+    assert loaded.is_success
+    children = psutil.Process(server.process.pid).children()
+    engine = next(child for child in children if "engine_process" in " ".join(child.cmdline()))
+    engine.send_signal(signal.SIGKILL)
+    wait_until(lambda: server.http.get("/ready").status_code != 200 or not engine.is_running())
+    wait_until(lambda: server.http.get("/ready").status_code == 200, 60)
+    assert text_of(ask(server, model="late")) == files.answers["a7"]
+    assert text_of(ask(server, model="first")) == files.answers["a0"]
+    assert text_of(ask(server)) == files.answers[None]
+
+
+@pytest.mark.parametrize("path", ["/nonexistent", "{model}"])
+def test_a_start_with_an_adapter_that_is_none(files, path):
+    path = path.format(model=files.model)
+    done = run("--model-path", str(files.model), "--lora-paths", f"x={path}", "--port", "0")
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: --lora-paths") and path in last
+    assert "Traceback" not in done.stderr
+
+
+def test_llm_takes_adapters(files):
+    params = SamplingParams(temperature=0, max_tokens=MAX_TOKENS, ignore_eos=True)
+    with LLM(str(files.model), num_threads=1, max_loras_per_batch=2, max_loaded_loras=3) as llm:
+        names = ["a0", None, "a4", "a5", "a0", "a6"]
+        paths = [name and str(files.adapters / name) for name in names]
+        outputs = llm.generate([PROMPT] * 6, params, lora_path=paths, use_tqdm=False)
+        assert [output.outputs[0].text for output in outputs] == [files.answers[name] for name in names]
+        [one] = llm.generate(PROMPT, params, lora_path=paths[2], use_tqdm=False)
+        assert one.outputs[0].text == files.answers["a4"]
+        with pytest.raises(InvalidRequest, match="adapter_config.json"):
+            llm.generate(PROMPT, params, lora_path=str(files.model), use_tqdm=False)
+        with pytest.raises(InvalidRequest, match="2 adapters for 1 prompts"):
+            llm.generate(PROMPT, params, lora_path=paths[:2], use_tqdm=False)
+        assert not llm._core.has_work and llm._core.stats().num_adapters_in_use == 0
