@@ -49,17 +49,31 @@ void clean_and_copy(const Row& raw, const Row& work) {
   }
 }
 
+void clean(const Row& raw) {
+  for (int64_t i = 0; i < raw.num; i += 16) store_logits(raw, i, cleaned(load_logits(raw, i)));
+}
+
 float row_max(const Row& row) {
   Vec16 best = set1(-kInfinity);
   for (int64_t i = 0; i < row.num; i += 16) best = max(best, load_logits(row, i));
   return reduce_max(best);
 }
 
-// The lowest id among the largest logits, -1 when every token is ruled out.
+// The lowest id among the largest logits, -1 when every token is ruled out. Only the first chunk that
+// holds the largest is looked through token by token.
 int64_t argmax(const Row& row) {
-  const float best = row_max(row);
-  if (best == -kInfinity) return -1;
-  for (int64_t i = 0; i < row.num; ++i) {
+  float best = -kInfinity;
+  int64_t best_chunk = row.num;
+  for (int64_t begin = 0; begin < row.num; begin += kChunk) {
+    const int64_t end = begin + kChunk < row.num ? begin + kChunk : row.num;
+    Vec16 lane_maxima = set1(-kInfinity);
+    for (int64_t i = begin; i < end; i += 16) lane_maxima = max(lane_maxima, load_logits(row, i));
+    const float largest = reduce_max(lane_maxima);
+    if (!(largest > best)) continue;
+    best = largest;
+    best_chunk = begin;
+  }
+  for (int64_t i = best_chunk; i < row.num; ++i) {
     if (row.x[i] == best) return i;
   }
   return -1;
@@ -342,6 +356,13 @@ void copy_scaled(const Row& from, const Row& to, float shift, float temperature)
   }
 }
 
+// Temperature 0 and nothing that would change the logits: they need no copy.
+bool takes_likeliest(const SamplingArgs& args, int64_t r) {
+  return args.temperature[r] < kGreedyTemperature && args.repetition_penalty[r] == 1.0f &&
+         args.frequency_penalty[r] == 0.0f && args.presence_penalty[r] == 0.0f &&
+         args.bias_indptr[r] == args.bias_indptr[r + 1] && args.bitmask == nullptr;
+}
+
 // `processed`, unless null, becomes the logits that the token is drawn from, up to a constant if they are
 // not reported themselves: tokens that a filter dropped are -infinity, and temperature 0 leaves all as it is.
 int64_t sample_row(const Row& row, const Row* processed, const SamplingArgs& args, int64_t r) {
@@ -386,8 +407,13 @@ void sample(const SamplingArgs& args, int64_t begin, int64_t end) {
   for (int64_t r = begin; r < end; ++r) {
     uint32_t* seen = args.seen + r * args.seen_stride;
     const Row raw{args.logits + r * args.logits_stride, args.vocab_size, seen};
-    const Row work{args.workspace + r * args.workspace_stride, args.vocab_size, seen};
-    clean_and_copy(raw, work);
+    Row work{args.workspace + r * args.workspace_stride, args.vocab_size, seen};
+    if (takes_likeliest(args, r)) {
+      work = raw;
+      clean(raw);
+    } else {
+      clean_and_copy(raw, work);
+    }
     const bool has_scores = args.num_top_logprobs[r] >= 0;
     const int64_t token = sample_row(work, has_scores && args.reports_processed ? &raw : nullptr, args, r);
     args.out_ids[r] = static_cast<int32_t>(token);
@@ -398,7 +424,7 @@ void sample(const SamplingArgs& args, int64_t begin, int64_t end) {
 void score_tokens(const ScoringArgs& args, int64_t begin, int64_t end) {
   for (int64_t r = begin; r < end; ++r) {
     const Row raw{args.logits + r * args.logits_stride, args.vocab_size, nullptr};
-    for (int64_t i = 0; i < raw.num; i += 16) store_logits(raw, i, cleaned(load_logits(raw, i)));
+    clean(raw);
     write_logprobs(raw, args, r, args.token_ids[r]);
   }
 }
