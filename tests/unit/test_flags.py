@@ -85,6 +85,43 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     assert settings.chosen["page_size"].source == str(path)
 
 
+def test_the_same_file_in_three_languages(tmp_path: Path) -> None:
+    contents = {
+        "toml": 'page-size = 32\napi-key = ["k", "l"]\ntarget-itl-ms = 1.5\ndtype = "auto"\n',
+        "yaml": "page-size: 32\napi-key: [k, l]\ntarget_itl_ms: 1.5\ndtype: auto\n",
+        "json": '{"page-size": 32, "api-key": ["k", "l"], "target-itl-ms": 1.5, "dtype": "auto"}',
+    }
+    read_values = []
+    for suffix, content in contents.items():
+        path = tmp_path / f"server.{suffix}"
+        path.write_text(content)
+        read_values.append(read("--config", str(path)))
+    assert read_values[0] == read_values[1] == read_values[2]
+    assert read_values[0]["api_key"] == ("k", "l")
+    (tmp_path / "empty.yml").write_text("# nothing\n")
+    assert read("--config", str(tmp_path / "empty.yml")) == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("port: [1", "expected ',' or ']'"),
+        ("a: b: c", "mapping values are not allowed here"),
+        ("1: 2", "unknown key '1'"),
+        ("- port", "must hold an object of flags"),
+        ("port: 2001-01-01", "port expects a whole number"),
+        ("port: !!python/object/apply:os.system [echo]", "could not determine a constructor"),
+    ],
+)
+def test_mistakes_in_yaml(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "server.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        read_settings(["--config", str(path)], EMPTY)
+    assert str(path) in caught.value.message and message in caught.value.message
+    assert "\n" not in caught.value.message
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

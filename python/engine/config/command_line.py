@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import json
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -110,9 +110,10 @@ def _read_file(path: str) -> dict[str, Setting]:
     flags = {flag.key: flag for flag in FLAGS if flag.key not in ("config", "print-config")}
     chosen: dict[str, Setting] = {}
     for key, raw in _parse_file(path).items():
-        flag = flags.get(key.replace("_", "-"))
+        name = str(key)  # YAML has other keys
+        flag = flags.get(name.replace("_", "-"))
         if flag is None:
-            raise ConfigError(f"{path}: unknown key {key!r}" + _suggestion(key, flags))
+            raise ConfigError(f"{path}: unknown key {name!r}" + _suggestion(name, flags))
         if flag.field in chosen:
             raise ConfigError(f"{path}: {flag.key} is given twice")
         chosen[flag.field] = Setting(convert(flag, raw, f"{path}: {key}"), path)
@@ -126,14 +127,32 @@ def _parse_file(path: str) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ConfigError(f"cannot read --config {path}: {reason}") from None
     try:
-        content = json.loads(text) if path.endswith(".json") else tomllib.loads(text)
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"--config {path}: {error}") from None
+        content = _parser_of(path)(text)
+    except ValueError as error:
+        raise ConfigError(f"--config {path}: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise ConfigError(f"--config {path}: nested too deeply") from None
     if not isinstance(content, dict):
         raise ConfigError(f"--config {path} must hold an object of flags")
     return content
+
+
+def _parser_of(path: str) -> Callable[[str], Any]:
+    if path.endswith(".json"):
+        return json.loads
+    if path.endswith((".yaml", ".yml")):
+        return _read_yaml
+    return tomllib.loads
+
+
+def _read_yaml(text: str) -> Any:
+    """Raises: `ValueError`, as the parsers of the other languages do."""
+    import yaml  # late: few need it
+
+    try:
+        return yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(error) from None
 
 
 def _suggestion(word: str, known: Iterable[str]) -> str:

@@ -300,7 +300,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("--log-level", Kind.TEXT, OTHER, "How much is logged.", ServerConfig, LEVELS),
     Flag(
         "--config", Kind.TEXT, OTHER,
-        "TOML or JSON file with these flags as keys (page-size = 16); the command line wins.", unset="none",
+        "TOML, YAML or JSON file with these flags as keys; the command line wins.", unset="none",
     ),
     Flag("--print-config", Kind.SWITCH, OTHER, "Print every value and where it comes from, then exit."),
 )  # fmt: skip
