@@ -152,7 +152,11 @@ class Server:
             info = self.engine.ready.embedding
             assert info is not None
             self.context.embedding = EmbeddingIO(
-                tokenizer=self.model.tokenizer, spec=EMBEDDING, info=info, truncates=False
+                name=MODEL_PATH,
+                tokenizer=self.model.tokenizer,
+                spec=EMBEDDING,
+                info=info,
+                truncates=False,
             )
         listener = socket.create_server(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]

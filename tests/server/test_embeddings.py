@@ -188,6 +188,7 @@ def test_a_model_that_does_not_embed_says_so(model_dir) -> None:
 
 def test_model_info_tells_how(server: Server) -> None:
     assert server.get("/get_model_info").json()["embedding"] == {
+        "model": "org/tiny-model",
         "dimensions": 8,
         "max_len": 2048,
         "pooling": "mean",

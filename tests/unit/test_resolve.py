@@ -50,7 +50,14 @@ def test_defaults_have_values_and_reasons():
         field.name
         for field in dataclasses.fields(EngineConfig)
         if getattr(config(), field.name) in (None, "auto")
-    } - {"tokenizer_path", "load_format", "max_queued_tokens", "pooling", "matryoshka_dimensions"}
+    } - {
+        "tokenizer_path",
+        "load_format",
+        "max_queued_tokens",
+        "pooling",
+        "embedding_model",
+        "matryoshka_dimensions",
+    }
     assert set(resolved.reasons) == undecided
     assert all(value is not None and reason for value, reason in resolved.explained().values())
 

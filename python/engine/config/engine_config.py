@@ -60,6 +60,7 @@ class EngineConfig:
     debug_checks: bool = False
     watchdog_timeout: float = 20.0
     """Seconds without progress after which a stuck engine process is replaced; 0: never."""
+    embedding_model: str | None = None
     pooling: str | None = None
     matryoshka_dimensions: str | None = None
     allow_auto_truncate: bool = False

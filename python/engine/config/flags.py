@@ -138,6 +138,11 @@ FLAGS: tuple[Flag, ...] = (
         ServerConfig, REASONING_PARSERS,
     ),
     Flag(
+        "--embedding-model", Kind.TEXT, MODEL,
+        "A second checkpoint, for embeddings: a directory, or an id on the Hugging Face hub.",
+        EngineConfig, unset="none",
+    ),
+    Flag(
         "--pooling", Kind.TEXT, MODEL,
         "How one vector is made of a text: for checkpoints that do not say, or otherwise than they say.",
         EngineConfig, POOLINGS, unset="the checkpoint's; mean for the bundled model",

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from engine.core.client import EngineClient
-from engine.core.messages import AdapterRef
+from engine.core.embedding_io import EmbeddingInput, EmbeddingIO, only_embeds_error
+from engine.core.messages import AdapterRef, EmbedRequest
 from engine.core.outputs import (
     Messages,
     Prompt,
@@ -21,6 +25,7 @@ from engine.core.outputs import (
 )
 from engine.core.process import ProcessClient
 from engine.core.script_adapters import adapter_directory, loaded_ref
+from engine.errors import InvalidRequest
 from engine.sampling.params import SamplingParams
 from engine.scheduling.admission import check_choices
 from engine.text.chat_template import ChatTemplate
@@ -44,6 +49,8 @@ class AsyncEngine:
         engine_config = script_config(model_path, config)
         self.client: EngineClient = ProcessClient(engine_config) if client is None else client
         self._tokenizer_path = engine_config.tokenizer_path or engine_config.model_path
+        self._config = engine_config
+        self._embedding: EmbeddingIO | None = None
         self._ids = map(str, itertools.count())
         self._model_path = engine_config.model_path
         self._adapters: dict[str, AdapterRef] = {}  # by directory
@@ -57,6 +64,10 @@ class AsyncEngine:
             self._template = ChatTemplate.from_tokenizer(self.tokenizer)
             if isinstance(self.client, ProcessClient):
                 await self.client.wait_ready()
+            info = self.client.info
+            if info is not None and info.embedding is not None:
+                load = functools.partial(EmbeddingIO.load, self._config, info.embedding, self.tokenizer)
+                self._embedding = await asyncio.to_thread(load)
         except BaseException:
             await self.client.close()
             raise
@@ -104,6 +115,21 @@ class AsyncEngine:
         text, ids = encode_chat(self.tokenizer, self._template, messages, tools=tools)
         return self._run(text, ids, params, n, lora_path)
 
+    async def embed(
+        self,
+        inputs: Sequence[EmbeddingInput],
+        *,
+        dimensions: int | None = None,
+        prompt_name: str | None = None,
+    ) -> np.ndarray:
+        """Vectors of texts or token ids, float32 [inputs, size]; arguments and errors as `LLM.embed`."""
+        if self._embedding is None:
+            raise InvalidRequest("Invalid request: this model does not embed; pooling='mean' makes it")
+        self._embedding.check_dimensions(dimensions)
+        texts = await asyncio.to_thread(self._embedding.encode, inputs, prompt_name)
+        answer = await self.client.embed(EmbedRequest.of(next(self._ids), texts))
+        return self._embedding.cut(answer.matrix(self._embedding.info.size), dimensions)
+
     async def _run(
         self,
         prompt: str | None,
@@ -113,6 +139,8 @@ class AsyncEngine:
         lora_path: str | None,
     ) -> AsyncIterator[RequestOutput]:
         if self.client.info is not None:  # else the client says why
+            if not self.client.info.generates:
+                raise only_embeds_error()
             check_choices(n, self.client.info.num_places)
         adapter = await self._adapter(lora_path) if lora_path else None
         request = RequestInProgress(next(self._ids), prompt, ids, params or SamplingParams(), n, adapter)

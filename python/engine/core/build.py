@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 from engine.config.engine_config import EngineConfig
 from engine.config.model_location import locate_model
-from engine.core.build_embedding import embedder_of_decoder
+from engine.core.build_embedding import build_embedding_engine, embedder_beside, embedding_bytes, only_embeds
 from engine.core.embedding_core import EmbeddingCore
 from engine.core.engine_core import EngineCore
 from engine.core.messages import EngineReady
-from engine.core.resolve import resolve
+from engine.core.resolve import Machine, resolve
 from engine.core.step_board import StepBoard
 from engine.errors import ConfigError
 from engine.grammar.compiler import GrammarCompiler
@@ -31,8 +31,15 @@ def build_engine(
     """
     directory = str(locate_model(config.model_path))
     config = dataclasses.replace(config, model_path=directory)
+    if only_embeds(directory):
+        return build_embedding_engine(config, progress, board)
     spec = read_spec(directory)
-    resolved = resolve(config, spec)
+    machine = Machine.this()
+    if config.embedding_model is not None:
+        embedding_directory = str(locate_model(config.embedding_model))
+        left_bytes = machine.memory_bytes - embedding_bytes(config, embedding_directory)
+        machine = dataclasses.replace(machine, memory_bytes=max(left_bytes, 0))
+    resolved = resolve(config, spec, machine)
 
     # Late: torch takes seconds to import, and a wrong path is told at once.
     from engine._native import ProgressBoard
@@ -82,8 +89,15 @@ def build_engine(
         free_whitespace=config.free_json_whitespace,
     )
     embedding = None
-    if config.pooling is not None:
-        embedder = embedder_of_decoder(config, resolved, runner)
+    embedder = embedder_beside(
+        config,
+        runner,
+        resolved.dtype,
+        resolved.chunked_prefill_size,
+        resolved.context_length,
+        resolved.page_size,
+    )
+    if embedder is not None:
         places = resolved.max_running_requests + resolved.max_queued_requests
         embedding = EmbeddingCore(embedder, max_requests=places, board=board)
     settings = resolved.scheduler_settings(spec)

@@ -2,38 +2,154 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.config.engine_config import EngineConfig
-from engine.core.resolve import ResolvedConfig
-from engine.models.embedding_spec import read_embedding_spec
+from engine.config.model_location import locate_model
+from engine.core.embedding_core import EmbeddingCore
+from engine.core.messages import EngineReady
+from engine.core.resolve import MAX_QUEUED_REQUESTS, MAX_RUNNING_REQUESTS, Machine
+from engine.core.step_board import StepBoard
+from engine.errors import ConfigError
+from engine.models.embedding_spec import is_embedding_checkpoint, read_embedding_spec
+from engine.models.encoder_registry import is_encoder, read_encoder_spec
+from engine.models.hf_config import read_json
+from engine.models.registry import is_headless, read_spec
+from engine.runner.memory import DTYPE_BYTES, weight_bytes
 
 if TYPE_CHECKING:
     from engine.core.embedding_core import Embedder
+    from engine.core.engine_core import EngineCore
     from engine.runner.model_runner import ModelRunner
 
+Progress = Callable[[str, float], None]
+CHUNK = 512
 
-def embedder_of_decoder(config: EngineConfig, resolved: ResolvedConfig, runner: ModelRunner) -> Embedder:
-    """A chat model as an embedder, on the weights that it has in memory.
 
-    Raises: `ConfigError` or `CheckpointError` when the checkpoint's own embedding files are broken.
+def only_embeds(directory: str | Path) -> bool:
+    """Whether a checkpoint was made for embedding and nothing else. Raises: `ConfigError`."""
+    config = read_json(Path(directory) / "config.json")
+    return is_encoder(config) or is_headless(config) or is_embedding_checkpoint(Path(directory))
+
+
+def build_embedding_engine(
+    config: EngineConfig, progress: Progress | None, board: StepBoard | None
+) -> tuple[EngineCore, EngineReady]:
+    """An engine whose only model embeds; requests to generate are refused.
+
+    Raises: `ConfigError` or `CheckpointError`, one line, when it cannot be done.
     """
+    num_threads = config.num_threads or Machine.this().num_cores
+    memory_bytes = Machine.this().memory_bytes
+    needed_bytes = embedding_bytes(config, config.model_path)
+    if needed_bytes > memory_bytes:
+        raise ConfigError(
+            f"the model does not fit: its weights take {needed_bytes / 2**30:.1f} GiB, and "
+            f"{memory_bytes / 2**30:.1f} GiB of memory are available"
+        )
+    from engine._native import ExecutionContext, ProgressBoard
+    from engine.core.idle_generation import idle_engine
+
+    context = ExecutionContext(num_threads, config.cpu_isa or "auto")
+    if board is not None:
+        context.report_to(ProgressBoard(board.fd))
+    embedder = load_embedder(config, config.model_path, context, progress)
+    running = config.max_running_requests or MAX_RUNNING_REQUESTS
+    queued = MAX_QUEUED_REQUESTS if config.max_queued_requests is None else config.max_queued_requests
+    embedding = EmbeddingCore(embedder, max_requests=running + queued, board=board)
+    core = idle_engine(embedding)
+    ready = EngineReady(
+        max_total_tokens=0,
+        max_running_requests=running,
+        block_size=1,
+        context_length=embedding.info.max_len,
+        dtype=_dtype(config, _checkpoint_dtype(config.model_path)),
+        device=config.device,
+        cpu_isa=context.isa,
+        num_threads=num_threads,
+        max_queued_requests=queued,
+        embedding=embedding.info,
+        generates=False,
+    )
+    return core, ready
+
+
+def embedder_beside(
+    config: EngineConfig, runner: ModelRunner, dtype: str, chunk: int, context_length: int, page_size: int
+) -> Embedder | None:
+    """What embeds beside a chat model: the model of --embedding-model, else by --pooling the chat model
+    itself, on the weights that it has in memory; None if neither is given.
+
+    Raises: `ConfigError` or `CheckpointError` when the embedding model cannot be loaded.
+    """
+    if config.embedding_model is not None:
+        return load_embedder(config, str(locate_model(config.embedding_model)), runner.context, None)
+    if config.pooling is None:
+        return None
     from engine.models.embedding_head import EmbeddingHead
     from engine.ops import native
     from engine.runner.decoder_embedder import DecoderEmbedder
 
-    spec = read_embedding_spec(
-        Path(config.model_path), pooling=config.pooling, dimensions=config.matryoshka_dimensions
-    )
+    spec = _embedding_spec(config, config.model_path)
     head = EmbeddingHead(spec, runner.spec.hidden_size, ops=native, ctx=runner.context)
     head.load(config.model_path, is_dummy=config.load_format == "dummy")
+    max_len = min(context_length, spec.max_len or context_length)
     return DecoderEmbedder(
-        runner.model,
-        runner.spec,
-        head,
-        dtype=resolved.dtype,
-        block_size=resolved.page_size,
-        max_tokens=resolved.chunked_prefill_size,
-        max_len=min(resolved.context_length, spec.max_len or resolved.context_length),
+        runner.model, runner.spec, head, dtype=dtype, block_size=page_size, max_tokens=chunk, max_len=max_len
     )
+
+
+def load_embedder(config: EngineConfig, directory: str, context: Any, progress: Progress | None) -> Embedder:
+    """A checkpoint of its own as an embedder. Raises: `ConfigError` or `CheckpointError`."""
+    from engine.ops import native
+
+    path = Path(directory)
+    dtype = _dtype(config, _checkpoint_dtype(directory))
+    common: dict[str, Any] = {
+        "ops": native,
+        "ctx": context,
+        "dtype": dtype,
+        "is_dummy": config.load_format == "dummy",
+        "progress": progress,
+    }
+    embedding = _embedding_spec(config, directory)
+    if is_encoder(read_json(path / "config.json")):
+        from engine.runner.encoder_embedder import EncoderEmbedder
+
+        return EncoderEmbedder(read_encoder_spec(path), embedding, path, **common)
+    from engine.runner.decoder_embedder import load_decoder_embedder
+
+    spec = dataclasses.replace(read_spec(path), tie_word_embeddings=True)  # nobody reads the head
+    return load_decoder_embedder(
+        spec, embedding, path, max_tokens=config.chunked_prefill_size or CHUNK, **common
+    )
+
+
+def embedding_bytes(config: EngineConfig, directory: str) -> int:
+    """Memory of the weights of an embedding checkpoint, to the rounding. Raises: `ConfigError`."""
+    dtype = _dtype(config, _checkpoint_dtype(directory))
+    if is_encoder(read_json(Path(directory) / "config.json")):
+        return read_encoder_spec(directory).num_parameters * DTYPE_BYTES[dtype]
+    return weight_bytes(read_spec(directory), dtype)
+
+
+def _embedding_spec(config: EngineConfig, directory: str) -> Any:
+    return read_embedding_spec(
+        Path(directory), pooling=config.pooling, dimensions=config.matryoshka_dimensions
+    )
+
+
+def _checkpoint_dtype(directory: str) -> str:
+    if is_encoder(read_json(Path(directory) / "config.json")):
+        return read_encoder_spec(directory).dtype
+    return read_spec(directory).dtype
+
+
+def _dtype(config: EngineConfig, checkpoint_dtype: str) -> str:
+    """The user's choice, or the checkpoint's own; float32 keeps float16 exactly."""
+    if config.dtype != "auto":
+        return config.dtype
+    return "float32" if checkpoint_dtype == "float16" else checkpoint_dtype

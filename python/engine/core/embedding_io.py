@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from engine.config.engine_config import EngineConfig
+from engine.config.model_location import locate_model
 from engine.core.messages import EmbeddingInfo
 from engine.errors import InvalidRequest
 from engine.models.embedding_spec import EmbeddingSpec, read_embedding_spec
@@ -19,31 +19,41 @@ _MOST_CHARS_A_TOKEN = 512
 EmbeddingInput = str | Sequence[int]
 
 
+def only_embeds_error() -> InvalidRequest:
+    """What to say to a request for text where the only model embeds."""
+    return InvalidRequest(
+        "Invalid request: the model makes embeddings and no text; use /v1/embeddings, or embed()",
+        slug="unsupported_parameter",
+        param="model",
+    )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EmbeddingIO:
-    """`truncates`: a text that is too long is cut; else it is refused."""
+    """`name`: the path or id that the model was given by. `truncates`: a text that is too long is cut;
+    else it is refused.
+    """
 
+    name: str
     tokenizer: Tokenizer
     spec: EmbeddingSpec
     info: EmbeddingInfo
     truncates: bool
 
     @classmethod
-    def load(
-        cls,
-        directory: str | Path,
-        config: EngineConfig,
-        info: EmbeddingInfo,
-        tokenizer: Tokenizer | None = None,
-    ) -> EmbeddingIO:
-        """Effects: reads files. Raises: `ConfigError` naming what is missing or broken."""
-        spec = read_embedding_spec(
-            Path(directory), pooling=config.pooling, dimensions=config.matryoshka_dimensions
-        )
-        tokenizer = tokenizer or Tokenizer.from_directory(directory)
+    def load(cls, config: EngineConfig, info: EmbeddingInfo, main_tokenizer: Tokenizer) -> EmbeddingIO:
+        """For the model that embeds in an engine of this configuration; `main_tokenizer` is that of the
+        model of --model-path.
+
+        Effects: reads files. Raises: `ConfigError` naming what is missing or broken.
+        """
+        name = config.embedding_model or config.model_path
+        directory = locate_model(name)
+        spec = read_embedding_spec(directory, pooling=config.pooling, dimensions=config.matryoshka_dimensions)
+        tokenizer = main_tokenizer if config.embedding_model is None else Tokenizer.from_directory(directory)
         if config.allow_auto_truncate:
             tokenizer = tokenizer.truncated(info.max_len)
-        return cls(tokenizer=tokenizer, spec=spec, info=info, truncates=config.allow_auto_truncate)
+        return cls(name=name, tokenizer=tokenizer, spec=spec, info=info, truncates=config.allow_auto_truncate)
 
     def encode(self, inputs: Sequence[EmbeddingInput], prompt_name: str | None = None) -> list[list[int]]:
         """Token ids of each input; token ids stay as they are.

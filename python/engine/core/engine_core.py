@@ -198,7 +198,11 @@ class EngineCore:
                 raise InvalidRequest("Invalid request: this engine does not embed", param="model")
             self._embedding.submit(request)
         except EngineError as error:
-            self._outbox.append(Failed.from_error(request.request_id, error))
+            self.refuse(request.request_id, error)
+
+    def refuse(self, request_id: str, error: EngineError) -> None:
+        """Answer a request with an error, at the next step."""
+        self._outbox.append(Failed.from_error(request_id, error))
 
     def step(self, announce: Callable[[list[ToServer]], None] | None = None) -> list[ToServer]:
         """Compute one step, if there is anything to compute; everything to say since the last one.

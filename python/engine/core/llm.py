@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from engine.core.build import build_engine
-from engine.core.embedding_io import EmbeddingInput, EmbeddingIO
+from engine.core.embedding_io import EmbeddingInput, EmbeddingIO, only_embeds_error
 from engine.core.engine_core import EngineCore
 from engine.core.messages import (
     AdapterLoaded,
@@ -70,8 +70,7 @@ class LLM:
         self._adapters: dict[str, AdapterRef] = {}  # by directory
         self._embedding: EmbeddingIO | None = None
         if self.info.embedding is not None:
-            directory = engine_config.model_path
-            self._embedding = EmbeddingIO.load(directory, engine_config, self.info.embedding, self.tokenizer)
+            self._embedding = EmbeddingIO.load(engine_config, self.info.embedding, self.tokenizer)
 
     def generate(
         self,
@@ -172,6 +171,8 @@ class LLM:
     ) -> list[RequestOutput]:
         if self._core is None:
             raise EngineError("this LLM is closed")
+        if not self.info.generates:
+            raise only_embeds_error()
         check_choices(n, self.info.num_places)
         adapters = [self._adapter(path) for path in _adapter_of_each(lora_path, len(encoded))]
         requests = [

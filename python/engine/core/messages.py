@@ -229,6 +229,7 @@ class EngineReady(_Message, tag=13):
     num_threads: int
     max_queued_requests: int
     embedding: EmbeddingInfo | None = None
+    generates: bool = True
 
     @property
     def num_places(self) -> int:

@@ -114,7 +114,7 @@ def script_config(model_path: str | None, fields: Mapping[str, Any]) -> EngineCo
         raise ConfigError(f"unknown option: {', '.join(sorted(unknown))}")
     path = bundled_model() if model_path is None else locate_model(str(model_path))
     defaults = {"cpu_isa": read_environment().cpu_isa}
-    if model_path is None:
+    if model_path is None and not fields.get("embedding_model"):
         defaults["pooling"] = BUNDLED_POOLING
     return EngineConfig(**(defaults | dict(fields)), model_path=str(path))
 

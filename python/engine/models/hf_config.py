@@ -122,7 +122,7 @@ def read_facts(
         "qk_norm": "none",
         "max_position_embeddings": max_positions,
         "eos_token_ids": tuple(i for i in eos_token_ids if i < vocab_size),  # others are never drawn
-        "dtype": _dtype(config),
+        "dtype": dtype_of(config),
         "attention_scale": head_dim**-0.5,
     }
 
@@ -244,7 +244,7 @@ def _activation(config: Mapping[str, Any]) -> str:
     return ACTIVATIONS[name]
 
 
-def _dtype(config: Mapping[str, Any]) -> str:
+def dtype_of(config: Mapping[str, Any]) -> str:
     name = config.get("dtype") or config.get("torch_dtype") or "float32"
     if name not in DTYPES:
         raise ConfigError(f"checkpoint dtype {name!r:.80} is not supported; supported: {', '.join(DTYPES)}")

@@ -41,6 +41,17 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 )
 
 
+_HEADLESS = MappingProxyType(
+    {name.replace("ForCausalLM", "Model"): name for name in FAMILIES if name.endswith("ForCausalLM")}
+)
+
+
+def is_headless(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a decoder without a head for tokens, as embedding models are saved."""
+    names = config.get("architectures")
+    return isinstance(names, list) and any(isinstance(name, str) and name in _HEADLESS for name in names)
+
+
 def read_spec(directory: str | Path) -> ModelSpec:
     """The facts of a checkpoint, from its config.json and, if there is one, generation_config.json.
 
@@ -76,6 +87,7 @@ def architecture_of(config: Mapping[str, Any]) -> str:
     if not isinstance(names, list):
         names = []
     for name in names:
+        name = _HEADLESS.get(name, name) if isinstance(name, str) else name
         if isinstance(name, str) and name in FAMILIES:
             if config.get("quantization_config") is not None:
                 raise ConfigError("quantised checkpoints are not supported; use the bfloat16 one")

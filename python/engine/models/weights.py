@@ -64,6 +64,11 @@ def load_checkpoint(
                         advance(math.prod(slots[name].shape))
 
 
+def tensor_names(directory: str | Path) -> frozenset[str]:
+    """The names of all tensors of a checkpoint. Raises: `CheckpointError` as `load_checkpoint`."""
+    return frozenset(name for path in checkpoint_files(Path(directory)) for name in _read_header(path))
+
+
 def read_one_tensor(directory: str | Path, name: str) -> torch.Tensor | None:
     """A tensor of the checkpoint, None if it has none of that name. Raises: `CheckpointError`."""
     for path in checkpoint_files(Path(directory)):
@@ -100,7 +105,9 @@ def checkpoint_files(directory: Path) -> list[Path]:
     if single.exists():
         return [single]
     if not index.exists():
-        raise CheckpointError(f"no {SINGLE_FILE} or {INDEX_FILE} in {directory}")
+        pickled = next(directory.glob("pytorch_model*.bin"), None)
+        why = f"; {pickled.name} is a pickle, which is never loaded" if pickled else ""
+        raise CheckpointError(f"no {SINGLE_FILE} or {INDEX_FILE} in {directory}{why}")
     try:
         weight_map = read_json(index).get("weight_map")
     except ConfigError as error:

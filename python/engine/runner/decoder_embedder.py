@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,9 +13,13 @@ import torch
 from engine.core.messages import EmbeddingInfo
 from engine.models.decoder import Decoder, DecoderInputs
 from engine.models.embedding_head import EmbeddingHead
+from engine.models.embedding_spec import EmbeddingSpec
 from engine.models.spec import ModelSpec
-from engine.ops.attention_plan import AttentionPlan
+from engine.models.weights import Progress, load_checkpoint, load_dummy, tensor_names
 from engine.runner.kv_cache import KVCache
+from engine.runner.text_batch import TextBatch
+
+BLOCK_SIZE = 16
 
 
 class DecoderEmbedder:
@@ -50,43 +57,60 @@ class DecoderEmbedder:
         """Vectors float32 [texts, size]; yields between two chunks."""
         lens = np.array([len(text) for text in texts])
         pooling = self._head.start(lens)
-        block_tables = self._block_tables(lens)
+        batch = TextBatch(lens, self._block_size, is_causal=True)
         token_ids = np.concatenate(texts)
         for start in range(0, len(token_ids), self.max_step_tokens):
             # More than one chunk only where a text is alone.
             chunk = token_ids[start : start + self.max_step_tokens]
             counts = lens if len(texts) > 1 else np.array([len(chunk)])
             starts = np.full(len(texts), start)
-            inputs = self._inputs(chunk, starts, counts, block_tables)
+            positions, slot_ids, plan = batch.piece(starts, counts)
+            inputs = DecoderInputs(  # every row is wanted, and none draws a token
+                token_ids=torch.from_numpy(chunk.astype(np.int32)),
+                positions=positions,
+                slot_ids=slot_ids,
+                logit_rows=torch.arange(len(chunk)),
+                plan=plan,
+            )
             hidden = self._decoder.forward(inputs, self._kv_layers)
-            pooling.take(hidden, inputs.plan.cu_seqlens_q, torch.from_numpy(starts.astype(np.int32)))
+            pooling.take(hidden, plan.cu_seqlens_q, torch.from_numpy(starts.astype(np.int32)))
             if start + len(chunk) < len(token_ids):
                 yield
         return pooling.vectors()
 
-    def _block_tables(self, lens: np.ndarray) -> np.ndarray:
-        """Int32 [B, most blocks of a text]; entries beyond a text's blocks are never read."""
-        num_blocks = -(-lens // self._block_size)
-        firsts = np.cumsum(num_blocks) - num_blocks
-        return (firsts[:, None] + np.arange(num_blocks.max())).astype(np.int32)
 
-    def _inputs(
-        self, token_ids: np.ndarray, starts: np.ndarray, counts: np.ndarray, block_tables: np.ndarray
-    ) -> DecoderInputs:
-        """Every row is wanted, and none draws a token."""
-        cu_seqlens = np.concatenate([[0], np.cumsum(counts)])
-        text_of_row = np.repeat(np.arange(len(counts)), counts)
-        positions = np.arange(len(token_ids)) - cu_seqlens[text_of_row] + starts[text_of_row]
-        blocks, offsets = np.divmod(positions, self._block_size)
-        slot_ids = block_tables[text_of_row, blocks].astype(np.int64) * self._block_size + offsets
-        return DecoderInputs(
-            token_ids=torch.from_numpy(token_ids.astype(np.int32)),
-            positions=torch.from_numpy(positions.astype(np.int32)),
-            slot_ids=torch.from_numpy(slot_ids),
-            logit_rows=torch.arange(len(token_ids)),
-            plan=AttentionPlan(
-                cu_seqlens_q=torch.from_numpy(cu_seqlens.astype(np.int32)),
-                kv_lens=torch.from_numpy((starts + counts).astype(np.int32)),
-                block_tables=torch.from_numpy(block_tables),
-            ),
+def load_decoder_embedder(
+    spec: ModelSpec,
+    embedding: EmbeddingSpec,
+    directory: str | Path,
+    *,
+    ops: ModuleType,
+    ctx: Any,
+    dtype: str,
+    max_tokens: int,
+    is_dummy: bool = False,
+    progress: Progress | None = None,
+) -> DecoderEmbedder:
+    """A decoder that only embeds, with or without "model." before its names, its head left alone.
+
+    Raises: `ConfigError` or `CheckpointError` when it cannot be loaded.
+    """
+    max_len = min(spec.max_position_embeddings, embedding.max_len or spec.max_position_embeddings)
+    decoder = Decoder(spec, dtype, ops=ops, ctx=ctx, max_tokens=max_tokens, max_rows=1, num_positions=max_len)
+    slots = decoder.slots()
+    if is_dummy:
+        load_dummy(slots, progress=progress)
+    else:
+        known = tensor_names(directory)
+        slots = {name if name in known else name.removeprefix("model."): slot for name, slot in slots.items()}
+        load_checkpoint(
+            directory,
+            slots,
+            is_ignored=lambda name: name == "lm_head.weight" or decoder.is_ignored(name),
+            progress=progress,
         )
+    head = EmbeddingHead(embedding, spec.hidden_size, ops=ops, ctx=ctx)
+    head.load(directory, is_dummy=is_dummy)
+    return DecoderEmbedder(
+        decoder, spec, head, dtype=dtype, block_size=BLOCK_SIZE, max_tokens=max_tokens, max_len=max_len
+    )

@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from engine.config.command_line import Settings, describe, read_settings
 from engine.config.engine_config import EngineConfig
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_up_logging(server_config.log_level)
     try:
         check_model_path(engine_config.model_path)
+        if engine_config.embedding_model is not None:
+            check_model_path(engine_config.embedding_model)
         if settings.print_config:
             print(_explain(settings, engine_config, server_config))
         else:
@@ -53,7 +56,8 @@ def _configs(settings: Settings) -> tuple[EngineConfig, ServerConfig]:
     engine_fields, server_fields = settings.for_class(EngineConfig), settings.for_class(ServerConfig)
     if "model_path" not in engine_fields:
         engine_fields["model_path"] = str(bundled_model())
-        engine_fields.setdefault("pooling", BUNDLED_POOLING)
+        if "embedding_model" not in engine_fields:
+            engine_fields.setdefault("pooling", BUNDLED_POOLING)
         server_fields.setdefault("served_model_name", (BUNDLED_NAME,))
     return EngineConfig(**engine_fields), ServerConfig(**server_fields)
 
@@ -82,11 +86,14 @@ def _bind(host: str, port: int) -> socket.socket:
 def _explain(settings: Settings, engine_config: EngineConfig, server_config: ServerConfig) -> str:
     """What --print-config shows, with what the engine would decide for this model and this machine."""
     from engine.config.model_location import locate_model
+    from engine.core.build_embedding import only_embeds
     from engine.core.resolve import resolve
     from engine.models.registry import read_spec
 
     directory = str(locate_model(engine_config.model_path))
-    resolved = resolve(engine_config, read_spec(directory)).explained()
+    resolved: dict[str, Any] = {}
+    if not only_embeds(directory):
+        resolved = resolve(engine_config, read_spec(directory)).explained()
     if settings.get("model_path") is None:
         resolved["model_path"] = (engine_config.model_path, "the bundled model")
     if settings.get("served_model_name") is None:

@@ -8,7 +8,7 @@ import time
 from engine.config.engine_config import EngineConfig
 from engine.config.server_config import ServerConfig
 from engine.core.client import EngineClient, EngineState
-from engine.core.embedding_io import EmbeddingIO
+from engine.core.embedding_io import EmbeddingIO, only_embeds_error
 from engine.core.messages import EngineReady
 from engine.errors import InvalidRequest, Overloaded
 from engine.server.adapters import AdapterRegistry
@@ -49,7 +49,10 @@ class ServerContext:
         self.live = LiveRequests()
         self.ignored = IgnoredFields(self.metrics, is_strict=self.config.strict_params)
         self.names = ModelNames(
-            self.config.served_model_name or (path,), path, accepts_any=self.config.allow_any_model_name
+            self.config.served_model_name or (path,),
+            path,
+            accepts_any=self.config.allow_any_model_name,
+            embedding=self.engine_config.embedding_model,
         )
         self.adapters = AdapterRegistry(self.client, self.names, self.config.lora_paths, self.config.lora_dir)
 
@@ -73,6 +76,13 @@ class ServerContext:
         assert self.model is not None and info is not None
         return self.model, info
 
+    def require_generation(self) -> tuple[ModelFiles, EngineReady]:
+        """As `require_ready`. Raises `InvalidRequest` where the only model embeds."""
+        model, ready = self.require_ready()
+        if not ready.generates:
+            raise only_embeds_error()
+        return model, ready
+
     def require_embedding(self) -> EmbeddingIO:
         """The text side of the embedding model.
 
@@ -81,7 +91,8 @@ class ServerContext:
         self.require_ready()
         if self.embedding is None:
             raise InvalidRequest(
-                f"the model {self.names.primary!r} does not embed; --pooling mean, cls or last makes it",
+                f"the model {self.names.primary!r} does not embed; --pooling mean, cls or last makes it, and "
+                "--embedding-model adds one that does",
                 slug="unsupported_parameter",
                 param="model",
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from engine.errors import NotFound
+from engine.errors import InvalidRequest, NotFound
 
 ANY_NAME = "default"
 
@@ -20,11 +20,20 @@ class ModelNames:
     An adapter is named by itself, or after a name of the model and a colon.
     """
 
-    def __init__(self, served: Sequence[str], model_path: str, *, accepts_any: bool = False) -> None:
+    def __init__(
+        self,
+        served: Sequence[str],
+        model_path: str,
+        *,
+        accepts_any: bool = False,
+        embedding: str | None = None,
+    ) -> None:
         self.served = tuple(dict.fromkeys(served))
         self.adapters: _Adapters | None = None
         self._accepted = {*self.served, model_path, ANY_NAME}
         self._accepts_any = accepts_any
+        self.embedding = embedding
+        """The id of a second model, that embeds."""
 
     @property
     def primary(self) -> str:
@@ -44,6 +53,12 @@ class ModelNames:
         Raises `NotFound` for a name that no request may give: an adapter that is not there is never
         answered by the base model.
         """
+        if name == self.embedding:
+            raise InvalidRequest(
+                f"the model {name!r} makes embeddings and no text; use /v1/embeddings",
+                slug="unsupported_parameter",
+                param="model",
+            )
         if self.is_base(name):
             return None
         adapter = self._split(name)
@@ -51,8 +66,25 @@ class ModelNames:
             raise self._not_found(name)
         return adapter
 
+    def check_embedding(self, name: str) -> None:
+        """Raises for a name that no request for embeddings may give: `NotFound`, or `InvalidRequest` when it
+        is that of the model that generates, beside another one that embeds."""
+        if self.embedding is None:
+            self.check(name)
+        elif name not in (self.embedding, ANY_NAME):
+            self.check(name)
+            if not self._accepts_any or self.is_base(name):
+                raise InvalidRequest(
+                    f"the model {name[:200]!r} generates text: use /v1/chat/completions or /v1/completions; "
+                    f"embeddings are made by {self.embedding!r}",
+                    slug="unsupported_parameter",
+                    param="model",
+                )
+
     def id_of(self, name: str) -> str:
         """The id under which `name` is listed. Raises `NotFound`."""
+        if name == self.embedding:
+            return name
         if self.is_base(name):
             return name if name in self.served else self.primary
         adapter = self._split(name)

@@ -91,7 +91,7 @@ def _load_embedding(client: ProcessClient, context: ServerContext, model: ModelF
     info, config = client.info, context.engine_config
     if info is None or info.embedding is None:
         return None
-    return EmbeddingIO.load(locate_model(config.model_path), config, info.embedding, model.tokenizer)
+    return EmbeddingIO.load(config, info.embedding, model.tokenizer)
 
 
 async def _unless(signals: asyncio.Queue[None], work: Coroutine[Any, Any, Any]) -> bool:

@@ -31,7 +31,7 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
     # stream=True: the body is read by us, after the key is checked and within our own limits.
     @app.post("/v1/chat/completions", stream=True)
     async def chat_completions(request: Request) -> HTTPResponse | None:
-        model, ready = context.require_ready()
+        model, ready = context.require_generation()
         asked = await read_request(request, lambda body: parse(context, model, body))
         text = await run_sized(request, lambda: render_prompt(model, asked))
         whole_ids = await run_sized(request, lambda: encode_prompt(model, text, ready.context_length))

@@ -36,7 +36,7 @@ MAX_ECHOED_SCORES = 2**19
 def add_routes(app: Sanic, context: ServerContext) -> None:
     @app.post("/v1/completions", stream=True)
     async def completions(request: Request) -> HTTPResponse | None:
-        model, ready = context.require_ready()
+        model, ready = context.require_generation()
         asked = await read_request(request, lambda body: _parse(context, model, body))
         prompts, num_truncated = await run_sized(
             request, lambda: encode_prompts(model, asked, ready.context_length)

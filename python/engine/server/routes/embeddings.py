@@ -49,7 +49,7 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
 
 
 def _parse(context: ServerContext, embedding: EmbeddingIO, body: dict[str, Any]) -> EmbeddingRequest:
-    context.names.check(model_of(body))
+    context.names.check_embedding(model_of(body))
     asked = parse_embedding(body, embedding.info.vocab_size)
     embedding.check_dimensions(asked.dimensions)
     context.ignored.check(asked.ignored, SCHEMAS["EmbeddingRequest"]["properties"])

@@ -29,7 +29,7 @@ from engine.server.schema import Defaults, check_token_ids
 def add_routes(app: Sanic, context: ServerContext) -> None:
     @app.post("/generate", stream=True)
     async def generate(request: Request) -> HTTPResponse | None:
-        model, ready = context.require_ready()
+        model, ready = context.require_generation()
         asked = await read_request(request, lambda body: _parse(context, model, body))
         prompts = await run_sized(request, lambda: _encode(model, asked, ready.context_length))
         response_id = new_response_id("gen")

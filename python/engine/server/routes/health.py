@@ -9,7 +9,7 @@ from sanic import HTTPResponse, Sanic
 from sanic.request import Request
 
 from engine.core.client import EngineClient
-from engine.core.messages import GenerateRequest
+from engine.core.messages import EmbedRequest, EngineReady, GenerateRequest
 from engine.errors import Overloaded
 from engine.sampling.params import SamplingParams
 from engine.server.context import ServerContext
@@ -34,15 +34,23 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
 
     @app.get("/health_generate", ignore_body=True)
     async def health_generate(_request: Request) -> HTTPResponse:
-        context.require_ready()
+        _, ready = context.require_ready()
         try:
             async with asyncio.timeout(GENERATE_TIMEOUT_S):
-                await _generate_token(context.client)
+                await _try(context.client, ready)
         except TimeoutError:
             raise Overloaded(
                 f"The engine made no token in {GENERATE_TIMEOUT_S:g} seconds.", slug="queue_timeout"
             ) from None
         return json_response({"status": "ok"})
+
+
+async def _try(client: EngineClient, ready: EngineReady) -> None:
+    """Returns when a token is there, or a vector from an engine that makes nothing else."""
+    if ready.generates:
+        await _generate_token(client)
+    else:
+        await client.embed(EmbedRequest.of(f"health-{uuid.uuid4().hex}", [[0]]))
 
 
 async def _generate_token(client: EngineClient) -> None:

@@ -21,6 +21,8 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
     @app.get("/v1/models", ignore_body=True)
     async def list_models(_request: Request) -> HTTPResponse:
         cards = [_card(context, name) for name in context.names.served]
+        if context.names.embedding is not None:
+            cards.append(_embedding_card(context, context.names.embedding))
         cards += [_adapter_card(context, adapter) for adapter in context.adapters]
         return json_response({"object": "list", "data": cards})
 
@@ -28,6 +30,8 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
     @app.get("/v1/models/<model_id:path>", ignore_body=True)
     async def get_model(_request: Request, model_id: str) -> HTTPResponse:
         listed = context.names.id_of(unquote(model_id))
+        if listed == context.names.embedding:
+            return json_response(_embedding_card(context, listed))
         adapter = context.adapters.find(listed)
         return json_response(_card(context, listed) if adapter is None else _adapter_card(context, adapter))
 
@@ -59,6 +63,7 @@ def _card(context: ServerContext, name: str) -> dict[str, Any]:
 def _embedding(embedding: EmbeddingIO) -> dict[str, Any]:
     info, spec = embedding.info, embedding.spec
     return {
+        "model": embedding.name,
         "dimensions": info.size,
         "max_len": info.max_len,
         "pooling": info.pooling,
@@ -68,6 +73,11 @@ def _embedding(embedding: EmbeddingIO) -> dict[str, Any]:
         "default_prompt_name": spec.default_prompt,
         "truncates": embedding.truncates,
     }
+
+
+def _embedding_card(context: ServerContext, name: str) -> dict[str, Any]:
+    max_len = context.require_embedding().info.max_len
+    return {**_card(context, name), "root": name, "max_model_len": max_len}
 
 
 def _adapter_card(context: ServerContext, adapter: Adapter) -> dict[str, Any]:
@@ -89,7 +99,7 @@ def model_info(context: ServerContext) -> dict[str, Any]:
         "served_model_name": context.names.primary,
         "served_model_names": context.names.served,
         "tokenizer_path": config.tokenizer_path or config.model_path,
-        "is_generation": True,
+        "is_generation": ready.generates,
         "embedding": None if context.embedding is None else _embedding(context.embedding),
         "has_image_understanding": False,
         "has_audio_understanding": False,

@@ -1,0 +1,33 @@
+"""The generating half of an engine that only embeds: it has nothing to do, and refuses to have."""
+
+from __future__ import annotations
+
+from engine.cache.prefix_cache import PrefixCache
+from engine.core.embedding_core import EmbeddingCore
+from engine.core.embedding_io import only_embeds_error
+from engine.core.engine_core import EngineCore
+from engine.core.messages import GenerateRequest
+from engine.scheduling.settings import SchedulerSettings
+from engine.scheduling.step_plan import StepPlan, StepResult
+
+
+class _NoRunner:
+    def execute(self, plan: StepPlan) -> StepResult:
+        raise AssertionError("a request to generate was let in")
+
+
+class _EmbeddingEngine(EngineCore):
+    def submit(self, request: GenerateRequest) -> None:
+        self.refuse(request.request_id, only_embeds_error())
+
+
+def idle_engine(embedding: EmbeddingCore) -> EngineCore:
+    """An engine around an embedding core, without a model that generates."""
+    settings = SchedulerSettings(
+        context_length=1,
+        vocab_size=embedding.info.vocab_size,
+        max_running_requests=1,
+        max_queued_requests=0,
+        chunked_prefill_size=1,
+    )
+    return _EmbeddingEngine(settings, _NoRunner(), PrefixCache(1, 16), embedding=embedding)

@@ -1,0 +1,166 @@
+"""Vectors against sentence-transformers and transformers, and bit for bit against themselves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from engine.text.tokenizer import Tokenizer
+from helpers.embedding_models import (
+    KINDS,
+    MINILM,
+    embed,
+    hidden_states,
+    load,
+    make_model,
+    pooling,
+    random_texts,
+    write_modules,
+)
+from helpers.native import FMA_ISAS
+
+LONGEST = 290
+NORMALIZE = ("Normalize", None)
+POOLINGS = {
+    "mean_tokens": lambda h: h.mean(0),
+    "cls_token": lambda h: h[0],
+    "max_tokens": lambda h: h.amax(0),
+    "lasttoken": lambda h: h[-1],
+    "mean_sqrt_len_tokens": lambda h: h.sum(0) / len(h) ** 0.5,
+    "weightedmean_tokens": lambda h: (
+        (h * torch.arange(1, len(h) + 1)[:, None]).sum(0) / torch.arange(1, len(h) + 1).sum()
+    ),
+}
+
+
+def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
+    """The bounds that any two float32 implementations of a small model keep."""
+    scale = np.linalg.norm(expected, axis=1, keepdims=True)
+    assert (np.abs(actual - expected) <= 1e-4 * np.maximum(scale, 1)).all()
+    cosine = (actual * expected).sum(1) / (np.linalg.norm(actual, axis=1) * scale[:, 0])
+    assert (1 - cosine).max() < 1e-6
+
+
+def reference(model, texts: list[list[int]], mode: str, *, normalize: bool = True) -> np.ndarray:
+    vectors = torch.stack([POOLINGS[mode](hidden_states(model, text)) for text in texts])
+    return (torch.nn.functional.normalize(vectors) if normalize else vectors).numpy()
+
+
+@pytest.fixture(scope="module")
+def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real model, with the limit of its positions, not of its training."""
+    directory = tmp_path_factory.mktemp("minilm") / "model"
+    shutil.copytree(MINILM, directory)
+    (directory / "sentence_bert_config.json").write_text('{"max_seq_length": 512}')
+    return directory
+
+
+def test_minilm_is_sentence_transformers_and_alone_is_batched_bitwise(minilm: Path) -> None:
+    import sentence_transformers
+
+    vocabulary = sorted(json.loads((minilm / "tokenizer.json").read_text())["model"]["vocab"])
+    words = [word for word in vocabulary if not word.startswith(("[", "##"))]
+    generator = np.random.default_rng(0)
+    lens = np.exp(generator.uniform(0, np.log(511), 500)).astype(int)  # with [CLS] and [SEP] up to 512
+    lens[:2] = 0, 510
+    texts = [" ".join(generator.choice(words, length)) for length in lens]
+    ids = Tokenizer.from_directory(minilm).encode_batch(texts)
+    kept = [i for i, text in enumerate(ids) if len(text) <= 512]
+    assert len(kept) >= 450 and max(len(ids[i]) for i in kept) > 400
+    texts, ids = [texts[i] for i in kept], [ids[i] for i in kept]
+    core = load(minilm, num_threads=2)
+    batched = embed(core, ids)
+    model = sentence_transformers.SentenceTransformer(str(minilm), device="cpu")
+    assert_close(batched, model.encode(texts, show_progress_bar=False))
+    some = range(0, len(ids), 4)
+    alone = np.concatenate([embed(core, [ids[i]]) for i in some])
+    assert (alone.view(np.int32) == batched[some].view(np.int32)).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_family_is_transformers(kind: str, tmp_path: Path) -> None:
+    model = make_model(kind)
+    model.save_pretrained(tmp_path)
+    mode = {"qwen3": "lasttoken", "mistral": "lasttoken", "bert": "cls_token"}.get(kind, "mean_tokens")
+    write_modules(tmp_path, pooling(mode), NORMALIZE)
+    texts = random_texts(40, LONGEST)
+    core = load(tmp_path)
+    assert core.info.max_len >= LONGEST
+    vectors = embed(core, texts)
+    assert_close(vectors, reference(model, texts, mode))
+    for isa in FMA_ISAS:
+        other = load(tmp_path, isa, 1)
+        alone = np.concatenate([embed(other, [text]) for text in texts[:12]])
+        assert (alone.view(np.int32) == vectors[:12].view(np.int32)).all()
+
+
+@pytest.mark.parametrize("mode", POOLINGS)
+@pytest.mark.parametrize("kind", ["bert", "qwen3"])
+def test_every_pooling_as_it_comes(kind: str, mode: str, tmp_path: Path) -> None:
+    model = make_model(kind, seed=1)
+    model.save_pretrained(tmp_path)
+    write_modules(tmp_path, pooling(mode))
+    texts = random_texts(12, 100, seed=1)
+    expected = reference(model, texts, mode, normalize=False)
+    assert_close(embed(load(tmp_path), texts), expected)
+    if kind == "qwen3":  # in chunks, which pooling must not notice
+        assert_close(embed(load(tmp_path, chunked_prefill_size=32), texts), expected)
+
+
+def test_several_poolings_and_dense_layers(tmp_path: Path) -> None:
+    model = make_model("bert", seed=2)
+    model.save_pretrained(tmp_path)
+    sizes = [(128, 48, "torch.nn.modules.activation.Tanh"), (48, 32, "torch.nn.modules.linear.Identity")]
+    dense = [
+        ("Dense", {"in_features": i, "out_features": o, "bias": i == 128, "activation_function": name})
+        for i, o, name in sizes
+    ]
+    write_modules(tmp_path, pooling("cls_token", "mean_tokens"), *dense, NORMALIZE)
+    weights = [torch.randn(o, i) / i**0.5 for i, o, _ in sizes]
+    bias = torch.randn(48)
+    save_file({"linear.weight": weights[0], "linear.bias": bias}, tmp_path / "2_Dense" / "model.safetensors")
+    save_file({"linear.weight": weights[1]}, tmp_path / "3_Dense" / "model.safetensors")
+    texts = random_texts(10, 60)
+    pooled = torch.stack(
+        [
+            torch.cat([POOLINGS[m](hidden_states(model, t)) for m in ("cls_token", "mean_tokens")])
+            for t in texts
+        ]
+    )
+    expected = torch.nn.functional.normalize(torch.tanh(pooled @ weights[0].T + bias) @ weights[1].T)
+    assert_close(embed(load(tmp_path), texts), expected.numpy())
+
+
+def test_pooling_by_flag_is_normalised(tmp_path: Path) -> None:
+    model = make_model("roberta", seed=3)
+    model.save_pretrained(tmp_path)
+    texts = random_texts(6, 50)
+    assert_close(embed(load(tmp_path, pooling="cls"), texts), reference(model, texts, "cls_token"))
+
+
+@pytest.mark.parametrize(("kind", "ending"), [("bert", "ForMaskedLM"), ("qwen3", "ForCausalLM")])
+def test_a_head_is_left_alone(kind: str, ending: str, tmp_path: Path) -> None:
+    """As published: BERT with its head for masked words, Qwen3-Embedding as a causal model."""
+    model = make_model(kind, ending, seed=4)
+    model.save_pretrained(tmp_path)
+    write_modules(tmp_path, pooling("mean_tokens"), NORMALIZE)
+    texts = random_texts(6, 50)
+    assert_close(embed(load(tmp_path), texts), reference(model.base_model, texts, "mean_tokens"))
+
+
+def test_other_dtypes(tmp_path: Path) -> None:
+    model = make_model("bert", seed=5)
+    texts = random_texts(6, 50)
+    for dtype, bound in ((torch.float16, 3e-3), (torch.bfloat16, 3e-2)):
+        directory = tmp_path / str(dtype)
+        model.to(dtype).save_pretrained(directory)
+        write_modules(directory, pooling("mean_tokens"), NORMALIZE)
+        model.float()
+        expected = reference(model, texts, "mean_tokens")
+        assert np.abs(embed(load(directory), texts) - expected).max() < bound

@@ -1,0 +1,166 @@
+"""Real servers with a real embedding model: as the only one, and beside the bundled chat model."""
+
+from __future__ import annotations
+
+import base64
+import concurrent.futures
+from collections.abc import Iterator
+
+import httpx
+import numpy as np
+import openai
+import pytest
+
+from helpers.embedding_models import MINILM
+from helpers.server_process import ServerProcess, run
+
+TEXTS = ["A man is eating food.", "Someone eats a meal.", "The stock market fell today."]
+NAME = str(MINILM)
+CHAT = {"model": "default", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[ServerProcess]:
+    with ServerProcess("--model-path", NAME, "--served-model-name", "minilm") as process:
+        process.wait_ready()
+        yield process
+        assert process.stop() == 0
+        assert "Traceback" not in process.log
+
+
+@pytest.fixture(scope="module")
+def beside() -> Iterator[ServerProcess]:
+    with ServerProcess("--embedding-model", NAME, "--matryoshka-dimensions", "64,128") as process:
+        process.wait_ready()
+        yield process
+        assert process.stop() == 0
+        assert "Traceback" not in process.log
+
+
+def vectors(client: openai.OpenAI, model: str, texts: list[str], **fields) -> np.ndarray:
+    answer = client.embeddings.create(model=model, input=texts, **fields)
+    assert [item.index for item in answer.data] == list(range(len(texts)))
+    return np.array([item.embedding for item in answer.data])
+
+
+def test_vectors_mean_something(alone: ServerProcess) -> None:
+    found = vectors(alone.sdk(), "minilm", TEXTS)
+    assert found.shape == (3, 384)
+    likeness = found @ found.T
+    assert np.allclose(np.diag(likeness), 1, atol=1e-5)
+    assert likeness[0, 1] > 0.5 > 0.2 > likeness[0, 2]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", CHAT),
+        ("/v1/completions", {"model": "default", "prompt": "Hi", "max_tokens": 4}),
+        ("/generate", {"text": "Hi"}),
+    ],
+)
+def test_an_embedding_model_does_not_chat_and_says_why(alone: ServerProcess, path: str, body: dict) -> None:
+    response = httpx.post(alone.url + path, json=body, timeout=20)
+    assert response.status_code == 400
+    assert "use /v1/embeddings" in response.json()["message"]
+    assert response.json()["param"] == "model"
+
+
+def test_what_an_embedding_server_says_of_itself(alone: ServerProcess) -> None:
+    client = alone.sdk()
+    assert [(model.id, model.max_model_len) for model in client.models.list()] == [("minilm", 256)]
+    info = httpx.get(f"{alone.url}/get_model_info").json()
+    assert info["is_generation"] is False and info["architectures"] == ["BertModel"]
+    assert info["embedding"]["dimensions"] == 384 and info["embedding"]["pooling"] == "mean"
+    for path in ("/health", "/ready", "/health_generate", "/server_info", "/v1/loads", "/metrics"):
+        assert httpx.get(alone.url + path, timeout=20).status_code == 200, path
+    tokens = httpx.post(f"{alone.url}/tokenize", json={"prompt": "hello world"}).json()["tokens"]
+    assert tokens == [101, 7592, 2088, 102]
+    by_ids = client.embeddings.create(model="minilm", input=tokens, encoding_format="float")
+    by_text = client.embeddings.create(model="minilm", input="hello world", encoding_format="float")
+    assert by_ids.data[0].embedding == by_text.data[0].embedding
+
+
+def test_too_long_and_too_many(alone: ServerProcess) -> None:
+    client = alone.sdk()
+    assert len(client.embeddings.create(model="minilm", input="a " * 254).data) == 1
+    with pytest.raises(openai.BadRequestError, match=r"257 tokens.*256 tokens") as caught:
+        client.embeddings.create(model="minilm", input="a " * 255)
+    assert caught.value.body["code"] == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError, match="at most 2048"):
+        client.embeddings.create(model="minilm", input=["a"] * 2049)
+
+
+def test_a_thousand_single_requests_are_one_another(alone: ServerProcess) -> None:
+    """Many clients at once: everybody gets the vector of his own text, the same as alone."""
+    texts = [f"text number {i} " + "word " * (i % 40) for i in range(300)]
+    client = alone.sdk()
+    together = vectors(client, "minilm", texts)
+    with concurrent.futures.ThreadPoolExecutor(32) as pool:
+        single = list(pool.map(lambda text: vectors(client, "minilm", [text])[0], texts))
+    assert (np.array(single) == together).all()
+
+
+def test_two_models_on_one_server(beside: ServerProcess, alone: ServerProcess) -> None:
+    client = beside.sdk()
+    assert {model.id: model.max_model_len for model in client.models.list()} == {
+        "engine-demo": 2048,
+        NAME: 256,
+    }
+    assert client.models.retrieve(NAME).id == NAME
+    for name in (NAME, "default"):
+        assert (vectors(client, name, TEXTS) == vectors(alone.sdk(), "minilm", TEXTS)).all()
+    answer = client.chat.completions.create(**{**CHAT, "model": "engine-demo"})
+    assert answer.choices[0].message.content
+    with pytest.raises(openai.BadRequestError, match="use /v1/embeddings"):
+        client.chat.completions.create(**{**CHAT, "model": NAME})
+    with pytest.raises(openai.BadRequestError, match="/v1/chat/completions"):
+        vectors(client, "engine-demo", TEXTS)
+    with pytest.raises(openai.NotFoundError):
+        vectors(client, "nope", TEXTS)
+
+
+def test_dimensions_are_cut_and_of_length_one(beside: ServerProcess) -> None:
+    client = beside.sdk()
+    whole = vectors(client, NAME, TEXTS)
+    for dimensions in (64, 128):
+        cut = vectors(client, NAME, TEXTS, dimensions=dimensions)
+        expected = whole[:, :dimensions] / np.linalg.norm(whole[:, :dimensions], axis=1, keepdims=True)
+        assert np.allclose(cut, expected, atol=1e-6)
+    with pytest.raises(openai.BadRequestError, match="must be one of 64, 128, or 384"):
+        vectors(client, NAME, TEXTS, dimensions=100)
+
+
+def test_base64_and_float_are_the_same(beside: ServerProcess) -> None:
+    body = {"model": NAME, "input": TEXTS}
+    floats = httpx.post(f"{beside.url}/v1/embeddings", json=body).json()["data"]
+    encoded = httpx.post(f"{beside.url}/v1/embeddings", json={**body, "encoding_format": "base64"}).json()[
+        "data"
+    ]
+    for one, other in zip(floats, encoded, strict=True):
+        assert np.frombuffer(base64.b64decode(other["embedding"]), "<f4").tolist() == one["embedding"]
+
+
+def test_truncation_by_flag() -> None:
+    with ServerProcess("--model-path", NAME, "--allow-auto-truncate") as process:
+        process.wait_ready()
+        client = process.sdk()
+        cut = vectors(client, "default", ["a " * 1000, "a " * 254])
+        assert (cut[0] == cut[1]).all()
+        assert process.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--embedding-model", "/nowhere"), "no such model directory: /nowhere"),
+        (("--model-path", NAME, "--pooling", "middle"), "--pooling"),
+        (("--embedding-model", NAME, "--matryoshka-dimensions", "x"), "--matryoshka-dimensions must be"),
+    ],
+)
+def test_wrong_flags_are_one_line(argv: tuple[str, ...], message: str) -> None:
+    result = run(*argv, "--port", "0")
+    assert result.returncode != 0
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and message in errors[0]
+    assert "Traceback" not in result.stderr
