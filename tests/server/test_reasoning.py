@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from engine.config.server_config import ServerConfig
+from engine.sampling.constraint import Thinking
 from helpers.errors import check_error
 from helpers.http_server import EOS, Server, events_of, write_model
 from helpers.outputs import template_writing
@@ -197,6 +198,37 @@ def test_wrong_fields_are_refused(server: Server, fields: dict[str, Any], param:
     response = ask(server, **fields)
     assert response.status_code == 400
     assert response.json()["param"] == param
+
+
+def test_the_engine_is_told_of_thoughts_where_it_has_to_know(servers: dict[str, Server]) -> None:
+    def told(name: str, **fields: Any) -> Any:
+        server = servers[name]
+        server.set_reply(TEXTS[name])
+        response = ask(server, **fields)
+        assert response.status_code == 200, response.text
+        return server.engine.submitted[-1].params.thinking
+
+    for name in SPECIAL:
+        assert told(name) is None
+    (start,), (end,) = servers["mistral"].ids("[THINK]"), servers["mistral"].ids("[/THINK]")
+    assert told("mistral", thinking_budget=5) == Thinking((end,), start, 5, (end,))
+    assert told("mistral", thinking_token_budget=0) == Thinking((end,), start, 0, (end,))
+    assert told("mistral", regex="a") == Thinking((end,), start, None, (end,))
+    assert told("mistral", tools=[ADD]) == Thinking((end,), start, None, (end,))
+    opened = {"chat_template_kwargs": {"opening": "[THINK]"}}
+    assert told("mistral", regex="a", **opened) == Thinking((end,), None, None, (end,))
+
+    opening = tuple(servers["gpt-oss"].ids("<|channel|>final<|message|>"))
+    closing = tuple(servers["gpt-oss"].ids("<|end|><|start|>assistant")) + opening
+    assert told("gpt-oss", thinking_budget=50) == Thinking(opening, None, 50, closing)
+
+
+def test_tags_that_are_no_tokens(server: Server) -> None:
+    assert ask(server, regex="a").status_code == 200
+    assert server.engine.submitted[-1].params.thinking is None
+    check_error(ask(server, thinking_budget=5), 400, "unsupported_parameter", "thinking_budget")
+    opened = {"chat_template_kwargs": {"opening": "<think>"}}
+    check_error(ask(server, regex="a", **opened), 400, "unsupported_parameter", "regex")
 
 
 def test_parsers_can_be_named(tmp_path: Path) -> None:

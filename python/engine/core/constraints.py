@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from engine.core.messages import GenerateRequest
 from engine.errors import EngineError, InvalidRequest, Overloaded
 from engine.grammar.compiler import CompiledGrammar, GrammarCompiler
 from engine.grammar.matcher import ConstraintMatcher
+from engine.grammar.thinking import ThinkingMatcher
 from engine.sampling.constraint import Constraint
 
 
@@ -74,10 +75,22 @@ class ConstrainedRequests:
         self._compiler.close()
 
 
-def make_matcher(
-    grammar: CompiledGrammar, request: GenerateRequest, stop_ids: frozenset[int]
-) -> ConstraintMatcher:
-    return ConstraintMatcher(grammar, _constraint(request), stop_ids)
+def matcher_maker(
+    request: GenerateRequest, grammar: CompiledGrammar | None
+) -> Callable[[frozenset[int]], ConstraintMatcher | ThinkingMatcher] | None:
+    """What makes the matcher of each choice from its stop tokens; None if they need none."""
+    thinking = request.params.thinking
+    if thinking is None and grammar is None:
+        return None
+
+    def make(stop_ids: frozenset[int]) -> ConstraintMatcher | ThinkingMatcher:
+        matcher = None if grammar is None else ConstraintMatcher(grammar, stop_ids)
+        if thinking is None:
+            assert matcher is not None
+            return matcher
+        return ThinkingMatcher(thinking, matcher)
+
+    return make
 
 
 def _constraint(request: GenerateRequest) -> Constraint:

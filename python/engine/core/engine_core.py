@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import secrets
 import select
@@ -10,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from engine.core.constraints import ConstrainedRequests, make_matcher
+from engine.core.constraints import ConstrainedRequests, matcher_maker
 from engine.core.embedding_core import EmbeddingCore
 from engine.core.messages import (
     AdapterLoaded,
@@ -177,7 +176,7 @@ class EngineCore:
                 namespace=_namespace(request),
                 priority=request.priority,
                 runs_alone=request.runs_alone,
-                make_matcher=None if grammar is None else functools.partial(make_matcher, grammar, request),
+                make_matcher=matcher_maker(request, grammar),
                 adapter=request.adapter,
                 client=request.client,
                 weight=request.weight,

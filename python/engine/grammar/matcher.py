@@ -10,7 +10,6 @@ import numpy as np
 
 from engine.grammar.compiler import CompiledGrammar
 from engine.grammar.vocabulary import Vocabulary, allows, set_bits
-from engine.sampling.constraint import Constraint
 
 FORCED_BYTES = 512
 """Forced text that is cut into tokens at a time, so that no single step is held up by it."""
@@ -29,19 +28,17 @@ class ConstraintMatcher:
     """
 
     __slots__ = (
-        "_after",
         "_end_ids",
         "_has_ended",
         "_mask",
         "_no_end_id",
-        "_tail",
         "_vocabulary",
         "bindings",
         "forced",
         "handle",
     )
 
-    def __init__(self, grammar: CompiledGrammar, constraint: Constraint, stop_ids: Iterable[int]) -> None:
+    def __init__(self, grammar: CompiledGrammar, stop_ids: Iterable[int]) -> None:
         self.forced: deque[int] = deque()
         self._vocabulary = grammar.vocabulary
         self._end_ids = _end_ids(stop_ids, grammar.vocabulary)
@@ -51,17 +48,9 @@ class ConstraintMatcher:
         self.handle = grammar.bindings.GrammarMatcher(
             grammar.handle, self._end_ids or [self._no_end_id], False, -1, None
         )
-        self._after = constraint.after
-        self._tail: deque[int] | None = deque(maxlen=len(self._after)) if self._after else None
         self._mask: np.ndarray | None = None
         self._has_ended = False
-        if self.is_active:
-            self._settle()
-
-    @property
-    def is_active(self) -> bool:
-        """Whether the constraint has begun."""
-        return self._tail is None
+        self._settle()
 
     @property
     def is_over(self) -> bool:
@@ -71,7 +60,7 @@ class ConstraintMatcher:
     @property
     def is_free(self) -> bool:
         """Whether the next token is the grammar's to choose from: a mask has to be worked out."""
-        return self.is_active and not self._has_ended and not self.forced and self._mask is None
+        return not self._has_ended and not self.forced and self._mask is None
 
     def fill(self, row: np.ndarray) -> None:
         """Write the bitmask of the next token, int32 [ceil(V / 32)], unless `is_free`."""
@@ -82,8 +71,10 @@ class ConstraintMatcher:
             row[:] = self._mask
         else:
             row[:] = -1
-            if not self.is_active:
-                set_bits(row, self._end_ids, False)
+
+    def forbid_end(self, row: np.ndarray) -> None:
+        """Take out of a mask what would end the output: the answer is still to come."""
+        set_bits(row, self._end_ids, False)
 
     def clean(self, row: np.ndarray) -> None:
         """Take the token that stands in for an end out of a mask of the library's."""
@@ -99,12 +90,6 @@ class ConstraintMatcher:
             self.forced.popleft()
             return False
         self._mask = None
-        if self._tail is not None:
-            self._tail.append(token_id)
-            if tuple(self._tail) == self._after:
-                self._tail = None
-                self._settle()
-            return False
         if token_id in self._end_ids:
             self._has_ended = True
         return not self._has_ended

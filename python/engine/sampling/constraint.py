@@ -20,14 +20,12 @@ class Constraint(msgspec.Struct, frozen=True, omit_defaults=True):
     expression, matched whole; ebnf: a grammar in GBNF with the rule `root`; choice: a JSON array of
     strings; structural_tag: a structural tag of xgrammar, as JSON.
 
-    `after` are token ids: the constraint begins behind their first appearance in the output, so that
-    a model can reason before it answers; empty: at once. `param` is the request field that an error
+    Thoughts before the answer do not count (`Thinking`). `param` is the request field that an error
     names.
     """
 
     kind: ConstraintKind
     text: str = ""
-    after: tuple[int, ...] = ()
     param: str = "constraint"
 
     def __post_init__(self) -> None:
@@ -42,3 +40,18 @@ class Constraint(msgspec.Struct, frozen=True, omit_defaults=True):
     def key(self) -> tuple[str, str]:
         """What decides about the compiled grammar."""
         return self.kind, self.text
+
+
+class Thinking(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Thoughts before the answer: no constraint holds for them, and they may be bounded.
+
+    They end with the first appearance of the tokens `end`. They begin with `start`, if that is the first
+    token of the output; if there is no `start`, the prompt has begun them. When `budget` tokens are used
+    up, `start` among them, `closing` is written, which ends with `end`; it is written at once, and counts
+    as well, so that at least as many tokens are needed.
+    """
+
+    end: tuple[int, ...]
+    start: int | None = None
+    budget: int | None = None
+    closing: tuple[int, ...] = ()

@@ -7,7 +7,7 @@ import math
 import msgspec
 
 from engine.errors import InvalidRequest
-from engine.sampling.constraint import Constraint
+from engine.sampling.constraint import Constraint, Thinking
 
 MAX_STOP_STRINGS = 32
 MAX_TOP_LOGPROBS = 20
@@ -23,7 +23,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     Hugging Face (prompt and output); frequency and presence penalties see output tokens only.
 
     `constraint` is what the answer must look like; it comes before everything else here, `min_tokens`
-    and `logit_bias` included.
+    and `logit_bias` included. `thinking` tells what comes before the answer.
 
     Source: OpenAI API reference; Keskar et al. 2019 (repetition penalty).
     """
@@ -47,6 +47,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     constraint: Constraint | None = None
+    thinking: Thinking | None = None
 
     def __post_init__(self) -> None:
         _check_types(self)

@@ -6,13 +6,15 @@ from engine.core.output_processor import TextDelta
 from engine.text.formats.events import CallEnd, Event, Reasoning
 from engine.text.formats.output import OutputFormat, OutputParser
 from engine.text.formats.reader import Stage
+from engine.text.tokenizer import Tokenizer
 
 
 class ChoiceReader:
     """Adds events to the deltas of one choice."""
 
-    def __init__(self, output_format: OutputFormat) -> None:
+    def __init__(self, output_format: OutputFormat, tokenizer: Tokenizer) -> None:
         self._parser = OutputParser(output_format)
+        self._last_thought_id = output_format.last_thought_id(tokenizer)
         self._streams_thoughts = output_format.streams_thoughts
         self._thoughts: list[Event] = []
         self._has_calls = False
@@ -25,7 +27,7 @@ class ChoiceReader:
         """
         stage = self._parser.stage
         events = self._parser.push(delta.text)
-        num_thoughts = self._count(stage, delta.num_tokens)
+        num_thoughts = self._count(stage, delta)
         if delta.finish_reason is not None:
             events += self._parser.finish(is_cut=delta.finish_reason in ("length", "abort"))
         self._has_calls |= any(isinstance(event, CallEnd) for event in events)
@@ -36,16 +38,20 @@ class ChoiceReader:
         delta.events = events
         return num_thoughts
 
-    def _count(self, before: Stage, num_tokens: int) -> int:
-        """Of a chunk in which the thoughts end, all tokens count: those that end them belong to them."""
-        after = self._parser.stage
-        if Stage.THINKING in (before, after):
-            num_tokens += self._num_undecided
-            self._num_undecided = 0
-            return num_tokens
-        if after is Stage.UNDECIDED:
-            self._num_undecided += num_tokens
-        return 0
+    def _count(self, before: Stage, delta: TextDelta) -> int:
+        """The tokens that end the thoughts belong to them."""
+        after, num_tokens = self._parser.stage, delta.num_tokens
+        if Stage.THINKING not in (before, after) and not (
+            before is Stage.UNDECIDED and self._parser.has_thought
+        ):
+            if after is Stage.UNDECIDED:
+                self._num_undecided += num_tokens
+            return 0
+        if after is Stage.ANSWERING and self._last_thought_id in delta.token_ids:
+            num_tokens = list(delta.token_ids).index(self._last_thought_id) + 1
+        num_tokens += self._num_undecided
+        self._num_undecided = 0
+        return num_tokens
 
     def _with_whole_thoughts(self, events: list[Event], *, is_last: bool) -> list[Event]:
         self._thoughts += [event for event in events if isinstance(event, Reasoning)]

@@ -170,7 +170,7 @@ class Generation:
         if output_format is not None:
             shown_ids |= output_format.special_ids(tokenizer)
             self.reasoning_tokens = None if output_format.thoughts is None else 0
-            self._readers = [ChoiceReader(output_format) for _ in range(self.num_choices)]
+            self._readers = [ChoiceReader(output_format, tokenizer) for _ in range(self.num_choices)]
         try:
             self._names = context.live.add(aborts, self.abort)
             self._processors = [

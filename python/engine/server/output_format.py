@@ -7,12 +7,15 @@ import dataclasses
 import msgspec
 
 from engine.errors import InvalidRequest
+from engine.sampling.constraint import Thinking
 from engine.server.model_files import ModelFiles
 from engine.server.schema import ChatRequest
 from engine.server.tool_constraint import tool_constraint
 from engine.text.formats.detect import ModelFormats
+from engine.text.formats.harmony import Channels
 from engine.text.formats.known import ThoughtFormat
 from engine.text.formats.output import OutputFormat
+from engine.text.tokenizer import Tokenizer
 
 
 def with_tools(model: ModelFiles, asked: ChatRequest, *, is_parsing: bool) -> ChatRequest:
@@ -51,6 +54,33 @@ def choose_output_format(formats: ModelFormats, asked: ChatRequest, prompt: str)
         separates_thoughts=asked.thoughts.separates,
         streams_thoughts=asked.thoughts.streams,
     )
+
+
+def choose_thinking(
+    tokenizer: Tokenizer, output_format: OutputFormat | None, asked: ChatRequest
+) -> Thinking | None:
+    """What the engine has to know of the thoughts: only where an answer behind them is constrained, or
+    where they are bounded.
+
+    Raises: `InvalidRequest` if that cannot be done, because what marks them are no tokens.
+    """
+    if output_format is None or output_format.thoughts is None:
+        return None
+    constraint, budget = asked.params.constraint, asked.thoughts.budget
+    if isinstance(output_format.thoughts, Channels) and asked.tools is not None:
+        if budget is not None:
+            raise _unsupported("thinking_budget", "its thoughts and calls are messages of one kind")
+        return None  # the constraint on calls is one on thoughts as well
+    if constraint is None and budget is None:
+        return None
+    marks = output_format.thoughts.marks(tokenizer, is_open=output_format.starts_thinking)
+    if marks is None:
+        if budget is None and not output_format.starts_thinking:
+            return None
+        param = "thinking_budget" if constraint is None else constraint.param
+        raise _unsupported(param, "what marks its thoughts are no tokens of its vocabulary")
+    start, end, closing = marks
+    return Thinking(end=end, start=start, budget=budget, closing=closing)
 
 
 def _is_thinking(thoughts: ThoughtFormat, asked: ChatRequest, prompt: str) -> bool:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
 from sanic import HTTPResponse, Sanic
 from sanic.request import Request
 
@@ -18,7 +19,7 @@ from engine.server.logprobs import chat_logprobs
 from engine.server.message import message_parts, whole_message
 from engine.server.model_files import ModelFiles
 from engine.server.openapi_schemas import SCHEMAS
-from engine.server.output_format import choose_output_format, with_tools
+from engine.server.output_format import choose_output_format, choose_thinking, with_tools
 from engine.server.schema import ChatRequest, Defaults, check_token_ids, model_of, parse_chat
 from engine.server.sse import Events
 from engine.server.thoughts import effort_variables
@@ -40,6 +41,8 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
             asked.params, len(prompt_ids), ready.context_length, is_default=asked.max_tokens_is_default
         )
         output_format = choose_output_format(model.formats, asked, text)
+        thinking = choose_thinking(model.tokenizer, output_format, asked)
+        params = msgspec.structs.replace(params, thinking=thinking)
         # Rendered, a conversation is not needed again: it may be large, and answers take long.
         asked = dataclasses.replace(asked, messages=[], template_variables={})
         answer = Answer(

@@ -10,10 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import TYPE_CHECKING
 
 from engine.text.formats.json_calls import read_arguments
 from engine.text.formats.reader import Reader, Stage, Steps
+from engine.text.formats.thinking import ThoughtMarks
 from engine.text.formats.tool_format import NAME, ToolFormat
+
+if TYPE_CHECKING:
+    from engine.text.tokenizer import Tokenizer
 
 _START, _CHANNEL, _MESSAGE, _JSON = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")
@@ -63,6 +68,7 @@ def _read_call(reader: Reader, name: str, header_len: int) -> Steps[None]:
 def _read_text(reader: Reader, header: str, *, separates: bool) -> Steps[None]:
     is_thought = f"{_CHANNEL}analysis" in header
     reader.stage = Stage.THINKING if is_thought else Stage.ANSWERING
+    reader.has_thought |= is_thought
     reader.take(len(header))
     if is_thought and not separates:
         reader.content(header)
@@ -92,6 +98,15 @@ class Channels:
     def is_left_open_by(self, message: str) -> bool:
         """Whether the thoughts in the beginning of an answer are not ended yet: it holds none."""
         return False
+
+    def marks(self, tokenizer: Tokenizer, *, is_open: bool) -> ThoughtMarks | None:
+        """All that comes before the answer's own message counts; None if the vocabulary has no channels."""
+        if tokenizer.token_id(_CHANNEL) is None:
+            return None
+        opening, closing = (
+            tuple(tokenizer.encode(text, add_special_tokens=False)) for text in (ANSWER_OPENING, TO_ANSWER)
+        )
+        return None, opening, closing
 
 
 CHANNELS = Channels()

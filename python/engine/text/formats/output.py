@@ -34,6 +34,11 @@ class OutputFormat:
         markers = [marker for part in (self.thoughts, self.tools) if part for marker in part.markers]
         return tokenizer.special_ids.intersection(map(tokenizer.token_id, markers))
 
+    def last_thought_id(self, tokenizer: Tokenizer) -> int | None:
+        """The token behind which the answer begins, if there is one that always says so."""
+        marks = None if self.thoughts is None else self.thoughts.marks(tokenizer, is_open=True)
+        return None if marks is None else marks[1][-1]
+
 
 class OutputParser:
     """Turns the text of one output into events. Nothing that it reports depends on how the text is cut,
@@ -49,6 +54,11 @@ class OutputParser:
     def stage(self) -> Stage:
         """What the newest text belongs to."""
         return self._reader.stage
+
+    @property
+    def has_thought(self) -> bool:
+        """Whether thoughts have begun, if only in name."""
+        return self._reader.has_thought
 
     def push(self, text: str) -> list[Event]:
         """Take more text; what is now certain."""

@@ -59,6 +59,9 @@ class Reader:
         """The text was ended from outside (a limit, an abort), not by the model."""
 
         self.stage = Stage.UNDECIDED
+        self.has_thought = False
+        """Whether there were thoughts, or what marks them."""
+
         self._events: list[Event] = []
         self._attempt: list[str] | None = None
         self._call: int | None = None

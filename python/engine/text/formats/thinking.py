@@ -6,8 +6,17 @@ Source: the chat templates of these models.
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from engine.text.formats.reader import Reader, Stage, Steps
+
+if TYPE_CHECKING:
+    from engine.text.tokenizer import Tokenizer
+
+ThoughtMarks = tuple[int | None, tuple[int, ...], tuple[int, ...]]
+"""Token ids: the one that begins thoughts (None: they have begun), those behind which the answer begins,
+and those that close thoughts which have to end; these end with those behind which the answer begins.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +43,13 @@ class ThinkTags:
         """Whether the thoughts in the beginning of an answer are not ended yet."""
         return message.rfind(self.start) > message.rfind(self.end)
 
+    def marks(self, tokenizer: Tokenizer, *, is_open: bool) -> ThoughtMarks | None:
+        """The tokens of the tags; None if they are not one token each."""
+        start, end = tokenizer.token_id(self.start), tokenizer.token_id(self.end)
+        if start is None or end is None:
+            return None
+        return (None if is_open else start), (end,), (end,)
+
 
 QWEN3 = ThinkTags("qwen3", "<think>", "</think>")
 DEEPSEEK_R1 = ThinkTags("deepseek-r1", "<think>", "</think>", is_always_open=True)
@@ -45,7 +61,7 @@ def read_thoughts(reader: Reader, tags: ThinkTags, *, is_open: bool, separates: 
     if not is_open and not (yield from reader.starts_with(tags.start, after_space=True)):
         reader.stage = Stage.ANSWERING
         return
-    reader.stage = Stage.THINKING
+    reader.stage, reader.has_thought = Stage.THINKING, True
     emit = reader.reasoning if separates else reader.content
     if separates:
         yield from reader.skip_space()

@@ -1,0 +1,101 @@
+"""Calls and thoughts of a model with random weights: only the constraint can make them right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema
+import pytest
+
+from helpers.http_server import write_model
+from helpers.outputs import template_writing
+from helpers.server_process import LLAMA, ServerProcess
+
+SPECIAL = {
+    "mistral": ("[THINK]", "[/THINK]", "[TOOL_CALLS]", "[ARGS]"),
+    "deepseekv3": (
+        "<｜tool▁calls▁begin｜>",
+        "<｜tool▁calls▁end｜>",
+        "<｜tool▁call▁begin｜>",
+        "<｜tool▁sep｜>",
+        "<｜tool▁call▁end｜>",
+    ),
+}
+SCHEMA = {
+    "type": "object",
+    "properties": {"kind": {"enum": ["a", "b"]}, "count": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "required": ["kind", "count"],
+    "additionalProperties": False,
+}
+TOOLS = [
+    {"type": "function", "function": {"name": "take", "parameters": SCHEMA}},
+    {"type": "function", "function": {"name": "stop"}},
+]
+
+
+@pytest.fixture(scope="module", params=sorted(SPECIAL))
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    name = request.param
+    thoughts = "mistral" if name == "mistral" else None
+    template = template_writing(name, thoughts)
+    path = write_model(tmp_path_factory.mktemp(name), template=template, special=SPECIAL[name])
+    vocab_size = json.loads((path / "config.json").read_text())["vocab_size"]
+    (path / "config.json").write_text(json.dumps({**LLAMA, "vocab_size": vocab_size}))
+    with ServerProcess("--model-path", str(path), "--load-format", "dummy") as process:
+        process.wait_ready()
+        assert process.http.get("/get_model_info").json()["tool_call_parser"] == name
+        yield process
+        assert process.stop() == 0
+        assert "Traceback" not in process.log
+
+
+def ask(server: ServerProcess, **fields: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": "Go on"}]
+    body = {"model": "default", "messages": messages, "max_tokens": 400, "temperature": 1, **fields}
+    response = server.http.post("/v1/chat/completions", json=body)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def test_demanded_calls_are_right(server: ServerProcess) -> None:
+    called = set()
+    for seed in range(10):
+        (choice,) = ask(server, tools=TOOLS, tool_choice="required", parallel_tool_calls=False, seed=seed)[
+            "choices"
+        ]
+        assert choice["finish_reason"] == "tool_calls", choice
+        (call,) = choice["message"]["tool_calls"]
+        called.add(call["function"]["name"])
+        arguments = json.loads(call["function"]["arguments"])
+        jsonschema.validate(arguments, SCHEMA if call["function"]["name"] == "take" else {"maxProperties": 0})
+    assert called == {"take", "stop"}
+
+
+def test_free_text_has_right_calls_or_none(server: ServerProcess) -> None:
+    for seed in range(5):
+        (choice,) = ask(server, tools=TOOLS, seed=seed)["choices"]
+        for call in choice["message"].get("tool_calls", ()):
+            if choice["finish_reason"] != "length":
+                json.loads(call["function"]["arguments"])
+
+
+def test_bounded_thoughts_before_a_constrained_answer(server: ServerProcess) -> None:
+    if server.http.get("/get_model_info").json()["reasoning_parser"] is None:
+        budgets: tuple[int, ...] = ()
+    else:
+        budgets = (0, 1, 2, 9)
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+    opened = {"chat_template_kwargs": {"opening": "[THINK]"}}
+    for budget in budgets:
+        for variables in ({}, opened):
+            answer = ask(server, thinking_budget=budget, response_format=form, seed=budget, **variables)
+            (choice,) = answer["choices"]
+            jsonschema.validate(json.loads(choice["message"]["content"]), SCHEMA)
+            assert choice["finish_reason"] == "stop"
+            num_thoughts = answer["usage"]["completion_tokens_details"]["reasoning_tokens"]
+            # What closes thoughts that the prompt has begun takes a token in any case.
+            assert num_thoughts <= (max(budget, 1) if variables else budget)
