@@ -306,6 +306,7 @@ _NATIVE: dict[str, Schema] = {
     "priority": GENERATION["priority"],
     "cache_salt": GENERATION["cache_salt"],
     "extra_key": GENERATION["extra_key"],
+    "lora_path": TEXT,
     "model": TEXT,
 }
 _ENTRIES = array(array({"type": ["number", "string", "null"]}))
