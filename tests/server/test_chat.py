@@ -240,6 +240,20 @@ def test_continuous_usage_counts_up(server: Server) -> None:
     counts = [event["usage"]["completion_tokens"] for event in events[1:]]
     assert counts == sorted(counts)
     assert counts[-1] == 13
+    server.engine.cached_tokens = 1
+    events = list(
+        events_of(server.chat(stream=True, stream_options=options, return_cached_tokens_details=True))
+    )
+    assert all(event["usage"]["prompt_tokens_details"] == {"cached_tokens": 1} for event in events[1:])
+
+
+def test_min_tokens_lifts_a_limit_that_nobody_asked_for(server: Server) -> None:
+    server.set_reply("x" * 100)
+    response = server.chat(min_tokens=30)
+    assert response.json()["usage"]["completion_tokens"] == 30
+    assert response.headers["x-default-max-tokens"] == "30"
+    assert server.chat(min_tokens=2**40).json()["param"] == "min_tokens"
+    assert server.chat(min_tokens=30, max_tokens=29).json()["param"] == "min_tokens"
 
 
 def test_stream_logprobs_are_those_of_the_whole_answer(server: Server) -> None:

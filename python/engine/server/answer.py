@@ -159,7 +159,7 @@ class Answer:
             deltas = in_intervals(deltas, interval)
         async for index, delta in deltas:
             self._note_end(index, delta)
-            extra: dict[str, Any] = {"usage": generation.usage} if self.asked.continuous_usage else {}
+            extra: dict[str, Any] = {"usage": self._usage(generation)} if self.asked.continuous_usage else {}
             is_last = len(self.finish_reasons) == generation.num_choices
             if is_last and not self.asked.include_usage:
                 extra |= self._details(generation)

@@ -8,21 +8,15 @@ from collections.abc import Iterable
 from sanic import HTTPResponse, Sanic
 from sanic.request import Request
 
+from engine.server.openapi import HEADERS
+
 ANY = "*"
 _MAX_AGE_S = 600
 _HEADER_NAMES = re.compile(r"[A-Za-z0-9-]+(, ?[A-Za-z0-9-]+)*")
-_EXPOSED = ", ".join(
-    (
-        "x-request-id",
-        "x-seed",
-        "x-ignored-params",
-        "x-default-max-tokens",
-        "x-truncated-prompt-tokens",
-        "retry-after",
-        "retry-after-ms",
-        "x-should-retry",
-    )
+_RATE_LIMITS = tuple(
+    f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")
 )
+_EXPOSED = ", ".join((*HEADERS, *_RATE_LIMITS, "retry-after", "retry-after-ms", "x-should-retry"))
 
 
 class AllowedOrigins:

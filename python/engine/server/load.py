@@ -27,6 +27,11 @@ class Load:
     token_usage: float
     cache_hit_rate: float
     num_preemptions: int
+    num_free_tokens: int
+    """Places of the KV cache that hold nothing."""
+    num_cached_tokens: int
+    """Places that hold what no request uses, until they are needed."""
+    num_evicted_tokens: int
     lora_pool_slots_used: int
     """Adapters in memory."""
     lora_pool_slots_total: int
@@ -55,6 +60,9 @@ def _load(stats: EngineStats, ready: EngineReady, max_loaded_loras: int) -> Load
         token_usage=stats.num_blocks_in_use / max(1, stats.num_blocks_total),
         cache_hit_rate=stats.prompt_tokens_cached / max(1, prompt_tokens),
         num_preemptions=stats.num_preemptions,
+        num_free_tokens=stats.num_blocks_free * ready.block_size,
+        num_cached_tokens=stats.num_blocks_cached * ready.block_size,
+        num_evicted_tokens=stats.tokens_evicted,
         lora_pool_slots_used=stats.num_adapters_loaded,
         lora_pool_slots_total=max_loaded_loras,
         lora_num_in_use=stats.num_adapters_in_use,

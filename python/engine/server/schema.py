@@ -252,16 +252,19 @@ def _common(
         "max_tokens_is_default": max_tokens is None,
     }
     constraint = read_constraint(fields)
-    limit = max_tokens
+    min_tokens, limit = fields.integer("min_tokens"), max_tokens
     if limit is None and (constraint is None or not defaults.constraint_lifts_limit):
         limit = defaults.max_tokens
-    common["params"] = _sampling(fields, defaults, limit, logprobs, constraint)
+        if limit is not None and min_tokens is not None:
+            limit = max(limit, min_tokens)
+    common["params"] = _sampling(fields, defaults, min_tokens, limit, logprobs, constraint)
     return common
 
 
 def _sampling(
     fields: Fields,
     defaults: Defaults,
+    min_tokens: int | None,
     max_tokens: int | None,
     logprobs: int | None,
     constraint: Constraint | None,
@@ -275,7 +278,7 @@ def _sampling(
         "presence_penalty": fields.number("presence_penalty"),
         "repetition_penalty": fields.number("repetition_penalty"),
         "seed": fields.integer("seed"),
-        "min_tokens": fields.integer("min_tokens"),
+        "min_tokens": min_tokens,
     }
     keeps_stop = fields.boolean("include_stop_str_in_output")
     return SamplingParams(

@@ -57,6 +57,8 @@ def load_families(load: Load) -> Iterator[Metric]:
         ("token_usage", "Part of the KV cache that requests hold.", load.token_usage),
         ("num_used_tokens", "Tokens of the KV cache that requests hold.", load.num_used_tokens),
         ("max_total_num_tokens", "Tokens that the KV cache holds at most.", load.max_total_num_tokens),
+        ("kv_available_tokens", "Tokens of the KV cache that nothing is in.", load.num_free_tokens),
+        ("kv_evictable_tokens", "Tokens cached that no request holds.", load.num_cached_tokens),
         ("cache_hit_rate", "Part of all prompt tokens that were cached.", load.cache_hit_rate),
         ("lora_pool_slots_used", "Adapters in memory.", load.lora_pool_slots_used),
         ("lora_pool_slots_total", "Adapters that memory may hold.", load.lora_pool_slots_total),
@@ -70,5 +72,7 @@ def load_families(load: Load) -> Iterator[Metric]:
         yield GaugeMetricFamily(PREFIX + name, text, value=value)
     text = "Adapters that made room for others."
     yield CounterMetricFamily(PREFIX + "lora_evictions", text, value=load.lora_num_evictions)
+    text = "Cached tokens that made room for others."
+    yield CounterMetricFamily(PREFIX + "evicted_tokens", text, value=load.num_evicted_tokens)
     text = "Running requests put back into the queue."
     yield CounterMetricFamily(PREFIX + "num_preemptions", text, value=load.num_preemptions)

@@ -17,6 +17,7 @@ from engine.server.routes.models import model_info
 _LINKS = {
     "chat": "/v1/chat/completions",
     "completions": "/v1/completions",
+    "embeddings": "/v1/embeddings",
     "models": "/v1/models",
     "health": "/health",
     "server_info": "/server_info",
@@ -42,8 +43,9 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
 
     @app.get("/server_info", name="server_info", ignore_body=True)
     @app.get("/get_server_info", name="get_server_info", ignore_body=True)
-    async def server_info(_request: Request) -> HTTPResponse:
-        return json_response(_info(context, await fetch_load(context)))
+    async def server_info(request: Request) -> HTTPResponse:
+        info = _info(context, await fetch_load(context))
+        return json_response(info | {"port": request.conn_info.server_port})
 
 
 def _internal_state(context: ServerContext) -> dict[str, Any]:
@@ -61,7 +63,6 @@ def _info(context: ServerContext, load: Load) -> dict[str, Any]:
     return {
         **model_info(context),
         "host": config.host,
-        "port": config.port,
         "needs_api_key": bool(config.api_key),
         "sampling_defaults": config.sampling_defaults,
         "allow_any_model_name": config.allow_any_model_name,
