@@ -233,6 +233,8 @@ def test_a_load_that_fails_changes_nothing(lora, root, name, path):
 def test_unloading_what_is_not_there(lora):
     response = unload(lora, "nothing")
     assert response.status_code == 400 and response.json()["success"] is False
+    assert response.json()["error"]["code"] == "adapter_not_found"
+    assert response.json()["error_message"] in response.json()["message"]
 
 
 def test_two_names_of_one_content_and_a_name_with_new_content(lora, root):

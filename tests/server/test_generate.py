@@ -309,7 +309,7 @@ def test_an_answer_may_be_constrained(server: Server) -> None:
         ({"sampling_params": {"max_new_tokens": -1}}, "sampling_params.max_new_tokens"),
         ({"sampling_params": {"max_new_tokens": 5000}}, "sampling_params.max_new_tokens"),
         ({"sampling_params": {"max_new_tokens": "5"}}, "sampling_params.max_new_tokens"),
-        ({"sampling_params": {"min_new_tokens": 500}}, "sampling_params.min_new_tokens"),
+        ({"sampling_params": {"min_new_tokens": 9, "max_new_tokens": 8}}, "sampling_params.min_new_tokens"),
         ({"sampling_params": {"temperature": -1}}, "sampling_params.temperature"),
         ({"sampling_params": {"top_p": 0}}, "sampling_params.top_p"),
         ({"sampling_params": {"n": 0}}, "sampling_params.n"),

@@ -33,7 +33,10 @@ FIXED = settings(
 # What a schema does not say: how one field depends on another or on the length of the prompt, and which
 # fields of other servers are refused; examples may have any field besides those that are described.
 BEYOND_SCHEMAS = ("context_length_exceeded", "unsupported_parameter")
-BEYOND_FIELDS = ("min_tokens", "n", "sampling_params.min_new_tokens", "top_logprobs_num", "logprob_start_len")
+BEYOND_FIELDS = (
+    *("min_tokens", "n", "sampling_params.min_new_tokens", "top_logprobs_num", "logprob_start_len"),
+    *("lora_name", "lora_path"),
+)
 
 
 def described(description: dict[str, Any], mode: GenerationMode) -> Any:
@@ -73,7 +76,10 @@ def fit(fields: dict[str, Any]) -> None:
             schema["anyOf"][0]["maxItems"] = 1  # their names have to differ
 
 
-SECOND_NAMES = ["/v1/tokenize", "/v1/detokenize", "/model_info", "/get_server_info"]
+SECOND_NAMES = [
+    *("/v1/tokenize", "/v1/detokenize", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"),
+    *("/model_info", "/get_server_info"),
+]
 # Routes to which nothing wrong can be sent: without parameters, or with any text for one.
 TAKE_ANYTHING = [o.path for o in OPERATIONS if not o.request and not o.parameters] + ["/v1/models/{model_id}"]
 GOOD = described(fitted(), GenerationMode.POSITIVE).exclude(path=SECOND_NAMES)

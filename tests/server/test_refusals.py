@@ -189,7 +189,8 @@ def names() -> Iterator[Case]:
     """Models that are not there, named in a body or in a path."""
     missing = {"status": 404, "code": "model_not_found", "param": "model"}
     yield from both("model", "gpt-9", "", " default", "DEFAULT", "default\x00", "x" * 100_000, **missing)
-    yield from both("model", "../../etc/passwd", "/etc/passwd", "default:", ":default", **missing)
+    yield from both("model", "../../etc/passwd", "/etc/passwd", ":default", **missing)
+    yield from both("model", "default:", "default:../../etc", **(missing | {"code": "adapter_not_found"}))
     yield from both("model", "'; drop table models", "\u202edefault", "😀", **missing)
     yield from both("model", 5, True, [], ["default"], {"a": 1})
     for name in (

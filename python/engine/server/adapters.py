@@ -194,9 +194,12 @@ class AdapterRegistry:
 
     def _check_name(self, name: str, kind: type[EngineError]) -> None:
         if not 1 <= len(name) <= MAX_NAME_CHARS or not name.isprintable():
-            raise kind(f"the name of an adapter must have 1 to {MAX_NAME_CHARS} printable characters")
+            wanted = f"1 to {MAX_NAME_CHARS} printable characters"
+            raise kind(f"the name of an adapter must have {wanted}", param="lora_name")
         if self._model_names.is_base(name):
-            raise kind(f"{name!r} is a name of the model itself and cannot be one of an adapter")
+            raise kind(
+                f"{name!r} is a name of the model itself and cannot be one of an adapter", param="lora_name"
+            )
 
 
 def adapter_not_found(name: str) -> NotFound:

@@ -36,8 +36,11 @@ class HttpError(Exception):
         *,
         param: str | None = None,
         headers: dict[str, str] | None = None,
+        beside: dict[str, Any] | None = None,
     ) -> None:
+        """`beside`: further fields of the body, where clients of a route know its refusals by them."""
         super().__init__(message)
+        self.beside = beside or {}
         self.status = status
         self.kind = kind
         self.slug = slug
@@ -55,7 +58,7 @@ class HttpError(Exception):
         }
         flat, nested = {**common, "code": self.status}, {"error": {**common, "code": self.slug}}
         shapes = {"flat": flat, "openai": nested, "both": flat | nested}
-        return msgspec.json.encode(shapes[error_format])
+        return msgspec.json.encode(shapes[error_format] | self.beside)
 
 
 def to_http(error: BaseException, request_id: str) -> HttpError:

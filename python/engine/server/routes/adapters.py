@@ -7,13 +7,15 @@ from typing import Any
 from sanic import HTTPResponse, Sanic
 from sanic.request import Request
 
-from engine.errors import InvalidRequest, NotFound
+from engine.errors import EngineError, InvalidRequest, NotFound
 from engine.server.body import read_request
 from engine.server.context import ServerContext
+from engine.server.error_map import HttpError, to_http
 from engine.server.fields import Fields
 from engine.server.ignored import ignored_header
 from engine.server.json_response import json_response
 from engine.server.openapi_schemas import SCHEMAS
+from engine.server.request_id import request_id_of
 
 
 def add_routes(app: Sanic, context: ServerContext) -> None:
@@ -26,8 +28,8 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
         try:
             await context.adapters.load(name, path, is_pinned)
         except (InvalidRequest, NotFound) as error:
-            return _answer(context, error.message)
-        return _answer(context, None, ignored)
+            raise _refusal(context, request, error) from None
+        return _answer(context, ignored)
 
     @app.post("/unload_lora_adapter", name="unload_lora_adapter", stream=True)
     @app.post("/v1/unload_lora_adapter", name="v1_unload_lora_adapter", stream=True)
@@ -38,13 +40,23 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
         try:
             await context.adapters.unload(name)
         except NotFound as error:
-            return _answer(context, error.message)
-        return _answer(context, None, ignored)
+            raise _refusal(context, request, error) from None
+        return _answer(context, ignored)
 
 
-def _answer(context: ServerContext, error: str | None, ignored: list[str] | None = None) -> HTTPResponse:
-    body = {"success": error is None, "error_message": error, "loaded_adapters": context.adapters.paths}
-    return json_response(body, ignored_header(ignored or []), status=200 if error is None else 400)
+def _answer(context: ServerContext, ignored: list[str]) -> HTTPResponse:
+    return json_response(_outcome(context, None), ignored_header(ignored))
+
+
+def _refusal(context: ServerContext, request: Request, error: EngineError) -> HttpError:
+    """An error like any other, which also has the fields by which clients of these routes know it."""
+    found = to_http(error, request_id_of(request))
+    outcome = _outcome(context, error.message)
+    return HttpError(400, found.kind, found.slug, found.message, param=found.param, beside=outcome)
+
+
+def _outcome(context: ServerContext, error: str | None) -> dict[str, Any]:
+    return {"success": error is None, "error_message": error, "loaded_adapters": context.adapters.paths}
 
 
 def _parse_load(body: dict[str, Any]) -> tuple[tuple[str, str, bool], list[str]]:
