@@ -19,5 +19,9 @@ def set_up_logging(level: str) -> None:
     )
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("engine").setLevel(level.upper())
+    # Lines about requests are for programs: JSON and nothing else.
+    requests, plain = logging.getLogger("engine.requests"), logging.StreamHandler(sys.stderr)
+    plain.setFormatter(logging.Formatter("%(message)s"))
+    requests.handlers, requests.propagate = [plain], False
     # A body where none is wanted is a client's mistake, and no reason for a line each.
     logging.getLogger("sanic.error").addFilter(lambda record: "body not consumed" not in record.getMessage())

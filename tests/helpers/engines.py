@@ -199,6 +199,7 @@ class FakeEngineClient:
         self.fail_with: EngineError | None = None
         """Raised by every stream before its next chunk while set."""
         self.retry_after_s = 7.0
+        self.num_restarts = 0
         self._go = asyncio.Event()
         self._go.set()
         self._admit = asyncio.Event()
@@ -288,6 +289,9 @@ class FakeEngineClient:
             tokens_evicted=0,
             model_s=0.0,
         )
+
+    async def dump_state(self) -> bytes:
+        return b'{"running":[]}'
 
     async def flush(self) -> bool:
         if self.running:

@@ -263,7 +263,7 @@ def test_vanished_clients_leave_room_for_others(server: ServerProcess) -> None:
             stream.__exit__(None, None, None)
             http.close()
     wait_until(lambda: complete(server, max_tokens=1).status_code == 200, 10)
-    finished = [line for line in server.log.splitlines() if "output=700" in line]
+    finished = [line for line in server.log.splitlines() if '"completion_tokens":700' in line]
     assert len(finished) < 16
 
 
@@ -281,6 +281,7 @@ def test_the_log_has_one_line_a_request(server: ServerProcess) -> None:
     response_id = json.loads(answer.content)["id"]
     wait_until(lambda: "look-for-me" in server.log)
     (line,) = [line for line in server.log.splitlines() if "look-for-me" in line]
-    assert response_id in line
-    assert f"prompt={len(PROMPT)} " in line
-    assert "output=3 " in line
+    entry = json.loads(line)
+    assert (entry["id"], entry["request_id"], entry["status"]) == (response_id, "look-for-me", 200)
+    assert (entry["prompt_tokens"], entry["completion_tokens"], entry["end"]) == (len(PROMPT), 3, "length")
+    assert entry["queue_ms"] <= entry["ttft_ms"] <= entry["total_ms"]

@@ -68,7 +68,7 @@ def test_a_vanished_client_frees_its_slot(
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
     wait_until(lambda: running(held) == 0)
     assert len(held.engine.cancelled) == expected
-    wait_until(lambda: "end=cancelled" in caplog.text)
+    wait_until(lambda: '"end":"cancelled"' in caplog.text)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 

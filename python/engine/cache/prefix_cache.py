@@ -43,6 +43,10 @@ class PrefixCache:
         self._allocator = BlockAllocator(num_blocks)
         self._tree = RadixTree(self._allocator, block_size)
 
+    def tree_stats(self) -> dict[str, int]:
+        """Size and counters of the tree."""
+        return {**self._tree.stats, "nodes": self._tree.num_nodes, "namespaces": self._tree.num_namespaces}
+
     # --- prefixes
 
     def match(self, namespace: str, token_ids: np.ndarray) -> tuple[int, np.ndarray, int | None]:

@@ -59,6 +59,11 @@ class EngineClient(Protocol):
         ...
 
     @property
+    def num_restarts(self) -> int:
+        """How often the engine died and was started again."""
+        ...
+
+    @property
     def retry_after_s(self) -> float:
         """When a request that finds no place now may find one, by the rate at which others end."""
         ...
@@ -84,6 +89,10 @@ class EngineClient(Protocol):
         ...
 
     async def stats(self) -> EngineStats: ...
+
+    async def dump_state(self) -> bytes:
+        """What the engine is busy with, as a JSON object without content."""
+        ...
 
     async def flush(self) -> bool:
         """Empty the prefix cache, unless requests run or wait. Returns whether it was emptied."""

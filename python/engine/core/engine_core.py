@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from engine.core.constraints import ConstrainedRequests, matcher_maker
 from engine.core.embedding_core import EmbeddingCore
 from engine.core.messages import (
@@ -17,12 +19,14 @@ from engine.core.messages import (
     CacheFlushed,
     CancelChoice,
     CancelRequest,
+    DumpState,
     EmbedRequest,
     EngineStats,
     Failed,
     FlushCache,
     GenerateRequest,
     LoadAdapter,
+    StateDump,
     StatsRequest,
     ToEngine,
     TokenChunk,
@@ -30,6 +34,7 @@ from engine.core.messages import (
     ToServer,
     UnloadAdapter,
 )
+from engine.core.state_dump import describe_engine
 from engine.core.step_board import StepBoard
 from engine.errors import EngineError, InternalError, InvalidRequest, Overloaded
 from engine.grammar.compiler import CompiledGrammar, GrammarCompiler
@@ -124,6 +129,8 @@ class EngineCore:
                     self._constrained.cancel_choice(message.request_id, message.choice)
             case StatsRequest():
                 self._outbox.append(self.stats())
+            case DumpState():
+                self._outbox.append(StateDump(self.dump_state()))
             case FlushCache():
                 self._outbox.append(CacheFlushed(self.flush()))
             case LoadAdapter() if self._adapters is None:
@@ -269,6 +276,10 @@ class EngineCore:
             return Failed.from_error(request_id, InternalError(reason))
         logger.error("no token can be drawn for %s: the model computes nothing but NaN", request_id)
         return Failed.from_error(request_id, InternalError("The model computed no usable numbers."))
+
+    def dump_state(self) -> bytes:
+        """What it is busy with, as JSON."""
+        return msgspec.json.encode(describe_engine(self._scheduler, self._cache))
 
     def flush(self) -> bool:
         """Empty the prefix cache, unless requests run or wait; whether it was done."""

@@ -79,6 +79,9 @@ class LocalClient:
     async def stats(self) -> EngineStats:
         return self._core.stats()
 
+    async def dump_state(self) -> bytes:
+        return self._core.dump_state()
+
     async def flush(self) -> bool:
         return self._core.flush()
 

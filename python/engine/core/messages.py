@@ -93,6 +93,10 @@ class UnloadAdapter(_Message, tag=31):
     digest: str
 
 
+class DumpState(_Message, tag=7):
+    """Ask for a `StateDump` message."""
+
+
 class Shutdown(_Message, tag=6):
     """Leave the engine loop; running requests are abandoned."""
 
@@ -123,6 +127,7 @@ ToEngine = (
     | CancelChoice
     | StatsRequest
     | FlushCache
+    | DumpState
     | LoadAdapter
     | UnloadAdapter
     | Shutdown
@@ -284,6 +289,12 @@ class CacheFlushed(_Message, tag=17):
     was_idle: bool
 
 
+class StateDump(_Message, tag=18):
+    """What the engine is busy with, as a JSON object (`core.state_dump`)."""
+
+    state: bytes
+
+
 class AdapterLoaded(_Message, tag=32):
     """Answer to `LoadAdapter`: what was read, or why it cannot be used (`error` and its slug)."""
 
@@ -304,6 +315,7 @@ ToServer = (
     | EngineStats
     | Progress
     | CacheFlushed
+    | StateDump
     | AdapterLoaded
     | Embedded
 )

@@ -22,6 +22,7 @@ from engine.core.messages import (
     CacheFlushed,
     CancelChoice,
     CancelRequest,
+    DumpState,
     Embedded,
     EmbedRequest,
     EngineFailed,
@@ -32,6 +33,7 @@ from engine.core.messages import (
     LoadAdapter,
     Progress,
     Shutdown,
+    StateDump,
     StatsRequest,
     ToEngine,
     ToServer,
@@ -204,6 +206,10 @@ class ProcessClient:
     def unload_adapter(self, digest: str) -> None:
         self._send(UnloadAdapter(digest))
 
+    async def dump_state(self) -> bytes:
+        """Raises: `Overloaded` when the engine is not there to answer."""
+        return (await self._ask(DumpState(), StateDump)).state
+
     async def close(self, *, at_once: bool = False) -> None:
         """Shut the engine down: ask, unless it is to be `at_once`, then kill. Nothing of it is left."""
         if not self._is_closing:
@@ -367,9 +373,9 @@ class ProcessClient:
                     self._set_state(EngineState.READY, "")
             case EngineFailed():
                 self._start_error = message
-            case EngineStats() | CacheFlushed() | AdapterLoaded() if waiters := self._waiters[type(message)]:
-                waiter = waiters.popleft()
-                if not waiter.done():
+            case EngineStats() | StateDump() | CacheFlushed() | AdapterLoaded():
+                waiters = self._waiters[type(message)]
+                if waiters and not (waiter := waiters.popleft()).done():
                     waiter.set_result(message)
             case Progress() if self.state in (EngineState.LOADING, EngineState.RESTARTING):
                 self.state_reason = f"{message.stage}, {message.fraction:.0%}"

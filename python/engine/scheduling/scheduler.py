@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import numpy as np
@@ -249,13 +249,20 @@ class Scheduler:
 
     def _load(self) -> Load:
         has_limit = self.settings.max_queued_tokens is not None
-        waiting = itertools.chain(self._waiting, self._adapters or ())
-        num_tokens = sum(r.prompt_len for r in waiting if r.choice == 0) if has_limit else 0
+        num_tokens = sum(r.prompt_len for r in self.waiting if r.choice == 0) if has_limit else 0
         return Load(len(self._running), self.num_waiting, num_tokens)
 
     @property
     def has_work(self) -> bool:
         return bool(self._live)
+
+    @property
+    def running(self) -> Iterable[Request]:
+        return self._running
+
+    @property
+    def waiting(self) -> Iterable[Request]:
+        return itertools.chain(self._waiting, self._adapters or ())
 
     @property
     def num_running(self) -> int:

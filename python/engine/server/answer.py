@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import logging
 import time
 import uuid
 from collections.abc import Iterable
@@ -20,11 +19,10 @@ from engine.server.error_map import to_http
 from engine.server.generation import Generation
 from engine.server.ignored import ignored_header
 from engine.server.request_id import request_id_of
+from engine.server.request_log import CLIENT_CLOSED, endpoint_of, log_of
 from engine.server.schema import GenerationRequest
 from engine.server.sse import DONE, Events, EventStream, error_event
 from engine.server.stream_interval import in_intervals
-
-logger = logging.getLogger(__name__)
 
 _MAX_SEEDS_SHOWN = 64
 
@@ -70,8 +68,9 @@ class Answer:
 
         Effects: logs one line about the request; leaves nothing running in the engine.
         """
-        start = time.monotonic()
-        outcome = "cancelled"
+        log = log_of(self.request)
+        log.is_later = self.asked.stream
+        status, outcome = CLIENT_CLOSED, "cancelled"
         try:
             async with generation:
                 if self.asked.stream:
@@ -80,11 +79,14 @@ class Answer:
                 else:
                     response = await self._whole(generation)
                     outcome = self._outcome
+            status = 200
         except Exception:
-            outcome = "error"
+            status, outcome = 0, "error"
             raise
         finally:
-            self._log(generation, outcome, time.monotonic() - start)
+            log.details = self._log_details(generation, outcome)
+            if status == CLIENT_CLOSED or self.asked.stream:
+                log.write(endpoint_of(self.request.route), status)
         return response
 
     async def _whole(self, generation: Generation) -> HTTPResponse:
@@ -140,10 +142,10 @@ class Answer:
                     await self._stream_choices(generation, events, stream)
                 outcome = self._outcome
             except Exception as error:  # the status line is out: the error goes into the stream
-                generation.close()
+                generation.give_up(error)
                 http_error = to_http(error, request_id_of(self.request))
                 stream.hold(error_event(http_error.body(self.config.error_format)))
-                outcome = "error"
+                outcome = log_of(self.request).code = http_error.slug
             stream.hold(DONE)
         return outcome
 
@@ -213,20 +215,18 @@ class Answer:
     def _outcome(self) -> str:
         return ",".join(dict.fromkeys(self.finish_reasons.values()))
 
-    def _log(self, generation: Generation, outcome: str, seconds: float) -> None:
-        logger.info(
-            "%s %s %s prompt=%d cached=%d output=%d choices=%d end=%s %.3fs%s",
-            self.response_id,
-            request_id_of(self.request),
-            "stream" if self.asked.stream else "whole",
-            generation.prompt_tokens,
-            generation.cached_tokens,
-            generation.completion_tokens,
-            generation.num_choices,
-            outcome,
-            seconds,
-            "" if self.asked.user is None else f" user={self.asked.user!r}",
-        )
+    def _log_details(self, generation: Generation, outcome: str) -> dict[str, Any]:
+        return {
+            "id": self.response_id,
+            "stream": self.asked.stream,
+            "choices": generation.num_choices,
+            "prompt_tokens": generation.prompt_tokens,
+            "cached_tokens": generation.cached_tokens,
+            "completion_tokens": generation.completion_tokens,
+            "end": outcome,
+            "user": self.asked.user,
+            **generation.timings,
+        }
 
 
 def new_response_id(prefix: str) -> str:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
 from sanic import HTTPResponse, Sanic
 from sanic.handlers import ErrorHandler
 from sanic.request import Request
-from sanic_routing.route import Route
 
 from engine.config.limits import Limits
 from engine.server.auth import Keyring, is_admin_path
@@ -18,12 +16,14 @@ from engine.server.cors import AllowedOrigins
 from engine.server.error_map import to_http
 from engine.server.metrics import Metrics
 from engine.server.request_id import HEADER, request_id_of
+from engine.server.request_log import endpoint_of, log_of
 from engine.server.routes import (
     abort,
     adapters,
     cache,
     chat,
     completions,
+    debug,
     docs,
     embeddings,
     generate,
@@ -49,6 +49,7 @@ ROUTES = (
     cache,
     abort,
     adapters,
+    debug,
     docs,
 )
 
@@ -73,6 +74,7 @@ def create_app(context: ServerContext) -> Sanic:
     async def check_key(request: Request) -> None:
         if origins.is_preflight(request):
             return
+        log_of(request)
         client = request.ctx.client = keyring.client_of(request)
         if client.limits is not None and request.method == "POST" and not is_admin_path(request):
             client.limits.take_request()
@@ -89,7 +91,11 @@ def create_app(context: ServerContext) -> Sanic:
 
     @app.on_response
     async def count(request: Request, response: HTTPResponse) -> None:
-        context.metrics.count_response(endpoint_of(request.route), request.method, response.status)
+        endpoint = endpoint_of(request.route)
+        context.metrics.count_response(endpoint, request.method, response.status)
+        log = log_of(request)
+        if not log.is_later:
+            log.write(endpoint, response.status)
 
     for routes in ROUTES:
         routes.add_routes(app, context)
@@ -124,11 +130,6 @@ class _Request(Request):
         super().__init__(url_bytes, headers, version, method, *args, **kwargs)
 
 
-def endpoint_of(route: Route | None) -> str:
-    """The path of a route, with {names} in place of its parameters; "other" for no route of ours."""
-    return "other" if route is None else "/" + re.sub(r"<(\w+)(:\w+)?>", r"{\1}", route.path)
-
-
 class _ErrorHandler(ErrorHandler):
     """Gives every error, of ours and of the framework, the one body."""
 
@@ -138,6 +139,7 @@ class _ErrorHandler(ErrorHandler):
 
     def default(self, request: Request, exception: Exception) -> HTTPResponse:
         error = to_http(exception, request_id_of(request))
+        log_of(request).code = error.slug
         if request.method == "POST" and error.status != 500:
             self._metrics.count_rejection(error.slug)
         return HTTPResponse(error.body(self._error_format), error.status, error.headers, "application/json")

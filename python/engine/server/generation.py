@@ -7,6 +7,7 @@ import functools
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from time import monotonic
+from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ import numpy as np
 from engine.core.client import EngineClient, RequestStream
 from engine.core.messages import EngineReady, GenerateRequest
 from engine.core.output_processor import OutputProcessor, TextDelta
-from engine.errors import InvalidRequest, Overloaded
+from engine.errors import EngineError, InvalidRequest, Overloaded
 from engine.sampling.params import SamplingParams
 from engine.server.auth import Client
 from engine.server.choice_reader import ChoiceReader
@@ -112,6 +113,8 @@ class Generation:
         self._live = context.live
         self._names: tuple[str, ...] = ()
         self._is_aborted = False
+        self._cause: str | None = None
+        """Why it ended before its end: client, abort, or the code of an error."""
         self._num_ended = 0
         self._timer = RequestTimer(context.metrics)
         self._requests = requests
@@ -192,6 +195,8 @@ class Generation:
                 self._streams = await _submit_all(context.client, requests)
         except BaseException as error:
             self.close()
+            if self._is_aborted or isinstance(error, asyncio.CancelledError):
+                context.metrics.count_cancellation("abort" if self._is_aborted else "client")
             if self._is_aborted and isinstance(error, InvalidRequest):
                 raise InvalidRequest("the request was aborted", slug="request_aborted") from None
             raise
@@ -213,11 +218,22 @@ class Generation:
     async def __aenter__(self) -> Generation:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self.give_up(error)
+        is_complete = self._cause is None and self._num_ended == self.num_choices
+        self._timer.ended(self.cached_tokens, is_complete=is_complete, cause=self._cause)
+
+    def give_up(self, error: BaseException) -> None:
+        """End what runs because of `error`: the client is gone, time is up, or the engine failed."""
+        if self._cause is None:
+            gone = isinstance(error, asyncio.CancelledError)
+            self._cause = "client" if gone else error.slug if isinstance(error, EngineError) else "error"
         self.close()
-        is_aborted = self._is_aborted or kind is asyncio.CancelledError
-        is_complete = not is_aborted and self._num_ended == self.num_choices
-        self._timer.ended(self.cached_tokens, is_complete=is_complete, is_aborted=is_aborted)
 
     def in_time(self) -> AbstractAsyncContextManager[None]:
         """What does not end within --request-timeout raises `Overloaded`."""
@@ -252,7 +268,7 @@ class Generation:
 
     def abort(self) -> None:
         """End it from outside: choices that are not complete get the finish reason "abort"."""
-        self._is_aborted = True
+        self._is_aborted, self._cause = True, "abort"
         for request_id in self._unfinished:
             self._client.cancel(request_id)
 

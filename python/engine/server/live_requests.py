@@ -31,6 +31,9 @@ class LiveRequests:
         for name in names:
             self._aborts.pop(name, None)
 
+    def names(self) -> list[str]:
+        return list(self._aborts)
+
     def abort(self, name: str) -> int:
         """End the request of this name; how many there were, 0 or 1."""
         if name not in self._aborts:

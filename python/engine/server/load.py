@@ -42,14 +42,19 @@ class Load:
 async def fetch_load(context: ServerContext) -> Load:
     """Where the engine stands now. Raises `Overloaded` if it is not there, or does not say in time."""
     _, ready = context.require_ready()
+    return load_of(await fetch_stats(context), ready, context.engine_config.max_loaded_loras)
+
+
+async def fetch_stats(context: ServerContext) -> EngineStats:
+    """Raises `Overloaded` as `fetch_load`."""
     try:
         async with asyncio.timeout(STATS_TIMEOUT_S):
-            return _load(await context.client.stats(), ready, context.engine_config.max_loaded_loras)
+            return await context.client.stats()
     except TimeoutError:
         raise Overloaded("The engine does not answer in time.", slug="queue_timeout") from None
 
 
-def _load(stats: EngineStats, ready: EngineReady, max_loaded_loras: int) -> Load:
+def load_of(stats: EngineStats, ready: EngineReady, max_loaded_loras: int) -> Load:
     prompt_tokens = stats.prompt_tokens_cached + stats.prompt_tokens_computed
     return Load(
         num_running_reqs=stats.num_running,

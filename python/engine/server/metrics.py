@@ -29,6 +29,7 @@ class Metrics:
         self.aborted = self._counter("num_aborted_requests", "Requests ended by their client, or aborted.")
         self.ignored_fields = self._counter("ignored_fields", "Unknown fields of requests.")
         self._rejected = self._counter("rejected", "Requests refused, by the code of the error.", "reason")
+        self._cancelled = self._counter("cancelled", "Requests ended before their end, by cause.", "cause")
         self._responses = self._counter(
             "http_responses", "Answers over HTTP.", "endpoint", "method", "status"
         )
@@ -48,6 +49,12 @@ class Metrics:
     def count_response(self, endpoint: str, method: str, status: int) -> None:
         """`endpoint` is the path of a route, with names in place of its parameters."""
         self._responses.labels(endpoint, method if method in _METHODS else "other", str(status)).inc()
+
+    def count_cancellation(self, cause: str) -> None:
+        """One that ended before its end: by its client, an abort, or the code of an error."""
+        self._cancelled.labels(cause).inc()
+        if cause in ("client", "abort"):
+            self.aborted.inc()
 
     def count_rejection(self, reason: str) -> None:
         self._rejected.labels(reason).inc()
@@ -109,10 +116,10 @@ class RequestTimer:
         }
         return {name: round(value * 1000, 3) for name, value in seconds.items()}
 
-    def ended(self, cached_tokens: int, *, is_complete: bool, is_aborted: bool) -> None:
-        """The admitted request is over."""
+    def ended(self, cached_tokens: int, *, is_complete: bool, cause: str | None) -> None:
+        """The admitted request is over; `cause` says why before its end, if it was."""
         self._metrics.cached_tokens.inc(cached_tokens)
         if is_complete:
             self._metrics.e2e_latency.observe(monotonic() - self._start_s)
-        if is_aborted:
-            self._metrics.aborted.inc()
+        if cause is not None:
+            self._metrics.count_cancellation(cause)

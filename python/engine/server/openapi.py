@@ -169,6 +169,7 @@ OPERATIONS = (
     Operation("/model_info", *_MODEL_INFO, errors=(503,)),
     Operation("/get_server_info", *_SERVER_INFO, errors=(503,)),
     Operation("/server_info", *_SERVER_INFO, errors=(503,)),
+    Operation("/debug/state", "What server and engine are busy with, by id; no content.", "Info"),
     Operation(
         "/v1/loads",
         "How busy the engine is.",

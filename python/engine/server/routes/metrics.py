@@ -12,9 +12,10 @@ from prometheus_client.openmetrics.exposition import generate_latest as open_met
 from sanic import HTTPResponse, Sanic
 from sanic.request import Request
 
+from engine.core.messages import EngineStats
 from engine.errors import Overloaded
 from engine.server.context import ServerContext
-from engine.server.load import Load, fetch_load
+from engine.server.load import Load, fetch_stats, load_of
 from engine.server.metrics import PREFIX
 
 _OPEN_METRICS = "application/openmetrics-text"
@@ -24,8 +25,15 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
     @app.get("/metrics", ignore_body=True)
     async def metrics(request: Request) -> HTTPResponse:
         families = [*context.metrics.collect()]
+        text = "Times that the engine died and was started again."
+        families.append(
+            CounterMetricFamily(PREFIX + "engine_restarts", text, value=context.client.num_restarts)
+        )
         with contextlib.suppress(Overloaded):  # while the engine is away, its numbers are left out
-            families += load_families(await fetch_load(context))
+            _, ready = context.require_ready()
+            stats = await fetch_stats(context)
+            load = load_of(stats, ready, context.engine_config.max_loaded_loras)
+            families += [*load_families(load), *_step_families(stats)]
         return written(families, request)
 
 
@@ -47,6 +55,19 @@ class _Snapshot:
 
     def collect(self) -> Iterable[Metric]:
         return self.families
+
+
+def _step_families(stats: EngineStats) -> Iterator[Metric]:
+    yield CounterMetricFamily(PREFIX + "steps", "Steps of the engine.", value=stats.num_steps)
+    text = "Time in steps, by part: deciding what to compute, computing it, booking what came out."
+    seconds = CounterMetricFamily(PREFIX + "step_seconds", text, labels=["part"])
+    for part, value in (
+        ("schedule", stats.schedule_s),
+        ("model", stats.model_s),
+        ("update", stats.update_s),
+    ):
+        seconds.add_metric([part], value)
+    yield seconds
 
 
 def load_families(load: Load) -> Iterator[Metric]:

@@ -1,0 +1,46 @@
+"""What an engine is busy with, for whoever wonders why: counts and ids, never content."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.cache.prefix_cache import PrefixCache
+from engine.scheduling.request import Request
+from engine.scheduling.scheduler import Scheduler
+
+
+def describe_engine(scheduler: Scheduler, cache: PrefixCache) -> dict[str, Any]:
+    """For JSON. Cost: linear in requests."""
+    return {
+        "running": [_describe(request) for request in scheduler.running],
+        "waiting": [_describe(request) for request in scheduler.waiting],
+        "blocks": {
+            "size": cache.block_size,
+            "total": cache.num_blocks,
+            "free": cache.num_free,
+            "cached": cache.num_cached,
+            "in_use": cache.num_in_use,
+        },
+        "tree": cache.tree_stats(),
+        "steps": scheduler.counters.num_steps,
+        "preemptions": scheduler.counters.num_preemptions,
+    }
+
+
+def _describe(request: Request) -> dict[str, Any]:
+    awaited = request.awaited
+    return {
+        "id": request.request_id,
+        "choice": request.choice,
+        "key": request.client,
+        "priority": request.priority,
+        "prompt_tokens": request.prompt_len,
+        "output_tokens": request.num_output,
+        "computed_tokens": request.num_computed,
+        "most_tokens": request.max_known,
+        "blocks": request.num_blocks,
+        "shared_blocks": request.num_shared,
+        "runs_alone": request.runs_alone,
+        "preemptions": request.num_preemptions,
+        "waits_for": None if awaited is None else f"{awaited.request_id}/{awaited.choice}",
+    }
