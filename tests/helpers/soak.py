@@ -1,0 +1,226 @@
+"""Mixed traffic for a long time, with faults at random: nothing may be lost, wrong, or kept.
+
+PYTHONPATH=python:tests python -m helpers.soak --minutes 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import os
+import random
+import signal
+import time
+from collections import Counter
+from typing import Any
+
+import httpx
+import psutil
+
+from helpers.crowd import Outcome, ask, client, completion, handles, metrics, words
+from helpers.server_process import ServerProcess
+
+EXPECTED_ERRORS = {
+    "engine_restarted",
+    "queue_full",
+    "context_length_exceeded",
+    "invalid_value",
+    "model_loading",
+}
+MOST_GROWTH_BYTES = 10 * 2**20
+FAULTS = ("SIGKILL", "SIGSEGV", "SIGSTOP", "abort all")
+NUM_KNOWN = 24
+
+
+@dataclasses.dataclass
+class Report:
+    """What happened. `problems` is empty when nothing that must not happen did."""
+
+    seconds: float
+    outcomes: Counter[str] = dataclasses.field(default_factory=Counter)
+    faults: Counter[str] = dataclasses.field(default_factory=Counter)
+    recovery_s: list[float] = dataclasses.field(default_factory=list)
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    problems: list[str] = dataclasses.field(default_factory=list)
+
+    def table(self) -> str:
+        """For docs/reliability.md."""
+        rows = [("duration", f"{self.seconds:.0f} s"), ("requests", sum(self.outcomes.values()))]
+        rows += sorted((f"- {name}", count) for name, count in self.outcomes.items())
+        rows += sorted((f"fault: {name}", count) for name, count in self.faults.items())
+        if self.recovery_s:
+            rows.append(("longest time until /health said ok again", f"{max(self.recovery_s):.1f} s"))
+        rows += list(self.facts.items())
+        rows.append(("problems", "; ".join(self.problems) or "none"))
+        lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+        return "\n".join(lines)
+
+
+class Soak:
+    """One run against a server of its own, with the bundled model."""
+
+    def __init__(
+        self,
+        *,
+        seconds: float,
+        num_clients: int = 24,
+        fault_every_s: tuple[float, float] = (40.0, 110.0),
+        num_threads: int = 2,
+        seed: int = 1,
+    ) -> None:
+        self._seconds = seconds
+        self._num_clients = num_clients
+        self._fault_every_s = fault_every_s
+        self._flags = (
+            "--max-running-requests", "8", "--max-queued-requests", "16", "--watchdog-timeout", "8",
+            "--num-threads", str(num_threads),
+        )  # fmt: skip
+        self._draw = random.Random(seed)
+        self._report = Report(seconds)
+        self._known: dict[int, str] = {}
+
+    def run(self) -> Report:
+        with ServerProcess(*self._flags) as server:
+            server.wait_ready()
+            self._server, self._pid = server, server.process.pid
+            asyncio.run(self._traffic())
+            self._check_end()
+            if server.stop() != 0:
+                self._problem("the server did not end with 0")
+            if "Traceback" in server.log:
+                self._problem("a traceback in the log")
+        return self._report
+
+    # --- traffic
+
+    async def _traffic(self) -> None:
+        async with client(self._server.url) as http:
+            for i in range(NUM_KNOWN):
+                self._known[i] = (await ask(http, self._known_body(i))).text
+            end_s = time.monotonic() + self._seconds
+            tasks = [asyncio.create_task(self._client(http, i, end_s)) for i in range(self._num_clients)]
+            faults = asyncio.create_task(self._faults(http))
+            memory = asyncio.create_task(self._note_memory())
+            await asyncio.gather(*tasks)
+            for task in (faults, memory):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+            await self._wait_healthy(http)
+
+    def _known_body(self, i: int, **fields: Any) -> dict[str, Any]:
+        return completion(f"{words(random.Random(i), 3)} {i}", 8 + 3 * i, seed=i, temperature=i % 2) | fields
+
+    async def _client(self, http: httpx.AsyncClient, number: int, end_s: float) -> None:
+        draw = random.Random(number)
+        while time.monotonic() < end_s:
+            known = draw.randrange(NUM_KNOWN) if draw.random() < 0.5 else None
+            leaves_after_s = None if known is not None or draw.random() < 0.6 else draw.uniform(0.005, 1)
+            body = self._random_body(draw) if known is None else self._known_body(known)
+            body["stream"] = draw.random() < 0.5
+            try:
+                outcome = await ask(http, body, leaves_after_s=leaves_after_s)
+            except (httpx.HTTPError, AssertionError) as error:
+                self._problem(f"a request was lost: {type(error).__name__} {error}")
+                continue
+            self._note(outcome)
+            is_answer = outcome.status == 200 and outcome.code is None
+            # An abort from outside ends an answer early; what there is must be right.
+            if is_answer and known is not None and not self._known[known].startswith(outcome.text):
+                self._problem(f"a wrong answer to number {known}")
+            if outcome.status == 503:
+                await asyncio.sleep(draw.uniform(0.05, 0.3))
+
+    def _random_body(self, draw: random.Random) -> dict[str, Any]:
+        kind = draw.random()
+        if kind < 0.05:
+            return completion("x", 5, temperature=-1)
+        if kind < 0.1:
+            return completion(words(draw, 3000), 5)
+        if kind < 0.3:
+            return completion(
+                "The same beginning. " * 20 + words(draw, 4), draw.randrange(1, 60), n=draw.randrange(1, 5)
+            )
+        return completion(
+            words(draw, draw.randrange(1, 200)), draw.randrange(1, 120), temperature=1, logprobs=2
+        )
+
+    def _note(self, outcome: Outcome) -> None:
+        if outcome.left:
+            name = "left in the middle by the client"
+        elif outcome.code is None:
+            name = "answered"
+        else:
+            name = f"{outcome.code} ({'in the stream' if outcome.status == 200 else outcome.status})"
+            if outcome.code not in EXPECTED_ERRORS:
+                self._problem(f"unexpected error {outcome.code}")
+            if outcome.status == 503 and not outcome.has_retry_after:
+                self._problem("a 503 without Retry-After")
+        self._report.outcomes[name] += 1
+
+    # --- faults
+
+    async def _faults(self, http: httpx.AsyncClient) -> None:
+        turn = 0
+        while True:
+            await asyncio.sleep(self._draw.uniform(*self._fault_every_s))
+            fault = FAULTS[turn % len(FAULTS)]
+            turn += 1
+            self._report.faults[fault] += 1
+            if fault == "abort all":
+                await http.post("/abort_request", json={"abort_all": True})
+                continue
+            (engine, *_) = psutil.Process(self._pid).children()
+            os.kill(engine.pid, signal.Signals[fault])
+            start = time.monotonic()
+            while engine.is_running() and engine.status() != psutil.STATUS_ZOMBIE:
+                await asyncio.sleep(0.02)
+            await self._wait_healthy(http)
+            self._report.recovery_s.append(time.monotonic() - start)
+
+    async def _wait_healthy(self, http: httpx.AsyncClient) -> None:
+        while (await http.get("/health")).status_code != 200:
+            await asyncio.sleep(0.02)
+
+    # --- what is left at the end
+
+    async def _note_memory(self) -> None:
+        """Of the server's own process: that of the engine starts anew with each fault."""
+        await asyncio.sleep(self._seconds * 0.25)
+        self._early_bytes = psutil.Process(self._pid).memory_full_info().pss
+        await asyncio.sleep(self._seconds)
+
+    def _check_end(self) -> None:
+        http, facts = self._server.http, self._report.facts
+        deadline = time.monotonic() + 10
+        while (load := http.get("/v1/loads").json()["aggregate"])["num_total_reqs"]:
+            if time.monotonic() > deadline:
+                self._problem(f"requests are left: {load}")
+                break
+            time.sleep(0.05)
+        state = http.get("/debug/state").json()
+        blocks = state["engine"]["blocks"]
+        if blocks["in_use"] or blocks["free"] + blocks["cached"] != blocks["total"]:
+            self._problem(f"blocks are lost: {blocks}")
+        if state["server"]["live_requests"]:
+            self._problem("the server still counts requests as live")
+        growth = psutil.Process(self._pid).memory_full_info().pss - self._early_bytes
+        facts["memory of the server's process, end less a quarter of the time"] = f"{growth / 2**20:+.1f} MB"
+        if growth > MOST_GROWTH_BYTES:
+            self._problem("memory grew")
+        facts["engine restarts counted"] = int(metrics(http)["engine:engine_restarts_total"])
+        facts["open descriptors, threads at the end"] = "{}, {}".format(*handles(self._pid))
+
+    def _problem(self, text: str) -> None:
+        if len(self._report.problems) < 20:
+            self._report.problems.append(text)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=20)
+    report = Soak(seconds=60 * parser.parse_args().minutes).run()
+    print(report.table())
+    raise SystemExit(bool(report.problems))
