@@ -66,7 +66,7 @@ async def _fault(server: ServerProcess, number: signal.Signals, found_s: float) 
 
 def test_a_short_soak() -> None:
     """The long one: pytest -m soak, or python -m helpers.soak."""
-    report = Soak(seconds=12, num_clients=6, fault_every_s=(3, 5), num_threads=1).run()
+    report = Soak(seconds=8, num_clients=4, fault_every_s=(2, 3), num_threads=1).run()
     assert report.problems == [], report.table()
 
 

@@ -6,9 +6,11 @@ import concurrent.futures
 import dataclasses
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from engine.config.limits import Limits, parse_limits
@@ -179,3 +181,23 @@ def test_time_in_the_queue_counts_too(model_dir: Path) -> None:
         server.call(server.engine.hold_admission)
         assert server.chat(stream=True).json()["error"]["code"] == "request_timeout"
         assert len(set(server.engine.cancelled)) == 1
+
+
+@pytest.mark.slow
+def test_an_answer_that_takes_over_a_minute_arrives(server: Server) -> None:
+    """Whole or streamed: no time-out of the framework is left that would cut it."""
+    server.call(server.engine.hold)
+    timer = threading.Timer(65, lambda: server.call(server.engine.release))
+    timer.start()
+    with httpx.Client(base_url=server.url, timeout=120, trust_env=False) as client:
+        body = {"model": "default", "prompt": "x"}
+        with concurrent.futures.ThreadPoolExecutor(2) as threads:
+            asked = [
+                threads.submit(client.post, "/v1/completions", json={**body, "stream": stream})
+                for stream in (False, True)
+            ]
+            whole, streamed = (answer.result() for answer in asked)
+    timer.join()
+    assert whole.status_code == streamed.status_code == 200
+    assert whole.json()["choices"][0]["finish_reason"] == "stop"
+    assert streamed.text.endswith("data: [DONE]\n\n")

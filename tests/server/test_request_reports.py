@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -141,8 +142,8 @@ def test_user_is_for_the_log(server: Server, caplog: pytest.LogCaptureFixture) -
         )
         server.chat()
     assert "x-ignored-params" not in response.headers
-    first, second = (r.getMessage() for r in caplog.records if "end=stop" in r.getMessage())
-    assert first.endswith(r" user='me\nforged line'")
+    first, second = (json.loads(message) for message in caplog.messages if '"end":"stop"' in message)
+    assert first["user"] == "me\nforged line"
     assert "user" not in second
 
 
