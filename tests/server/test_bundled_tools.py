@@ -132,10 +132,31 @@ def test_an_answer_is_either_a_call_or_as_its_own_schema_says(client: openai.Ope
         jsonschema.validate(json.loads(answered.message.content), schema)
     with pytest.raises(openai.BadRequestError, match="tool_choice that demands a call"):
         ask(client, "x", response_format=form, tool_choice="required")
+    form["json_schema"]["schema"] = {"not": {}}
+    with pytest.raises(openai.BadRequestError, match="not"):
+        ask(client, "x", response_format=form)
 
 
-def test_a_schema_that_does_not_compile_is_refused(client: openai.OpenAI) -> None:
-    function = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "no such type"}}}}
-    with pytest.raises(openai.BadRequestError) as caught:
+@pytest.mark.parametrize(
+    ("schema", "is_strict"),
+    [
+        ({"type": "object", "properties": {"a": {"type": "no such type"}}}, False),
+        ({"type": "object", "properties": {"a": {"not": {}}}}, True),
+        ({"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}, True),
+    ],
+)
+def test_a_schema_that_is_wrong_or_strict_and_not_enforceable(client, schema: Any, is_strict: bool) -> None:
+    function = {"name": "f", "parameters": schema, "strict": is_strict}
+    with pytest.raises(openai.BadRequestError, match="schema of f") as caught:
         ask(client, "x", tools=[{"type": "function", "function": function}])
     assert caught.value.param == "tools"
+
+
+def test_a_schema_that_is_not_strict_may_ask_for_more_than_can_be_enforced(client: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string", "format": "color", "not": {}}}}
+    function = {"name": "f", "parameters": schema}
+    demanded: Any = {"type": "function", "function": {"name": "f"}}
+    tools = [{"type": "function", "function": function}]
+    choice = ask(client, "x", tools=tools, tool_choice=demanded, max_tokens=200)
+    assert choice.finish_reason in ("tool_calls", "length")
+    assert choice.message.tool_calls[0].function.name == "f"

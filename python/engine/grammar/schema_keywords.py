@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
-from engine.grammar.errors import GrammarError
+from engine.grammar.errors import GrammarError, Unenforceable
 from engine.grammar.regex_limits import check_regex
 
 ANNOTATIONS = frozenset(
@@ -302,4 +302,6 @@ def _has_type(value: Any, kind: str) -> bool:
 
 
 def _refusal(at: str, keyword: str, what: str) -> GrammarError:
-    return GrammarError(f"has {json.dumps(keyword)} at {at[:200]}, which {what}")
+    is_wrong = what.startswith(("must", "leads", "refers")) and keyword != "format"
+    error = GrammarError if is_wrong else Unenforceable
+    return error(f"has {json.dumps(keyword)} at {at[:200]}, which {what}")

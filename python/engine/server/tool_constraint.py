@@ -13,12 +13,17 @@ from typing import Any
 import msgspec
 
 from engine.errors import InvalidRequest
+from engine.grammar.errors import GrammarError, Unenforceable
+from engine.grammar.schema_keywords import enforceable
 from engine.sampling.constraint import Constraint
 from engine.server.tools import Function, ToolUse
 from engine.text.formats.tool_format import NAME, ToolFormat
 
 Format = dict[str, Any]
 """A format of xgrammar's structural tags."""
+
+Schemas = dict[str, dict[str, Any]]
+"""What the arguments of each tool must be, by its name."""
 
 _MAX_SPACE = 1
 """White space between elements of JSON, of which models write some, though none is needed."""
@@ -29,23 +34,24 @@ def tool_constraint(tools: ToolFormat, use: ToolUse, answer: Constraint | None) 
 
     Raises: `InvalidRequest` if there is both a demand for calls and one for an answer.
     """
+    schemas = {function.name: _arguments_schema(function) for function in use.callable}
     if use.is_required:
         if answer is not None:
             raise InvalidRequest(
                 f"{answer.param} cannot be combined with a tool_choice that demands a call",
                 param=answer.param,
             )
-        found = _only_calls(tools, use)
+        found = _only_calls(tools, use, schemas)
     elif answer is not None:
-        found = {"type": "or", "elements": [_answer_format(answer), _only_calls(tools, use)]}
+        found = {"type": "or", "elements": [_answer_format(answer), _only_calls(tools, use, schemas)]}
     else:
-        found = _calls_in_text(tools, use)
+        found = _calls_in_text(tools, use, schemas)
     tag = {"type": "structural_tag", "format": found}
     return Constraint("structural_tag", msgspec.json.encode(tag).decode(), param="tools")
 
 
-def _only_calls(tools: ToolFormat, use: ToolUse) -> Format:
-    calls = _sequence(_text(tools.before), _list(tools, use), _text(tools.after))
+def _only_calls(tools: ToolFormat, use: ToolUse, schemas: Schemas) -> Format:
+    calls = _sequence(_text(tools.before), _list(tools, use, schemas), _text(tools.after))
     if tools.thoughts is None:
         return calls
     begin, end = tools.thoughts
@@ -53,16 +59,21 @@ def _only_calls(tools: ToolFormat, use: ToolUse) -> Format:
     return _sequence({"type": "optional", "content": thoughts}, calls)
 
 
-def _calls_in_text(tools: ToolFormat, use: ToolUse) -> Format:
+def _calls_in_text(tools: ToolFormat, use: ToolUse, schemas: Schemas) -> Format:
     """Text in which whatever opens a call is followed by the rest of a right one."""
     if not tools.openings:
-        group = {"type": "tag", "begin": tools.before, "content": _list(tools, use), "end": tools.after}
+        group = {
+            "type": "tag",
+            "begin": tools.before,
+            "content": _list(tools, use, schemas),
+            "end": tools.after,
+        }
         tags, triggers = [group], [tools.before]
     else:
         end = tools.end if use.is_parallel else tools.end + tools.after
-        pairs = [(opening, function) for function in use.callable for opening in tools.openings]
-        tags = [_tag(_begin(tools, opening), tools, function, end) for opening, function in pairs]
-        triggers = list(dict.fromkeys(opening.replace(NAME, f.name) for opening, f in pairs))
+        pairs = [(opening, name) for name in schemas for opening in tools.openings]
+        tags = [_tag(_begin(tools, opening), tools, name, schemas[name], end) for opening, name in pairs]
+        triggers = list(dict.fromkeys(opening.replace(NAME, name) for opening, name in pairs))
     return {
         "type": "triggered_tags",
         "triggers": triggers,
@@ -71,11 +82,11 @@ def _calls_in_text(tools: ToolFormat, use: ToolUse) -> Format:
     }
 
 
-def _list(tools: ToolFormat, use: ToolUse) -> Format:
+def _list(tools: ToolFormat, use: ToolUse, schemas: Schemas) -> Format:
     """One call or more."""
     return {
         "type": "tags_with_separator",
-        "tags": [_tag(tools.begin, tools, function) for function in use.callable],
+        "tags": [_tag(tools.begin, tools, name, schema, tools.end) for name, schema in schemas.items()],
         "separator": tools.between,
         "at_least_one": True,
         "stop_after_first": not use.is_parallel,
@@ -87,15 +98,31 @@ def _begin(tools: ToolFormat, opening: str) -> str:
     return tools.begin if tools.begin.startswith(opening) else opening
 
 
-def _tag(begin: str, tools: ToolFormat, function: Function, end: str | None = None) -> Format:
+def _tag(begin: str, tools: ToolFormat, name: str, schema: Any, end: str) -> Format:
     return {
         "type": "tag",
-        "begin": begin.replace(NAME, function.name),
-        "content": _python_arguments(function.schema)
-        if tools.has_python_arguments
-        else _json(function.schema),
-        "end": tools.end if end is None else end,
+        "begin": begin.replace(NAME, name),
+        "content": _python_arguments(schema) if tools.has_python_arguments else _json(schema),
+        "end": end,
     }
+
+
+def _arguments_schema(function: Function) -> dict[str, Any]:
+    """What is enforced: the tool's schema, or any object if it is not strict and cannot be enforced.
+
+    Raises: `InvalidRequest` for a schema that is wrong.
+    """
+    try:
+        enforceable(function.schema)
+    except GrammarError as error:
+        if isinstance(error, Unenforceable) and not function.is_strict:
+            return {"type": "object"}
+        raise InvalidRequest(f"tools: the schema of {function.name} {error}", param="tools") from None
+    except RecursionError:
+        raise InvalidRequest(
+            f"tools: the schema of {function.name} is nested too deeply", param="tools"
+        ) from None
+    return function.schema
 
 
 def _json(schema: Any) -> Format:
@@ -134,10 +161,19 @@ def _python_arguments(schema: dict[str, Any]) -> Format:
     return {"type": "optional", "content": {"type": "or", "elements": starts}} if starts else _text("")
 
 
+def _checked(answer: Constraint) -> Any:
+    try:
+        schema = json.loads(answer.text)
+        enforceable(schema)
+    except (GrammarError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{answer.param} {error}", param=answer.param) from None
+    return schema
+
+
 def _answer_format(answer: Constraint) -> Format:
     match answer.kind:
         case "json_schema":
-            return _json(json.loads(answer.text))
+            return _json(_checked(answer))
         case "json_object":
             return _json({"type": "object"})
         case "regex":
