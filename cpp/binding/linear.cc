@@ -1,5 +1,7 @@
 #include "ops/linear.h"
 
+#include <pybind11/stl.h>
+
 #include <string>
 #include <vector>
 
@@ -53,6 +55,20 @@ void bind_linear(py::module_& module) {
             self.pack_rows(ctx.pool(), row_start, weight);
           },
           py::arg("ctx"), py::arg("row_start"), py::arg("weight"), ReleaseGil())
+      .def(
+          "write_file",
+          [](const PackedMatrix& self, ExecutionContext& ctx, int fd, int64_t offset) {
+            self.write_file(ctx.pool(), fd, offset);
+          },
+          py::arg("ctx"), py::arg("fd"), py::arg("offset"), ReleaseGil())
+      .def(
+          "read_file",
+          [](PackedMatrix& self, ExecutionContext& ctx, int fd, int64_t offset) {
+            self.read_file(ctx.pool(), fd, offset);
+          },
+          py::arg("ctx"), py::arg("fd"), py::arg("offset"), ReleaseGil())
+      .def("map_file", &PackedMatrix::map_file, py::arg("fd"), py::arg("offset"), ReleaseGil())
+      .def_property("column_scales", &PackedMatrix::stored_column_scales, &PackedMatrix::set_column_scales)
       .def_property_readonly("out_features", &PackedMatrix::out_features)
       .def_property_readonly("in_features", &PackedMatrix::in_features)
       .def_property_readonly(

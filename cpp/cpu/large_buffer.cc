@@ -32,6 +32,13 @@ LargeBuffer::LargeBuffer(int64_t num_bytes) : num_bytes_(num_bytes) {
   }
 }
 
+LargeBuffer::LargeBuffer(int fd, int64_t offset, int64_t num_bytes)
+    : num_bytes_(num_bytes), mapping_bytes_(static_cast<size_t>(num_bytes)) {
+  mapping_ = mmap(nullptr, mapping_bytes_, PROT_READ, MAP_SHARED, fd, offset);
+  if (mapping_ == MAP_FAILED) throw Error(ErrorCode::kUnsupported, "file: the system refused to map it");
+  data_ = mapping_;
+}
+
 LargeBuffer::~LargeBuffer() { munmap(mapping_, mapping_bytes_); }
 
 }  // namespace engine::cpu

@@ -12,6 +12,8 @@ class LargeBuffer {
  public:
   // Throws kUnsupported when the system refuses the memory.
   explicit LargeBuffer(int64_t num_bytes);
+  // The bytes of a file from `offset`, a multiple of the page size, on; read only, paged in when touched.
+  LargeBuffer(int fd, int64_t offset, int64_t num_bytes);
   ~LargeBuffer();
   LargeBuffer(const LargeBuffer&) = delete;
   LargeBuffer& operator=(const LargeBuffer&) = delete;

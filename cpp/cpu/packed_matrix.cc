@@ -86,7 +86,7 @@ PackedMatrix::PackedMatrix(int64_t out_features, int64_t in_features, WeightForm
       in_features_(checked_features(in_features, "in_features")),
       format_(format),
       layout_(panel_layout(format, checked_group_len(format, group_len))),
-      buffer_(cpu::num_bytes(out_features, in_features, format, layout_)),
+      buffer_(std::make_unique<LargeBuffer>(cpu::num_bytes(out_features, in_features, format, layout_))),
       is_packed_(static_cast<size_t>(out_features)),
       num_missing_(out_features) {}
 
@@ -120,11 +120,11 @@ void PackedMatrix::pack_rows(ThreadPool& pool, int64_t row_start, const TensorVi
   check_rows(row_start, weight);
   const int64_t n = weight.shape[0];
   switch (format_) {
-    case WeightFormat::kBFloat16: pack_any<Bf16>(pool, weight, row_start, buffer_.data()); break;
-    case WeightFormat::kFloat32: pack_any<float>(pool, weight, row_start, buffer_.data()); break;
+    case WeightFormat::kBFloat16: pack_any<Bf16>(pool, weight, row_start, buffer_->data()); break;
+    case WeightFormat::kFloat32: pack_any<float>(pool, weight, row_start, buffer_->data()); break;
     default:
       quantize_rows(pool, weight, row_start, format_, layout_, column_scales(),
-                    static_cast<uint8_t*>(buffer_.data()));
+                    static_cast<uint8_t*>(buffer_->data()));
   }
   const std::lock_guard<std::mutex> lock(mutex_);
   for (int64_t row = row_start; row < row_start + n; ++row) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <vector>
 
@@ -27,8 +28,8 @@ class PackedMatrix {
   int64_t out_features() const { return out_features_; }
   int64_t in_features() const { return in_features_; }
   WeightFormat format() const { return format_; }
-  int64_t num_bytes() const { return buffer_.num_bytes(); }
-  const void* data() const { return buffer_.data(); }
+  int64_t num_bytes() const { return buffer_->num_bytes(); }
+  const void* data() const { return buffer_->data(); }
   const PanelLayout& layout() const { return layout_; }
   // [K], or null: the weights are those stored times these, and activations are multiplied with
   // them before they are quantised.
@@ -45,14 +46,24 @@ class PackedMatrix {
 
   bool is_complete() const;
 
+  // The packed bytes as they are, to and from a file; the column scales travel beside them. The bytes
+  // depend on nothing but the weights. map_file reads nothing yet: pages come when they are touched.
+  // Throws kUnsupported when the file cannot be written, or ends too early.
+  void write_file(ThreadPool& pool, int fd, int64_t offset) const;
+  void read_file(ThreadPool& pool, int fd, int64_t offset);
+  void map_file(int fd, int64_t offset);
+  const std::vector<float>& stored_column_scales() const { return column_scales_; }
+  void set_column_scales(std::vector<float> scales);
+
  private:
+  void complete();
   void check_rows(int64_t row_start, const TensorView& weight) const;
 
   int64_t out_features_;
   int64_t in_features_;
   WeightFormat format_;
   PanelLayout layout_;
-  LargeBuffer buffer_;
+  std::unique_ptr<LargeBuffer> buffer_;
   std::vector<float> column_scales_;
 
   mutable std::mutex mutex_;

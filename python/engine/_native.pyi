@@ -209,6 +209,19 @@ class PackedMatrix:
     def in_features(self) -> int: ...
     @property
     def dtype(self) -> str: ...
+    def write_file(self, ctx: ExecutionContext, fd: int, offset: int) -> None:
+        """The packed bytes, `num_bytes` of them; the column scales are not among them."""
+
+    def read_file(self, ctx: ExecutionContext, fd: int, offset: int) -> None:
+        """What write_file wrote, by a matrix of the same size and format; all rows are then packed."""
+
+    def map_file(self, fd: int, offset: int) -> None:
+        """As read_file, but the bytes stay in the file and are paged in when they are used. `offset` is a
+        multiple of the page size; the file must not change while the matrix lives."""
+
+    column_scales: list[float]
+    """One for each column, or none; set before weights are used that were not packed here."""
+
     @property
     def group_len(self) -> int:
         """0 where weights are not quantised."""

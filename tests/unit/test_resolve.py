@@ -54,6 +54,7 @@ def test_defaults_have_values_and_reasons():
         "tokenizer_path",
         "load_format",
         "max_queued_tokens",
+        "packed_cache",
         "pooling",
         "embedding_model",
         "matryoshka_dimensions",

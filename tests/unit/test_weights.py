@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from engine.errors import CheckpointError
+from engine.models import weights
 from engine.models.weights import INDEX_FILE, SINGLE_FILE, Slot, load_checkpoint, load_dummy
 
 SHAPES = {"a.weight": (3, 4), "b.weight": (5,), "c.weight": (2, 2)}
@@ -180,3 +181,16 @@ def test_dummy_weights_repeat_and_differ():
     assert not torch.equal(first.tensors["a"].flatten(), first.tensors["b"].flatten())
     assert (first.tensors["norm"] == 1).all() and (first.tensors["bias"] == 0).all()
     assert 0.01 < float(first.tensors["a"].float().std()) < 0.03
+
+
+def test_files_are_closed_now_and_then(tmp_path, monkeypatch):
+    """What a file has been read of counts as memory until it is closed."""
+    tensors = make_tensors()
+    save_file(tensors, tmp_path / SINGLE_FILE)
+    opened, really_open = [], weights._open
+    monkeypatch.setattr(weights, "BATCH_ELEMENTS", 9)
+    monkeypatch.setattr(weights, "_open", lambda path: opened.append(path) or really_open(path))
+    store = Store()
+    load_checkpoint(tmp_path, store.slots)
+    assert store.tensors.keys() == tensors.keys()
+    assert len(opened) == 1 + 2, "the header, then 12 elements, then 5 and 4"

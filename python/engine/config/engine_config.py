@@ -35,6 +35,8 @@ class EngineConfig:
     device: str = "cpu"
     dtype: str = "auto"
     quantization: str = "none"
+    packed_cache: str | None = None
+    map_packed_cache: bool = False
     load_format: str = "auto"
     context_length: int | None = None
     max_total_tokens: int | None = None
@@ -73,6 +75,8 @@ class EngineConfig:
         _one_of("--load-format", self.load_format, LOAD_FORMATS)
         if self.pooling is not None:
             _one_of("--pooling", self.pooling, POOLINGS)
+        if self.map_packed_cache and self.packed_cache is None:
+            raise ConfigError("--map-packed-cache needs --packed-cache")
         if not self.model_path:
             raise ConfigError("--model-path must not be empty")
         for flag, value, least, most in (

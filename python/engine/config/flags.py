@@ -108,6 +108,16 @@ FLAGS: tuple[Flag, ...] = (
         EngineConfig, QUANTIZATIONS,
     ),
     Flag(
+        "--packed-cache", Kind.TEXT, MODEL,
+        "Directory that keeps the packed weights: the next start reads them instead of the checkpoint.",
+        EngineConfig, unset="none",
+    ),
+    Flag(
+        "--map-packed-cache", Kind.SWITCH, MODEL,
+        "Leave packed weights in their files, paged in when used: for machines short of memory.",
+        EngineConfig,
+    ),
+    Flag(
         "--load-format", Kind.TEXT, MODEL, "Where weights come from; dummy draws them at random.",
         EngineConfig, LOAD_FORMATS,
     ),

@@ -63,6 +63,8 @@ def build_engine(
             logprobs_mode=config.logprobs_mode,
             max_lora_rank=config.max_lora_rank,
             quantization=resolved.quantization,
+            packed_cache=config.packed_cache,
+            map_packed_cache=config.map_packed_cache,
             progress=progress,
         )
     except (MemoryError, RuntimeError) as error:  # torch says the latter

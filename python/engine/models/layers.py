@@ -46,7 +46,8 @@ class FusedLinear:
     def slots(self) -> NamedSlots:
         start = 0
         for name, rows in self._parts:
-            yield f"{name}.weight", Slot((rows, self._in_features), functools.partial(self._store, start))
+            store = functools.partial(self._store, start)
+            yield f"{name}.weight", Slot((rows, self._in_features), store, matrix=self.weight)
             if self.bias is not None:
                 yield f"{name}.bias", Slot((rows,), self.bias[start : start + rows].copy_, dummy="zeros")
             start += rows

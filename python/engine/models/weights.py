@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +23,7 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 NAMES_SHOWN = 5
+BATCH_ELEMENTS = 32 << 20
 DUMMY_SCALE = 0.02
 DUMMY_POOL = 4_194_301  # a prime, so that rows of a repeated pool never line up
 
@@ -30,12 +32,14 @@ DUMMY_POOL = 4_194_301  # a prime, so that rows of a repeated pool never line up
 class Slot:
     """The place of one checkpoint tensor: its exact shape, and what takes it.
 
-    `dummy` is how it is invented when there is no checkpoint: "normal", "ones" or "zeros".
+    `dummy` is how it is invented when there is no checkpoint: "normal", "ones" or "zeros". `matrix` is
+    the packed matrix that it becomes a part of, None for what is stored as it is.
     """
 
     shape: tuple[int, ...]
     store: Callable[[torch.Tensor], None]
     dummy: str = "normal"
+    matrix: Any = None
 
 
 def load_checkpoint(
@@ -47,8 +51,8 @@ def load_checkpoint(
 ) -> None:
     """Store every tensor of the checkpoint in its slot.
 
-    Names and shapes are checked from the file headers before any data is read. Peak memory is
-    that of the model and one tensor.
+    Names and shapes are checked from the file headers before any data is read. Peak memory is that of
+    the model and a tensor or a batch of them: what was read stays mapped until its file is closed.
     Raises: `CheckpointError` that names the tensor or the file at fault.
     """
     shards = checkpoint_files(Path(directory))
@@ -57,9 +61,9 @@ def load_checkpoint(
     total = sum(math.prod(slot.shape) for slot in slots.values())
     with _progress_bar(total, progress) as advance:
         for path, header in zip(shards, headers, strict=True):
-            with _open(path) as file:
-                for name in header:
-                    if name in slots:
+            for names in _batches([name for name in header if name in slots], slots):
+                with _open(path) as file:
+                    for name in names:
                         slots[name].store(_read_tensor(file, path, name))
                         advance(math.prod(slots[name].shape))
 
@@ -67,6 +71,21 @@ def load_checkpoint(
 def tensor_names(directory: str | Path) -> frozenset[str]:
     """The names of all tensors of a checkpoint. Raises: `CheckpointError` as `load_checkpoint`."""
     return frozenset(name for path in checkpoint_files(Path(directory)) for name in _read_header(path))
+
+
+def _batches(names: list[str], slots: Mapping[str, Slot]) -> Iterator[list[str]]:
+    """Names of neighbours in a file, up to BATCH_ELEMENTS or one tensor at a time."""
+    batch: list[str] = []
+    size = 0
+    for name in names:
+        count = math.prod(slots[name].shape)
+        if batch and size + count > BATCH_ELEMENTS:
+            yield batch
+            batch, size = [], 0
+        batch.append(name)
+        size += count
+    if batch:
+        yield batch
 
 
 def read_one_tensor(directory: str | Path, name: str) -> torch.Tensor | None:

@@ -10,8 +10,9 @@ import torch
 
 from engine.adapters.lora import AdapterReader
 from engine.models.decoder import Decoder
+from engine.models.packed_cache import PackedCache, cache_key
 from engine.models.spec import ModelSpec
-from engine.models.weights import Progress, load_checkpoint, load_dummy
+from engine.models.weights import Progress, Slot, load_checkpoint, load_dummy
 from engine.runner.batch_inputs import BatchInputs
 from engine.runner.kv_cache import KVCache
 from engine.sampling.sampler import Sampler
@@ -26,6 +27,7 @@ class ModelRunner:
     activations are float32. `max_tokens` and `max_rows`
     bound a step, `context_length` the known tokens of a request. `ops` is `engine.ops.native`
     unless a test hands in `engine.ops.reference`.
+    `packed_cache` is a directory that keeps packed weights, `map_packed_cache` leaves them in its files.
     Raises: `ConfigError` or `CheckpointError` when the model cannot be loaded.
     """
 
@@ -46,6 +48,8 @@ class ModelRunner:
         logprobs_mode: str = "raw_logprobs",
         max_lora_rank: int = 0,
         quantization: str = "none",
+        packed_cache: str | None = None,
+        map_packed_cache: bool = False,
         progress: Progress | None = None,
         ops: ModuleType | None = None,
     ) -> None:
@@ -66,11 +70,16 @@ class ModelRunner:
         self.adapter_reader = AdapterReader(
             self._model.lora_sites(), model_path, dtype=dtype, max_rank=max_lora_rank, ops=ops
         )
-        if load_format == "dummy":
-            load_dummy(self._model.slots(), progress=progress)
+        if packed_cache is None:
+            self._load(model_path, load_format, self._model.slots(), progress)
         else:
-            slots, is_ignored = self._model.slots(), self._model.is_ignored
-            load_checkpoint(model_path, slots, is_ignored=is_ignored, progress=progress)
+            formats = {"load_format": load_format, "dtype": dtype, "quantization": quantization}
+            key = cache_key(spec, model_path, **formats)
+            cache = PackedCache(packed_cache, key, is_mapped=map_packed_cache)
+            if not cache.load(self.context, self._model.slots()):
+                slots, small = cache.recording(self._model.slots())
+                self._load(model_path, load_format, slots, progress)
+                cache.save(self.context, slots, small)
         self.kv_cache = KVCache(
             spec, num_blocks=num_blocks, block_size=block_size, dtype=getattr(torch, dtype)
         )
@@ -86,6 +95,14 @@ class ModelRunner:
             vocab_size=spec.vocab_size,
             logprobs_mode=logprobs_mode,
         )
+
+    def _load(
+        self, model_path: str | Path, load_format: str, slots: dict[str, Slot], progress: Progress | None
+    ) -> None:
+        if load_format == "dummy":
+            load_dummy(slots, progress=progress)
+        else:
+            load_checkpoint(model_path, slots, is_ignored=self._model.is_ignored, progress=progress)
 
     @property
     def model(self) -> Decoder:

@@ -1,0 +1,157 @@
+"""Packed weights kept in a directory, so that the next start neither converts nor quantizes them again."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from engine.errors import CheckpointError, ConfigError, NativeError
+from engine.models.spec import ModelSpec
+from engine.models.weights import Slot, checkpoint_files
+
+log = logging.getLogger(__name__)
+
+LAYOUT = 1
+"""Changes whenever the same weights are packed into other bytes."""
+
+ALIGNMENT = 4096
+"""Matrices begin at a page, so that they can be mapped."""
+
+
+class PackedCache:
+    """Two files for each model and format: `KEY.bin`, the matrices one after the other, and
+    `KEY.safetensors`, everything small, written last. The key is a hash of what the bytes depend on: names,
+    sizes and times of the checkpoint's files, the facts of the model, and the format.
+
+    Raises: `ConfigError` when the directory cannot be made.
+    """
+
+    def __init__(self, directory: str | Path, key: str, *, is_mapped: bool = False) -> None:
+        self._directory, self._is_mapped = Path(directory), is_mapped
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--packed-cache {directory}: {error.strerror}") from None
+        self._matrices = self._directory / f"{key}.bin"
+        self._small = self._directory / f"{key}.safetensors"
+
+    def load(self, ctx: Any, slots: Mapping[str, Slot]) -> bool:
+        """Fill the slots, if there is what fits them; all threads of `ctx` read.
+
+        Raises: `CheckpointError` when reading fails half-way, the slots being neither full nor empty.
+        """
+        placed = _placed(slots)
+        small = self._checked(placed, slots)
+        if small is None:
+            return False
+        try:
+            with _opened(self._matrices, os.O_RDONLY) as fd:
+                for index, (offset, matrix) in enumerate(placed):
+                    matrix.column_scales = small[_columns(index)].tolist()
+                    if self._is_mapped:
+                        matrix.map_file(fd, offset)
+                    else:
+                        matrix.read_file(ctx, fd, offset)
+        except (OSError, NativeError) as error:
+            raise CheckpointError(f"cannot read the packed weights {self._matrices}: {error}") from None
+        for name, slot in slots.items():
+            if slot.matrix is None:
+                slot.store(small[name])
+        return True
+
+    def _checked(
+        self, placed: list[tuple[int, Any]], slots: Mapping[str, Slot]
+    ) -> dict[str, torch.Tensor] | None:
+        """The small tensors, if they and the size of the matrices are what the slots want."""
+        if not self._small.exists():
+            return None
+        try:
+            small = load_file(self._small)
+            offset, matrix = placed[-1]
+            is_whole = self._matrices.stat().st_size == offset + matrix.num_bytes
+        except (OSError, SafetensorError) as error:
+            log.warning("packed weights %s cannot be used: %s", self._small, error)
+            return None
+        wanted = {name: slot.shape for name, slot in slots.items() if slot.matrix is None}
+        found = {name: tuple(tensor.shape) for name, tensor in small.items() if name in wanted}
+        if not is_whole or found != wanted or not all(_columns(i) in small for i in range(len(placed))):
+            log.warning("packed weights %s are broken and are made again", self._small)
+            return None
+        return small
+
+    def recording(self, slots: Mapping[str, Slot]) -> tuple[dict[str, Slot], dict[str, torch.Tensor]]:
+        """Slots that keep what is small, and where they keep it."""
+        kept: dict[str, torch.Tensor] = {}
+
+        def keep(name: str, slot: Slot, tensor: torch.Tensor) -> None:
+            kept[name] = tensor.clone()
+            slot.store(tensor)
+
+        def recorded(name: str, slot: Slot) -> Slot:
+            if slot.matrix is not None:
+                return slot
+            return dataclasses.replace(slot, store=lambda tensor: keep(name, slot, tensor))
+
+        return {name: recorded(name, slot) for name, slot in slots.items()}, kept
+
+    def save(self, ctx: Any, slots: Mapping[str, Slot], small: dict[str, torch.Tensor]) -> None:
+        """Write both files under other names first: no start ever sees half of one. Failing is no error."""
+        suffix = f".{os.getpid()}.tmp"
+        parts = [path.with_name(path.name + suffix) for path in (self._matrices, self._small)]
+        try:
+            with _opened(parts[0], os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as fd:
+                for index, (offset, matrix) in enumerate(_placed(slots)):
+                    matrix.write_file(ctx, fd, offset)
+                    small[_columns(index)] = torch.tensor(matrix.column_scales)
+            save_file(small, parts[1])
+            for part, path in zip(parts, (self._matrices, self._small), strict=True):
+                part.replace(path)
+        except (OSError, SafetensorError, NativeError) as error:
+            log.warning("packed weights cannot be kept in %s: %s", self._directory, error)
+            for part in parts:
+                part.unlink(missing_ok=True)
+
+
+def cache_key(
+    spec: ModelSpec, model_path: str | Path, *, load_format: str, dtype: str, quantization: str
+) -> str:
+    """What the packed bytes depend on, as 32 hexadecimal digits."""
+    files = [] if load_format == "dummy" else checkpoint_files(Path(model_path))
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    facts = [LAYOUT, load_format == "dummy", stats, repr(spec), dtype, quantization]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _columns(index: int) -> str:
+    """Name of a matrix' column scales among the small tensors."""
+    return f"columns.{index}"
+
+
+def _placed(slots: Mapping[str, Slot]) -> list[tuple[int, Any]]:
+    """Every matrix once, in the order of the slots, and its place in the file."""
+    matrices = {id(slot.matrix): slot.matrix for slot in slots.values() if slot.matrix is not None}
+    placed, offset = [], 0
+    for matrix in matrices.values():
+        placed.append((offset, matrix))
+        offset += -(-matrix.num_bytes // ALIGNMENT) * ALIGNMENT
+    return placed
+
+
+@contextlib.contextmanager
+def _opened(path: Path, flags: int):
+    fd = os.open(path, flags, 0o644)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
