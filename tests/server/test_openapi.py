@@ -21,6 +21,8 @@ REQUIRED = {
     "ChatRequest": ("/v1/chat/completions", {"model": "default", "messages": MESSAGES}),
     "CompletionRequest": ("/v1/completions", {"model": "default", "prompt": "Hi"}),
     "EmbeddingRequest": ("/v1/embeddings", {"model": "default", "input": "Hi"}),
+    "RerankRequest": ("/v1/rerank", {"model": "default", "query": "a", "documents": ["b"]}),
+    "ScoreRequest": ("/v1/score", {"model": "default", "text_1": "a", "text_2": "b"}),
     "TokenizeRequest": ("/tokenize", {"model": "default", "prompt": "Hi"}),
     "DetokenizeRequest": ("/detokenize", {"model": "default", "tokens": [1]}),
     "GenerateRequest": ("/generate", {"model": "default", "text": "Hi"}),

@@ -29,7 +29,8 @@ class AddingEmbedder:
         self.num_closed = 0
         self._clock = clock
 
-    def compute(self, texts):
+    def compute(self, texts, second_starts):
+        assert all(0 <= s <= len(t) for s, t in zip(second_starts, texts, strict=True))
         self.batches.append([text.tolist() for text in texts])
         try:
             self._clock.now_s += 1
@@ -156,6 +157,9 @@ def test_a_batch_goes_on_for_the_others(core, embedder):
         (EmbedRequest("a", b"\0" * 4, [2]), "at least one token"),
         (EmbedRequest("a", b"\0" * 3, [1]), "at least one token"),
         (EmbedRequest.of("a", [[1] * (MAX_LEN + 1)]), "has 41 tokens, but the longest .* is 40"),
+        (EmbedRequest.of("a", [[1, 2]], [3]), "no such place"),
+        (EmbedRequest.of("a", [[1, 2]], [-1]), "no such place"),
+        (EmbedRequest.of("a", [[1, 2]], [1, 1]), "no such place"),
         (EmbedRequest.of("a", [[1, VOCAB_SIZE]]), r"outside of \[0, 50\)"),
         (EmbedRequest.of("a", [[1, -1]]), r"outside of \[0, 50\)"),
         (EmbedRequest.of("taken", [[1]]), "is in use"),

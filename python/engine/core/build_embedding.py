@@ -115,6 +115,12 @@ def load_embedder(config: EngineConfig, directory: str, context: Any, progress: 
         "is_dummy": config.load_format == "dummy",
         "progress": progress,
     }
+    if config.quantization != "none":
+        raise ConfigError(f"--quantization {config.quantization} is not supported for embedding models")
+    if is_encoder(read_json(path / "config.json")) and (spec := read_encoder_spec(path)).num_labels:
+        from engine.runner.cross_encoder import CrossEncoder
+
+        return CrossEncoder(spec, path, **common)
     embedding = _embedding_spec(config, directory)
     if is_encoder(read_json(path / "config.json")):
         from engine.runner.encoder_embedder import EncoderEmbedder

@@ -31,8 +31,10 @@ class Embedder(Protocol):
     max_step_tokens: int
     """Tokens of a batch; a text that is longer comes alone."""
 
-    def compute(self, texts: Texts) -> Generator[None, None, np.ndarray]:
+    def compute(self, texts: Texts, second_starts: Sequence[int]) -> Generator[None, None, np.ndarray]:
         """Vectors float32 [texts, size], of texts int32 [length]; yields between slices of the work.
+
+        `second_starts` tells for each text where the second of a pair begins: its end if it is none.
 
         It may be closed at a yield. A vector depends on nothing but its own text.
         """
@@ -46,6 +48,7 @@ class _Job:
         ends = np.cumsum(request.lens)
         self.request_id = request.request_id
         self.texts = np.split(np.frombuffer(request.token_ids, "<i4"), ends[:-1])
+        self.second_starts = request.second_starts or request.lens
         self.vectors = np.empty((len(self.texts), size), np.float32)
         self.num_taken = 0
         self.num_done = 0
@@ -83,6 +86,7 @@ class EmbeddingCore:
         self._turns: deque[_Job] = deque()
         self._num_bytes = 0
         self._batch: list[tuple[_Job, np.ndarray]] = []
+        self._second_starts: list[int] = []
         self._work: Generator[None, None, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -118,7 +122,7 @@ class EmbeddingCore:
         while self._jobs:
             if self._work is None:
                 self._batch = self._take_batch()
-                self._work = self._embedder.compute([text for _, text in self._batch])
+                self._work = self._embedder.compute([t for _, t in self._batch], self._second_starts)
             try:
                 vectors = self._advance(self._work)
                 if vectors is not None:
@@ -149,6 +153,11 @@ class EmbeddingCore:
         lens, num_bytes = request.lens, len(request.token_ids)
         if not lens or min(lens) < 1 or sum(lens) * 4 != num_bytes:
             raise InvalidRequest("Invalid request: every text needs at least one token", param="input")
+        starts = request.second_starts
+        if starts and (
+            len(starts) != len(lens) or any(not 0 <= s <= n for s, n in zip(starts, lens, strict=True))
+        ):
+            raise InvalidRequest("Invalid request: a pair has no such place", param="input")
         if max(lens) > self.info.max_len:
             raise InvalidRequest(
                 f"Invalid request: a text has {max(lens)} tokens, but the longest that the embedding model "
@@ -165,12 +174,14 @@ class EmbeddingCore:
     def _take_batch(self) -> list[tuple[_Job, np.ndarray]]:
         batch: list[tuple[_Job, np.ndarray]] = []
         num_tokens = 0
+        self._second_starts = []
         while self._turns:
             job = self._turns[0]
             text = job.texts[job.num_taken]
             if batch and (job.runs_alone or num_tokens + len(text) > self._embedder.max_step_tokens):
                 break
             batch.append((job, text))
+            self._second_starts.append(job.second_starts[job.num_taken])
             num_tokens += len(text)
             job.num_taken += 1
             self._turns.popleft()

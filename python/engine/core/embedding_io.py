@@ -49,7 +49,11 @@ class EmbeddingIO:
         """
         name = config.embedding_model or config.model_path
         directory = locate_model(name)
-        spec = read_embedding_spec(directory, pooling=config.pooling, dimensions=config.matryoshka_dimensions)
+        if info.scores_pairs:
+            spec = EmbeddingSpec(pooling=(info.pooling,), is_normalized=False)
+        else:
+            dimensions = config.matryoshka_dimensions
+            spec = read_embedding_spec(directory, pooling=config.pooling, dimensions=dimensions)
         tokenizer = main_tokenizer if config.embedding_model is None else Tokenizer.from_directory(directory)
         if config.allow_auto_truncate:
             tokenizer = tokenizer.truncated(info.max_len)
@@ -72,6 +76,20 @@ class EmbeddingIO:
                 encoded[place] = list(item[: self.info.max_len] if self.truncates else item)
             self._check_len(place, encoded[place])
         return encoded
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[list[int]], list[int]]:
+        """Token ids of each pair as one text, and where its second part begins.
+
+        Raises: `InvalidRequest` naming the pair that is too long.
+        """
+        checked = [
+            (self._checked_text(place, first), self._checked_text(place, second))
+            for place, (first, second) in enumerate(pairs)
+        ]
+        encoded = self.tokenizer.encode_pairs(checked)
+        for place, (ids, _) in enumerate(encoded):
+            self._check_len(place, ids)
+        return [ids for ids, _ in encoded], [start for _, start in encoded]
 
     def check_dimensions(self, dimensions: int | None) -> None:
         """Raises: `InvalidRequest` when vectors cannot be cut to so many numbers."""

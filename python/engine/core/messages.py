@@ -106,19 +106,23 @@ class EmbedRequest(_Message, tag=40):
 
     `token_ids` are those of all texts, one after the other, as little-endian int32 bytes; `lens` says
     how many each text has. With `runs_alone` no text of another request shares a batch with them.
+    `second_starts`, for texts that are pairs: where in each the second one begins.
     """
 
     request_id: str
     token_ids: bytes
     lens: list[int]
     runs_alone: bool = False
+    second_starts: list[int] = []
 
     @classmethod
-    def of(cls, request_id: str, texts: Sequence[Sequence[int]]) -> EmbedRequest:
+    def of(
+        cls, request_id: str, texts: Sequence[Sequence[int]], second_starts: Sequence[int] = ()
+    ) -> EmbedRequest:
         """From the token ids of each text."""
         lens = [len(ids) for ids in texts]
         flat = np.fromiter(itertools.chain.from_iterable(texts), "<i4", sum(lens))
-        return cls(request_id, flat.tobytes(), lens)
+        return cls(request_id, flat.tobytes(), lens, second_starts=list(second_starts))
 
 
 ToEngine = (
@@ -212,13 +216,17 @@ class Embedded(_Message, tag=41):
 
 
 class EmbeddingInfo(_Message):
-    """How texts become vectors of `size` numbers; `max_len` is the longest text, in tokens."""
+    """How texts become vectors of `size` numbers; `max_len` is the longest text, in tokens.
+
+    `scores_pairs`: each text is a pair, and its vector one number, which says how well they fit.
+    """
 
     size: int
     max_len: int
     vocab_size: int
     pooling: str
     is_normalized: bool
+    scores_pairs: bool = False
 
 
 class EngineReady(_Message, tag=13):

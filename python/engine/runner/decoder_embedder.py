@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,7 +53,9 @@ class DecoderEmbedder:
         cache = KVCache(spec, num_blocks=num_blocks, block_size=block_size, dtype=getattr(torch, dtype))
         self._kv_layers = cache.layers
 
-    def compute(self, texts: list[np.ndarray]) -> Generator[None, None, np.ndarray]:
+    def compute(
+        self, texts: Sequence[np.ndarray], second_starts: Sequence[int]
+    ) -> Generator[None, None, np.ndarray]:
         """Vectors float32 [texts, size]; yields between two chunks."""
         lens = np.array([len(text) for text in texts])
         pooling = self._head.start(lens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -51,16 +51,28 @@ class EncoderEmbedder:
         load_encoder(self._encoder.slots(), spec, directory, is_dummy=is_dummy, progress=progress)
         self._head.load(directory, is_dummy=is_dummy)
 
-    def compute(self, texts: list[np.ndarray]) -> Generator[None, None, np.ndarray]:
+    def compute(
+        self, texts: Sequence[np.ndarray], second_starts: Sequence[int]
+    ) -> Generator[None, None, np.ndarray]:
         """Vectors float32 [texts, size]; yields between two layers."""
-        lens = np.array([len(text) for text in texts])
-        starts = np.zeros_like(lens)
-        positions, slot_ids, plan = TextBatch(lens, BLOCK_SIZE, is_causal=False).piece(starts, lens)
-        token_ids = torch.from_numpy(np.concatenate(texts).astype(np.int32))
-        hidden = yield from self._encoder.forward(EncoderInputs(token_ids, positions, slot_ids, plan))
-        pooling = self._head.start(lens)
-        pooling.take(hidden, plan.cu_seqlens_q, torch.from_numpy(starts.astype(np.int32)))
+        inputs = encoder_inputs(texts)
+        hidden = yield from self._encoder.forward(inputs)
+        pooling = self._head.start([len(text) for text in texts])
+        starts = torch.zeros(len(texts), dtype=torch.int32)
+        pooling.take(hidden, inputs.plan.cu_seqlens_q, starts)
         return pooling.vectors()
+
+
+def encoder_inputs(texts: Sequence[np.ndarray], second_starts: Sequence[int] | None = None) -> EncoderInputs:
+    """A batch of whole texts, packed; where `second_starts` is given, tokens from there on are of type 1."""
+    lens = np.array([len(text) for text in texts])
+    batch = TextBatch(lens, BLOCK_SIZE, is_causal=False)
+    positions, slot_ids, plan = batch.piece(np.zeros_like(lens), lens)
+    token_ids = torch.from_numpy(np.concatenate(texts).astype(np.int32))
+    type_ids = None
+    if second_starts is not None:
+        type_ids = (positions >= torch.from_numpy(np.repeat(np.array(second_starts), lens))).int()
+    return EncoderInputs(token_ids, positions, slot_ids, plan, type_ids)
 
 
 def load_encoder(

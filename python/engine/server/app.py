@@ -31,6 +31,7 @@ from engine.server.routes import (
     loads,
     metrics,
     models,
+    rerank,
     server_info,
     tokenize,
 )
@@ -45,6 +46,7 @@ ROUTES = (
     completions,
     generate,
     embeddings,
+    rerank,
     tokenize,
     cache,
     abort,

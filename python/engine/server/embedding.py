@@ -67,17 +67,19 @@ async def compute_vectors(
     context: ServerContext,
     texts: Sequence[Sequence[int]],
     response_id: str,
+    second_starts: Sequence[int] = (),
     *,
     size: int,
     rid: str | None,
     user: str | None,
 ) -> np.ndarray:
-    """Float32 [texts, size]. If the awaiting task is cancelled, so is the request.
+    """Float32 [texts, size]; `second_starts` as in `EmbedRequest`. If the awaiting task is cancelled, so is
+    the request.
 
     Raises: `InvalidRequest`, `Overloaded` or another `EngineError` when it is refused or dies.
     Effects: until then it can be aborted by `rid` and by `response_id`; logs one line about it.
     """
-    request = EmbedRequest.of(response_id, texts)
+    request = EmbedRequest.of(response_id, texts, second_starts)
     num_tokens = sum(request.lens)
     is_aborted = False
 

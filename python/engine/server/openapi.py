@@ -108,6 +108,8 @@ _TOKENIZE = (
     "Tokens",
 )
 _DETOKENIZE = ("The text of token ids.", "DetokenizeRequest", "Text")
+_RERANK = ("Order documents by how well they fit a query.", "RerankRequest", "Ranking")
+_SCORE = ("Say how well pairs of texts fit.", "ScoreRequest", "Scores")
 _MODEL_INFO = ("The model and the resolved configuration.", "Info")
 _SERVER_INFO = ("The model, the resolved configuration and the load.", "Info")
 _LOAD_ADAPTER = (
@@ -141,6 +143,8 @@ OPERATIONS = (
         "Embeddings",
         errors=(*_WITH_BODY, 404),
     ),
+    *(_post(path, *_RERANK, errors=(*_WITH_BODY, 404)) for path in ("/v1/rerank", "/rerank")),
+    *(_post(path, *_SCORE, errors=(*_WITH_BODY, 404)) for path in ("/v1/score", "/score")),
     Operation(
         "/v1/models", "The model under each of its names, and its adapters.", "ModelList", errors=(503,)
     ),

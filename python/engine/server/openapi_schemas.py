@@ -198,6 +198,9 @@ _TEXTS: Schema = {"anyOf": [TEXT, array(TEXT, MAX_PROMPTS)]}
 _IDS_GIVEN = array(_ID, least=1)
 
 
+_SCORED: Schema = {"anyOf": [NONEMPTY, array(NONEMPTY, MAX_INPUTS, least=1)]}
+
+
 def _prompts(most: int) -> Schema:
     several = array({"anyOf": [NONEMPTY, _IDS_GIVEN]}, most, least=1)
     return {"anyOf": [NONEMPTY, _IDS_GIVEN, several]}
@@ -416,6 +419,37 @@ SCHEMAS: dict[str, Schema] = {
             answer(object=TEXT, index=INTEGER, embedding={"anyOf": [array(NUMBER), {"type": "string"}]})
         ),
         model=TEXT,
+        usage=answer(prompt_tokens=INTEGER, total_tokens=INTEGER),
+    ),
+    "RerankRequest": request(
+        {
+            "model": TEXT,
+            "query": NONEMPTY,
+            "documents": array({"anyOf": [NONEMPTY, answer(text=NONEMPTY)]}, MAX_INPUTS, least=1),
+        },
+        {
+            "top_n": bounded(INTEGER, 1),
+            "return_documents": BOOLEAN,
+            "rid": GENERATION["rid"],
+            "user": GENERATION["user"],
+        },
+    ),
+    "Ranking": answer(
+        id=TEXT,
+        model=TEXT,
+        usage=answer(prompt_tokens=INTEGER, total_tokens=INTEGER),
+        results=array(answer({"document": answer(text=TEXT)}, index=INTEGER, relevance_score=NUMBER)),
+    ),
+    "ScoreRequest": request(
+        {"model": TEXT, "text_1": _SCORED, "text_2": _SCORED},
+        {"rid": GENERATION["rid"], "user": GENERATION["user"]},
+    ),
+    "Scores": answer(
+        id=TEXT,
+        object=TEXT,
+        created=INTEGER,
+        model=TEXT,
+        data=array(answer(index=INTEGER, object=TEXT, score=NUMBER)),
         usage=answer(prompt_tokens=INTEGER, total_tokens=INTEGER),
     ),
     "Usage": _USAGE,

@@ -105,6 +105,20 @@ class Tokenizer:
                 raise
             raise InvalidRequest("Invalid request: text holds an unpaired surrogate character") from None
 
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
+        """Token ids of each pair as the model reads it, and where the tokens of type 1 begin in them.
+
+        Raises: `InvalidRequest` if a text is not valid Unicode.
+        """
+        try:
+            encodings = self._backend.encode_batch_fast(list(pairs))
+        except TypeError:
+            raise InvalidRequest("Invalid request: text holds an unpaired surrogate character") from None
+        return [
+            (encoding.ids, encoding.type_ids.index(1) if 1 in encoding.type_ids else len(encoding.ids))
+            for encoding in encodings
+        ]
+
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of a whole sequence. Incomplete characters become U+FFFD; unknown ids add nothing."""
         known = [int(i) for i in ids if 0 <= i < self.vocab_size]

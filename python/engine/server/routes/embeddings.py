@@ -13,6 +13,7 @@ from sanic import HTTPResponse, Sanic
 from sanic.request import Request
 
 from engine.core.embedding_io import EmbeddingIO
+from engine.errors import InvalidRequest
 from engine.server.answer import new_response_id
 from engine.server.body import read_request
 from engine.server.context import ServerContext
@@ -50,6 +51,12 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
 
 def _parse(context: ServerContext, embedding: EmbeddingIO, body: dict[str, Any]) -> EmbeddingRequest:
     context.names.check_embedding(model_of(body))
+    if embedding.info.scores_pairs:
+        raise InvalidRequest(
+            f"the model {model_of(body)!r} scores pairs of texts; use /v1/rerank or /v1/score",
+            slug="unsupported_parameter",
+            param="model",
+        )
     asked = parse_embedding(body, embedding.info.vocab_size)
     embedding.check_dimensions(asked.dimensions)
     context.ignored.check(asked.ignored, SCHEMAS["EmbeddingRequest"]["properties"])

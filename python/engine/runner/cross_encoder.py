@@ -1,0 +1,68 @@
+"""An encoder that reads two texts at once and says how well they fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from engine.core.messages import EmbeddingInfo
+from engine.errors import ConfigError
+from engine.models.encoder import Encoder
+from engine.models.encoder_spec import EncoderSpec
+from engine.models.label_head import LabelHead
+from engine.models.weights import Progress
+from engine.runner.encoder_embedder import MAX_STEP_TOKENS, encoder_inputs, load_encoder
+
+
+class CrossEncoder:
+    """Implements `core.embedding_core.Embedder`; the vector of a pair is its score.
+
+    Raises: `ConfigError` or `CheckpointError` when the model cannot be loaded.
+    """
+
+    max_step_tokens = MAX_STEP_TOKENS
+
+    def __init__(
+        self,
+        spec: EncoderSpec,
+        directory: str | Path,
+        *,
+        ops: ModuleType,
+        ctx: Any,
+        dtype: str,
+        is_dummy: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        if spec.num_labels != 1:
+            raise ConfigError(
+                f"the checkpoint tells {spec.num_labels} labels apart; only those with one, which score "
+                "pairs, are supported"
+            )
+        max_tokens = max(self.max_step_tokens, spec.max_len)
+        self.info = EmbeddingInfo(1, spec.max_len, spec.vocab_size, "cls", False, scores_pairs=True)
+        self._encoder = Encoder(spec, dtype, ops=ops, ctx=ctx, max_tokens=max_tokens, max_blocks=max_tokens)
+        self._head = LabelHead(spec, ops=ops, ctx=ctx)
+        self._has_types = spec.num_types > 1
+        self._is_sigmoid = spec.label_activation == "sigmoid"
+        slots = self._encoder.slots() | self._head.slots()
+        load_encoder(slots, spec, directory, is_dummy=is_dummy, progress=progress)
+
+    def compute(
+        self, texts: Sequence[np.ndarray], second_starts: Sequence[int]
+    ) -> Generator[None, None, np.ndarray]:
+        """Scores float32 [pairs, 1]; yields between two layers."""
+        inputs = encoder_inputs(texts, second_starts if self._has_types else None)
+        hidden = yield from self._encoder.forward(inputs)
+        scores = self._head.scores(hidden.index_select(0, inputs.plan.cu_seqlens_q[:-1])).numpy()
+        if self._is_sigmoid:
+            scores[:, 0] = [_sigmoid(score) for score in scores[:, 0].tolist()]
+        return scores
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
