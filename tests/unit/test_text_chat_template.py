@@ -341,3 +341,52 @@ def test_deeply_nested_tools_are_refused():
 def test_a_final_message_that_cannot_be_continued_is_refused(source, messages):
     with pytest.raises(InvalidRequest):
         ChatTemplate(source, TOKENS).render(messages, continue_final_message=True)
+
+
+# --- what templates insist on around calls
+
+CALLS = [
+    {"role": "user", "content": "x"},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {"id": call_id, "type": "function", "function": {"name": "f", "arguments": "{}"}}
+            for call_id in ("call_0123456789", "abcdefghi")
+        ],
+    },
+    {"role": "tool", "content": "y", "tool_call_id": "call_0123456789"},
+    {"role": "tool", "content": "z", "tool_call_id": "abcdefghi"},
+]
+
+
+def test_ids_are_made_short_for_a_template_that_refuses_long_ones():
+    source = (
+        "{% for m in messages %}"
+        "{% for c in m.tool_calls or [] %}{% if c.id | length != 9 %}{{ raise_exception('nine') }}{% endif %}"
+        "{{ c.id }};{% endfor %}{% if m.role == 'tool' %}{{ m.tool_call_id }};{% endif %}{% endfor %}"
+    )
+    first, second, third, fourth, _ = ChatTemplate(source, {}).render(CALLS).split(";")
+    assert len(first) == 9 and first.isalnum()
+    assert (third, second, fourth) == (first, "abcdefghi", "abcdefghi")
+    lenient = source.replace("!= 9", "> 99")
+    assert ChatTemplate(lenient, {}).render(CALLS).startswith("call_0123456789;")
+
+
+def test_content_is_null_for_a_template_that_shows_calls_only_then():
+    source = (
+        "{% for m in messages %}{% if m.role == 'assistant' and m.content is none %}"
+        "{% for c in m.tool_calls %}{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}"
+        "{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    assert ChatTemplate(source, {}).render(CALLS) == "xf{}f{}yz"
+    said = [CALLS[0], {**CALLS[1], "content": "said"}]
+    assert ChatTemplate(source, {}).render(said) == "xsaid"
+
+
+def test_a_template_shows_tools_or_not():
+    shows = "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}{{ messages[0].content }}"
+    assert ChatTemplate(shows, {}).shows_tools
+    assert not ChatTemplate("{{ messages[0].content }}", {}).shows_tools
+    assert not ChatTemplate("{{ raise_exception('no') }}", {}).shows_tools
+    assert not ChatTemplate(None, {}).shows_tools
