@@ -90,6 +90,8 @@ class AdapterPool:
 
     def settle(self) -> bool:
         """Take over what has been read. Returns whether there was anything."""
+        if not self._loads:
+            return False
         done = [load for load, target in self._loads.items() if load.done() and isinstance(target, PoolEntry)]
         for load in done:
             entry = self._loads.pop(load)

@@ -39,7 +39,7 @@ class AdapterQueue:
     `MAX_PASSING` have done so, nobody passes the oldest one any more: adapters run out of users, and
     its own gets a place. So every request waits for a bounded number of others.
 
-    Cost: nothing while nobody waits; else linear in those that wait, when something has changed.
+    Cost: next to nothing while nobody waits; else linear in those that wait, when something has changed.
     """
 
     def __init__(self, slots: AdapterSlots) -> None:
@@ -74,10 +74,8 @@ class AdapterQueue:
 
     def take_ready(self) -> list[Request]:
         """Those whose adapter is ready now, or cannot be had: then its `error` is set."""
-        if not self:
-            return []
-        self._has_changed |= self._slots.settle()
-        if not self._has_changed:
+        self._has_changed |= self._slots.settle()  # also what nobody waits for any more
+        if not self or not self._has_changed:
             return []
         self._has_changed = False
         self._hand_out()
