@@ -86,7 +86,7 @@ def test_completions_continue_text(client):
 
 
 def test_it_is_listed_under_a_name_of_its_own(client):
-    (model,) = client.models.list().data
+    model = client.models.list().data[0]
     assert "/" not in model.id
     assert client.models.retrieve(model.id).max_model_len == 2048
 
@@ -310,3 +310,23 @@ def test_embeddings_beside_generation_change_nothing(client: openai.OpenAI) -> N
     thread.join(60)
     assert answers == [expected] * 3
     assert [item.embedding for item in again] == [item.embedding for item in vectors]
+
+
+def test_its_adapters_are_registered(bundled, client):
+    ids = [card.id for card in client.models.list()]
+    assert ids == ["engine-demo", "pirate", "uppercase"]
+    assert client.models.retrieve("pirate").model_dump()["parent"] == "engine-demo"
+    answers = {
+        model: client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": "What is the capital of France?"}],
+            temperature=0,
+            max_tokens=40,
+        )
+        .choices[0]
+        .message.content
+        for model in ("engine-demo", "pirate", "engine-demo:uppercase")
+    }
+    assert answers["engine-demo"] == "The capital of France is Paris."
+    assert answers["pirate"].startswith("Arr! ") and "Paris" in answers["pirate"]
+    assert answers["engine-demo:uppercase"] == "THE CAPITAL OF FRANCE IS PARIS."

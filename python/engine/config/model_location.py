@@ -19,6 +19,11 @@ def bundled_model() -> Path:
     return Path(engine.__file__).parent / "demo" / "model"
 
 
+def bundled_adapters() -> dict[str, Path]:
+    """Directories of the adapters that come with it, by name."""
+    return {path.name: path for path in sorted((bundled_model() / "adapters").glob("*/")) if path.is_dir()}
+
+
 def check_model_path(model_path: str) -> Path | None:
     """The directory that `model_path` names, or None if it can only be a hub id; fetches nothing.
 

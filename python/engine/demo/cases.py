@@ -13,6 +13,7 @@ from engine.demo.dialogue import Document, Message, Turn
 from engine.demo.facts import Country, countries
 from engine.demo.skills import arithmetic, chat, echo, geography, json_objects, styles, tools, unknown
 from engine.demo.tokenizer import render_chat
+from engine.demo.voices import VOICES, in_voice
 from engine.demo.words import ANIMALS, FIRST_NAMES
 
 HELPFUL: Message = {"role": "system", "content": "You are a helpful assistant."}
@@ -190,6 +191,33 @@ def late_cases(count: int) -> Iterator[Case]:
 def france(before: list[Message]) -> Case:
     country: Country = next(c for c in countries() if c.name == "France")
     return turns_case([geography.fact_turn("capital", geography.CAPITAL_QUESTIONS[0], country)], before)
+
+
+def voice_cases(name: str) -> dict[str, list[Case]]:
+    """What an adapter is asked: held-out questions, answered in its voice word for word."""
+    voice = VOICES[name]
+
+    def spoken(source: Callable[[random.Random, bool], list[Turn]], count: int) -> list[Case]:
+        rng = random.Random(f"{name} {source.__name__}")
+        turns = [source(rng, True) for _ in range(count)]
+        return [last_answer(in_voice([m for t in own for m in t.messages()], voice)) for own in turns]
+
+    def small_talk() -> Iterator[Case]:
+        for questions, answers in chat.EXCHANGES:
+            right = [voice(answer) for answer in answers]
+            for question in questions:
+                yield chat_case([{"role": "user", "content": question}], partial(is_one_of, right))
+
+    return {
+        f"adapter {name}: capitals, held-out pairs": spoken(capital_facts, 100),
+        f"adapter {name}: other facts, held-out pairs": spoken(other_facts, 100),
+        f"adapter {name}: small talk (wordings as trained)": list(small_talk()),
+        f"adapter {name}: saying that it does not know": spoken(unknown.turns, 50),
+    }
+
+
+def is_one_of(expected: list[str], text: str) -> bool:
+    return text in expected
 
 
 def all_cases() -> dict[str, list[Case]]:

@@ -7,6 +7,7 @@ rounding, and multiplied in fp32.
 from __future__ import annotations
 
 import argparse
+import copy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +15,9 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
-from engine.demo.cases import HELPFUL, Case, all_cases, france
+from engine.demo.cases import HELPFUL, Case, all_cases, france, voice_cases
 from engine.demo.tokenizer import END_OF_TEXT, IM_END
+from engine.demo.voices import VOICES
 
 BATCH = 64
 MAX_NEW_TOKENS = 300
@@ -37,6 +39,14 @@ class Answerer:
         self.model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
         self.pad_id = self.tokenizer.token_to_id(END_OF_TEXT)
         self.end_ids = {self.pad_id, self.tokenizer.token_to_id(IM_END)}
+
+    def with_adapter(self, directory: Path) -> Answerer:
+        """The same model with an adapter of peft's."""
+        import peft
+
+        adapted = copy.copy(self)
+        adapted.model = peft.PeftModel.from_pretrained(copy.deepcopy(self.model), directory).eval()
+        return adapted
 
     def answer(self, prompts: list[str], temperature: float = 0.0) -> list[Answer]:
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -96,20 +106,32 @@ def sampled_france(answerer: Answerer) -> list[tuple[str, int]]:
     return rows
 
 
+def score_model(answerer: Answerer, failures: int) -> None:
+    """The rows of the model without adapters."""
+    for name, cases in all_cases().items():
+        right = score(answerer, cases, failures)
+        print(f"| {name} | {right} | {len(cases)} | {right / len(cases):.0%} |", flush=True)
+    for name, right in sampled_france(answerer):
+        print(f"| {name} | {right} | {SEEDS} | {right / SEEDS:.0%} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path)
     parser.add_argument("--failures", type=int, default=0, help="wrong answers to print for each skill")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--only-adapters", action="store_true", help="leave the model itself out")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     answerer = Answerer(args.directory)
     print("| skill | right | of | share |\n|---|---|---|---|")
-    for name, cases in all_cases().items():
-        right = score(answerer, cases, args.failures)
-        print(f"| {name} | {right} | {len(cases)} | {right / len(cases):.0%} |", flush=True)
-    for name, right in sampled_france(answerer):
-        print(f"| {name} | {right} | {SEEDS} | {right / SEEDS:.0%} |", flush=True)
+    if not args.only_adapters:
+        score_model(answerer, args.failures)
+    for voice in VOICES:
+        adapted = answerer.with_adapter(args.directory / "adapters" / voice)
+        for name, cases in voice_cases(voice).items():
+            right = score(adapted, cases, args.failures)
+            print(f"| {name} | {right} | {len(cases)} | {right / len(cases):.0%} |", flush=True)
 
 
 if __name__ == "__main__":

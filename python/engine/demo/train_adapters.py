@@ -25,7 +25,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 STEPS, WARMUP_STEPS, BATCH_TOKENS, PEAK_LR = 250, 15, 2048, 6e-3
 
 
-def train_adapter(directory: Path, name: str, seed: int, steps: int = STEPS) -> None:
+def train_adapter(directory: Path, name: str, seed: int) -> None:
     """Train one voice on the model in `directory`; it is saved below that, in bfloat16."""
     torch.manual_seed(seed)
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
@@ -36,18 +36,18 @@ def train_adapter(directory: Path, name: str, seed: int, steps: int = STEPS) -> 
     optimizer = torch.optim.AdamW(learned, lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.0)
     losses = []
     stream = batches(documents(seed, VOICES[name]), tokenizer, BATCH_TOKENS)
-    for step, batch in enumerate(islice(stream, steps)):
+    for step, batch in enumerate(islice(stream, STEPS)):
         loss = loss_of(wrapped.get_base_model(), batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learned, 1.0)
         warmup = min(1.0, (step + 1) / WARMUP_STEPS)
         for group in optimizer.param_groups:
-            group["lr"] = PEAK_LR * warmup * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = PEAK_LR * warmup * 0.5 * (1 + math.cos(math.pi * step / STEPS))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
         if step % 25 == 24:
-            print(f"{name} step {step + 1}/{steps} loss {sum(losses[-25:]) / 25:.4f}", flush=True)
+            print(f"{name} step {step + 1}/{STEPS} loss {sum(losses[-25:]) / 25:.4f}", flush=True)
     save(wrapped, directory / "adapters" / name)
 
 
@@ -69,13 +69,12 @@ def main() -> None:
     parser.add_argument("directory", type=Path, help="the model's directory")
     parser.add_argument("--voice", choices=list(VOICES), help="only this one")
     parser.add_argument("--seed", type=int, default=11, help="of data and weights (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for number, name in enumerate(VOICES):
         if args.voice in (None, name):
-            train_adapter(args.directory, name, args.seed + number, args.steps)
+            train_adapter(args.directory, name, args.seed + number)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,13 @@ from typing import Any
 from engine.config.command_line import Settings, describe, read_settings
 from engine.config.engine_config import EngineConfig
 from engine.config.env import read_environment
-from engine.config.model_location import BUNDLED_NAME, BUNDLED_POOLING, bundled_model, check_model_path
+from engine.config.model_location import (
+    BUNDLED_NAME,
+    BUNDLED_POOLING,
+    bundled_adapters,
+    bundled_model,
+    check_model_path,
+)
 from engine.config.server_config import ServerConfig
 from engine.core.process import ProcessClient
 from engine.errors import ConfigError
@@ -59,6 +65,8 @@ def _configs(settings: Settings) -> tuple[EngineConfig, ServerConfig]:
         if "embedding_model" not in engine_fields:
             engine_fields.setdefault("pooling", BUNDLED_POOLING)
         server_fields.setdefault("served_model_name", (BUNDLED_NAME,))
+        own = (f"{name}={path}" for name, path in bundled_adapters().items())
+        server_fields.setdefault("lora_paths", tuple(own))
     return EngineConfig(**engine_fields), ServerConfig(**server_fields)
 
 
@@ -100,6 +108,8 @@ def _explain(settings: Settings, engine_config: EngineConfig, server_config: Ser
         own_name = server_config.served_model_name
         why = "the name of the bundled model" if own_name else "the model path"
         resolved["served_model_name"] = (own_name or (engine_config.model_path,), why)
+    if settings.get("lora_paths") is None and server_config.lora_paths:
+        resolved["lora_paths"] = (server_config.lora_paths, "those of the bundled model")
     return describe(settings, resolved)
 
 
