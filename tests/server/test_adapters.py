@@ -333,3 +333,17 @@ def test_lora_paths_must_name_adapters_apart():
 def test_lora_dir_must_be_there(tmp_path):
     with pytest.raises(ConfigError, match="--lora-dir"):
         AdapterRoots([str(tmp_path / "none")], [])
+
+
+@pytest.mark.parametrize("fields", [{"model": "first"}, {"model": "base:first"}, {"lora_path": "first"}])
+def test_embeddings_are_not_answered_as_if_there_were_no_adapter(lora, fields):
+    response = lora.post("/v1/embeddings", {"model": "base", "input": "Hi", **fields})
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["code"] == "unsupported_parameter"
+
+
+def test_nor_is_a_ranking(lora):
+    body = {"query": "a", "documents": ["b"]}
+    assert lora.post("/v1/rerank", {"model": "base:first", **body}).status_code == 400
+    response = lora.post("/v1/rerank", {"model": "base", "lora_path": "first", **body})
+    assert response.headers["x-ignored-params"] == "lora_path"

@@ -68,18 +68,22 @@ class ModelNames:
 
     def check_embedding(self, name: str) -> None:
         """Raises for a name that no request for embeddings may give: `NotFound`, or `InvalidRequest` when it
-        is that of the model that generates, beside another one that embeds."""
-        if self.embedding is None:
-            self.check(name)
-        elif name not in (self.embedding, ANY_NAME):
-            self.check(name)
-            if not self._accepts_any or self.is_base(name):
-                raise InvalidRequest(
-                    f"the model {name[:200]!r} generates text: use /v1/chat/completions or /v1/completions; "
-                    f"embeddings are made by {self.embedding!r}",
-                    slug="unsupported_parameter",
-                    param="model",
-                )
+        is that of the model that generates, beside another one that embeds, or of an adapter."""
+        if self.embedding is not None and name in (self.embedding, ANY_NAME):
+            return
+        if self.adapter_of(name) is not None:
+            raise InvalidRequest(
+                f"{name[:200]!r} names an adapter; embeddings are made without any",
+                slug="unsupported_parameter",
+                param="model",
+            )
+        if self.embedding is not None and (not self._accepts_any or self.is_base(name)):
+            raise InvalidRequest(
+                f"the model {name[:200]!r} generates text: use /v1/chat/completions or /v1/completions; "
+                f"embeddings are made by {self.embedding!r}",
+                slug="unsupported_parameter",
+                param="model",
+            )
 
     def id_of(self, name: str) -> str:
         """The id under which `name` is listed. Raises `NotFound`."""
