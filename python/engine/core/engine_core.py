@@ -195,8 +195,9 @@ class EngineCore:
         for request_id in self._scheduler.take_displaced():
             self._outbox.append(Failed.from_error(request_id, displaced))
         for choice in choices:
-            if choice.has_nothing_to_do:  # max_tokens 0, or nothing but forced text
-                self._outbox += [_admitted(choice), _whole_answer(choice)]
+            if choice.asks_for_nothing:
+                self._outbox.append(_admitted(choice))
+                self._outbox.append(TokenChunk(choice.request_id, choice.choice, [], finish_reason="length"))
 
     def _submit_embedding(self, request: EmbedRequest) -> None:
         try:
@@ -250,6 +251,8 @@ class EngineCore:
         try:
             plan.bitmask = self._matchers.fill(matchers)
             result = self._runner.execute(plan)
+            if plan.bitmask is not None:
+                self._matchers.advance(matchers, result.token_ids.tolist())
         except Exception:
             logger.exception("a step of %d tokens failed; its requests are ended", plan.num_tokens)
             error = InternalError("The engine failed while it computed this request.")
@@ -261,11 +264,11 @@ class EngineCore:
         self._model_s += self._last_step_s
         for row, scores in zip(plan.scored_rows, result.scores, strict=True):
             self._outbox.extend(_scored_chunks(row, scores))
-        if plan.bitmask is not None:
-            self._matchers.advance(matchers, result.token_ids.tolist())
         for i, new in enumerate(self._scheduler.update(plan, result)):
-            is_broken = new.finish_reason == "error"
-            self._outbox.append(self._fail(new) if is_broken else _chunk(new, result, i))
+            if new.finish_reason == "error":
+                self._outbox.append(self._fail(new))
+            elif not _was_told(new):
+                self._outbox.append(_chunk(new, result, i))
         self._update_s += self._clock() - computed_s
 
     def _fail(self, new: NewToken) -> Failed:
@@ -333,18 +336,6 @@ def _admitted(request: Request) -> Admitted:
     return Admitted(request.request_id, request.choice, request.seed)
 
 
-def _whole_answer(request: Request) -> TokenChunk:
-    """The one chunk of a choice that needed no computing."""
-    token_ids = request.token_ids[request.prompt_len : request.num_known].tolist()
-    return TokenChunk(
-        request.request_id,
-        request.choice,
-        token_ids,
-        finish_reason=request.finish_reason,
-        stop_token_id=request.stop_token_id,
-    )
-
-
 def _chunk(new: NewToken, result: StepResult, row: int) -> TokenChunk:
     request = new.request
     wanted = request.params.logprobs
@@ -357,6 +348,12 @@ def _chunk(new: NewToken, result: StepResult, row: int) -> TokenChunk:
         new.finish_reason,
         new.stop_token_id,
     )
+
+
+def _was_told(new: NewToken) -> bool:
+    """Whether the chunk with the last scores has said already that the answer is at its end."""
+    request = new.request
+    return new.sampled is None and request.params.logprobs is not None and request.num_output > 0
 
 
 def _scored_chunks(row: StepRow, scores: TokenScores) -> Iterator[TokenChunk]:
@@ -375,14 +372,15 @@ def _scored_chunks(row: StepRow, scores: TokenScores) -> Iterator[TokenChunk]:
     if num_prompt < len(row.scored):
         forced = request.token_ids[row.scored.start + num_prompt + 1 : row.scored.stop + 1]
         logprobs = _known_logprobs(scores, slice(num_prompt, None), params.logprobs or 0)
-        is_end = row.scored.stop + 1 == request.num_known  # a stop token among them is the last one
+        is_last = request.finish_reason is not None and row.scored.stop == request.num_to_score
         yield TokenChunk(
             request.request_id,
             request.choice,
             forced.tolist(),
             logprobs,
             request.num_cached or 0,
-            stop_token_id=request.stop_token_id if is_end else None,
+            request.finish_reason if is_last else None,
+            request.stop_token_id if is_last else None,
         )
 
 

@@ -93,7 +93,7 @@ class RequestInProgress:
             self.output.num_cached_tokens = chunk.cached_tokens
         choice = self.output.outputs[chunk.choice]
         choice.text += delta.text
-        choice.token_ids += chunk.token_ids
+        choice.token_ids += delta.token_ids
         choice.finish_reason, choice.matched_stop = delta.finish_reason, delta.matched_stop
         if choice.logprobs is not None:
             choice.logprobs += delta.tokens

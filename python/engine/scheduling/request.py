@@ -100,6 +100,11 @@ class Request:
         return self.num_scored < self.num_to_score
 
     @property
+    def asks_for_nothing(self) -> bool:
+        """Whether it is finished before it has begun: `max_tokens` is 0, and no prompt to be scored."""
+        return self.has_nothing_to_do and not self.num_output
+
+    @property
     def has_nothing_to_do(self) -> bool:
         return self.finish_reason is not None and not self.is_scoring
 

@@ -195,7 +195,7 @@ class Scheduler:
             )
             self._append_forced(request)
             choices.append(request)
-        todo = [request for request in choices if not request.has_nothing_to_do]
+        todo = [request for request in choices if not request.asks_for_nothing]
         if todo:
             self._live[request_id] = {request.choice: request for request in todo}
             self._num_alone += runs_alone * len(todo)
@@ -522,7 +522,8 @@ class Scheduler:
     def _append(self, request: Request, token_id: int) -> NewToken:
         if request.finish_reason is not None:  # known tokens were scored, and that was all
             self._end(request)
-            return NewToken(request, [], None, request.finish_reason, request.stop_token_id)
+            unsent = request.token_ids[request.num_sent : request.num_known].tolist()
+            return NewToken(request, unsent, None, request.finish_reason, request.stop_token_id)
         if token_id < 0:  # no token is possible: the model's numbers are broken
             self._end(request)
             return NewToken(request, [], None, "error")
