@@ -176,9 +176,12 @@ void apply_bias_and_mask(const Row& row, const SamplingArgs& args, int64_t r) {
   }
   if (args.bitmask == nullptr) return;
   const int32_t* mask = args.bitmask + r * args.bitmask_stride;
-  for (int64_t i = 0; i < row.num; ++i) {
-    const bool is_allowed = (static_cast<uint32_t>(mask[i / 32]) >> (i % 32)) & 1u;
-    if (!is_allowed) row.x[i] = -kInfinity;
+  for (int64_t begin = 0; begin < row.num; begin += 32) {
+    const uint32_t allowed = static_cast<uint32_t>(mask[begin / 32]);
+    if (allowed == ~0u) continue;  // rows without a constraint, and most words of free text
+    const int64_t count = row.num - begin < 32 ? row.num - begin : 32;
+    float* x = row.x + begin;
+    for (int64_t j = 0; j < count; ++j) x[j] = (allowed >> j) & 1u ? x[j] : -kInfinity;
   }
 }
 
