@@ -35,7 +35,11 @@ class Completion:
     text_s: list[float]
     num_tokens: int
     finish_reason: str | None
-    token_ids: list[int]
+    token_ids_of_events: list[list[int]]
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [token_id for ids in self.token_ids_of_events for token_id in ids]
 
     @property
     def ttft_s(self) -> float:
@@ -56,23 +60,28 @@ class Answer:
     sent_s: float
     pieces: list[tuple[float, bytes]]
 
-    def read(self) -> Completion:
-        """Raises: `BadAnswer` unless it has exactly the tokens that were asked for."""
+    def read(self, *, is_exact: bool = True) -> Completion:
+        """Raises: `BadAnswer` unless it has exactly the tokens that were asked for.
+
+        `is_exact` False: unless it came to its own end before.
+        """
         text_s, token_ids = [], []
         usage, finish_reason = {}, None
         for arrived_s, event in self._events():
             usage = event.get("usage") or usage
             for choice in event.get("choices", ()):
                 finish_reason = choice.get("finish_reason") or finish_reason
-                token_ids += choice.get("token_ids") or ()
+                if choice.get("token_ids"):
+                    token_ids.append(choice["token_ids"])
                 if choice.get("text"):
                     text_s.append(arrived_s)
             if "error" in event:
                 raise BadAnswer(f"the server reports {event['error']}")
         num_tokens = usage.get("completion_tokens")
-        if (num_tokens, usage.get("prompt_tokens")) != (self.max_tokens, self.prompt_len):
+        wanted = self.max_tokens if is_exact else num_tokens
+        if (num_tokens, usage.get("prompt_tokens")) != (wanted, self.prompt_len):
             raise BadAnswer(f"asked for {self.prompt_len} tokens in, {self.max_tokens} out; got {usage}")
-        if finish_reason != "length" or not text_s:
+        if finish_reason != ("length" if is_exact else "stop") or not text_s:
             raise BadAnswer(f"{len(text_s)} events with text, finish reason {finish_reason!r}")
         return Completion(self.prompt_len, self.sent_s, text_s, num_tokens, finish_reason, token_ids)
 

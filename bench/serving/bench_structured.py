@@ -1,0 +1,140 @@
+"""structured: 8 requests at once whose answers follow a JSON schema, against the same without one.
+
+Each wave of constrained answers is followed, or preceded, by free ones with the same prompts and as many
+tokens each. Its figures are the ratios of the time per output token, constrained to free, with forced text
+computed at once and, on a second server, token by token.
+
+    python bench/serving/bench_structured.py [--shape qwen05] [--rounds 7] [-- FLAGS]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import random
+import statistics
+from pathlib import Path
+from time import perf_counter
+
+from client import BadAnswer, Client, Completion
+from workload import SEED, WARM_UP, machine, prompt, report
+
+from server import OwnServer, shaped_checkpoint
+
+NUM_AT_ONCE = 8
+WAVES = 3
+PROMPT_LEN = 64
+MAX_TOKENS = 512
+TEXT = {"type": "string", "minLength": 10, "maxLength": 60}
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "first_name": {"type": "string", "maxLength": 20},
+        "last_name": {"type": "string", "maxLength": 20},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "occupation": {"enum": ["engineer", "teacher", "physician", "carpenter", "student"]},
+        "address": {
+            "type": "object",
+            "properties": {"street": TEXT, "city": {"type": "string", "maxLength": 30}},
+            "required": ["street", "city"],
+        },
+        "remarks": {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 2},
+    },
+    "required": ["first_name", "last_name", "age", "occupation", "address", "remarks"],
+}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA}}
+
+
+async def wave(
+    client: Client, prompts: list[list[int]], limits: list[int], *, is_free: bool
+) -> list[Completion]:
+    answers = await asyncio.gather(*map(client.complete, prompts, limits))
+    return [answer.read(is_exact=is_free) for answer in answers]
+
+
+async def one_round(
+    constrained: Client, free: Client, draw: random.Random, free_first: bool
+) -> dict[str, float]:
+    """Times of constrained and of free answers, per output token, and the share of forced ones."""
+    prompts = [[prompt(draw, PROMPT_LEN) for _ in range(NUM_AT_ONCE)] for _ in range(WAVES)]
+    most = [MAX_TOKENS] * NUM_AT_ONCE
+    counts = [
+        [c.num_tokens for c in await wave(constrained, group, most, is_free=False)] for group in prompts
+    ]
+    times_s = {"constrained": 0.0, "free": 0.0}
+    num_forced = num_tokens = 0
+    for group, limits in zip(prompts, counts, strict=True):
+        for kind in ("free", "constrained") if free_first else ("constrained", "free"):
+            client = constrained if kind == "constrained" else free
+            limits_of_kind = most if kind == "constrained" else limits
+            began_s = perf_counter()
+            completions = await wave(client, group, limits_of_kind, is_free=kind == "free")
+            times_s[kind] += perf_counter() - began_s
+            if kind == "constrained":
+                if [c.num_tokens for c in completions] != limits:
+                    raise BadAnswer("the same requests gave answers of other lengths")
+                num_tokens += sum(limits)
+                num_forced += sum(len(ids) - 1 for c in completions for ids in c.token_ids_of_events)
+    return {
+        "ratio": times_s["constrained"] / times_s["free"],
+        "constrained_us_per_token": times_s["constrained"] / num_tokens * 1e6,
+        "free_us_per_token": times_s["free"] / num_tokens * 1e6,
+        "forced_share": num_forced / num_tokens,
+    }
+
+
+async def measure(servers: dict[str, OwnServer], num_rounds: int) -> dict[str, list[dict[str, float]]]:
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
+    clients = {}
+    common = {"skip_special_tokens": False, "return_token_ids": True, "temperature": 1}
+    for name, server in servers.items():
+        constrained = Client(
+            server.base_url, "default", response_format=FORMAT, seed=1, ignore_eos=False, **common
+        )
+        clients[name] = constrained, Client(server.base_url, "default", seed=1, **common)
+    for index in range(WARM_UP, num_rounds):
+        for name, (constrained, free) in clients.items():
+            draw = random.Random(f"{SEED} structured {index}")
+            figures = await one_round(constrained, free, draw, free_first=index % 2 == 0)
+            if index != WARM_UP:
+                rounds[name].append(figures)
+    for pair in clients.values():
+        for client in pair:
+            client.close()
+    return rounds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", help="serve random weights of this shape (qwen05: qwen05.json here)")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("flags", nargs="*", help="flags of the servers (default: --num-threads 2)")
+    args = parser.parse_args()
+    with contextlib.ExitStack() as stack:
+        flags = args.flags or ["--num-threads", "2"]
+        if args.shape:
+            shape = Path(__file__).with_name(f"{args.shape}.json")
+            directory = stack.enter_context(shaped_checkpoint(shape))
+            flags = [*flags, "--model-path", str(directory), "--load-format", "dummy"]
+        servers = {"at_once": OwnServer(flags), "one_by_one": OwnServer([*flags, "--disable-jump-forward"])}
+        try:
+            rounds = asyncio.run(measure(servers, args.rounds))
+        finally:
+            for server in servers.values():
+                server.stop()
+    results = {}
+    print(f"{machine()}\nstructured, {args.rounds} rounds after one of warming up\n")
+    print(f"{'':40}    median    lowest   highest")
+    for name, figures in rounds.items():
+        for figure in figures[0]:
+            samples = [one[figure] for one in figures]
+            results[f"{name}_{figure}"] = statistics.median(samples)
+            shown = f"{statistics.median(samples):10.3f}{min(samples):10.3f}{max(samples):10.3f}"
+            print(f"{name + ' ' + figure:40}{shown}")
+    print()
+    report("serving_structured", {"shape": args.shape, "flags": args.flags, "rounds": args.rounds, **results})
+
+
+if __name__ == "__main__":
+    main()
