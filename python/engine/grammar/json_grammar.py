@@ -26,6 +26,10 @@ MAX_PREPARED_MASKS = 8_000_000
 _COMPACT = [",", ":"]
 _COMPILER_CHARACTER = r"^\"\\\r\n"
 _JSON_CHARACTER = r"[^\"\\\0-\x1f]"
+_JSON_CHARACTER_IN_REGEX = r"[^\"\\\\\\x00-\\x1f]"
+_MAX_AUTOMATON = 128
+"""Characters up to which the compiler makes one automaton of a string, whose masks are the quickest."""
+
 _CHARACTER_RULE = re.compile(r"^(\S+) ::= \(\(\[" + re.escape(_COMPILER_CHARACTER) + r"\]\)\)$", re.MULTILINE)
 
 
@@ -67,10 +71,13 @@ def _with_bounds(text: str, vocab_size: int) -> str:
     def change(match: re.Match[str]) -> str:
         if match["characters"] == _COMPILER_CHARACTER:
             return _JSON_CHARACTER
-        if match["repeated"] not in characters or not counts or match["most"] == "-1":
+        if match["repeated"] not in characters or match["most"] == "-1":
             return match[0]
         least, most = int(match["least"]), int(match["most"])
-        name = f"counted_{len(rules)}"
+        name = f"bounded_{len(rules)}"
+        if most <= _MAX_AUTOMATON and not counts:
+            rules.append(f'{name} ::= Regex("{_JSON_CHARACTER_IN_REGEX}{{{least},{most}}}")')
+            return name
         rules.append(f"{name}[max_chars={most - least}] ::= {_JSON_CHARACTER}*")
         return f"{match['repeated']}{{{least}, {least}}} {name}" if least else name
 

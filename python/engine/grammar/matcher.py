@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from engine.grammar.compiler import CompiledGrammar
-from engine.grammar.vocabulary import Vocabulary, allows, set_bits
+from engine.grammar.vocabulary import Vocabulary, allow_only, allows, forbid
 
 FORCED_BYTES = 512
 """Forced text that is cut into tokens at a time, so that no single step is held up by it."""
@@ -65,8 +65,7 @@ class ConstraintMatcher:
     def fill(self, row: np.ndarray) -> None:
         """Write the bitmask of the next token, int32 [ceil(V / 32)], unless `is_free`."""
         if self.forced:
-            row[:] = 0
-            set_bits(row, [self.forced[0]], True)
+            allow_only(row, self.forced[0])
         elif self._mask is not None:
             row[:] = self._mask
         else:
@@ -74,12 +73,12 @@ class ConstraintMatcher:
 
     def forbid_end(self, row: np.ndarray) -> None:
         """Take out of a mask what would end the output: the answer is still to come."""
-        set_bits(row, self._end_ids, False)
+        forbid(row, self._end_ids)
 
     def clean(self, row: np.ndarray) -> None:
         """Take the token that stands in for an end out of a mask of the library's."""
         if self._no_end_id is not None:
-            set_bits(row, [self._no_end_id], False)
+            forbid(row, [self._no_end_id])
 
     # --- advancing
 
@@ -109,15 +108,14 @@ class ConstraintMatcher:
                     self.forced.extend(self._end_ids[:1])
                 return
             text = _forced_text(handle)
-            token_ids = self._vocabulary.canonical(text[:FORCED_BYTES]) if text else None
+            token_ids = self._vocabulary.canonical(text[:FORCED_BYTES]) if text else ()
             if not token_ids:
                 return
-            is_cut = len(text) > FORCED_BYTES
-            last = token_ids.pop()
-            self._accept(token_ids)
-            longer = self._vocabulary.longer(last)
-            if is_cut and token_ids:
+            *head, last = token_ids
+            self._accept(head)
+            if head and len(text) > FORCED_BYTES:
                 continue
+            longer = self._vocabulary.longer(last)
             if len(longer):
                 mask = self._next_mask()
                 if allows(mask, longer):
@@ -134,7 +132,7 @@ class ConstraintMatcher:
     def _goes_on(self, mask: np.ndarray) -> bool:
         """Whether anything but the end is allowed."""
         rest = mask.copy()
-        set_bits(rest, self._end_ids, False)
+        forbid(rest, self._end_ids)
         return bool(rest.any())
 
     def _next_mask(self) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from engine.grammar.matcher import ConstraintMatcher
-from engine.grammar.vocabulary import set_bits
+from engine.grammar.vocabulary import allow, allow_only, forbid
 from engine.sampling.constraint import Thinking
 
 
@@ -78,7 +78,10 @@ class ThinkingMatcher:
         else:
             self._fill_answer(row)
             assert self._thinking.start is not None
-            set_bits(row, [self._thinking.start], self._may_think)
+            if self._may_think:
+                allow(row, self._thinking.start)
+            else:
+                forbid(row, [self._thinking.start])
 
     def take(self, token_id: int) -> bool:
         """A token was drawn; whether the grammar has to accept it (`accepted` follows then)."""
@@ -113,8 +116,7 @@ class ThinkingMatcher:
         if answer is None:
             row[:] = -1
             if self._forced:
-                row[:] = 0
-                set_bits(row, [self._forced[0]], True)
+                allow_only(row, self._forced[0])
         elif answer.is_free:
             answer.handle.fill_next_token_bitmask(row[None], 0, False)
             answer.clean(row)

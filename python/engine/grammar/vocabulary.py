@@ -13,6 +13,9 @@ import numpy as np
 if TYPE_CHECKING:
     from engine.text.tokenizer import Tokenizer
 
+MAX_REMEMBERED = 4096
+"""Forced texts whose tokens are remembered."""
+
 _SLICE = 4096
 """Tokens handled at a time while the interpreter lock is held."""
 
@@ -50,6 +53,7 @@ class Vocabulary:
         self._id_of: dict[bytes, int] = {}
         self._longest: dict[bytes, int] = {}
         self._longer: dict[int, np.ndarray] = {}
+        self._canonical: dict[bytes, tuple[int, ...]] = {}
         for ids in _slices(self._ids):
             for token_id in ids.tolist():
                 token = self.tokens[token_id]
@@ -58,11 +62,20 @@ class Vocabulary:
                 start = token[:2]
                 self._longest[start] = max(self._longest.get(start, 0), len(token))
 
-    def canonical(self, text: bytes) -> list[int] | None:
-        """The fewest tokens that spell `text`, longer ones first among equals; None if none do.
+    def canonical(self, text: bytes) -> tuple[int, ...]:
+        """The fewest tokens that spell `text`, longer ones first among equals; none if none do.
 
-        Cost: a dictionary look-up for each byte and each length of token that could begin there.
+        Cost: a dictionary look-up for each byte and each length of token that could begin there; the
+        answers of schemas ask for the same again and again, which is remembered.
         """
+        token_ids = self._canonical.get(text)
+        if token_ids is None:
+            if len(self._canonical) == MAX_REMEMBERED:
+                self._canonical.clear()
+            token_ids = self._canonical[text] = self._fewest(text)
+        return token_ids
+
+    def _fewest(self, text: bytes) -> tuple[int, ...]:
         num_bytes = len(text)
         fewest: list[float] = [math.inf] * num_bytes + [0]
         first: list[int] = [-1] * num_bytes
@@ -75,12 +88,12 @@ class Vocabulary:
                     if token_id is not None:
                         fewest[start], first[start] = fewest[end] + 1, token_id
         if fewest[0] == math.inf:
-            return None
+            return ()
         token_ids, start = [], 0
         while start < num_bytes:
             token_ids.append(first[start])
             start += len(self.tokens[first[start]])
-        return token_ids
+        return tuple(token_ids)
 
     def longer(self, token_id: int) -> np.ndarray:
         """Ids of the tokens that begin with the bytes of this one and go on; int32."""
@@ -102,9 +115,20 @@ def _slices(ids: np.ndarray) -> Iterator[np.ndarray]:
     return (ids[i : i + _SLICE] for i in range(0, len(ids), _SLICE))
 
 
-def set_bits(mask: np.ndarray, token_ids: Iterable[int], value: bool) -> None:
-    """Allow or forbid tokens in one row of a bitmask."""
+def allow_only(mask: np.ndarray, token_id: int) -> None:
+    """Make one row of a bitmask allow a single token."""
+    mask.fill(0)
+    bit = token_id & 31
+    mask[token_id >> 5] = 1 << bit if bit < 31 else -(1 << 31)
+
+
+def allow(mask: np.ndarray, token_id: int) -> None:
+    """Add a token to one row of a bitmask."""
+    mask.view(np.uint32)[token_id >> 5] |= np.uint32(1 << (token_id & 31))
+
+
+def forbid(mask: np.ndarray, token_ids: Iterable[int]) -> None:
+    """Take tokens out of one row of a bitmask."""
     words = mask.view(np.uint32)
     for token_id in token_ids:
-        bit = np.uint32(1 << (token_id & 31))
-        words[token_id >> 5] = words[token_id >> 5] | bit if value else words[token_id >> 5] & ~bit
+        words[token_id >> 5] &= np.uint32(0xFFFFFFFF ^ (1 << (token_id & 31)))
