@@ -38,7 +38,7 @@ class Grammars:
         handle = compile_constraint(self.bindings, self._compiler, constraint, size, self._free_whitespace)
         return CompiledGrammar(self.bindings, handle, self.vocabulary)
 
-    def accepts(self, grammar: CompiledGrammar, text: str) -> bool:
+    def accepts(self, grammar: CompiledGrammar, text: str | bytes) -> bool:
         """Whether this is a whole answer."""
         matcher = self.bindings.GrammarMatcher(grammar.handle, [self.end_id], False, -1, None)
         return bool(matcher.accept_string(text, False) and matcher.is_completed())

@@ -165,6 +165,30 @@ def test_what_is_refused(grammars, keyword, schema):
         grammars.compile("json_schema", schema)
 
 
+NOT_UTF8 = (b"\xed\xa0\x80", b"\xc0\x80", b"\xe0\x80\x80", b"\xf0\x80\x80\x80", b"\xf4\x90\x80\x80", b"\xff")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("json_schema", {"type": "string"}),
+        ("json_schema", {"type": "string", "maxLength": 9}),
+        ("json_schema", {"type": "string", "maxLength": 9000}),
+        ("json_schema", {"type": "string", "minLength": 1}),
+        ("json_schema", {"type": "string", "pattern": ".*"}),
+        ("json_schema", {"type": "string", "pattern": "[^x]{0,9}"}),
+        ("regex", '".*"'),
+        ("regex", r'"[^x]{0,9}"'),
+        ("regex", r'"[\s\S]{0,200}"'),
+    ],
+)
+def test_strings_are_text(grammars, kind, text):
+    grammar = grammars.compile(kind, text)
+    for piece in NOT_UTF8:
+        assert not grammars.accepts(grammar, b'"' + piece + b'"')
+    assert grammars.accepts(grammar, '"é日😀\U0010ffff\ue000\ud7ff~"')
+
+
 @pytest.mark.parametrize("keyword", sorted(ANNOTATIONS))
 def test_annotations_change_nothing(grammars, keyword):
     grammar = grammars.compile("json_schema", {"type": "integer", keyword: "x"})

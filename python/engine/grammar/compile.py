@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.grammar.bindings import RAW_VOCABULARY
 from engine.grammar.errors import GrammarError
-from engine.grammar.grammar_text import spelled_out
+from engine.grammar.grammar_text import spelled_out, without_surrogates
 from engine.grammar.json_grammar import compile_schema
 from engine.grammar.regex_limits import check_regex
 from engine.grammar.vocabulary import VocabularyData
@@ -43,7 +43,7 @@ def _compile(
             return compile_schema(bindings, compiler, {"type": "object"}, vocab_size, free_whitespace)
         case "regex":
             check_regex(text)
-            return compiler.compile_regex(spelled_out(text))
+            text = without_surrogates(bindings.Grammar.from_regex(spelled_out(text), False).to_string())
         case "structural_tag":
             return compiler.compile_structural_tag(text)
         case "choice":

@@ -19,6 +19,9 @@ LEXEME = re.compile(
 Ranges = list[tuple[int, int]]
 
 _LAST = 0x10FFFF
+_SURROGATES = (0xD800, 0xDFFF)
+"""No characters, but halves of them in another encoding; the compiler takes them for characters."""
+
 _ESCAPED: Ranges = [(0, 0x1F), (0x22, 0x22), (0x5C, 0x5C)]
 """Characters that a JSON string does not hold as they are. Source: RFC 8259, section 7."""
 
@@ -39,11 +42,25 @@ def within_json_string(text: str, prefix: str) -> str:
                     raise GrammarError(f"has a pattern with {chr(code)!r}, which JSON has to escape")
             return match[0]
         if match["characters"] is not None:
-            ranges = _without_escaped(_ranges(match["characters"]))
+            ranges = _without(_ranges(match["characters"]), [*_ESCAPED, _SURROGATES])
             if not ranges:
                 raise GrammarError("has a pattern with characters that JSON has to escape, and no others")
-            return "[" + "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in ranges) + "]"
+            return _class_of(ranges)
         return prefix + match[0]
+
+    return LEXEME.sub(change, text)
+
+
+def without_surrogates(text: str) -> str:
+    """A grammar whose answers are text: classes of characters hold no surrogates."""
+
+    def change(match: re.Match[str]) -> str:
+        if match["characters"] is None:
+            return match[0]
+        ranges = _ranges(match["characters"])
+        if not any(first <= _SURROGATES[1] and last >= _SURROGATES[0] for first, last in ranges):
+            return match[0]
+        return _class_of(_without(ranges, [_SURROGATES]))
 
     return LEXEME.sub(change, text)
 
@@ -93,8 +110,12 @@ def _ranges(text: str) -> Ranges:
     return _complement(ranges) if is_negated else ranges
 
 
-def _without_escaped(ranges: Ranges) -> Ranges:
-    return _complement([*_complement(ranges), *_ESCAPED])
+def _without(ranges: Ranges, taken_out: Ranges) -> Ranges:
+    return _complement([*_complement(ranges), *taken_out])
+
+
+def _class_of(ranges: Ranges) -> str:
+    return "[" + "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in ranges) + "]"
 
 
 def _complement(ranges: Ranges) -> Ranges:

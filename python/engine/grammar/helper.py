@@ -24,6 +24,7 @@ from engine.grammar.bindings import load_bindings
 from engine.grammar.compile import compile_constraint, make_tokenizer_info
 from engine.grammar.errors import GrammarError
 from engine.grammar.protocol import Forget, HelperSettings, Job, Verdict
+from engine.grammar.trial import try_out
 from engine.grammar.vocabulary import VocabularyData
 from engine.parent_death import die_with_parent
 from engine.sampling.constraint import Constraint
@@ -64,6 +65,7 @@ class _Helper:
     def __init__(self, connection: Connection, settings: HelperSettings, data: VocabularyData) -> None:
         self._connection = connection
         self._settings = settings
+        self._data = data
         self._bindings = load_bindings(without_torch=True)
         info = make_tokenizer_info(self._bindings, data)
         self._compiler = self._bindings.GrammarCompiler(info, 1, False, -1)
@@ -119,14 +121,17 @@ class _Helper:
         try:
             with tempfile.TemporaryFile() as log:
                 os.dup2(log.fileno(), sys.stderr.fileno())
-                compile_constraint(
+                grammar = compile_constraint(
                     self._bindings,
                     self._compiler,
                     constraint,
                     self._settings.vocab_size,
                     self._settings.free_whitespace,
                 )
-                return _warning(log)
+                refusal = _warning(log)
+                if refusal is None:
+                    try_out(self._bindings, grammar, self._data)
+                return refusal
         except GrammarError as error:
             return str(error)
         except MemoryError:

@@ -14,7 +14,7 @@ import json
 import re
 from typing import Any
 
-from engine.grammar.grammar_text import LEXEME, spelled_out, within_json_string
+from engine.grammar.grammar_text import LEXEME, spelled_out, within_json_string, without_surrogates
 from engine.grammar.schema_keywords import enforceable
 
 MAX_WHITESPACE = 20
@@ -26,7 +26,12 @@ MAX_PREPARED_MASKS = 8_000_000
 _COMPACT = [",", ":"]
 _COMPILER_CHARACTER = r"^\"\\\r\n"
 _JSON_CHARACTER = r"[^\"\\\0-\x1f]"
-_JSON_CHARACTER_IN_REGEX = r"[^\"\\\\\\x00-\\x1f]"
+_JSON_CHARACTER_IN_REGEX = (
+    r"([\\x20\\x21\\x23-\\x5b\\x5d-\\x7f]|[\\x80-\\u07ff]|[\\u0800-\\u0fff]|[\\u1000-\\ud7ff]|[\\ue000-\\uffff]"
+    r"|[\\u{10000}-\\u{3ffff}]|[\\u{40000}-\\u{fffff}]|[\\u{100000}-\\u{10ffff}])"
+)
+"""By the first byte in UTF-8: where a class spans several the compiler takes overlong forms, too."""
+
 _MAX_AUTOMATON = 128
 """Characters up to which the compiler makes one automaton of a string, whose masks are the quickest."""
 
@@ -45,7 +50,8 @@ def compile_schema(bindings: Any, compiler: Any, schema: Any, vocab_size: int, f
         json.dumps(schema), free_whitespace, None, separators, True, most, False, False
     )
     text = _with_patterns(bindings, grammar.to_string(), patterns)
-    return compiler.compile_grammar_from_strings(_with_bounds(text, vocab_size), "root")
+    text = without_surrogates(_with_bounds(text, vocab_size))
+    return compiler.compile_grammar_from_strings(text, "root")
 
 
 def _with_patterns(bindings: Any, text: str, patterns: list[str]) -> str:

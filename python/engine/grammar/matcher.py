@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from engine.grammar.compiler import CompiledGrammar
+from engine.grammar.trial import MAX_FORCED_BYTES, forced_text
 from engine.grammar.vocabulary import Vocabulary, allow_only, allows, forbid
 
 FORCED_BYTES = 512
@@ -107,8 +108,10 @@ class ConstraintMatcher:
                     self._has_ended = True
                     self.forced.extend(self._end_ids[:1])
                 return
-            text = _forced_text(handle)
-            token_ids = self._vocabulary.canonical(text[:FORCED_BYTES]) if text else ()
+            text = forced_text(handle)
+            if not text or len(text) > MAX_FORCED_BYTES:
+                return
+            token_ids = self._vocabulary.canonical(text[:FORCED_BYTES])
             if not token_ids:
                 return
             *head, last = token_ids
@@ -194,13 +197,6 @@ class MatcherBatch:
             raise RuntimeError("a token was drawn that a grammar does not accept")
         for matcher, _ in moving:
             matcher.accepted()
-
-
-def _forced_text(handle: Any) -> bytes:
-    try:
-        return handle.find_jump_forward_string().encode()
-    except UnicodeDecodeError as error:  # it ends within a character
-        return error.object
 
 
 def _end_ids(stop_ids: Iterable[int], vocabulary: Vocabulary) -> list[int]:

@@ -7,13 +7,25 @@ import re
 from engine.grammar.errors import GrammarError
 
 MAX_REPETITIONS = 2**16
-_REPETITION = re.compile(r"\\.|\[(?:[^\]\\]|\\.)*\]|\{(\d+)(?:,(\d*))?\}", re.DOTALL)
+_PIECE = re.compile(r"\\.|\[(?:[^\]\\]|\\.)*\]|\{(\d+)(?:,(\d*))?\}|.", re.DOTALL)
 
 
 def check_regex(regex: str, place: str = "") -> None:
-    """Raises: `GrammarError` with the position of a repetition that is too large."""
-    for match in _REPETITION.finditer(regex):
-        for bound in match.groups():
-            if bound and (len(bound) > 9 or int(bound) > MAX_REPETITIONS):
-                where = f"{match[0][:40]} at position {match.start()}{place}"
+    """Raises: `GrammarError` with the position of a repetition that is too large, inner ones included."""
+    inner = [1]  # the largest repetition in each open group
+    closed = 1  # that of what has just been closed, or of a single character
+    for piece in _PIECE.finditer(regex):
+        if piece[1] is not None:
+            bound = max(int(number[:10]) for number in piece.groups() if number)
+            closed *= bound
+            if closed > MAX_REPETITIONS:
+                where = f"{piece[0][:40]} at position {piece.start()}{place}"
                 raise GrammarError(f"repeats more than {MAX_REPETITIONS} times: {where}")
+            inner[-1] = max(inner[-1], closed)
+        elif piece[0] == "(":
+            inner.append(1)
+        elif piece[0] == ")" and len(inner) > 1:
+            closed = inner.pop()
+            inner[-1] = max(inner[-1], closed)
+        else:
+            closed = 1
