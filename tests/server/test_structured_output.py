@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import re
@@ -363,8 +364,12 @@ def test_a_client_that_leaves_while_its_constraint_compiles_is_forgotten(server,
 
 def helpers(server) -> list[psutil.Process]:
     """The grammar helper, and the trials that it forked."""
-    children = psutil.Process(server.process.pid).children(recursive=True)
-    return [process for process in children if "engine.grammar.helper" in process.cmdline()]
+    found = []
+    for process in psutil.Process(server.process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # a trial that has just ended
+            if "engine.grammar.helper" in process.cmdline():
+                found.append(process)
+    return found
 
 
 def trials(server) -> list[psutil.Process]:
