@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import threading
 from collections.abc import Iterator
 
 import httpx
 import numpy as np
 import openai
+import psutil
 import pytest
 
 from helpers.embedding_models import MINILM
+from helpers.http_server import wait_until
 from helpers.server_process import ServerProcess, run
 
 TEXTS = ["A man is eating food.", "Someone eats a meal.", "The stock market fell today."]
@@ -164,3 +167,25 @@ def test_wrong_flags_are_one_line(argv: tuple[str, ...], message: str) -> None:
     errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and message in errors[0]
     assert "Traceback" not in result.stderr
+
+
+def test_a_dead_engine_ends_requests_and_comes_back() -> None:
+    with ServerProcess("--model-path", NAME) as process:
+        process.wait_ready()
+        children = psutil.Process(process.process.pid).children()
+        engine = next(child for child in children if "engine.core.engine_process" in child.cmdline())
+        answers: list[httpx.Response] = []
+        body = {"model": "default", "input": ["word " * 240] * 2000}
+        thread = threading.Thread(
+            target=lambda: answers.append(httpx.post(f"{process.url}/v1/embeddings", json=body, timeout=120))
+        )
+        thread.start()
+        wait_until(lambda: engine.cpu_times().user > 3 or not thread.is_alive(), 60)  # it computes
+        assert thread.is_alive()
+        engine.kill()
+        thread.join(60)
+        assert answers[0].status_code == 503
+        assert answers[0].json()["error"]["code"] == "engine_restarted"
+        process.wait_ready()
+        assert vectors(process.sdk(), "default", TEXTS).shape == (3, 384)
+        assert process.stop() == 0

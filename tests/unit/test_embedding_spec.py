@@ -221,6 +221,13 @@ def test_configurations_that_are_refused(broken: Path, changes: dict[str, Any], 
     assert message in refusal(broken)
 
 
+def test_the_longest_text_is_the_least_of_all_limits(broken: Path) -> None:
+    assert load(broken).info.max_len == 300
+    assert load(broken, context_length=20).info.max_len == 20
+    (broken / "sentence_bert_config.json").write_text('{"max_seq_length": 15}')
+    assert load(broken, context_length=20).info.max_len == 15
+
+
 def test_a_mislabelled_checkpoint(broken: Path) -> None:
     """Weights of one family under the name of another."""
     path = broken / "config.json"

@@ -14,7 +14,7 @@ from engine.core.messages import EngineReady
 from engine.core.resolve import MAX_QUEUED_REQUESTS, MAX_RUNNING_REQUESTS, Machine
 from engine.core.step_board import StepBoard
 from engine.errors import ConfigError
-from engine.models.embedding_spec import is_embedding_checkpoint, read_embedding_spec
+from engine.models.embedding_spec import EmbeddingSpec, is_embedding_checkpoint, read_embedding_spec
 from engine.models.encoder_registry import is_encoder, read_encoder_spec
 from engine.models.hf_config import read_json
 from engine.models.registry import is_headless, read_spec
@@ -142,10 +142,14 @@ def embedding_bytes(config: EngineConfig, directory: str) -> int:
     return weight_bytes(read_spec(directory), dtype)
 
 
-def _embedding_spec(config: EngineConfig, directory: str) -> Any:
-    return read_embedding_spec(
+def _embedding_spec(config: EngineConfig, directory: str) -> EmbeddingSpec:
+    spec = read_embedding_spec(
         Path(directory), pooling=config.pooling, dimensions=config.matryoshka_dimensions
     )
+    if config.embedding_model is None and config.context_length is not None:  # else it is the chat model's
+        least = min(config.context_length, spec.max_len or config.context_length)
+        spec = dataclasses.replace(spec, max_len=least)
+    return spec
 
 
 def _checkpoint_dtype(directory: str) -> str:

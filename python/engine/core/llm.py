@@ -44,7 +44,7 @@ from engine.scheduling.admission import check_choices
 from engine.text.chat_template import ChatTemplate
 from engine.text.tokenizer import Tokenizer
 
-EMBED_AT_ONCE = 4096
+EMBED_AT_ONCE = 1024
 """Texts; what waits in the engine is bounded."""
 
 Adapters = str | Sequence[str | None] | None
