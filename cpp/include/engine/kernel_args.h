@@ -206,10 +206,10 @@ inline constexpr int64_t kWeightStep = 8;
 inline constexpr int64_t kQuantizedChain = 512;
 inline constexpr int64_t kQuantizedRows = 96;
 
-// The layout of one panel of quantised weights: group after group of k, each its 32 scales, then
-// its weights in steps of 8 k (the last step padded). The codes are unsigned: 128 (int8) or 8 (int4) is weight
-// 0. int8: scales fp32; of a step the first four k, columns 0 to 31, four bytes a column, then the others.
-// int4: scales fp16; a column's four bytes hold the first four k in the low half, the others in the high half.
+// The layout of one panel of quantised weights: group after group of k, each its 32 scales, then its
+// weights in steps of 8 k, the last step padded. Codes are unsigned: weight 0 is 128 (int8) or 8 (int4).
+// int8: scales fp32; of a step the first four k of columns 0 to 31, four bytes a column, then the others.
+// int4: scales fp16; a column's four bytes hold the first four k in the low half, the others in the high.
 struct PanelLayout {
   int64_t group_len;
   int64_t scale_bytes;  // of one group, all columns
@@ -228,12 +228,12 @@ static constexpr int64_t panel_bytes(const PanelLayout& layout, int64_t num_k) {
   return num_groups * layout.scale_bytes + (num_k + kWeightStep - 1) / kWeightStep * layout.step_bytes;
 }
 
-// Rows of activations as 8-bit numbers, x = scale * code but for outliers, whose code is 0. Each row is padded
-// to whole groups of kActivationGroup.
+// Rows of activations as 8-bit numbers: x = scale * code, but for outliers, whose code is 0. Each row
+// is padded to whole groups of kActivationGroup.
 struct QuantizedRows {
   int8_t* codes;       // [T, padded K]
   float* scales;       // [T, padded K / 128]
-  int32_t* offsets;    // [T, padded K / group_len]: minus the weights' zero times the sum of the group's codes
+  int32_t* offsets;    // [T, padded K / group_len]: minus the weights' code of 0 times the sum of the codes
   uint64_t* outliers;  // [T, outlier_words], bit k % 64; whole chains of kQuantizedChain
   int64_t padded_k, outlier_words;
 };
