@@ -27,6 +27,7 @@ EXPECTED_ERRORS = {
     "queue_full",
     "context_length_exceeded",
     "invalid_value",
+    "request_aborted",
     "model_loading",
 }
 MOST_GROWTH_BYTES = 10 * 2**20

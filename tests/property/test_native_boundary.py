@@ -1,7 +1,7 @@
 """Native calls with arguments that are almost right: each is computed or refused, and no more is touched.
 
 Every output lies between canaries, so that a write outside is seen here too. What else is wrong the
-sanitizers see: CONTRIBUTING.md has the command, with which `BOUNDARY_EXAMPLES` may be more. No torch:
+sanitizers see: docs/reliability.md has the command, with which `BOUNDARY_EXAMPLES` may be more. No torch:
 numpy arrays cross the boundary in the same way.
 """
 

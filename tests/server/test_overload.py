@@ -28,7 +28,11 @@ from helpers.crowd import (
 from helpers.http_server import wait_until
 from helpers.server_process import ServerProcess
 
-SMALL = ("--max-running-requests", "8", "--max-queued-requests", "32", "--num-threads", "2")
+# A small cache, which is soon full: its memory is touched for the first time as it fills.
+SMALL = (
+    *("--max-running-requests", "8", "--max-queued-requests", "32", "--num-threads", "2"),
+    *("--max-total-tokens", "8192"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +99,10 @@ def test_health_is_quick_while_100_wait(small: ServerProcess) -> None:
 
 @pytest.mark.parametrize(("leaving", "staying"), [(60, 16), pytest.param(500, 100, marks=pytest.mark.slow)])
 def test_those_who_stay_get_what_they_get_alone(leaving: int, staying: int) -> None:
-    flags = ("--max-running-requests", "16", "--max-queued-requests", "1024", "--num-threads", "2")
+    flags = (
+        *("--max-running-requests", "16", "--max-queued-requests", "1024", "--num-threads", "2"),
+        *("--max-total-tokens", "16384"),
+    )
     with ServerProcess(*flags) as server:
         server.wait_ready()
         prompts = [f"{words(random.Random(i), 4)} {i % 7}" for i in range(staying)]
