@@ -32,10 +32,10 @@ def make_adapter(model, targets: str | Sequence[str] = LINEAR, *, rank: int = 8,
         for name, parameter in wrapped.named_parameters():
             if "lora_" not in name:
                 continue
-            own_rank = parameter.shape[0] if "_A" in name else parameter.shape[1]
-            is_a = "_A" in name
-            size = 1 if "embedding_A" in name else parameter.shape[1] ** -0.5
-            spread = size if is_a else 0.6 * own_rank**0.5
+            if "_A" in name:
+                spread = 1.0 if "embedding_A" in name else parameter.shape[1] ** -0.5
+            else:  # what is added is about as large as the layer's own output
+                spread = parameter.shape[1] ** 0.5 / 16
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
     return wrapped
 

@@ -82,8 +82,9 @@ class AdapterReader:
             raise invalid_adapter(f"{WEIGHTS_FILE} is broken: {_one_line(error)}") from None
         for name in copies:
             self._check_copy(name, tensors[name])
+        weights = self._pack(config, modules, tensors)
         return LoadedAdapter(
-            weights=(weights := self._pack(config, modules, tensors)),
+            weights=weights,
             digest=_digest(config_data, data),
             rank=max(map(config.rank_of, modules)),
             num_bytes=weights.num_bytes,
