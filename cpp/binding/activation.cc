@@ -5,6 +5,7 @@
 #include "binding/module.h"
 #include "binding/tensor_caster.h"
 #include "engine/error.h"
+#include "ops/clamped_swiglu.h"
 #include "ops/softcap.h"
 
 namespace engine::binding {
@@ -35,6 +36,8 @@ void bind_activation(py::module_& module) {
       [](cpu::ExecutionContext& ctx, const TensorView& x, const std::string& activation,
          const TensorView& out) { ops::activate(ctx, x, activation_of(activation), out); },
       py::arg("ctx"), py::arg("x"), py::arg("activation"), py::arg("out"), ReleaseGil());
+  module.def("clamped_swiglu", &ops::clamped_swiglu, py::arg("ctx"), py::arg("gate_up"), py::arg("alpha"),
+             py::arg("limit"), py::arg("out"), ReleaseGil());
   module.def("softcap", &ops::softcap, py::arg("ctx"), py::arg("x"), py::arg("cap"), ReleaseGil());
 }
 

@@ -1,3 +1,5 @@
+#include <optional>
+
 #include "binding/module.h"
 #include "binding/tensor_caster.h"
 #include "ops/append_kv.h"
@@ -13,10 +15,18 @@ void bind_attention(py::module_& module) {
              py::arg("positions"), ReleaseGil());
   module.def("append_kv", &ops::append_kv, py::arg("ctx"), py::arg("k"), py::arg("v"), py::arg("k_cache"),
              py::arg("v_cache"), py::arg("slot_ids"), ReleaseGil());
-  module.def("paged_attention", &ops::paged_attention, py::arg("ctx"), py::arg("q"), py::arg("k_cache"),
-             py::arg("v_cache"), py::arg("cu_seqlens_q"), py::arg("kv_lens"), py::arg("block_tables"),
-             py::arg("scale"), py::arg("window"), py::arg("softcap"), py::arg("is_causal"), py::arg("out"),
-             ReleaseGil());
+  module.def(
+      "paged_attention",
+      [](cpu::ExecutionContext& ctx, const TensorView& q, const TensorView& k_cache, const TensorView& v_cache,
+         const TensorView& cu_seqlens_q, const TensorView& kv_lens, const TensorView& block_tables, float scale,
+         int64_t window, float softcap, bool is_causal, const TensorView& out,
+         const std::optional<TensorView>& sinks) {
+        ops::paged_attention(ctx, q, k_cache, v_cache, cu_seqlens_q, kv_lens, block_tables, scale, window,
+                             softcap, is_causal, out, sinks ? &*sinks : nullptr);
+      },
+      py::arg("ctx"), py::arg("q"), py::arg("k_cache"), py::arg("v_cache"), py::arg("cu_seqlens_q"),
+      py::arg("kv_lens"), py::arg("block_tables"), py::arg("scale"), py::arg("window"), py::arg("softcap"),
+      py::arg("is_causal"), py::arg("out"), py::arg("sinks") = py::none(), ReleaseGil());
 }
 
 }  // namespace engine::binding

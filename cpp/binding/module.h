@@ -13,7 +13,7 @@ void bind_context(pybind11::module_& module);
 void bind_cache(pybind11::module_& module);
 void bind_norm(pybind11::module_& module);
 void bind_sampling(pybind11::module_& module);
-// silu_mul, gelu_mul, softcap.
+// silu_mul, gelu_mul, clamped_swiglu, softcap.
 void bind_activation(pybind11::module_& module);
 // rope, append_kv, paged_attention.
 void bind_attention(pybind11::module_& module);

@@ -75,7 +75,7 @@ void check_sequences(const PagedAttentionArgs& args, int64_t T, int64_t N, int64
 void paged_attention(cpu::ExecutionContext& context, const TensorView& q, const TensorView& k_cache,
                      const TensorView& v_cache, const TensorView& cu_seqlens_q, const TensorView& kv_lens,
                      const TensorView& block_tables, float scale, int64_t window, float softcap, bool is_causal,
-                     const TensorView& out) {
+                     const TensorView& out, const TensorView* sinks) {
   Dim T("T"), B("B"), H("H"), G("G"), D("D"), N("N"), S("S"), max_blocks("max_blocks");
   expect(q, "q", {DType::kFloat32}, {T, H, D}, Layout::kRows);
   expect(k_cache, "k_cache", {DType::kBFloat16, DType::kFloat32}, {N, G, D, S}, Layout::kRows);
@@ -84,6 +84,7 @@ void paged_attention(cpu::ExecutionContext& context, const TensorView& q, const 
   expect(cu_seqlens_q, "cu_seqlens_q", {DType::kInt32}, {B + 1});
   expect(block_tables, "block_tables", {DType::kInt32}, {B, max_blocks}, Layout::kRows);
   expect(out, "out", {DType::kFloat32}, {T, H, D}, Layout::kRows);
+  if (sinks != nullptr) expect(*sinks, "sinks", {DType::kFloat32}, {H});
   check_numbers(H, G, D, S, scale, window, softcap);
   const PagedAttentionArgs args{
       .q = q.as<const float>(),
@@ -93,6 +94,7 @@ void paged_attention(cpu::ExecutionContext& context, const TensorView& q, const 
       .cu_seqlens_q = cu_seqlens_q.as<const int32_t>(),
       .kv_lens = kv_lens.as<const int32_t>(),
       .block_tables = block_tables.as<const int32_t>(),
+      .sinks = sinks == nullptr ? nullptr : sinks->as<const float>(),
       .q_stride = q.strides[0],
       .out_stride = out.strides[0],
       .k_block_stride = k_cache.strides[0],

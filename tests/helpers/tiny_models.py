@@ -67,6 +67,7 @@ _GRANITE = {
     "logits_scaling": 0.5,
 }
 _QWEN_MOE = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 96}
+_GPT_OSS = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": WINDOW, "layer_types": _MIXED}
 _LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -85,6 +86,7 @@ KINDS = {
     "qwen3": ("Qwen3", {**_QWEN_WINDOW, "head_dim": 80}),
     "gemma2": ("Gemma2", {**_GEMMA, "attn_logit_softcapping": 8.0, "final_logit_softcapping": 6.0}),
     "gemma3": ("Gemma3Text", {**_GEMMA, "layer_types": _MIXED, "rope_parameters": _GEMMA3_ROPE}),
+    "gpt_oss": ("GptOss", {**_GPT_OSS, "rope_parameters": {**_YARN, "truncate": False}}),
     "granite": ("Granite", _GRANITE),
     "olmo2": ("Olmo2", {}),
     "phi3": ("Phi3", {"sliding_window": WINDOW}),
@@ -121,6 +123,8 @@ def make_model(kind: str, seed: int | None = None, **changes):
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.copy_(_norm_weight(family, name) + 0.2 * torch.randn_like(parameter))
+            elif name.endswith("sinks"):
+                parameter.normal_(2, 1)
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.2)
             elif "embed_tokens" in name or "lm_head" in name:

@@ -48,16 +48,23 @@ def bound(case: AttentionCase, out_magnitude: torch.Tensor, softcap: float) -> t
     return out_magnitude * (2 * score + summing) * EPSILON * 1.01 + 1e-30
 
 
-def check(case: AttentionCase, isa: str, window: int = 0, softcap: float = 0.0) -> None:
+def check(
+    case: AttentionCase,
+    isa: str,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: torch.Tensor | None = None,
+) -> None:
     num_rows, heads, head_dim = case.q.shape
     scale = head_dim**-0.5
     out = GuardedOutput(num_rows, heads * head_dim)
     rows = out.tensor.unflatten(1, (heads, head_dim))
-    paged_attention(context(isa), case.q, case.k_cache, case.v_cache, case.plan, scale, window, softcap, rows)
+    caches = case.k_cache, case.v_cache
+    paged_attention(context(isa), case.q, *caches, case.plan, scale, window, softcap, rows, sinks)
     expected, magnitude = torch.empty(2, num_rows, heads, head_dim, dtype=torch.float64)
     arguments = (case.plan, scale, window, softcap)
-    reference.paged_attention(None, case.q, case.k_cache, case.v_cache, *arguments, expected)
-    reference.paged_attention(None, case.q, case.k_cache, case.v_cache.abs(), *arguments, magnitude)
+    reference.paged_attention(None, case.q, case.k_cache, case.v_cache, *arguments, expected, sinks)
+    reference.paged_attention(None, case.q, case.k_cache, case.v_cache.abs(), *arguments, magnitude, sinks)
     assert_close(rows, expected, bound(case, magnitude, softcap))
     out.assert_untouched_outside()
 
@@ -122,6 +129,14 @@ def test_seeing_both_ways_bits_do_not_depend_on_the_batch_or_the_instruction_set
             rows = slice(ends[b], ends[b + 1])
             alone = attend(dataclasses.replace(case, q=case.q[rows], plan=plan), isa, 1, window)
             assert_same_bits(alone, whole[rows])
+
+
+@pytest.mark.parametrize("window", [0, 64])
+@pytest.mark.parametrize("isa", ISAS)
+def test_sinks_are_the_reference(isa, window):
+    """Sinks that are lost, weigh about as much as the keys, and take nearly all."""
+    case = make_case([*MIX, (300, 555)], heads=8, kv_heads=2, head_dim=64)
+    check(case, isa, window, sinks=torch.tensor([-100.0, -3.0, 0.0, 1.0, 3.0, 5.0, 9.0, 30.0]))
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -348,6 +363,7 @@ def int32(*values: int) -> torch.Tensor:
         ({"scale": float("inf")}, "scale: expected a finite number"),
         ({"window": -1}, "window: expected 0 or more, got -1"),
         ({"softcap": -1.0}, "softcap: expected 0 or more"),
+        ({"sinks": torch.zeros(3)}, r"sinks: expected \[H=4\], got \[3\]"),
         ({"softcap": float("nan")}, "softcap: expected 0 or more"),
     ],
 )
@@ -359,7 +375,7 @@ def test_wrong_arguments_are_refused_and_write_nothing(change, message):
         **{name: change[name] for name in ("cu_seqlens_q", "kv_lens", "block_tables") if name in change},
     )
     arguments = {"q": case.q, "k_cache": case.k_cache, "v_cache": case.v_cache, "plan": plan}
-    arguments |= {"scale": 0.125, "window": 0, "softcap": 0.0, "out": torch.zeros(5, 4, 64)}
+    arguments |= {"scale": 0.125, "window": 0, "softcap": 0.0, "out": torch.zeros(5, 4, 64), "sinks": None}
     arguments |= {name: value for name, value in change.items() if name in arguments}
     kept = arguments["out"].clone()
     with pytest.raises(NativeError, match=message):

@@ -318,8 +318,8 @@ ENGINE_INLINE void open_tile(const PagedAttentionArgs& args, int64_t b, int64_t 
     tile.out[i] = args.out + (first_row + row) * args.out_stride + head * args.D;
     tile.position[i] = args.kv_lens[b] - num_rows + row;
     tile.newest[i] = newest_key(args, tile.position[i], args.kv_lens[b]);
-    tile.maximum[i] = kMinusInfinity;
-    tile.sum[i] = 0;
+    tile.maximum[i] = args.sinks == nullptr ? kMinusInfinity : args.sinks[head];
+    tile.sum[i] = args.sinks == nullptr ? 0.0f : 1.0f;
     for (int64_t d = 0; d < args.D; d += 16) store(&tile.values[i][d], zero());
   }
 }

@@ -82,6 +82,15 @@ struct GatedArgs {
 };
 
 // Work item: one row.
+struct ClampedSwigluArgs {
+  const float* gate_up;  // [T, 2n]: gate, then up
+  float* out;            // [T, n]
+  int64_t gate_up_stride, out_stride;
+  int64_t n;
+  float alpha, limit;
+};
+
+// Work item: one row.
 struct SoftcapArgs {
   float* x;  // [T, n]
   int64_t x_stride;
@@ -170,6 +179,7 @@ struct PagedAttentionArgs {
   const int32_t* cu_seqlens_q;  // [B + 1]
   const int32_t* kv_lens;       // [B]
   const int32_t* block_tables;  // [B, max_blocks]
+  const float* sinks;           // [H], scores that no value belongs to; or null
   int64_t q_stride, out_stride, k_block_stride, v_block_stride, block_tables_stride;
   int64_t B, H, G, D, S;
   int64_t window;  // keys that a query sees on each side that it sees, its own included; 0: all

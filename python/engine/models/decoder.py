@@ -179,7 +179,8 @@ class Decoder:
             ops.rope(ctx, heads.q, heads.k, *self._rope_tables[layer.rope], inputs.positions)
         ops.append_kv(ctx, heads.k, heads.v, *kv, inputs.slot_ids)
         numbers = spec.attention_scale, layer.window, spec.attention_softcap
-        ops.paged_attention(ctx, heads.q, *kv, inputs.plan, *numbers, heads.attended)
+        sinks = layer.sinks.scores if layer.sinks else None
+        ops.paged_attention(ctx, heads.q, *kv, inputs.plan, *numbers, heads.attended, sinks)
 
     def _finish_layer(
         self, layer: DecoderLayer, rows: Rows, next_norm: Norm | None, adapters: AdapterRows | None

@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from engine.models.experts import Experts
-from engine.models.layers import FusedLinear, NamedSlots, Norm
+from engine.models.layers import FusedLinear, NamedSlots, Norm, Sinks
 from engine.models.spec import ModelSpec
 
 
@@ -52,6 +52,7 @@ class DecoderLayer:
             is_row = spec.qk_norm == "row"
             self.q_norm = norm("self_attn.q_norm", heads if is_row else spec.head_dim)
             self.k_norm = norm("self_attn.k_norm", kv_heads if is_row else spec.head_dim)
+        self.sinks = Sinks(f"{attention}.sinks", spec.num_heads) if spec.has_sinks else None
         output = [(f"{attention}.o_proj", hidden)]
         self.output = FusedLinear(ops, ctx, output, heads, dtype, has_bias=spec.output_bias)
         self.attention_norm = self.mlp_norm = self.update_norm = None
@@ -73,7 +74,7 @@ class DecoderLayer:
             )
 
     def slots(self) -> NamedSlots:
-        attention = (self.input_norm, self.qkv, self.q_norm, self.k_norm, self.output, self.attention_norm)
-        for part in (*attention, self.mlp_norm, self.mlp, self.update_norm):
+        attention = (self.input_norm, self.qkv, self.q_norm, self.k_norm, self.sinks)
+        for part in (*attention, self.output, self.attention_norm, self.mlp_norm, self.mlp, self.update_norm):
             if part is not None:
                 yield from part.slots()

@@ -9,6 +9,7 @@ import torch
 
 from engine.models.layers import FusedLinear, NamedSlots
 from engine.models.spec import ExpertsSpec
+from engine.models.stacked_experts import stacked_slots
 
 
 class Experts:
@@ -25,18 +26,23 @@ class Experts:
         # A rounded router would send rows elsewhere; beside the experts it is small.
         exact = dtype if dtype in ("bfloat16", "float32") else "float32"
         router = [(f"{prefix}.{spec.router_name}", spec.num_experts)]
-        self._router = FusedLinear(ops, ctx, router, hidden_size, exact)
+        self._router = FusedLinear(ops, ctx, router, hidden_size, exact, has_bias=spec.has_bias)
+        self._prefix = f"{prefix}.experts"
         gate, up, down = spec.projection_names
         self._gate_up, self._down = [], []
         for expert in range(spec.num_experts):
-            name = f"{prefix}.experts.{expert}"
-            parts = [(f"{name}.{gate}", spec.intermediate_size), (f"{name}.{up}", spec.intermediate_size)]
-            self._gate_up.append(FusedLinear(ops, ctx, parts, hidden_size, dtype))
+            name, inner, has_bias = f"{self._prefix}.{expert}", spec.intermediate_size, spec.has_bias
+            parts = [(f"{name}.{gate}", inner), (f"{name}.{up}", inner)]
+            self._gate_up.append(FusedLinear(ops, ctx, parts, hidden_size, dtype, has_bias=has_bias))
             parts = [(f"{name}.{down}", hidden_size)]
-            self._down.append(FusedLinear(ops, ctx, parts, spec.intermediate_size, dtype))
+            self._down.append(FusedLinear(ops, ctx, parts, inner, dtype, has_bias=has_bias))
 
     def slots(self) -> NamedSlots:
-        for part in (self._router, *self._gate_up, *self._down):
+        yield from self._router.slots()
+        if self._spec.stacking != "none":
+            yield from stacked_slots(self._prefix, self._gate_up, self._down, self._spec.stacking)
+            return
+        for part in (*self._gate_up, *self._down):
             yield from part.slots()
 
     def forward(self, x: torch.Tensor, out: torch.Tensor) -> None:
@@ -75,5 +81,8 @@ class Experts:
         inner = torch.empty(len(rows), gate_up.out_features)
         product = torch.empty(len(rows), self._spec.intermediate_size)
         self._ops.linear(self._ctx, rows, gate_up.weight, gate_up.bias, inner)
-        self._ops.silu_mul(self._ctx, inner, product)
+        if self._spec.swiglu is None:
+            self._ops.silu_mul(self._ctx, inner, product)
+        else:
+            self._ops.clamped_swiglu(self._ctx, inner, *self._spec.swiglu, product)
         self._ops.linear(self._ctx, product, down.weight, down.bias, rows)

@@ -37,7 +37,7 @@ class FusedLinear:
         self.bias = torch.zeros(self.out_features) if has_bias else None
         self._ctx = ctx
         self._parts = parts
-        self._in_features = in_features
+        self.in_features = in_features
         self.site = -1
         """Its number for adapters; given by the model that they are for."""
         self._is_balanced = dtype == "int8"
@@ -47,14 +47,14 @@ class FusedLinear:
         start = 0
         for name, rows in self._parts:
             store = functools.partial(self._store, start)
-            yield f"{name}.weight", Slot((rows, self._in_features), store, matrix=self.weight)
+            yield f"{name}.weight", Slot((rows, self.in_features), store, matrix=self.weight)
             if self.bias is not None:
                 yield f"{name}.bias", Slot((rows,), self.bias[start : start + rows].copy_, dummy="zeros")
             start += rows
 
     @property
     def lora_site(self) -> Site:
-        return Site.of(self._in_features, self._parts)
+        return Site.of(self.in_features, self._parts)
 
     def _store(self, start: int, weight: torch.Tensor) -> None:
         if not self._is_balanced:
@@ -62,11 +62,18 @@ class FusedLinear:
             return
         self._waiting[start] = weight
         if len(self._waiting) == len(self._parts):
-            parts = dict(sorted(self._waiting.items()))
+            parts = [part for _, part in sorted(self._waiting.items())]
             self._waiting.clear()
-            self.weight.balance_columns(self._ctx, list(parts.values()))
-            for first_row, part in parts.items():
-                self.weight.pack_rows(self._ctx, first_row, part)
+            self.fill(parts)
+
+    def fill(self, parts: Sequence[torch.Tensor]) -> None:
+        """Store the whole matrix, given in pieces of rows."""
+        if self._is_balanced:
+            self.weight.balance_columns(self._ctx, list(parts))
+        first_row = 0
+        for part in parts:
+            self.weight.pack_rows(self._ctx, first_row, part)
+            first_row += len(part)
 
 
 class Norm:
@@ -84,3 +91,14 @@ class Norm:
 
     def _store(self, weight: torch.Tensor) -> None:
         self.weight.copy_(weight).add_(self._offset)
+
+
+class Sinks:
+    """Learned scores of attention, one a query head, float32."""
+
+    def __init__(self, name: str, num_heads: int) -> None:
+        self.scores = torch.zeros(num_heads)
+        self._name = name
+
+    def slots(self) -> NamedSlots:
+        yield self._name, Slot(tuple(self.scores.shape), self.scores.copy_)

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from engine.errors import ConfigError
-from engine.models import gemma, granite, llama, mistral, mixtral, olmo, phi, qwen, smollm
+from engine.models import gemma, gpt_oss, granite, llama, mistral, mixtral, olmo, phi, qwen, smollm
 from engine.models.hf_config import FamilyDefaults, check_supported, read_facts, read_json
 from engine.models.spec import ModelSpec
 
@@ -19,6 +19,8 @@ class Family(NamedTuple):
 
     facts: Callable[[Mapping[str, Any], ModelSpec], dict[str, Any]]
     defaults: FamilyDefaults = FamilyDefaults()
+    quantization: str | None = None
+    """`quant_method` of checkpoints that the family reads besides plain ones."""
 
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
@@ -27,6 +29,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "Gemma3ForCausalLM": Family(
             gemma.gemma3_facts, gemma.DEFAULTS._replace(rope_theta=1e6, has_layered_rope=True)
         ),
+        "GptOssForCausalLM": Family(gpt_oss.facts, gpt_oss.DEFAULTS, gpt_oss.QUANTIZATION),
         "GraniteForCausalLM": Family(granite.facts),
         "LlamaForCausalLM": Family(llama.facts),
         "MistralForCausalLM": Family(mistral.facts),
@@ -89,8 +92,15 @@ def architecture_of(config: Mapping[str, Any]) -> str:
     for name in names:
         name = _HEADLESS.get(name, name) if isinstance(name, str) else name
         if isinstance(name, str) and name in FAMILIES:
-            if config.get("quantization_config") is not None:
-                raise ConfigError("quantised checkpoints are not supported; use the bfloat16 one")
+            _check_quantization(config.get("quantization_config"), FAMILIES[name].quantization)
             return name
     found = ", ".join(map(str, names)) or "none in config.json"
     raise ConfigError(f"unsupported architecture: {found}; supported: {', '.join(FAMILIES)}")
+
+
+def _check_quantization(quantization: Any, supported: str | None) -> None:
+    if quantization is None:
+        return
+    method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
+    if method is None or method != supported:
+        raise ConfigError("quantised checkpoints are not supported; use the bfloat16 one")

@@ -46,8 +46,12 @@ class ExpertsSpec:
     module_name: str
     """Under a layer's prefix; holds the router and `experts`."""
     router_name: str
-    projection_names: tuple[str, str, str]
-    """Gate, up and down."""
+    projection_names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    stacking: str = "none"
+    """"none" where each expert has tensors of its own; "dense" or "mxfp4" where those of all are one."""
+    has_bias: bool = False
+    swiglu: tuple[float, float] | None = None
+    """Alpha and limit of `ops.clamped_swiglu`; None for silu."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,6 +99,8 @@ class ModelSpec:
     norm_offset: float = 0.0
     """What is added to the checkpoint's norm weights."""
     experts: ExpertsSpec | None = None
+    has_sinks: bool = False
+    """Whether each query head has a learned score that takes part in the softmax and adds no value."""
     has_fused_projections: bool = False
     """Whether the checkpoint stores q, k and v as one tensor, and gate and up as one."""
 

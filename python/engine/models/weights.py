@@ -21,7 +21,7 @@ Progress = Callable[[str, float], None]
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FLOATS = ("F32", "F16", "BF16")
 NAMES_SHOWN = 5
 BATCH_ELEMENTS = 32 << 20
 DUMMY_SCALE = 0.02
@@ -33,13 +33,15 @@ class Slot:
     """The place of one checkpoint tensor: its exact shape, and what takes it.
 
     `dummy` is how it is invented when there is no checkpoint: "normal", "ones" or "zeros". `matrix` is
-    the packed matrix that it becomes a part of, None for what is stored as it is.
+    the packed matrix that it becomes a part of, None for what is stored as it is. `dtypes` are names of
+    the safetensors format.
     """
 
     shape: tuple[int, ...]
     store: Callable[[torch.Tensor], None]
     dummy: str = "normal"
     matrix: Any = None
+    dtypes: tuple[str, ...] = FLOATS
 
 
 def load_checkpoint(
@@ -172,8 +174,9 @@ def _check_names(
             if shape != slots[name].shape:
                 expected = list(slots[name].shape)
                 raise CheckpointError(f"tensor {name} has shape {list(shape)}, expected {expected}")
-            if dtype not in DTYPES:
-                raise CheckpointError(f"tensor {name} is {dtype}, expected one of {', '.join(DTYPES)}")
+            if dtype not in slots[name].dtypes:
+                expected = ", ".join(slots[name].dtypes)
+                raise CheckpointError(f"tensor {name} is {dtype}, expected one of {expected}")
     missing = [name for name in slots if name not in seen]
     if missing:
         raise CheckpointError(f"the checkpoint lacks {_listed(missing)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine._native import ExecutionContext
 from engine.ops.append_kv import append_kv
+from engine.ops.clamped_swiglu import clamped_swiglu
 from engine.ops.embedding import embedding
 from engine.ops.gated import activate, erf_gelu_mul, gelu_mul, silu_mul
 from engine.ops.layer_norm import layer_norm
@@ -24,6 +25,7 @@ __all__ = [
     "activate",
     "add_rms_norm",
     "append_kv",
+    "clamped_swiglu",
     "embedding",
     "erf_gelu_mul",
     "gelu_mul",

@@ -19,20 +19,23 @@ def paged_attention(
     window: int,
     softcap: float,
     out: torch.Tensor,
+    sinks: torch.Tensor | None = None,
 ) -> None:
     """out = softmax(cap(q kᵀ scale)) v for each query over the keys it may see.
 
     A query sees itself and earlier positions, with `window` > 0 only the last `window` of them; where the
     plan is not causal, as many later ones, too.
     With `softcap` > 0, cap(x) = softcap tanh(x / softcap).
+    `sinks` are scores, one a head, that take part in the softmax and bring no value.
     A row's result is the same to the last bit whatever the other rows, the chunk that it comes in, the
     blocks that hold its tokens, their size, and the number of threads.
     Shapes: `q`, `out` float32 [T, H, D]; `k_cache` [N, G, D, S] and `v_cache` [N, G, S, D], bfloat16 or
-    float32; H a multiple of G; D and S multiples of 16 up to 256.
+    float32; `sinks` float32 [H]; H a multiple of G; D and S multiples of 16 up to 256.
     Raises: NativeError where the plan does not fit the tensors, before anything is written. Only the
     part of a block table is read and checked that holds tokens which a row sees.
     Cost: each key and value is read once for all rows of a sequence times heads of a group, up to 32.
-    Source: Dao et al. 2022 (online softmax over tiles); Kwon et al. 2023 (block tables).
+    Source: Dao et al. 2022 (online softmax over tiles); Kwon et al. 2023 (block tables); Xiao et al. 2023
+    (sinks).
     """
     _native.paged_attention(
         ctx,
@@ -47,4 +50,5 @@ def paged_attention(
         softcap,
         plan.is_causal,
         out,
+        sinks,
     )

@@ -142,6 +142,7 @@ def paged_attention(
     window: int,
     softcap: float,
     out: torch.Tensor,
+    sinks: torch.Tensor | None = None,
 ) -> None:
     block_size = v_cache.shape[2]
     for row, kv_len in enumerate(plan.kv_lens.tolist()):
@@ -149,7 +150,8 @@ def paged_attention(
         blocks = plan.block_tables[row, : -(-kv_len // block_size)].long()
         keys = k_cache[blocks].permute(1, 0, 3, 2).flatten(1, 2)[:, :kv_len].double()
         values = v_cache[blocks].permute(1, 0, 2, 3).flatten(1, 2)[:, :kv_len].double()
-        attended = _attend(q[first:last].double(), keys, values, scale, window, softcap, plan.is_causal)
+        queries = q[first:last].double()
+        attended = _attend(queries, keys, values, scale, window, softcap, plan.is_causal, sinks)
         out[first:last] = attended.to(out.dtype)
 
 
@@ -161,6 +163,7 @@ def _attend(
     window: int,
     softcap: float,
     is_causal: bool,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """Attention of one sequence. Shapes: q [n, H, D], the last n positions; keys, values [G, kv_len, D]."""
     num_queries, num_heads, _ = q.shape
@@ -175,7 +178,11 @@ def _attend(
     if window > 0:
         visible &= distance.abs() < window
     scores = scores.masked_fill(~visible, float("-inf"))
-    return torch.einsum("hnk,hkd->nhd", scores.softmax(-1), values)
+    if sinks is None:
+        return torch.einsum("hnk,hkd->nhd", scores.softmax(-1), values)
+    beside = sinks.double()[:, None, None].expand(-1, num_queries, 1)
+    weights = torch.cat([scores, beside], -1).softmax(-1)[:, :, :-1]
+    return torch.einsum("hnk,hkd->nhd", weights, values)
 
 
 def silu_mul(ctx, gate_up: torch.Tensor, out: torch.Tensor) -> None:
@@ -186,6 +193,12 @@ def silu_mul(ctx, gate_up: torch.Tensor, out: torch.Tensor) -> None:
 def gelu_mul(ctx, gate_up: torch.Tensor, out: torch.Tensor) -> None:
     gate, up = gate_up.double().chunk(2, -1)
     out.copy_(torch.nn.functional.gelu(gate, approximate="tanh") * up)
+
+
+def clamped_swiglu(ctx, gate_up: torch.Tensor, alpha: float, limit: float, out: torch.Tensor) -> None:
+    gate, up = gate_up.double().chunk(2, -1)
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    out.copy_((up + 1) * gate * torch.sigmoid(alpha * gate))
 
 
 def softcap(ctx, x: torch.Tensor, cap: float) -> None:
