@@ -333,7 +333,7 @@ def test_a_repeated_prompt_is_reported_as_cached(client: openai.OpenAI, guarded:
 def test_every_listed_model_can_be_had(guarded: ServerProcess) -> None:
     client = with_key(guarded, KEYS[1])
     listed = client.models.list().data
-    assert [model.id for model in listed] == [NAME, ALIAS]
+    assert [model.id for model in listed] == [NAME, ALIAS, "pirate", "uppercase"]
     for model in listed:
         assert client.models.retrieve(model.id) == model
         assert model.max_model_len == 2048

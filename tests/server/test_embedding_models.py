@@ -108,6 +108,8 @@ def test_two_models_on_one_server(beside: ServerProcess, alone: ServerProcess) -
     client = beside.sdk()
     assert {model.id: model.max_model_len for model in client.models.list()} == {
         "engine-demo": 2048,
+        "pirate": 2048,
+        "uppercase": 2048,
         NAME: 256,
     }
     assert client.models.retrieve(NAME).id == NAME
