@@ -23,7 +23,7 @@ NUM_ADAPTERS = 8
 BLOCK_SIZE = 16
 CONTEXT_LENGTH = 256
 PLENTY_OF_BLOCKS = 300
-FEW_BLOCKS = 24
+FEW_BLOCKS = 14
 TARGETS = (LINEAR, MODULES, ("q_proj", "v_proj"), ("embed_tokens", "down_proj"), ("lm_head", "k_proj"))
 RANKS = (8, 1, 16, 33, 4)
 
