@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.sampling.params import SamplingParams
-from engine.scheduling.scheduler import NewToken, Scheduler
+from engine.scheduling.output_tokens import NewToken
+from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.settings import SchedulerSettings
 from engine.scheduling.step_plan import StepPlan
 from helpers.engines import FakeRunner

@@ -39,8 +39,10 @@ from engine.core.step_board import StepBoard
 from engine.errors import EngineError, InternalError, InvalidRequest, Overloaded
 from engine.grammar.compiler import CompiledGrammar, GrammarCompiler
 from engine.grammar.matcher import MatcherBatch
+from engine.scheduling.output_tokens import NewToken
 from engine.scheduling.request import Request
-from engine.scheduling.scheduler import NewToken, PrefixCache, Scheduler
+from engine.scheduling.request_blocks import PrefixCache
+from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.settings import SchedulerSettings
 from engine.scheduling.step_plan import Runner, StepPlan, StepResult, StepRow, TokenScores
 

@@ -38,12 +38,12 @@ class Request:
     arrival: int
     """Logical clock: order of arrival, unique."""
     priority: int = 0
+    """Higher ones are admitted first."""
     client: str = ""
     """Who asks: running slots are shared between clients, by weight."""
     weight: float = 1.0
     runs_alone: bool = False
     """No step computes it together with another request."""
-    """Higher ones are admitted first."""
     adapter_ref: AdapterRef | None = None
     adapter: Any = None
     """Its place among the adapters (see `adapter_queue`), with the weights; None for the base model."""
@@ -119,3 +119,10 @@ class Request:
         if self.num_known - self.prompt_len < self.params.min_tokens and self.stop_ids:
             return self.stop_ids
         return None
+
+
+def with_room(prompt: np.ndarray, capacity: int) -> np.ndarray:
+    """The token ids of a prompt, with room behind them for output: int32 [capacity]."""
+    token_ids = np.empty(capacity, np.int32)
+    token_ids[: len(prompt)] = prompt
+    return token_ids

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterable
-from typing import Protocol
 
 import numpy as np
 
@@ -15,70 +13,16 @@ from engine.errors import EngineError, InvalidRequest, Overloaded
 from engine.sampling.params import SamplingParams
 from engine.scheduling.adapter_queue import AdapterQueue, AdapterSlots
 from engine.scheduling.admission import Load, check_choices, check_place, max_known_tokens
-from engine.scheduling.block_claims import BlockClaims
+from engine.scheduling.counters import SchedulerCounters
 from engine.scheduling.fair_queue import FairQueue
 from engine.scheduling.matcher import Matcher
-from engine.scheduling.request import Request
+from engine.scheduling.output_tokens import NewToken, OutputTokens
+from engine.scheduling.request import Request, with_room
+from engine.scheduling.request_blocks import PrefixCache, RequestBlocks
 from engine.scheduling.settings import SchedulerSettings
 from engine.scheduling.step_plan import StepPlan, StepResult, StepRow
 from engine.scheduling.step_time import StepTimeModel
 from engine.scheduling.waiting_queue import WaitingQueue
-
-
-class PrefixCache(Protocol):
-    """What the scheduler needs of `cache.prefix_cache.PrefixCache`."""
-
-    num_blocks: int
-    block_size: int
-    enabled: bool
-
-    @property
-    def num_free(self) -> int: ...
-    @property
-    def num_cached(self) -> int: ...
-    @property
-    def num_in_use(self) -> int: ...
-    @property
-    def num_evicted_blocks(self) -> int: ...
-    def match(self, namespace: str, token_ids: np.ndarray) -> tuple[int, np.ndarray, int | None]: ...
-    def match_length(self, namespace: str, token_ids: np.ndarray) -> int: ...
-    def insert(
-        self, namespace: str, token_ids: np.ndarray, block_ids: np.ndarray, held: int | None
-    ) -> tuple[int | None, np.ndarray, int]: ...
-    def lock(self, node: int | None) -> None: ...
-    def unlock(self, node: int | None) -> None: ...
-    def try_allocate(self, count: int) -> np.ndarray | None: ...
-    def release(self, block_ids: np.ndarray) -> None: ...
-    def flush(self) -> None: ...
-    def check(self) -> None: ...
-
-
-@dataclasses.dataclass(slots=True)
-class SchedulerCounters:
-    """Running totals since the start."""
-
-    num_steps: int = 0
-    prompt_tokens_computed: int = 0
-    prompt_tokens_cached: int = 0
-    output_tokens: int = 0
-    num_preemptions: int = 0
-
-
-@dataclasses.dataclass(slots=True)
-class NewToken:
-    """What a sampled row gave its request. `finish_reason` is "stop" or "length" when that was all.
-
-    `token_ids` are the tokens that can be handed out now: the sampled one, which is at `sampled`, and
-    around it those that a constraint forces, unless their log-probabilities are still to come. It is
-    empty when only the prompt was to be scored, and, with `finish_reason` "error", when no token was
-    possible; `sampled` is None then.
-    """
-
-    request: Request
-    token_ids: list[int]
-    sampled: int | None = None
-    finish_reason: str | None = None
-    stop_token_id: int | None = None
 
 
 class Scheduler:
@@ -107,14 +51,17 @@ class Scheduler:
         self.counters = SchedulerCounters()
         self._cache = cache
         self._block_size = cache.block_size
+        self._blocks = RequestBlocks(cache)
+        self._output = OutputTokens(settings, self.counters)
         self._clock = clock
         self._adapters = None if adapters is None else AdapterQueue(adapters)
         self._adapter_slots = adapters
-        self._waiting = FairQueue(lambda: WaitingQueue(settings.schedule_policy, self._cached_prefix_len))
+        self._waiting = FairQueue(
+            lambda: WaitingQueue(settings.schedule_policy, self._blocks.cached_prefix_len)
+        )
         self._displaced: list[str] = []
         self._running: dict[Request, None] = {}
         self._live: dict[str, dict[int, Request]] = {}
-        self._claims = BlockClaims(cache.block_size)
         self._step_time = StepTimeModel()
         self._arrivals = itertools.count()
         self._admitted: list[Request] = []
@@ -166,19 +113,17 @@ class Scheduler:
         stop_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             stop_ids |= frozenset(self.settings.eos_token_ids)
-        choices = []
-        for choice in range(n):
-            token_ids = np.empty(max_known, np.int32)
-            token_ids[: len(prompt)] = prompt
-            block_table = np.empty(-(-max_known // self._block_size), np.int32)
-            request = Request(
+        choices = [
+            Request(
                 request_id=request_id,
                 choice=choice,
                 params=params,
                 seed=seed,
                 namespace=namespace,
-                token_ids=token_ids,
-                block_table=block_table,
+                token_ids=np.concatenate(
+                    [prompt, np.empty(max_known - len(prompt), np.int32)], dtype=np.int32
+                ),
+                block_table=np.empty(-(-max_known // self._block_size), np.int32),
                 prompt_len=len(prompt),
                 num_known=len(prompt),
                 max_known=max_known,
@@ -193,8 +138,10 @@ class Scheduler:
                 matcher=None if make_matcher is None else make_matcher(stop_ids),
                 num_sent=len(prompt),
             )
-            self._append_forced(request)
-            choices.append(request)
+            for choice in range(n)
+        ]
+        for request in choices:
+            self._output.append_forced(request)
         todo = [request for request in choices if not request.asks_for_nothing]
         if todo:
             self._live[request_id] = {request.choice: request for request in todo}
@@ -351,10 +298,12 @@ class Scheduler:
                 request.num_sent = max(request.num_sent, row.scored.stop + 1)
             if row.start < request.prompt_len:
                 counters.prompt_tokens_computed += min(end, request.prompt_len) - row.start
-            if end // self._block_size > request.num_shared and self._cache.enabled:
-                self._share_blocks(request)
+            self._blocks.share(request)
             if row.samples:
-                news.append(self._append(request, next(sampled)))
+                new = self._output.append(request, next(sampled))
+                if new.finish_reason is not None:
+                    self._end(request)
+                news.append(new)
         if self.settings.debug_checks:
             self.check()
         return news
@@ -370,18 +319,7 @@ class Scheduler:
 
     def check(self) -> None:
         """Audit the books. Raises: `AssertionError`. Cost: linear in blocks."""
-        cache = self._cache
-        cache.check()
-        assert cache.num_free + cache.num_cached + cache.num_in_use == cache.num_blocks
-        owned, shared = [], set()
-        for request in self._running:
-            owned.extend(request.block_table[request.num_shared : request.num_blocks].tolist())
-            shared.update(request.block_table[: request.num_shared].tolist())
-        assert len(owned) == len(set(owned)), "two requests own one block"
-        assert not shared.intersection(owned), "a block is owned and shared"
-        assert len(owned) + len(shared) == cache.num_in_use, "blocks in use that no running request holds"
-        assert all(request.num_blocks == 0 for request in self._waiting), "a waiting request holds blocks"
-        assert len(self._claims) == 0 or self._running, "claims without an owner"
+        self._blocks.check(self._running, self._waiting)
         if self._adapter_slots is not None:
             self._adapter_slots.check()
 
@@ -415,19 +353,12 @@ class Scheduler:
         Room is counted so that every running request, too, can finish its prefill and then
         decode through one more block: admission rarely leads to preemption.
         """
-        self._take_cached_prefix(request)
-        lacking = self._num_lacking(request) + sum(map(self._num_lacking, self._running))
-        if lacking <= self._cache.num_free + self._cache.num_cached:
+        self._blocks.take_cached_prefix(request)
+        lacking = self._blocks.num_lacking(request) + sum(map(self._blocks.num_lacking, self._running))
+        if lacking <= self._blocks.num_available:
             return True
-        self._release(request)
+        self._blocks.release(request)
         return False
-
-    def _num_lacking(self, request: Request) -> int:
-        wanted = min(request.num_known + self._block_size, request.max_known)
-        return -(-wanted // self._block_size) - request.num_blocks
-
-    def _cached_prefix_len(self, request: Request) -> int:
-        return self._cache.match_length(request.namespace, request.token_ids[: request.num_matchable])
 
     def _prefill_budget(self, num_decodes: int) -> int:
         """Tokens of prefill in this step; never none, so that prefill always gets on."""
@@ -456,17 +387,9 @@ class Scheduler:
         return end - start
 
     def _start(self, request: Request) -> bool:
-        """Take what is cached and announce the rest, unless another is just computing the next block."""
-        if self._cache.enabled:
-            awaited = request.awaited
-            if awaited is not None and self._claims.is_computing(awaited, request, request.num_shared):
-                return False
-            self._take_cached_prefix(request)
-            if not request.is_scoring:  # which nobody else's blocks can save
-                request.awaited = self._claims.owner_of(request, request.num_shared)
-            if request.awaited is not None:
-                return False
-            self._claims.claim(request, request.num_shared)
+        """Whether a request can compute now; not while another is computing its next block."""
+        if not self._blocks.start(request):
+            return False
         request.is_started = True
         if request.num_cached is None:
             size = self._block_size  # whether forced text was known already makes no difference
@@ -474,97 +397,18 @@ class Scheduler:
             self.counters.prompt_tokens_cached += request.num_cached
         return True
 
-    def _take_cached_prefix(self, request: Request) -> None:
-        """Lock the longest cached prefix of a request that has not computed anything itself."""
-        known = request.token_ids[: request.num_matchable]
-        num_tokens, block_ids, node = self._cache.match(request.namespace, known)
-        if num_tokens <= request.num_computed:
-            return
-        self._move_lock(request, node)
-        request.block_table[: len(block_ids)] = block_ids
-        request.num_blocks = request.num_shared = len(block_ids)
-        request.num_computed = num_tokens
-
     def _grow(self, request: Request, end: int) -> int:
         """Give a request blocks up to position `end`, or as many as there are; the end reached.
 
         When none is left, the youngest running request is preempted; if that is this one, it keeps
         what it has and stands still until an older one takes that, or finishes.
         """
-        while (available := self._cache.num_free + self._cache.num_cached) == 0:
+        while self._blocks.num_available == 0:
             youngest = max(self._running, key=lambda r: r.arrival)
             if youngest is request:
                 return request.num_blocks * self._block_size
             self._preempt(youngest)
-        wanted = -(-end // self._block_size) - request.num_blocks
-        block_ids = self._cache.try_allocate(min(wanted, available))
-        if block_ids is None:
-            raise RuntimeError(f"the cache counts {available} blocks as available and gives none")
-        request.block_table[request.num_blocks : request.num_blocks + len(block_ids)] = block_ids
-        request.num_blocks += len(block_ids)
-        return request.num_blocks * self._block_size
-
-    # --- after a step
-
-    def _share_blocks(self, request: Request) -> None:
-        """Put the full computed blocks into the tree, and use the tree's where it has them already."""
-        full = request.num_computed // self._block_size
-        block_ids = request.block_table[:full].copy()
-        tokens = request.token_ids[: full * self._block_size]
-        node, canonical, _ = self._cache.insert(request.namespace, tokens, block_ids, request.node)
-        self._move_lock(request, node)
-        self._cache.release(block_ids[request.num_shared :])
-        request.block_table[:full] = canonical
-        request.num_shared = full
-        if request.claimed:
-            self._claims.drop(request, full)
-
-    def _append(self, request: Request, token_id: int) -> NewToken:
-        if request.finish_reason is not None:  # known tokens were scored, and that was all
-            self._end(request)
-            unsent = request.token_ids[request.num_sent : request.num_known].tolist()
-            return NewToken(request, unsent, None, request.finish_reason, request.stop_token_id)
-        if token_id < 0:  # no token is possible: the model's numbers are broken
-            self._end(request)
-            return NewToken(request, [], None, "error")
-        position = request.num_known
-        self._add_token(request, token_id)
-        self._append_forced(request)
-        first, last = request.num_sent, position + 1 if request.is_scoring else request.num_known
-        request.num_sent = last
-        new = NewToken(request, request.token_ids[first:last].tolist(), position - first)
-        if request.has_nothing_to_do:
-            new.finish_reason, new.stop_token_id = request.finish_reason, request.stop_token_id
-            self._end(request)
-        return new
-
-    def _append_forced(self, request: Request) -> None:
-        """Add the tokens that the constraint forces now; they are computed with the next sampled one."""
-        matcher, begin = request.matcher, request.num_known
-        if request.num_known == request.max_known:
-            request.finish_reason = request.finish_reason or "length"
-        if matcher is None or not self.settings.jump_forward:
-            return
-        if request.params.logprobs is not None and not self.settings.scores_known_tokens:
-            return
-        while matcher.forced and request.finish_reason is None:
-            self._add_token(request, matcher.forced.popleft())
-        if request.params.logprobs is not None and request.num_known > begin:
-            if not request.is_scoring:
-                request.num_scored = begin - 1
-            request.num_to_score = request.num_known - 1
-
-    def _add_token(self, request: Request, token_id: int) -> None:
-        request.token_ids[request.num_known] = token_id
-        request.num_known += 1
-        self.counters.output_tokens += 1
-        is_over = request.matcher is not None and request.matcher.is_over
-        if token_id in request.stop_ids and (is_over or request.num_output > request.params.min_tokens):
-            request.finish_reason, request.stop_token_id = "stop", token_id
-        elif is_over:
-            request.finish_reason = "stop"
-        elif request.num_known >= request.max_known:
-            request.finish_reason = "length"
+        return self._blocks.extend(request, end)
 
     # --- giving back
 
@@ -573,7 +417,7 @@ class Scheduler:
         self._rows.pop(request, None)
         del self._running[request]
         self._waiting.left(request)
-        self._release(request)
+        self._blocks.release(request)
         request.num_preemptions += 1
         self.counters.num_preemptions += 1
         self._waiting.push_preempted(request)
@@ -584,7 +428,7 @@ class Scheduler:
             self._waiting.left(request)
         elif self._adapters is None or request not in self._adapters:
             self._waiting.remove(request)
-        self._release(request)
+        self._blocks.release(request)
         if self._adapters is not None:
             self._adapters.release(request)
         self._num_alone -= request.runs_alone
@@ -592,18 +436,3 @@ class Scheduler:
         del choices[request.choice]
         if not choices:
             del self._live[request.request_id]
-
-    def _release(self, request: Request) -> None:
-        self._claims.drop(request)
-        if request.num_blocks > request.num_shared:
-            self._cache.release(request.block_table[request.num_shared : request.num_blocks])
-        self._move_lock(request, None)
-        request.num_computed = request.num_blocks = request.num_shared = 0
-        request.is_started = False
-        request.awaited = None
-
-    def _move_lock(self, request: Request, node: int | None) -> None:
-        """Lock the new node before the old one is unlocked: what both cover is never free between."""
-        self._cache.lock(node)
-        self._cache.unlock(request.node)
-        request.node = node
