@@ -56,9 +56,8 @@ class Scheduler:
         self._clock = clock
         self._adapters = None if adapters is None else AdapterQueue(adapters)
         self._adapter_slots = adapters
-        self._waiting = FairQueue(
-            lambda: WaitingQueue(settings.schedule_policy, self._blocks.cached_prefix_len)
-        )
+        policy = settings.schedule_policy
+        self._waiting = FairQueue(lambda: WaitingQueue(policy, self._blocks.cached_prefix_len))
         self._displaced: list[str] = []
         self._running: dict[Request, None] = {}
         self._live: dict[str, dict[int, Request]] = {}
@@ -120,9 +119,7 @@ class Scheduler:
                 params=params,
                 seed=seed,
                 namespace=namespace,
-                token_ids=np.concatenate(
-                    [prompt, np.empty(max_known - len(prompt), np.int32)], dtype=np.int32
-                ),
+                token_ids=with_room(prompt, max_known),
                 block_table=np.empty(-(-max_known // self._block_size), np.int32),
                 prompt_len=len(prompt),
                 num_known=len(prompt),
