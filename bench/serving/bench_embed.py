@@ -3,10 +3,11 @@
 python bench/serving/bench_embed.py [--threads N] [--texts 1000] [--rounds 3] [--single 50]
 
 `LLM.embed` gets all texts at once, the server one request for each, 64 at a time; single_ms is the latency
-of one text in a script. The rival gets the same texts in the same process, in turns with ours. Vectors are
-compared before anything is timed. The figures are texts_s and their ratios; limit_share is that of the
-measured fp32 limit which the products of the layers alone come to. CPU seconds beside each figure tell what a
-busy machine hides.
+of one text in a script. The rival gets the same texts in the same process, in turns with ours; the machine's
+fp32 limit (limit_gflops) is measured in every round. Vectors are compared before anything is timed. The
+figures are texts_s and their ratios; limit_share is that of the limit which the products of the layers alone
+come to, limit_texts_s the speed at which they would reach it. CPU seconds beside each figure tell what a busy
+machine hides.
 """
 
 from __future__ import annotations
@@ -122,7 +123,10 @@ def main() -> None:
     clock: dict[str, list[float]] = {"llm": [], "rival": [], "http": []}
     cpu: dict[str, list[float]] = {"llm": [], "rival": []}
     single: dict[str, list[float]] = {"llm": [], "rival": []}
+    limits = Limits(args.threads or len(os.sched_getaffinity(0)))
+    limit_gflops: list[float] = []
     for _ in range(args.rounds):
+        limit_gflops.append(limits.fp32_gflops())
         for name, way in ways.items():
             seconds, cpu_seconds = timed(way)
             clock[name].append(seconds)
@@ -141,7 +145,6 @@ def main() -> None:
 
     median = {name: statistics.median(seconds) for name, seconds in clock.items()}
     texts_s = {name: args.texts / seconds for name, seconds in median.items()}
-    limit_gflops = Limits(args.threads or len(os.sched_getaffinity(0))).fp32_gflops()
     layer_gflop = 2 * num_tokens * 6 * 12 * 384**2 / 1e9
     results = {
         "texts_s": texts_s["llm"],
@@ -153,7 +156,9 @@ def main() -> None:
         "rival_single_ms": 1e3 * statistics.median(single["rival"]),
         "cpu_s": statistics.median(cpu["llm"]),
         "rival_cpu_s": statistics.median(cpu["rival"]),
-        "limit_share": layer_gflop / median["llm"] / limit_gflops,
+        "limit_gflops": statistics.median(limit_gflops),
+        "limit_texts_s": args.texts / layer_gflop * statistics.median(limit_gflops),
+        "limit_share": layer_gflop / median["llm"] / statistics.median(limit_gflops),
         "tokens": num_tokens,
         "rounds_s": clock,
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,11 @@ from engine.core.messages import EmbedRequest
 from engine.errors import ConfigError
 from helpers.embedding_models import load, make_model, random_texts
 
-KINDS = ["bert", "roberta", "xlm_roberta", "distilbert", "modernbert"]
+_MEAN = {"classifier_pooling": "mean", "classifier_bias": True, "classifier_activation": "relu"}
+KINDS = [
+    ("bert", {}), ("roberta", {}), ("xlm_roberta", {}), ("distilbert", {}), ("modernbert", {}),
+    ("modernbert", _MEAN),
+]  # fmt: skip
 
 
 def scores(core, pairs: list[tuple[list[int], list[int]]]) -> np.ndarray:
@@ -32,9 +38,9 @@ def reference(model, pairs: list[tuple[list[int], list[int]]], *, has_types: boo
     return torch.stack(found).numpy()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_scores_are_transformers(kind: str, tmp_path: Path) -> None:
-    model = make_model(kind, "ForSequenceClassification", num_labels=1)
+@pytest.mark.parametrize(("kind", "changes"), KINDS)
+def test_scores_are_transformers(kind: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    model = make_model(kind, "ForSequenceClassification", num_labels=1, **changes)
     model.save_pretrained(tmp_path)
     texts = random_texts(24, 100)
     pairs = list(zip(texts[:12], texts[12:], strict=True))
@@ -53,6 +59,23 @@ def test_an_activation_of_the_checkpoint(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     pairs = [([5, 6], [7]), ([9], [8, 7, 6])]
     assert np.abs(scores(load(tmp_path), pairs) - reference(model, pairs, has_types=True)).max() < 1e-4
+
+
+def test_what_sentence_transformers_keeps_beside_the_configuration(tmp_path: Path) -> None:
+    model = make_model("bert", "ForSequenceClassification", num_labels=1)
+    model.save_pretrained(tmp_path)
+    settings = {"activation_fn": "torch.nn.modules.linear.Identity", "prompts": {}}
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 20}')
+    pairs = [([5, 6], [7]), ([9], [8, 7, 6])]
+    core = load(tmp_path)
+    assert core.info.max_len == 20
+    assert np.abs(scores(core, pairs) - reference(model, pairs, has_types=True)).max() < 1e-4
+    assert load(tmp_path, context_length=10).info.max_len == 10
+    settings |= {"prompts": {"query": "q: "}, "default_prompt_name": "query"}
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match="default prompt for pairs is unsupported"):
+        load(tmp_path)
 
 
 def test_models_that_are_refused(tmp_path: Path) -> None:

@@ -73,6 +73,17 @@ def test_everything_is_read(directory: Path) -> None:
         ([("Pooling", {"pooling_mode": "mean", "include_prompt": False})], "include_prompt false"),
         ([pooling("mean_tokens"), ("Dense", {"in_features": 4})], "lacks out_features"),
         (
+            [pooling("mean_tokens"), ("Dense", {"in_features": 4, "out_features": 4, "use_residual": True})],
+            "use_residual is not supported",
+        ),
+        (
+            [
+                pooling("mean_tokens"),
+                ("Dense", {"in_features": 4, "out_features": 4, "module_input_name": "token_embeddings"}),
+            ],
+            "module_input_name must be sentence_embedding",
+        ),
+        (
             [
                 pooling("mean_tokens"),
                 ("Dense", {"in_features": 4, "out_features": 4, "activation_function": "os.system"}),
@@ -118,6 +129,13 @@ def test_broken_lists_of_modules(directory: Path, content: str, message: str) ->
         ({"sentence_bert_config": {"max_seq_length": -1}}, "max_seq_length"),
         ({"sentence_bert_config": {"max_seq_length": "many"}}, "max_seq_length"),
         ({"sentence_bert_config": []}, "must hold a JSON object"),
+        ({"sentence_bert_config": {"query_length": 32}}, "query_length is not supported"),
+        ({"sentence_bert_config": {"transformer_task": "fill-mask"}}, "transformer_task must be one of"),
+        (
+            {"sentence_bert_config": {"modality_config": {"text": {"method_output_name": "hidden_states"}}}},
+            "modality_config must have text",
+        ),
+        ({"config_sentence_transformers": {"activation_fn": 3}}, "activation_fn must be a name"),
         ({"config_sentence_transformers": {"prompts": {"a": 3}}}, "prompts must map"),
         ({"config_sentence_transformers": {"prompts": [1]}}, "prompts must map"),
         ({"config_sentence_transformers": {"default_prompt_name": "a"}}, "there is no prompt 'a'"),
@@ -213,6 +231,10 @@ def test_old_names_of_norms_and_the_prefix_of_heads(broken: Path, saved: Path) -
         ({"vocab_size": -5}, "vocab_size"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
         ({"layer_norm_eps": "tiny"}, "layer_norm_eps"),
+        ({"is_decoder": True}, "is_decoder is not supported"),
+        ({"add_cross_attention": True}, "add_cross_attention is not supported"),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads is not supported"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config is not supported"),
     ],
 )
 def test_configurations_that_are_refused(broken: Path, changes: dict[str, Any], message: str) -> None:
@@ -221,11 +243,46 @@ def test_configurations_that_are_refused(broken: Path, changes: dict[str, Any], 
     assert message in refusal(broken)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_activation": "relu"}, "hidden_activation relu is not supported"),
+        ({"classifier_pooling": "max"}, "classifier_pooling must be cls or mean"),
+        ({"norm_bias": True}, "norm_bias true is not supported"),
+        ({"layer_types": ["full_attention"] * 3 + ["chunked_attention"]}, "layer_types must name"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_scaling is not supported"),
+        ({"rope_parameters": {"rope_theta": 3.0}}, "rope_parameters must have full_attention and"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}},
+            "are not supported",
+        ),
+        (
+            {"rope_parameters": {"sliding_attention": {"partial_rotary_factor": 0.5}}},
+            "partial_rotary_factor is not supported",
+        ),
+    ],
+)
+def test_settings_of_modernbert_that_are_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    config = make_model("modernbert").config.to_dict() | {"architectures": ["ModernBertModel"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    read_encoder_spec(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(ConfigError, match=message):
+        read_encoder_spec(tmp_path)
+
+
 def test_the_longest_text_is_the_least_of_all_limits(broken: Path) -> None:
     assert load(broken).info.max_len == 300
     assert load(broken, context_length=20).info.max_len == 20
     (broken / "sentence_bert_config.json").write_text('{"max_seq_length": 15}')
     assert load(broken, context_length=20).info.max_len == 15
+    (broken / "sentence_bert_config.json").unlink()
+    (broken / "tokenizer_config.json").write_text('{"model_max_length": 17}')  # as versions since 5 save it
+    assert load(broken).info.max_len == 17
+    (broken / "tokenizer_config.json").write_text(json.dumps({"model_max_length": int(1e30)}))
+    assert load(broken).info.max_len == 300
 
 
 def test_a_mislabelled_checkpoint(broken: Path) -> None:

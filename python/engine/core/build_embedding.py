@@ -120,7 +120,8 @@ def load_embedder(config: EngineConfig, directory: str, context: Any, progress: 
     if is_encoder(read_json(path / "config.json")) and (spec := read_encoder_spec(path)).num_labels:
         from engine.runner.cross_encoder import CrossEncoder
 
-        return CrossEncoder(spec, path, **common)
+        max_len = config.context_length if config.embedding_model is None else None
+        return CrossEncoder(spec, path, max_len=max_len, **common)
     embedding = _embedding_spec(config, directory)
     if is_encoder(read_json(path / "config.json")):
         from engine.runner.encoder_embedder import EncoderEmbedder

@@ -12,6 +12,7 @@ from engine.config.model_location import locate_model
 from engine.core.messages import EmbeddingInfo
 from engine.errors import InvalidRequest
 from engine.models.embedding_spec import EmbeddingSpec, read_embedding_spec
+from engine.models.sentence_files import read_sentence_files
 from engine.text.tokenizer import Tokenizer
 
 _MOST_CHARS_A_TOKEN = 512
@@ -50,7 +51,8 @@ class EmbeddingIO:
         name = config.embedding_model or config.model_path
         directory = locate_model(name)
         if info.scores_pairs:
-            spec = EmbeddingSpec(pooling=(info.pooling,), is_normalized=False)
+            lowers_case = read_sentence_files(directory).lowers_case
+            spec = EmbeddingSpec(pooling=(info.pooling,), is_normalized=False, lowers_case=lowers_case)
         else:
             dimensions = config.matryoshka_dimensions
             spec = read_embedding_spec(directory, pooling=config.pooling, dimensions=dimensions)

@@ -14,6 +14,7 @@ from typing import Any
 
 from engine.errors import ConfigError
 from engine.models.hf_config import flag, integer, read_json
+from engine.models.sentence_files import read_sentence_files
 
 POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
@@ -27,6 +28,7 @@ POOLING_FLAGS = {
 
 ACTIVATIONS = {"Identity": None, "Tanh": "tanh", "ReLU": "relu", "GELU": "gelu"}
 MAX_DENSE_LAYERS = 8
+_VECTOR = "sentence_embedding"
 MAX_DIMENSIONS = 1024
 
 
@@ -117,16 +119,15 @@ def _read_modules(directory: Path) -> EmbeddingSpec:
             raise ConfigError("modules.json: a Dense module after Normalize is not supported")
     if not pooling:
         raise ConfigError("modules.json lists no Pooling module")
-    limits = _optional(directory / "sentence_bert_config.json")
-    prompts, default_prompt = _prompts(_optional(directory / "config_sentence_transformers.json"))
+    files = read_sentence_files(directory)
     return EmbeddingSpec(
         pooling=pooling,
         is_normalized=is_normalized,
         dense=tuple(dense),
-        max_len=integer(limits, "max_seq_length") if limits.get("max_seq_length") is not None else None,
-        lowers_case=flag(limits, "do_lower_case"),
-        prompts=prompts,
-        default_prompt=default_prompt,
+        max_len=files.max_len,
+        lowers_case=files.lowers_case,
+        prompts=files.prompts,
+        default_prompt=files.default_prompt,
     )
 
 
@@ -181,6 +182,11 @@ def _dense(config: Mapping[str, Any], folder: str) -> DenseSpec:
             f"{folder}/config.json: activation_function {name!r:.80} is not supported; "
             f"supported: {', '.join(ACTIVATIONS)}"
         )
+    if flag(config, "use_residual"):
+        raise ConfigError(f"{folder}/config.json: use_residual is not supported")
+    for key in ("module_input_name", "module_output_name"):
+        if config.get(key) not in (None, _VECTOR):
+            raise ConfigError(f"{folder}/config.json: {key} must be {_VECTOR}, got {config[key]!r:.80}")
     return DenseSpec(
         folder,
         integer(config, "in_features"),
@@ -188,16 +194,6 @@ def _dense(config: Mapping[str, Any], folder: str) -> DenseSpec:
         flag(config, "bias", True),
         ACTIVATIONS[class_name],
     )
-
-
-def _prompts(config: Mapping[str, Any]) -> tuple[Mapping[str, str], str | None]:
-    prompts = config.get("prompts") or {}
-    if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
-        raise ConfigError("config_sentence_transformers.json: prompts must map names to texts")
-    default = config.get("default_prompt_name")
-    if default is not None and default not in prompts:
-        raise ConfigError(f"config_sentence_transformers.json: there is no prompt {default!r:.80}")
-    return prompts, default
 
 
 def _dimensions(config: Mapping[str, Any], given: str | None) -> dict[str, Any]:
@@ -212,7 +208,3 @@ def _dimensions(config: Mapping[str, Any], given: str | None) -> dict[str, Any]:
         where = "--matryoshka-dimensions" if given is not None else "config.json: matryoshka_dimensions"
         raise ConfigError(f"{where} must be positive numbers, got {given or listed!r:.80}")
     return {"dimensions": tuple(sorted(set(listed[:MAX_DIMENSIONS])))}
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}

@@ -11,6 +11,7 @@ from engine.errors import ConfigError
 from engine.models import bert, distilbert, modernbert, roberta
 from engine.models.encoder_spec import EncoderSpec, activation_of
 from engine.models.hf_config import MAX_LAYERS, dtype_of, integer, number, read_json
+from engine.models.sentence_files import read_sentence_files
 
 Facts = Callable[[Mapping[str, Any]], dict[str, Any]]
 
@@ -25,6 +26,7 @@ FAMILIES: Mapping[str, Facts] = MappingProxyType(
 )
 _PLAIN = ("Model", "ForMaskedLM")
 _WITH_LABELS = "ForSequenceClassification"
+_REFUSED = ("is_decoder", "add_cross_attention", "quantization_config", "pruned_heads")
 HEAD_DIMS = range(16, 257, 16)
 MAX_LABELS = 1024
 
@@ -43,6 +45,9 @@ def read_encoder_spec(directory: str | Path) -> EncoderSpec:
     family, has_labels = found
     if config.get("position_embedding_type", "absolute") not in ("absolute", None):
         raise ConfigError("config.json: position_embedding_type must be absolute")
+    for key in _REFUSED:
+        if config.get(key):
+            raise ConfigError(f"config.json: {key} is not supported for an encoder")
     own = FAMILIES[family](config)
     facts = {
         "hidden_size": _unless(own, config, "hidden_size"),
@@ -57,7 +62,9 @@ def read_encoder_spec(directory: str | Path) -> EncoderSpec:
     facts = {"windows": (0,) * facts["num_layers"]} | facts | own
     if has_labels:
         facts["num_labels"] = _num_labels(config)
-        facts["label_activation"] = _label_activation(config, facts["num_labels"])
+        facts["label_activation"] = _label_activation(
+            config, read_sentence_files(Path(directory)).activation, facts["num_labels"]
+        )
     spec = EncoderSpec(architecture=family, **facts)
     if spec.hidden_size % spec.num_heads or spec.head_dim not in HEAD_DIMS:
         raise ConfigError(
@@ -94,15 +101,18 @@ def _num_labels(config: Mapping[str, Any]) -> int:
     return integer(config, "num_labels", 2, maximum=MAX_LABELS)
 
 
-def _label_activation(config: Mapping[str, Any], num_labels: int) -> str:
-    """What cross-encoders put their scores through; names of classes, which are compared, never imported."""
+def _label_activation(config: Mapping[str, Any], name: str | None, num_labels: int) -> str:
+    """What cross-encoders put their scores through; names of classes, which are compared, never imported.
+
+    Newer versions of sentence-transformers write the `name` beside config.json, older ones into it.
+    """
     nested = config.get("sentence_transformers")
-    name = nested.get("activation_fn") if isinstance(nested, Mapping) else None
+    name = name or (nested.get("activation_fn") if isinstance(nested, Mapping) else None)
     name = name or config.get("sbert_ce_default_activation_function")
     if name is None:
         return "sigmoid" if num_labels == 1 else ""
     known = {"Sigmoid": "sigmoid", "Identity": ""}
     kind = str(name).rpartition(".")[2]
     if kind not in known:
-        raise ConfigError(f"config.json: the scores' activation {name!r:.80} is not supported")
+        raise ConfigError(f"the scores' activation {name!r:.80} is not supported")
     return known[kind]

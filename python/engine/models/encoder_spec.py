@@ -51,7 +51,7 @@ class EncoderSpec:
     is left out. `windows` has one entry a layer: tokens seen on each side, itself included; 0 means all.
     `rope_thetas` likewise, empty for models with learned positions, of which the first that is used is
     `first_position`. `num_labels` is that of a classification head, 0 without one, which is of the
-    kind `head`.
+    kind `head` and reads the states of a text as `label_pooling` says: "cls" or "mean".
     """
 
     architecture: str
@@ -75,6 +75,9 @@ class EncoderSpec:
     rope_thetas: tuple[float, ...] = ()
     num_labels: int = 0
     head: str = ""
+    head_activation: str = ""
+    has_head_bias: bool = True
+    label_pooling: str = "cls"
     label_activation: str = ""
 
     @property

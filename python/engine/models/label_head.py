@@ -16,7 +16,7 @@ _PARTS = {
     "pooler": ("pooler.dense", "tanh", "classifier"),
     "dense": ("classifier.dense", "tanh", "classifier.out_proj"),
     "pre_classifier": ("pre_classifier", "relu", "classifier"),
-    "modern": ("head.dense", "gelu", "classifier"),
+    "modern": ("head.dense", None, "classifier"),
 }
 
 
@@ -25,9 +25,10 @@ class LabelHead:
 
     def __init__(self, spec: EncoderSpec, *, ops: ModuleType, ctx: Any) -> None:
         hidden, is_modern = spec.hidden_size, spec.head == "modern"
-        dense, self._activation, out = _PARTS[spec.head]
+        dense, activation, out = _PARTS[spec.head]
+        self._activation = activation or spec.head_activation
         self._ops, self._ctx, self._eps = ops, ctx, spec.norm_eps
-        self._dense = FusedLinear(ops, ctx, [(dense, hidden)], hidden, "float32", has_bias=not is_modern)
+        self._dense = FusedLinear(ops, ctx, [(dense, hidden)], hidden, "float32", has_bias=spec.has_head_bias)
         self._norm = LayerNorm("head.norm", hidden, has_bias=spec.has_norm_bias) if is_modern else None
         self._out = FusedLinear(ops, ctx, [(out, spec.num_labels)], hidden, "float32", has_bias=True)
         self._num_labels = spec.num_labels
