@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engine.core.client import EngineState
 from engine.errors import InternalError, Overloaded
+from engine.server.token_tally import TokenTally
 from helpers.http_server import Server, wait_until
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -51,6 +52,20 @@ def test_names(fresh: Server) -> None:
         "queue_time_seconds"
     )
     assert {f"engine:{name}" for name in expected.split()} <= names
+
+
+def test_gaps_fall_into_the_bucket_of_their_length() -> None:
+    tally = TokenTally("engine:")
+    tally.add(1)
+    for num_tokens, seconds in ((1, 0.001), (2, 0.0021), (1, 0.04), (1, 9.0)):
+        tally.add_after(num_tokens, seconds)
+    tokens, gaps = tally.collect()
+    assert [sample.value for sample in tokens.samples] == [6]
+    counts = {s.labels["le"]: s.value for s in gaps.samples if s.name.endswith("_bucket")}
+    expected = {"0.001": 1, "0.0025": 2, "0.03": 2, "0.05": 3, "5.0": 3, "+Inf": 4}
+    assert expected.items() <= counts.items()
+    total = next(s.value for s in gaps.samples if s.name.endswith("_sum"))
+    assert total == pytest.approx(0.001 + 0.0021 / 2 + 0.04 + 9)
 
 
 def test_tokens_and_latencies_of_requests(fresh: Server) -> None:

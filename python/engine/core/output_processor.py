@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections import deque
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ class TextDelta:
     """
 
     text: str
-    tokens: list[tuple[int, TokenLogprobs]]
+    tokens: Sequence[tuple[int, TokenLogprobs]]
     num_tokens: int
     finish_reason: str | None = None
     matched_stop: str | int | None = None
@@ -38,7 +37,7 @@ class TextDelta:
     """What the text means, where the request has calls or thoughts to be found."""
     prompt_logprobs: list[TokenLogprobs] | None = None
     logprobs: list[TokenLogprobs] | None = None
-    token_starts: list[int] = dataclasses.field(default_factory=list)
+    token_starts: Sequence[int] = ()
 
 
 class OutputProcessor:
@@ -58,10 +57,7 @@ class OutputProcessor:
         shown_ids: frozenset[int] = frozenset(),
     ) -> None:
         stops = stops or StopStrings(params.stop, params.include_stop)
-        # Copies share the compiled strings, which are as large as the strings themselves.
-        self._choices = [
-            _Choice(tokenizer, params, prompt_ids, copy.copy(stops), shown_ids) for _ in range(n)
-        ]
+        self._choices = [_Choice(tokenizer, params, prompt_ids, stops.twin(), shown_ids) for _ in range(n)]
 
     def process(self, chunk: TokenChunk) -> TextDelta | None:
         """What `chunk` adds; None if its choice is complete already.
@@ -96,7 +92,9 @@ class _Choice:
         text, num_tokens = self._push(token_ids, chunk)
         if is_last and self._stops.matched is None:
             text += self._stops.push(self._detokenizer.finish()) + self._stops.finish()
-        delta = TextDelta(text, [], num_tokens, token_ids=token_ids[:num_tokens])
+        if num_tokens < len(token_ids):
+            token_ids = token_ids[:num_tokens]
+        delta = TextDelta(text, (), num_tokens, token_ids=token_ids)
         delta.prompt_logprobs = chunk.prompt_logprobs
         delta.logprobs = chunk.logprobs and chunk.logprobs[:num_tokens]
         if self._stops.matched is not None:
@@ -117,10 +115,10 @@ class _Choice:
             num_shown -= 1
         logprobs = chunk.logprobs if self._scored is not None else None
         if num_shown == 1 and logprobs is None:
-            return self._stops.push(self._detokenizer.push(token_ids[:1])), len(token_ids)
+            return self._stops.push(self._detokenizer.push_one(token_ids[0])), len(token_ids)
         text = ""
         for i, token_id in enumerate(token_ids[:num_shown]):
-            piece = self._detokenizer.push([token_id])
+            piece = self._detokenizer.push_one(token_id)
             if logprobs is not None:
                 self._scored.add(
                     (token_id, logprobs[i]), len(piece), is_whole=not self._detokenizer.num_pending

@@ -36,6 +36,7 @@ from engine.core.messages import (
     StateDump,
     StatsRequest,
     ToEngine,
+    TokenChunk,
     ToServer,
     UnloadAdapter,
 )
@@ -351,7 +352,8 @@ class ProcessClient:
                     self._suspects.note_end(stream.request)
                     self._drain_rate.note_end()
                 for message in messages:
-                    self._handle(message)
+                    if type(message) is not TokenChunk:
+                        self._handle(message)
 
     def _allowed_silence_s(self) -> float:
         is_loading = self.state is not EngineState.READY

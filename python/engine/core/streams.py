@@ -29,7 +29,9 @@ class TokenStream:
         self._chunks: deque[TokenChunk] = deque()
         self._open = set(range(request.n))
         self._error: EngineError | None = None
-        self._news = asyncio.Event()
+        self._reader: asyncio.Future[None] | None = None
+        """Resolved when there is something new for a reader that waits."""
+        self._is_behind = False
 
     @property
     def admitted(self) -> Admitted:
@@ -40,18 +42,22 @@ class TokenStream:
         """Whether a choice is still to come to its end."""
         return bool(self._open) and self._error is None
 
-    async def __aiter__(self) -> AsyncIterator[TokenChunk]:
-        while True:
-            while self._chunks:
-                yield self._chunks.popleft()
-                if self._chunks:
-                    await asyncio.sleep(0)  # a reader with much to catch up on must not hold up the others
+    def __aiter__(self) -> AsyncIterator[TokenChunk]:
+        return self
+
+    async def __anext__(self) -> TokenChunk:
+        if self._is_behind:
+            await asyncio.sleep(0)  # a reader with much to catch up on must not hold up the others
+        while not self._chunks:
             if self._error is not None:
                 raise self._error
             if not self._open:
-                return
-            self._news.clear()
-            await self._news.wait()
+                raise StopAsyncIteration
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        chunk = self._chunks.popleft()
+        self._is_behind = bool(self._chunks)
+        return chunk
 
     def push(self, chunk: TokenChunk) -> None:
         """A chunk arrives; ignored when its choice has ended."""
@@ -63,13 +69,18 @@ class TokenStream:
             self.fail(Overloaded("The client reads too slowly.", slug="slow_reader"))
         if chunk.finish_reason is not None:
             self._open.discard(chunk.choice)
-        self._news.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None and not reader.done():
+            reader.set_result(None)
 
     def end_choice(self, choice: int) -> None:
         """No more of this choice, and what has not been read of it is dropped."""
         self._open.discard(choice)
         self._chunks = deque(chunk for chunk in self._chunks if chunk.choice != choice)
-        self._news.set()
+        self._wake()
 
     def fail(self, error: EngineError) -> None:
         """The request died; its reader is told after what arrived before."""
@@ -77,7 +88,7 @@ class TokenStream:
         if not self.admission.done():
             self.admission.set_exception(error)
             self.admission.exception()  # taken note of: the waiter may be gone
-        self._news.set()
+        self._wake()
 
     def end(self) -> None:
         """The request was cancelled: its reader comes to an end."""
@@ -86,7 +97,7 @@ class TokenStream:
         if not self.admission.done():
             self.admission.set_exception(InvalidRequest("Invalid request: it was cancelled"))
             self.admission.exception()
-        self._news.set()
+        self._wake()
 
 
 class EmbeddingAnswer:
@@ -117,6 +128,17 @@ class EmbeddingAnswer:
 
 def _client_of(stream: TokenStream | EmbeddingAnswer) -> str:
     return stream.request.client if isinstance(stream, TokenStream) else ""
+
+
+def _settle(stream: TokenStream | EmbeddingAnswer, message: ToServer) -> None:
+    """Hand over what is no chunk."""
+    match message:
+        case Admitted(choice=0) if isinstance(stream, TokenStream) and not stream.admission.done():
+            stream.admission.set_result(message)
+        case Embedded() if isinstance(stream, EmbeddingAnswer) and stream.is_open:
+            stream.result.set_result(message)
+        case Failed():
+            stream.fail(message.to_error())
 
 
 class StreamTable:
@@ -174,15 +196,10 @@ class StreamTable:
             stream = self._streams.get(getattr(message, "request_id", ""))
             if stream is None:
                 continue
-            match message:
-                case TokenChunk() if isinstance(stream, TokenStream):
-                    stream.push(message)
-                case Admitted(choice=0) if isinstance(stream, TokenStream) and not stream.admission.done():
-                    stream.admission.set_result(message)
-                case Embedded() if isinstance(stream, EmbeddingAnswer) and stream.is_open:
-                    stream.result.set_result(message)
-                case Failed():
-                    stream.fail(message.to_error())
+            if type(message) is TokenChunk and type(stream) is TokenStream:  # nearly always
+                stream.push(message)
+            else:
+                _settle(stream, message)
             if not stream.is_open:
                 self._pop(message.request_id)
                 ended.append(stream)

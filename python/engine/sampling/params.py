@@ -97,17 +97,30 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         return self.temperature < 1e-6
 
 
-_TYPES = tuple((field.name, field.type) for field in msgspec.structs.fields(SamplingParams))
+def _is_plain(sample: object, kind: object) -> bool:
+    """Whether a field of this kind takes any value of the sample's type."""
+    try:
+        msgspec.convert(sample, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+_TYPES = tuple(
+    (field.name, field.type, frozenset(type(v) for v in (None, True, 1, 0.5, "") if _is_plain(v, field.type)))
+    for field in msgspec.structs.fields(SamplingParams)
+)
 
 
 def _check_types(params: SamplingParams) -> None:
     """Structs made in Python are not checked by msgspec, only those that it decodes."""
-    for name, kind in _TYPES:
+    for name, kind, plain in _TYPES:
         value = getattr(params, name)
-        try:
-            msgspec.convert(value, kind)
-        except msgspec.ValidationError as error:
-            _fail(name, f"has the wrong type: {str(error).lower()}")
+        if type(value) not in plain:
+            try:
+                msgspec.convert(value, kind)
+            except msgspec.ValidationError as error:
+                _fail(name, f"has the wrong type: {str(error).lower()}")
         if isinstance(value, float) and not math.isfinite(value):
             _fail(name, "must be a finite number")
 

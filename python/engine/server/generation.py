@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -21,7 +20,7 @@ from engine.sampling.params import SamplingParams
 from engine.server.auth import Client
 from engine.server.choice_reader import ChoiceReader
 from engine.server.context import ServerContext
-from engine.server.deadline import in_time
+from engine.server.deadline import Deadline
 from engine.server.metrics import RequestTimer
 from engine.server.prompt_scores import after_scores
 from engine.server.schema import GenerationRequest
@@ -190,7 +189,7 @@ class Generation:
             self._reserve_tokens(context.client.info)
             async with (
                 self.in_time(),
-                in_time(self._config.queue_timeout, self._start_s, self._waited_too_long),
+                Deadline(self._config.queue_timeout, self._start_s, self._waited_too_long),
             ):
                 self._streams = await _submit_all(context.client, requests)
         except BaseException as error:
@@ -235,9 +234,9 @@ class Generation:
             self._cause = "client" if gone else error.slug if isinstance(error, EngineError) else "error"
         self.close()
 
-    def in_time(self) -> AbstractAsyncContextManager[None]:
+    def in_time(self) -> Deadline:
         """What does not end within --request-timeout raises `Overloaded`."""
-        return in_time(self._config.request_timeout, self._start_s, self._took_too_long)
+        return Deadline(self._config.request_timeout, self._start_s, self._took_too_long)
 
     def _waited_too_long(self) -> Overloaded:
         message = f"The request waited {self._config.queue_timeout:g} s and was not run (--queue-timeout)."
@@ -346,7 +345,8 @@ class Generation:
         still_open = set(range(request.n))
         counted_cache = False
         async for chunk in self._streams[prompt]:
-            self._timer.tokens(prompt * request.n + chunk.choice, len(chunk.token_ids))
+            index = prompt * request.n + chunk.choice
+            self._timer.tokens(index, len(chunk.token_ids))
             if chunk.choice == 0 and not counted_cache:
                 counted_cache = True
                 self.cached_tokens_of[prompt] = chunk.cached_tokens
@@ -358,25 +358,26 @@ class Generation:
             if delta is None:
                 continue
             self.completion_tokens += delta.num_tokens
-            self._read(prompt * request.n + chunk.choice, delta)
+            if self._readers:
+                self._read(index, delta)
             if delta.finish_reason is not None:
                 still_open.discard(chunk.choice)
                 self._num_ended += 1
                 if chunk.finish_reason is None:
                     self._client.cancel_choice(request.request_id, chunk.choice)
-            yield prompt * request.n + chunk.choice, delta
+            yield index, delta
             if not still_open:
                 return
         for choice in sorted(still_open):
             last = TextDelta("", [], 0, "abort")
-            self._read(prompt * request.n + choice, last)
+            if self._readers:
+                self._read(prompt * request.n + choice, last)
             yield prompt * request.n + choice, last
 
     def _read(self, index: int, delta: TextDelta) -> None:
-        if self._readers:
-            num_thoughts = self._readers[index].read(delta)
-            if self.reasoning_tokens is not None:
-                self.reasoning_tokens += num_thoughts
+        num_thoughts = self._readers[index].read(delta)
+        if self.reasoning_tokens is not None:
+            self.reasoning_tokens += num_thoughts
 
 
 def _check_places(num_choices: int, ready: EngineReady | None) -> None:

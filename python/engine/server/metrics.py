@@ -11,9 +11,10 @@ from time import monotonic
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import Metric
 
+from engine.server.token_tally import TokenTally
+
 PREFIX = "engine:"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_SHORT_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
 _LONG_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
@@ -24,7 +25,6 @@ class Metrics:
         self._registry = CollectorRegistry()
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of admitted requests.")
         self.cached_tokens = self._counter("cached_tokens", "Prompt tokens taken from the prefix cache.")
-        self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self.requests = self._counter("num_requests", "Requests admitted.")
         self.aborted = self._counter("num_aborted_requests", "Requests ended by their client, or aborted.")
         self.ignored_fields = self._counter("ignored_fields", "Unknown fields of requests.")
@@ -36,9 +36,7 @@ class Metrics:
         self.time_to_first_token = self._histogram(
             "time_to_first_token_seconds", "From the request's submission to its first token.", _LONG_S
         )
-        self.inter_token_latency = self._histogram(
-            "inter_token_latency_seconds", "Between two tokens of a choice.", _SHORT_S
-        )
+        self.tokens = TokenTally(PREFIX)
         self.e2e_latency = self._histogram(
             "e2e_request_latency_seconds", "From the request's submission to its last token.", _LONG_S
         )
@@ -60,7 +58,8 @@ class Metrics:
         self._rejected.labels(reason).inc()
 
     def collect(self) -> Iterable[Metric]:
-        return self._registry.collect()
+        yield from self._registry.collect()
+        yield from self.tokens.collect()
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(PREFIX + name, text, labels, registry=self._registry)
@@ -73,7 +72,7 @@ class RequestTimer:
     """Times and counts one request from its submission on. Choices are told apart by any number."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+        self._metrics, self._tally = metrics, metrics.tokens
         self._start_s = monotonic()
         self._admitted_s = self._first_token_s = self._start_s
         self._last_token_s: dict[int, float] = {}
@@ -91,12 +90,13 @@ class RequestTimer:
         now = monotonic()
         last_s = self._last_token_s.get(choice)
         if last_s is not None:
-            self._metrics.inter_token_latency.observe((now - last_s) / num_tokens)
-        elif not self._last_token_s:
-            self._first_token_s = now
-            self._metrics.time_to_first_token.observe(now - self._start_s)
+            self._tally.add_after(num_tokens, now - last_s)
+        else:
+            if not self._last_token_s:
+                self._first_token_s = now
+                self._metrics.time_to_first_token.observe(now - self._start_s)
+            self._tally.add(num_tokens)
         self._last_token_s[choice] = now
-        self._metrics.generation_tokens.inc(num_tokens)
 
     @property
     def timings(self) -> dict[str, float]:

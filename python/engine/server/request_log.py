@@ -21,7 +21,11 @@ CLIENT_CLOSED = 499
 
 def endpoint_of(route: Route | None) -> str:
     """The path of a route, with {names} in place of its parameters; "other" for no route of ours."""
-    return "other" if route is None else "/" + re.sub(r"<(\w+)(:\w+)?>", r"{\1}", route.path)
+    if route is None:
+        return "other"
+    if not hasattr(route.ctx, "endpoint"):
+        route.ctx.endpoint = "/" + re.sub(r"<(\w+)(:\w+)?>", r"{\1}", route.path)
+    return route.ctx.endpoint
 
 
 class RequestLog:

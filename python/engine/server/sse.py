@@ -136,7 +136,7 @@ class EventStream:
     """The open response: sends events, comments when there are none, and gives up on a dead reader.
 
     `keep_alive_s` is the silence after which a comment is sent, 0 for none.
-    One watching task serves both purposes, so that a token costs no timer of its own.
+    One timer serves both purposes, so that a token costs none of its own.
     """
 
     def __init__(
@@ -149,12 +149,14 @@ class EventStream:
         self._last_sent = monotonic()
         self._sending_since: float | None = None
         self._held = b""
+        self._comment: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> EventStream:
         self._response = await self._request.respond(
             status=200, headers={**HEADERS, **self._headers}, content_type=CONTENT_TYPE
         )
-        self._watcher = asyncio.create_task(self._watch())
+        self._loop = asyncio.get_running_loop()
+        self._watch()
         return self
 
     async def __aexit__(
@@ -164,7 +166,9 @@ class EventStream:
             if kind is None:
                 await self._write(b"", is_last=True)
         finally:
-            self._watcher.cancel()
+            self._timer.cancel()
+            if self._comment is not None:
+                self._comment.cancel()
 
     async def send(self, event: bytes) -> None:
         """Effects: waits while the client reads more slowly than events are made."""
@@ -175,24 +179,24 @@ class EventStream:
         self._held += event
 
     async def _write(self, event: bytes, *, is_last: bool) -> None:
-        data, self._held = self._held + event, b""
-        self._sending_since = monotonic()
-        await self._response.send(data, is_last)
-        self._last_sent = monotonic()
+        if self._held:
+            event, self._held = self._held + event, b""
+        self._last_sent = self._sending_since = monotonic()
+        await self._response.send(event, is_last)
         self._sending_since = None
 
-    async def _watch(self) -> None:
-        while True:
-            now = monotonic()
-            if self._sending_since is None:
-                wait_s = self._last_sent + self._keep_alive_s - now
-                if wait_s <= 0:
-                    await self.send(_COMMENT)
-                    continue
-            else:
-                wait_s = self._sending_since + self._send_s - now
-                if wait_s <= 0:
-                    # The handler is cancelled by the loss of the connection, as with any other.
-                    self._request.transport.abort()
-                    return
-            await asyncio.sleep(min(max(wait_s, 0.01), self._send_s))
+    def _watch(self) -> None:
+        """Look after the stream now, and again when there may be something to do."""
+        now = monotonic()
+        if self._sending_since is None:
+            wait_s = self._last_sent + self._keep_alive_s - now
+            if wait_s <= 0:
+                self._comment = self._loop.create_task(self.send(_COMMENT))
+                wait_s = self._keep_alive_s
+        else:
+            wait_s = self._sending_since + self._send_s - now
+            if wait_s <= 0:
+                # The handler is cancelled by the loss of the connection, as with any other.
+                self._request.transport.abort()
+                return
+        self._timer = self._loop.call_later(min(max(wait_s, 0.01), self._send_s), self._watch)

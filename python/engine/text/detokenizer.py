@@ -39,6 +39,8 @@ class IncrementalDetokenizer:
         self._at_start = True
         self._to_strip = decoding.stripped_at_start
         self._num_pending = 0
+        self._is_midway = False
+        """Whether all text so far is given out, and what follows needs no regard for it."""
 
     @classmethod
     def after_prompt(
@@ -81,14 +83,23 @@ class IncrementalDetokenizer:
 
     def push(self, token_ids: Iterable[int]) -> str:
         """Take more tokens; returns the text that is now final, often empty."""
-        return "".join([self._push_one(token_id) for token_id in token_ids])
+        return "".join([self.push_one(token_id) for token_id in token_ids])
+
+    def push_one(self, token_id: int) -> str:
+        """Take one more token; returns the text that is now final."""
+        if self._is_midway and (text := self._tokenizer.whole_text(token_id)) is not None:
+            return "" if token_id in self._skipped else text
+        text = self._push_with_care(token_id)
+        is_at_rest = not (self._num_pending or self._at_start or self._to_strip or self._joiner.carry)
+        self._is_midway = is_at_rest
+        return text
 
     def finish(self) -> str:
         """The rest of the text: an unfinished character becomes U+FFFD, as `Tokenizer.decode` has it."""
         self._num_pending = 0
         return self._strip(self._joiner.flush())
 
-    def _push_one(self, token_id: int) -> str:
+    def _push_with_care(self, token_id: int) -> str:
         text = ""
         if token_id not in self._skipped:
             tokenizer = self._tokenizer

@@ -33,6 +33,12 @@ class StopStrings:
         self._held = ""
         self._match: tuple[int, int] | None = None  # start and end in `_held`, while not yet certain
 
+    def twin(self) -> StopStrings:
+        """One for another text; it shares the compiled strings, which are large."""
+        twin = StopStrings((), self._include_stop)
+        twin._trie = self._trie
+        return twin
+
     def push(self, text: str) -> str:
         """Take more text; returns what is safe to give out. After a match: nothing."""
         if self._trie is None or not text:

@@ -49,6 +49,7 @@ class Tokenizer:
         self.chat_templates: Mapping[str, str] = dict(chat_templates)
         self.add_bos_token: bool = bos_token_id is not None and self.encode("")[:1] == [bos_token_id]
         self._pieces: dict[int, Piece | None] = {}
+        self._texts: dict[int, str | None] = {}
 
     @classmethod
     def from_directory(cls, path: str | Path) -> Tokenizer:
@@ -164,6 +165,23 @@ class Tokenizer:
         piece = self.decoding.piece(token)
         self._pieces[token_id] = piece
         return piece
+
+    def whole_text(self, token_id: int) -> str | None:
+        """What a token contributes, if that is characters whatever its neighbours are; else None. Cached."""
+        try:
+            return self._texts[token_id]
+        except KeyError:
+            pass
+        text = self.piece(token_id)
+        if text is None:
+            return None
+        if isinstance(text, bytes):
+            try:
+                text = text.decode() if self.decoding.byte_level else None
+            except UnicodeDecodeError:
+                text = None
+        self._texts[token_id] = text
+        return text
 
     def first_piece(self, token_id: int) -> Piece | None:
         """Like `piece`, for a token that nothing precedes."""
