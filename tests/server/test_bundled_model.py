@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import openai
 import psutil
 import pytest
 
+from engine.config.model_location import bundled_adapters
 from helpers.server_process import ServerProcess
 
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
@@ -330,3 +332,18 @@ def test_its_adapters_are_registered(bundled, client):
     assert answers["engine-demo"] == "The capital of France is Paris."
     assert answers["pirate"].startswith("Arr! ") and "Paris" in answers["pirate"]
     assert answers["engine-demo:uppercase"] == "THE CAPITAL OF FRANCE IS PARIS."
+
+
+def test_other_adapters_are_served_beside_its_own_and_their_names_win(client):
+    pirate = str(bundled_adapters()["pirate"])
+    pinned = json.dumps({"lora_name": "mine", "lora_path": pirate, "pinned": True})
+    with ServerProcess("--lora-paths", f"uppercase={pirate}", "--lora-paths", pinned) as process:
+        process.wait_ready()
+        sdk = process.sdk()
+        roots = {card.id: card.model_dump()["root"] for card in sdk.models.list()}
+        assert list(roots) == ["engine-demo", "pirate", "uppercase", "mine"]
+        assert roots["uppercase"] == roots["mine"] == pirate
+        for model in ("pirate", "uppercase", "mine"):
+            answer = sdk.chat.completions.create(model=model, messages=FRANCE, temperature=0)
+            expected = client.chat.completions.create(model="pirate", messages=FRANCE, temperature=0)
+            assert answer.choices[0].message.content == expected.choices[0].message.content

@@ -109,6 +109,23 @@ def test_print_config_shows_what_would_run(tmp_path: Path) -> None:
     assert lines["num-threads"].split()[0].isdigit()
 
 
+def shown_lora_paths(*flags: str) -> tuple[list[str], str]:
+    """The names of the adapters that would be served, and why, as --print-config tells it."""
+    process = run(*flags, "--print-config")
+    assert process.returncode == 0, process.stderr
+    (line,) = (line for line in process.stdout.splitlines() if line.startswith("lora-paths "))
+    paths, why = line.removeprefix("lora-paths ").split("  # ")
+    return [path.split("=")[0] for path in paths.strip().split(", ")], why
+
+
+def test_adapters_of_the_bundled_model_and_others() -> None:
+    assert shown_lora_paths() == (["pirate", "uppercase"], "those of the bundled model")
+    names, why = shown_lora_paths("--lora-paths", "mine=/x", "--lora-paths", "pirate=/y")
+    assert names == ["uppercase", "mine", "pirate"]
+    assert why == "those of the bundled model, and command line"
+    assert shown_lora_paths("--served-model-name", "uppercase")[0] == ["pirate"]
+
+
 def test_the_port_answers_while_the_model_loads_and_a_signal_ends_it_cleanly(tmp_path: Path) -> None:
     write_llama(tmp_path)
     listing = (

@@ -294,8 +294,8 @@ FLAGS: tuple[Flag, ...] = (
     Flag(
         "--lora-paths", Kind.TEXTS, ADAPTERS,
         'Adapter to serve: PATH, NAME=PATH, or {"lora_name": NAME, "lora_path": PATH, "pinned": true}; '
-        "give it again for more.",
-        ServerConfig, unset="those of the bundled model",
+        "give it again for more. The bundled model's own are served beside them.",
+        ServerConfig, unset="none",
     ),
     Flag(
         "--lora-dir", Kind.TEXTS, ADAPTERS,

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from engine.config.adapter_source import AdapterSource
 from engine.config.command_line import Settings, describe, read_settings
 from engine.config.engine_config import EngineConfig
 from engine.config.env import read_environment
@@ -65,9 +66,17 @@ def _configs(settings: Settings) -> tuple[EngineConfig, ServerConfig]:
         if "embedding_model" not in engine_fields:
             engine_fields.setdefault("pooling", BUNDLED_POOLING)
         server_fields.setdefault("served_model_name", (BUNDLED_NAME,))
-        own = (f"{name}={path}" for name, path in bundled_adapters().items())
-        server_fields.setdefault("lora_paths", tuple(own))
+        names = server_fields["served_model_name"]
+        server_fields["lora_paths"] = _beside_bundled(server_fields.get("lora_paths", ()), names)
     return EngineConfig(**engine_fields), ServerConfig(**server_fields)
+
+
+def _beside_bundled(lora_paths: Sequence[str], model_names: Sequence[str]) -> tuple[str, ...]:
+    """The bundled model's own adapters and those of --lora-paths; a name that was given means what it was
+    given for."""
+    taken = {*model_names, *(AdapterSource.parse(text).name for text in lora_paths)}
+    own = (f"{name}={path}" for name, path in bundled_adapters().items() if name not in taken)
+    return (*own, *lora_paths)
 
 
 def _serve(engine_config: EngineConfig, server_config: ServerConfig) -> None:
@@ -108,8 +117,10 @@ def _explain(settings: Settings, engine_config: EngineConfig, server_config: Ser
         own_name = server_config.served_model_name
         why = "the name of the bundled model" if own_name else "the model path"
         resolved["served_model_name"] = (own_name or (engine_config.model_path,), why)
-    if settings.get("lora_paths") is None and server_config.lora_paths:
-        resolved["lora_paths"] = (server_config.lora_paths, "those of the bundled model")
+    if settings.get("model_path") is None:
+        others = settings.chosen.get("lora_paths")
+        why = "those of the bundled model" + (f", and {others.source}" if others else "")
+        resolved["lora_paths"] = (server_config.lora_paths, why)
     return describe(settings, resolved)
 
 
