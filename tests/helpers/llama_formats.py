@@ -41,7 +41,9 @@ def q4_0(values: torch.Tensor) -> torch.Tensor:
     return blockwise(values, BLOCK, rounded)
 
 
-class _RoundedLinear(torch.nn.Module):
+class RoundedLinear(torch.nn.Module):
+    """A linear layer with rounded weights, that rounds what it reads."""
+
     def __init__(self, linear: torch.nn.Linear, weights: Rounding, activations: Rounding) -> None:
         super().__init__()
         self.weight, self.bias, self.activations = weights(linear.weight.data), linear.bias, activations
@@ -53,12 +55,12 @@ class _RoundedLinear(torch.nn.Module):
 def with_rounded_weights(model, weights: Rounding, activations: Rounding = q8_0):
     """A copy of a transformers model whose linear layers and embedding are rounded."""
     model = copy.deepcopy(model)
-    head = _RoundedLinear(model.lm_head, weights, activations)
+    head = RoundedLinear(model.lm_head, weights, activations)
     embedding = model.get_input_embeddings()
     embedding.weight = torch.nn.Parameter(weights(embedding.weight.data))
     for module in list(model.model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, torch.nn.Linear):
-                setattr(module, name, _RoundedLinear(child, weights, activations))
+                setattr(module, name, RoundedLinear(child, weights, activations))
     model.lm_head = head
     return model

@@ -62,7 +62,9 @@ def make_mix() -> list[Ask]:
 class Machine:
     """A model that serves mixes under different circumstances, each time with nothing cached or loaded."""
 
-    def __init__(self, directory, adapters, *, dtype="bfloat16", isa="auto", num_threads=2) -> None:
+    def __init__(
+        self, directory, adapters, *, dtype="bfloat16", isa="auto", num_threads=2, quantization="none"
+    ) -> None:
         self.runner = ModelRunner(
             read_spec(directory),
             directory,
@@ -75,6 +77,7 @@ class Machine:
             num_threads=num_threads,
             isa=isa,
             max_lora_rank=64,
+            quantization=quantization,
         )
         read = self.runner.adapter_reader.load
         self.refs = [AdapterRef(str(path), read(path).digest) for path in adapters]
@@ -194,7 +197,13 @@ def test_on_every_instruction_set_with_any_threads(files, mix, alone, isa, num_t
     assert Machine(*files, isa=isa, num_threads=num_threads).answer([mix], chunk=64) == alone
 
 
-def test_in_float32(files, mix):
-    machine = Machine(*files, dtype="float32")
+@pytest.mark.parametrize(
+    "stored", [{"dtype": "float32"}, {"quantization": "int8"}, {"quantization": "int4"}], ids=str
+)
+def test_on_other_weights(files, mix, alone, stored):
+    machine = Machine(*files, **stored)
     expected = machine.answer([[ask] for ask in mix], cached=False)
+    assert expected != alone
     assert machine.answer([mix], chunk=16) == expected
+    assert machine.answer([mix], num_blocks=FEW_BLOCKS, places=2, in_use=2) == expected
+    assert machine.core.stats().num_preemptions > 0 and machine.pool.num_evictions >= NUM_ADAPTERS - 2
