@@ -179,7 +179,7 @@ class FakeEngineClient:
             cpu_isa="none",
             num_threads=1,
             max_queued_requests=2048,
-            embedding=EmbeddingInfo(8, context_length, 257, "mean", True),
+            embedding=EmbeddingInfo(8, context_length, 257, "mean", True, takes_adapters=True),
         )
         self.cached_tokens = cached_tokens
         self.cuts: frozenset[int] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -130,3 +131,44 @@ def answer_alone(
     alone.submit("alone", prompt, params, n=choice + 1)
     alone.run()
     return alone.answers["alone", choice]
+
+
+class AdapterSlots:
+    """`count` places; an adapter is read as soon as it has one, unless it is in `slow` or `broken`.
+
+    Its weights are its digest.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.users: dict[str, int] = {}
+        self.slow: set[str] = set()
+        self.broken: dict[str, Exception] = {}
+        self.lent: list = []
+
+    @property
+    def num_in_use(self) -> int:
+        return len(self.users)
+
+    def try_take(self, ref):
+        if ref.digest not in self.users and len(self.users) >= self.count:
+            return None
+        self.users[ref.digest] = self.users.get(ref.digest, 0) + 1
+        weights = None if ref.digest in self.slow or ref.digest in self.broken else ref.digest
+        place = SimpleNamespace(digest=ref.digest, weights=weights, error=self.broken.get(ref.digest))
+        self.lent.append(place)
+        return place
+
+    def give_back(self, place) -> None:
+        self.users[place.digest] -= 1
+        if not self.users[place.digest]:
+            del self.users[place.digest]
+
+    def settle(self) -> bool:
+        done = [p for p in self.lent if p.weights is None and p.error is None and p.digest not in self.slow]
+        for place in done:
+            place.weights = place.digest
+        return bool(done)
+
+    def check(self) -> None:
+        pass

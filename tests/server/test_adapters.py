@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import openai
 import pytest
 
@@ -18,6 +20,13 @@ from engine.server.adapter_paths import AdapterRoots
 from helpers.http_server import MODEL_PATH, Server, wait_until, write_adapter
 
 BASE = "org/base:7b"
+INPUTS = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hi"}]},
+    "/v1/completions": {"prompt": "Hi"},
+    "/v1/embeddings": {"input": "Hi"},
+    "/v1/rerank": {"query": "Hi", "documents": ["a", "b"]},
+    "/v1/score": {"text_1": "Hi", "text_2": "a"},
+}
 
 
 @pytest.fixture
@@ -49,9 +58,8 @@ def lora(model_dir: Path, root: Path, outside: Path) -> Iterator[Server]:
 
 def digests(server: Server) -> list[str | None]:
     """Of the adapters of all requests so far, shortened."""
-    return server.call(
-        lambda: [r.adapter and r.adapter.directory.split("/")[-1] for r in server.engine.submitted]
-    )
+    requests = server.call(lambda: [*server.engine.submitted, *server.engine.embedded])
+    return [r.adapter and r.adapter.directory.split("/")[-1] for r in requests]
 
 
 @pytest.mark.parametrize(
@@ -78,11 +86,12 @@ def digests(server: Server) -> list[str | None]:
         ({"model": "base:first", "lora_path": "{root}/two"}, "one"),
     ],
 )
-@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("route", INPUTS)
 def test_ways_to_name_one(lora, root, outside, route, fields, expected):
     fields = {name: value and value.format(root=root, outside=outside) for name, value in fields.items()}
-    response = lora.post(route, {"prompt": "Hi", "messages": [{"role": "user", "content": "Hi"}], **fields})
+    response = lora.post(route, {**INPUTS[route], **fields})
     assert response.status_code == 200, response.text
+    assert "x-ignored-params" not in response.headers
     assert response.json()["model"] == fields["model"]
     assert digests(lora) == [expected]
     assert all(adapter.num_live == 0 for adapter in lora.context.adapters)
@@ -121,10 +130,11 @@ def test_native_generate_takes_one(lora):
         ({"lora_path": ["first"]}, 400, "invalid_value", "lora_path"),
     ],
 )
-def test_what_is_not_there_or_not_allowed(lora, root, outside, fields, status, slug, param):
+@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/embeddings"])
+def test_what_is_not_there_or_not_allowed(lora, root, outside, route, fields, status, slug, param):
     fields = {n: v.format(root=root, outside=outside) if isinstance(v, str) else v for n, v in fields.items()}
     num_loads = len(lora.engine.adapter_loads)
-    response = lora.chat(**{"model": "base", **fields})
+    response = lora.post(route, {**INPUTS[route], "model": "base", **fields})
     assert response.status_code == status, response.text
     error = response.json()["error"]
     assert (error["code"], error["param"]) == (slug, param)
@@ -267,9 +277,10 @@ def in_thread(call) -> tuple[threading.Thread, list]:
     return thread, results
 
 
-def test_unload_waits_for_running_requests(lora):
+@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/embeddings"])
+def test_unload_waits_for_running_requests(lora, route):
     lora.call(lora.engine.hold)
-    asking, answers = in_thread(lambda: lora.chat(model="first"))
+    asking, answers = in_thread(lambda: lora.post(route, {**INPUTS[route], "model": "first"}))
     wait_until(lambda: lora.call(lambda: len(lora.engine.running)) == 1)
     unloading, unloads = in_thread(lambda: unload(lora, "first"))
     wait_until(lambda: lora.get("/v1/models/first").status_code == 404)
@@ -293,11 +304,13 @@ def test_first_uses_at_once_read_it_once(lora):
     assert all(adapter.num_live == 0 for adapter in lora.context.adapters)
 
 
-def test_a_refused_request_lets_its_adapter_go(lora):
+@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/embeddings"])
+def test_a_refused_request_lets_its_adapter_go(lora, route):
     lora.call(lora.engine.hold)
     thread, _ = in_thread(lambda: lora.chat(model="first", rid="taken"))
     wait_until(lambda: lora.call(lambda: len(lora.engine.running)) == 1)
-    assert lora.chat(model="first", rid="taken").status_code == 400
+    again = lora.post(route, {**INPUTS[route], "model": "first", "rid": "taken"})
+    assert again.status_code == 400 and again.json()["param"] == "rid"
     lora.call(lora.engine.release)
     thread.join(10)
     assert all(adapter.num_live == 0 for adapter in lora.context.adapters)
@@ -335,15 +348,28 @@ def test_lora_dir_must_be_there(tmp_path):
         AdapterRoots([str(tmp_path / "none")], [])
 
 
-@pytest.mark.parametrize("fields", [{"model": "first"}, {"model": "base:first"}, {"lora_path": "first"}])
-def test_embeddings_are_not_answered_as_if_there_were_no_adapter(lora, fields):
-    response = lora.post("/v1/embeddings", {"model": "base", "input": "Hi", **fields})
-    assert response.status_code == 400, response.text
-    assert response.json()["error"]["code"] == "unsupported_parameter"
+def info_without_adapters(server: Server) -> None:
+    """As when another model embeds than the one that generates."""
+    assert server.context.embedding is not None
+    info = msgspec.structs.replace(server.context.embedding.info, takes_adapters=False)
+    server.context.embedding = dataclasses.replace(server.context.embedding, info=info)
+    server.context.names.embedding = "org/embedder"
 
 
-def test_nor_is_a_ranking(lora):
-    body = {"query": "a", "documents": ["b"]}
-    assert lora.post("/v1/rerank", {"model": "base:first", **body}).status_code == 400
-    response = lora.post("/v1/rerank", {"model": "base", "lora_path": "first", **body})
-    assert response.headers["x-ignored-params"] == "lora_path"
+@pytest.mark.parametrize("route", ["/v1/embeddings", "/v1/rerank", "/v1/score"])
+@pytest.mark.parametrize(
+    ("fields", "status", "param"),
+    [
+        ({"model": "first"}, 400, "model"),
+        ({"model": "base:first"}, 400, "model"),
+        ({"model": "org/embedder", "lora_path": "first"}, 400, "lora_path"),
+        ({"model": "org/embedder:first"}, 404, "model"),
+        ({"model": "org/embedder", "lora_path": ""}, 200, None),
+    ],
+)
+def test_a_model_that_takes_none_does_not_answer_as_if_there_was_none(lora, route, fields, status, param):
+    info_without_adapters(lora)
+    response = lora.post(route, {**INPUTS[route], **fields})
+    assert response.status_code == status, response.text
+    if param is not None:
+        assert response.json()["param"] == param and digests(lora) == []

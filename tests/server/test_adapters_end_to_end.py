@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import shutil
 import signal
@@ -15,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from engine import LLM, SamplingParams
+from engine import LLM, AsyncEngine, SamplingParams
 from engine.errors import InvalidRequest
 from helpers.adapters import LINEAR, MODULES, make_adapter, save_adapter
 from helpers.http_server import wait_until, write_model
@@ -35,6 +36,7 @@ class Files(NamedTuple):
     model: Path
     adapters: Path
     answers: dict[str | None, str]
+    vectors: dict[str | None, list[float]]
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +53,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
         model = wrapped.unload()
     names = [None, *(f"a{number}" for number in range(NUM_ADAPTERS))]
     params = SamplingParams(temperature=0, max_tokens=MAX_TOKENS, ignore_eos=True)
-    with LLM(str(base), num_threads=2) as llm:
+    with LLM(str(base), num_threads=2, pooling="mean") as llm:
         paths = [name and str(adapters / name) for name in names]
         outputs = llm.generate([PROMPT] * len(names), params, lora_path=paths, use_tqdm=False)
-    return Files(base, adapters, {n: o.outputs[0].text for n, o in zip(names, outputs, strict=True)})
+        vectors = llm.embed([PROMPT] * len(names), lora_path=paths).tolist()
+    texts = [output.outputs[0].text for output in outputs]
+    return Files(base, adapters, dict(zip(names, texts, strict=True)), dict(zip(names, vectors, strict=True)))
 
 
 def flags(files: Files) -> tuple[str, ...]:
@@ -63,7 +67,7 @@ def flags(files: Files) -> tuple[str, ...]:
         "--lora-dir", str(files.adapters), "--lora-paths", f"first={files.adapters}/a0",
         "--lora-paths", str(files.adapters / "a1"),
         "--max-loras-per-batch", str(NUM_PLACES), "--max-loaded-loras", str(NUM_PLACES),
-        "--enable-cache-report",
+        "--enable-cache-report", "--pooling", "mean",
     )  # fmt: skip
 
 
@@ -84,6 +88,12 @@ def ask(server: ServerProcess, **fields: Any) -> httpx.Response:
     return server.http.post("/v1/completions", json=body)
 
 
+def embed(server: ServerProcess, **fields: Any) -> list[float]:
+    response = server.http.post("/v1/embeddings", json={"model": "base", "input": PROMPT, **fields})
+    assert response.status_code == 200, response.text
+    return response.json()["data"][0]["embedding"]
+
+
 def text_of(response: httpx.Response) -> str:
     assert response.status_code == 200, response.text
     return response.json()["choices"][0]["text"]
@@ -102,6 +112,7 @@ def assert_idle(server: ServerProcess) -> None:
 
 def test_answers_differ(files):
     assert len(set(files.answers.values())) > NUM_ADAPTERS * 0.9
+    assert len(set(map(tuple, files.vectors.values()))) == NUM_ADAPTERS + 1
 
 
 def test_every_way_to_name_one_gives_the_same_tokens_beside_an_unaffected_base(server, files):
@@ -116,9 +127,11 @@ def test_every_way_to_name_one_gives_the_same_tokens_beside_an_unaffected_base(s
         {},
     ]
     names = ["a0", "a0", "a0", "a0", "a1", "a2", None, None]
-    with ThreadPoolExecutor(len(ways)) as pool:
+    with ThreadPoolExecutor(2 * len(ways)) as pool:
+        vectors = pool.map(lambda fields: embed(server, **fields), ways)
         answers = list(pool.map(lambda fields: text_of(ask(server, **fields)), ways))
     assert answers == [files.answers[name] for name in names]
+    assert list(vectors) == [files.vectors[name] for name in names]
 
 
 def test_cached_prefixes_are_those_of_the_same_adapter(server, files):
@@ -149,11 +162,14 @@ def test_a_hundred_adapters_in_eight_places(server, files):
 
     watcher = threading.Thread(target=watch)
     watcher.start()
+    embedded = wanted[::-4]
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda name: text_of(ask(server, lora_path=name)), wanted))
+        answers = pool.map(lambda name: text_of(ask(server, lora_path=name)), wanted)
+        vectors = list(pool.map(lambda name: embed(server, lora_path=name), embedded))
+        assert list(answers) == [files.answers[name] for name in wanted]
     is_over.set()
     watcher.join()
-    assert answers == [files.answers[name] for name in wanted]
+    assert vectors == [files.vectors[name] for name in embedded]
     assert max(most_used) <= NUM_PLACES
     assert load_of(server)["lora_num_evictions"] >= len(set(wanted)) - NUM_PLACES - 1
     assert_idle(server)
@@ -176,6 +192,13 @@ def race(server: ServerProcess, files: Files, seconds: float) -> None:
         chooser = random.Random(seed)
         while time.monotonic() < end:
             name = chooser.choice(list(meanings))
+            if chooser.random() < 0.2:
+                body = {"model": name, "input": PROMPT}
+                response = server.http.post("/v1/embeddings", json=body)
+                assert response.status_code == 404 or response.json()["data"][0]["embedding"] in [
+                    files.vectors[meaning] for meaning in meanings[name]
+                ]
+                continue
             response = ask(server, model=name)
             if response.status_code == 404:
                 assert response.json()["error"]["code"] in ("model_not_found", "adapter_not_found")
@@ -258,3 +281,47 @@ def test_llm_takes_adapters(files):
         with pytest.raises(InvalidRequest, match="2 adapters for 1 prompts"):
             llm.generate(PROMPT, params, lora_path=paths[:2], use_tqdm=False)
         assert not llm._core.has_work and llm._core.stats().num_adapters_in_use == 0
+
+
+def test_async_engine_takes_adapters(files):
+    """Many at once, in few places; one that is left early, and ones that are not there."""
+    params = SamplingParams(temperature=0, max_tokens=MAX_TOKENS, ignore_eos=True)
+    long = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)
+    names = [None, *(f"a{number}" for number in range(12)), "a3", "a3"]
+
+    async def run() -> None:
+        engine = AsyncEngine(
+            str(files.model), num_threads=1, pooling="mean", max_loras_per_batch=2, max_loaded_loras=3
+        )
+
+        async def answer(name: str | None, **fields: Any) -> str:
+            path = name and str(files.adapters / name)
+            outputs = [output async for output in engine.generate(PROMPT, params, lora_path=path, **fields)]
+            return outputs[-1].outputs[0].text
+
+        async def vector(name: str | None) -> list[float]:
+            return (await engine.embed([PROMPT], lora_path=name and str(files.adapters / name)))[0].tolist()
+
+        async with engine:
+            answers = asyncio.gather(*map(answer, names))
+            vectors = asyncio.gather(*map(vector, names))
+            assert await answers == [files.answers[name] for name in names]
+            assert await vectors == [files.vectors[name] for name in names]
+            async for output in engine.generate(PROMPT, long, lora_path=str(files.adapters / "a5")):
+                assert output.outputs[0].finish_reason is None
+                break
+            messages = [{"role": "user", "content": PROMPT}]
+            said = []
+            for path in (None, str(files.adapters / "a6")):
+                outputs = [output async for output in engine.chat(messages, params, lora_path=path)]
+                said.append(outputs[-1].outputs[0].text)
+            assert said[0] != said[1]
+            for path in ("/nonexistent", str(files.model)):
+                with pytest.raises(InvalidRequest, match="adapter_config.json"):
+                    async for _ in engine.generate(PROMPT, params, lora_path=path):
+                        pass
+            assert await answer("a7", n=2) == files.answers["a7"]
+            stats = await engine.client.stats()
+            assert stats.num_adapters_in_use == 0 and stats.num_adapters_loaded <= 3
+
+    asyncio.run(run())

@@ -122,7 +122,7 @@ def test_prompts_of_the_checkpoint(server: Server) -> None:
         ({"prompt_name": 3}, "prompt_name"),
         ({"user": 3}, "user"),
         ({"rid": ""}, "rid"),
-        ({"lora_path": "a"}, "lora_path"),
+        ({"lora_path": 3}, "lora_path"),
         ({"model": None}, "model"),
         ({"model": 3}, "model"),
     ],

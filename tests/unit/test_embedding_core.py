@@ -8,12 +8,22 @@ import pytest
 from engine.core import embedding_core
 from engine.core.embedding_core import EmbeddingCore
 from engine.core.engine_core import EngineCore
-from engine.core.messages import CancelRequest, Embedded, EmbeddingInfo, EmbedRequest, Failed, GenerateRequest
+from engine.core.messages import (
+    AdapterRef,
+    CancelRequest,
+    Embedded,
+    EmbeddingInfo,
+    EmbedRequest,
+    Failed,
+    GenerateRequest,
+)
 from engine.errors import InvalidRequest, Overloaded
 from engine.sampling.params import SamplingParams
+from engine.scheduling.adapter_queue import AdapterQueue
 from engine.scheduling.settings import SchedulerSettings
 from helpers.engines import FakeRunner
 from helpers.prefix_cache import PlainPrefixCache
+from helpers.scheduling import AdapterSlots
 
 VOCAB_SIZE, MAX_LEN, BUDGET = 50, 40, 16
 POISON, BROKEN = 49, 48
@@ -22,14 +32,18 @@ POISON, BROKEN = 49, 48
 class AddingEmbedder:
     """A text's vector is (its length, the sum of its tokens); a batch takes two slices and a second each."""
 
+    adapter_reader = None
+
     def __init__(self, clock) -> None:
-        self.info = EmbeddingInfo(2, MAX_LEN, VOCAB_SIZE, "mean", True)
+        self.info = EmbeddingInfo(2, MAX_LEN, VOCAB_SIZE, "mean", True, takes_adapters=True)
         self.max_step_tokens = BUDGET
         self.batches: list[list[list[int]]] = []
+        self.adapters: list[list[str | None]] = []
         self.num_closed = 0
         self._clock = clock
 
-    def compute(self, texts, second_starts):
+    def compute(self, texts, second_starts, adapters):
+        self.adapters.append(list(adapters))
         assert all(0 <= s <= len(t) for s, t in zip(second_starts, texts, strict=True))
         self.batches.append([text.tolist() for text in texts])
         try:
@@ -185,6 +199,70 @@ def test_the_queue_is_bounded_in_requests_and_in_bytes(core, monkeypatch):
     core.cancel("fits")
     core.submit(EmbedRequest.of("fits again", [[1]] * 8))
     assert set(run(core)) == {"fits again"}
+
+
+@pytest.fixture
+def slots() -> AdapterSlots:
+    return AdapterSlots(1)
+
+
+@pytest.fixture
+def with_adapters(embedder: AddingEmbedder, slots: AdapterSlots) -> EmbeddingCore:
+    line = AdapterQueue(slots).line()
+    return EmbeddingCore(embedder, max_requests=8, clock=embedder._clock, adapters=line)
+
+
+def ask(name: str, texts: list[list[int]], adapter: str | None) -> EmbedRequest:
+    return EmbedRequest.of(name, texts, adapter=None if adapter is None else AdapterRef("", adapter))
+
+
+def test_texts_with_different_adapters_and_with_none_share_a_batch(with_adapters, embedder, slots):
+    slots.count = 2
+    for name, adapter in zip("wxyz", ("a", None, "b", "a"), strict=True):
+        with_adapters.submit(ask(name, [[1]], adapter))
+    assert set(run(with_adapters)) == set("wxyz")
+    [adapters] = embedder.adapters
+    assert sorted(adapters, key=str) == [None, "a", "a", "b"] and slots.num_in_use == 0
+
+
+def test_what_waits_for_an_adapter_holds_nobody_up(with_adapters, embedder, slots):
+    slots.slow = {"a"}
+    with_adapters.submit(ask("slow", [[1]], "a"))
+    with_adapters.submit(ask("plain", [[2]], None))
+    while len(with_adapters) > 1:
+        with_adapters.step(0)
+    assert not with_adapters.can_compute and with_adapters.step(0) == []
+    slots.slow.clear()
+    assert run(with_adapters) == {"slow": [[1.0, 1.0]]} and embedder.adapters == [[None], ["a"]]
+    assert slots.num_in_use == 0
+
+
+def test_an_adapter_that_cannot_be_had_fails_its_requests(with_adapters, slots):
+    slots.broken = {"a": InvalidRequest("it is broken")}
+    with_adapters.submit(ask("x", [[1]], "a"))
+    with_adapters.submit(ask("y", [[1]], None))
+    assert run(with_adapters) == {"x": "it is broken", "y": [[1.0, 1.0]]}
+    assert slots.num_in_use == 0
+
+
+def test_an_adapter_is_kept_until_none_of_its_texts_is_computed(with_adapters, slots):
+    with_adapters.submit(ask("x", [[1], [2]], "a"))
+    with_adapters.submit(ask("y", [[3]], None))
+    with_adapters.submit(ask("waits", [[4]], "b"))
+    with_adapters.step(0)
+    with_adapters.cancel("x")
+    assert slots.num_in_use == 1, "its texts are still in the batch"
+    with_adapters.cancel("waits")
+    assert run(with_adapters) == {"y": [[1.0, 3.0]]}
+    assert slots.num_in_use == 0
+    for text in ([POISON], [BROKEN]):
+        with_adapters.submit(ask("fails", [text], "a"))
+        assert isinstance(run(with_adapters)["fails"], str) and slots.num_in_use == 0
+
+
+def test_adapters_are_refused_where_none_are_taken(core):
+    with pytest.raises(InvalidRequest, match="takes no adapters"):
+        core.submit(ask("x", [[1]], "a"))
 
 
 def test_generation_and_embedding_take_turns(embedder):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from engine import LLM, AsyncEngine, EngineError, SamplingParams
+from engine.config.model_location import bundled_adapters
 from engine.core import llm as llm_module
 from engine.errors import InvalidRequest
 from helpers.embedding_models import MINILM
@@ -66,6 +67,33 @@ def test_what_cannot_be_embedded(minilm: LLM, inputs: list, options: dict, messa
     with pytest.raises(InvalidRequest, match=message):
         minilm.embed(inputs, **options)
     assert minilm.embed("a").shape == (1, 384), "it goes on"
+
+
+def test_with_adapters(bundled: LLM) -> None:
+    voices = sorted(bundled_adapters())
+    paths = [*voices, None, voices[0]]
+    vectors = bundled.embed(TEXTS, lora_path=paths)
+    for text, path, vector in zip(TEXTS, paths, vectors, strict=True):
+        assert (bundled.embed(text, lora_path=path) == vector).all()
+        assert path is None or (bundled.embed(text) != vector).any()
+    assert (bundled.embed(TEXTS, lora_path=voices[0])[3] == vectors[3]).all()
+    with pytest.raises(InvalidRequest, match="adapter_config.json"):
+        bundled.embed("a", lora_path="/nonexistent")
+    with pytest.raises(InvalidRequest, match="2 adapters for 1"):
+        bundled.embed("a", lora_path=voices)
+    assert bundled._core.stats().num_adapters_in_use == 0
+
+    async def run() -> np.ndarray:
+        async with AsyncEngine(num_threads=2, max_total_tokens=4096) as engine:
+            asks = (engine.embed([t], lora_path=p) for t, p in zip(TEXTS, paths, strict=True))
+            return np.concatenate(await asyncio.gather(*asks))
+
+    assert (asyncio.run(run()) == vectors).all()
+
+
+def test_an_encoder_takes_no_adapters(minilm: LLM) -> None:
+    with pytest.raises(InvalidRequest, match="takes no adapters"):
+        minilm.embed("a", lora_path=str(bundled_adapters()["pirate"]))
 
 
 def test_models_that_do_only_one_of_both(minilm: LLM) -> None:

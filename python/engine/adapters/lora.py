@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +24,8 @@ from engine.models.weights import read_one_tensor
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_BASE_COPIES = ("model.embed_tokens", "lm_head")
+_BASE_COPIES = ("model.embed_tokens", "embed_tokens", "lm_head")
+_HEADLESS = re.compile(r"base_model\.model\.(layers|embed_tokens)\.")
 _NAMES_SHOWN = 3
 
 
@@ -42,6 +44,9 @@ class AdapterReader:
     """Loads adapters for one model, whose layers are `sites`. `dtype` is that in which their weights are
     kept, `ops` as for the model.
 
+    They may have been made for the model with its head or, as those for embeddings are, without: then
+    their names lack its "model.".
+
     Not tied to a thread; reading and packing release the interpreter lock for most of their time.
     """
 
@@ -55,7 +60,7 @@ class AdapterReader:
         ops: ModuleType,
     ) -> None:
         self._sites = sites
-        self._parts = {part.name: (site, part) for site in self._sites for part in site.parts}
+        self._headless_sites = [*map(_headless, sites[:-1]), sites[-1]._replace(parts=())]
         self._base_directory = Path(base_directory)
         self._dtype, self._max_rank, self._ops = dtype, max_rank, ops
 
@@ -67,14 +72,16 @@ class AdapterReader:
         directory = Path(directory)
         config_data = read_regular_file(directory / CONFIG_FILE, MAX_CONFIG_BYTES)
         config = PeftConfig.parse(config_data)
-        modules = [name for name in self._parts if config.is_targeted(name)]
-        if not modules:
-            raise invalid_adapter("its target_modules name no module of this model")
         path = directory / WEIGHTS_FILE
         if not path.exists() and (directory / "adapter_model.bin").exists():
             raise invalid_adapter(f"{WEIGHTS_FILE} is missing; pickled weights (.bin) are not read")
-        expected = self._expected_shapes(config, modules)
-        copies = _check_header(path, expected)
+        found = _read_header(path)
+        all_sites = self._headless_sites if any(map(_HEADLESS.match, found)) else self._sites
+        sites = [_targeted(site, config) for site in all_sites]
+        ranks = [config.rank_of(part.name) for site in sites for part in site.parts]
+        if not ranks:
+            raise invalid_adapter("its target_modules name no module of this model")
+        copies = _check_tensors(found, self._expected_shapes(config, sites))
         data = read_regular_file(path)
         try:
             tensors = safetensors.torch.load(data)
@@ -82,33 +89,35 @@ class AdapterReader:
             raise invalid_adapter(f"{WEIGHTS_FILE} is broken: {_one_line(error)}") from None
         for name in copies:
             self._check_copy(name, tensors[name])
-        weights = self._pack(config, modules, tensors)
+        weights = self._pack(config, sites, tensors)
         return LoadedAdapter(
             weights=weights,
             digest=_digest(config_data, data),
-            rank=max(map(config.rank_of, modules)),
+            rank=max(ranks),
             num_bytes=weights.num_bytes,
         )
 
-    def _expected_shapes(self, config: PeftConfig, modules: Iterable[str]) -> dict[str, tuple[int, int]]:
+    def _expected_shapes(self, config: PeftConfig, sites: Sequence[Site]) -> dict[str, tuple[int, int]]:
         expected = {}
-        for name in modules:
-            site, part = self._parts[name]
-            rank = config.rank_of(name)
-            if rank > self._max_rank:
-                raise invalid_adapter(f"{name} has rank {rank}, but --max-lora-rank is {self._max_rank}")
-            a_name, b_name = _tensor_names(site is self._sites[EMBEDDING], name)
-            expected[a_name] = rank, site.in_features
-            expected[b_name] = part.num_columns, rank
+        for number, site in enumerate(sites):
+            for part in site.parts:
+                rank = config.rank_of(part.name)
+                if rank > self._max_rank:
+                    raise invalid_adapter(
+                        f"{part.name} has rank {rank}, but --max-lora-rank is {self._max_rank}"
+                    )
+                a_name, b_name = _tensor_names(number == EMBEDDING, part.name)
+                expected[a_name] = rank, site.in_features
+                expected[b_name] = part.num_columns, rank
         return expected
 
     def _check_copy(self, name: str, tensor: torch.Tensor) -> None:
         """PEFT stores the base's embedding beside an adapter of it; a changed one is not served."""
-        module = "model.embed_tokens" if "embed_tokens" in name else "lm_head"
+        embedding = ("model.embed_tokens.weight", "embed_tokens.weight")
+        names = embedding if "embed_tokens" in name else ("lm_head.weight", *embedding)  # it may be tied
         try:
-            base = read_one_tensor(self._base_directory, f"{module}.weight")
-            if base is None:  # tied
-                base = read_one_tensor(self._base_directory, "model.embed_tokens.weight")
+            found = (read_one_tensor(self._base_directory, own) for own in names)
+            base = next((tensor for tensor in found if tensor is not None), None)
         except EngineError:
             base = None
         if base is None or base.shape != tensor.shape or not torch.equal(base.to(tensor.dtype), tensor):
@@ -116,17 +125,15 @@ class AdapterReader:
                 f"{name} is not the base model's: added or changed tokens are not supported"
             )
 
-    def _pack(self, config: PeftConfig, modules: Iterable[str], tensors: Mapping[str, torch.Tensor]) -> Any:
-        names = set(modules)
-        parts = [[part for part in site.parts if part.name in names] for site in self._sites]
+    def _pack(self, config: PeftConfig, sites: Sequence[Site], tensors: Mapping[str, torch.Tensor]) -> Any:
         shapes = [
-            (site.in_features, number == EMBEDDING, [_module(config, part) for part in own])
-            for number, (site, own) in enumerate(zip(self._sites, parts, strict=True))
+            (site.in_features, number == EMBEDDING, [_module(config, part) for part in site.parts])
+            for number, site in enumerate(sites)
         ]
         try:
             weights = self._ops.LoraAdapter(self._dtype, shapes)
-            for number, own in enumerate(parts):
-                for index, part in enumerate(own):
+            for number, site in enumerate(sites):
+                for index, part in enumerate(site.parts):
                     a_name, b_name = _tensor_names(number == EMBEDDING, part.name)
                     weights.pack(number, index, tensors[a_name], tensors[b_name])
         except NativeError as error:
@@ -149,8 +156,19 @@ def read_regular_file(path: Path, most_bytes: int | None = None) -> bytes:
         return file.read()
 
 
-def _check_header(path: Path, expected: Mapping[str, tuple[int, int]]) -> list[str]:
-    """Compares names, shapes and types without reading data. Returns the names of copies of the base."""
+def _headless(site: Site) -> Site:
+    return site._replace(
+        parts=tuple(part._replace(name=part.name.removeprefix("model.")) for part in site.parts)
+    )
+
+
+def _targeted(site: Site, config: PeftConfig) -> Site:
+    """With only the parts that the adapter is for."""
+    return site._replace(parts=tuple(part for part in site.parts if config.is_targeted(part.name)))
+
+
+def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shapes and types by name, without reading data."""
     if not path.is_file():
         raise invalid_adapter(f"{path.name} is missing or no regular file")
     found: dict[str, tuple[tuple[int, ...], str]] = {}
@@ -161,15 +179,22 @@ def _check_header(path: Path, expected: Mapping[str, tuple[int, int]]) -> list[s
                 found[name] = tuple(entry.get_shape()), entry.get_dtype()
     except (SafetensorError, OSError, ValueError) as error:
         raise invalid_adapter(f"{path.name} is broken or truncated: {_one_line(error)}") from None
+    return found
+
+
+def _check_tensors(
+    found: Mapping[str, tuple[tuple[int, ...], str]], expected: Mapping[str, tuple[int, int]]
+) -> list[str]:
+    """Returns the names of copies of the base."""
     copies = [name for name in found if name not in expected and _is_copy(name)]
     left_over = [name for name in found if name not in expected and name not in copies]
     if any("lora_magnitude_vector" in name for name in left_over):
         raise invalid_adapter("DoRA is not supported")
     if missing := [name for name in expected if name not in found]:
-        raise invalid_adapter(f"{path.name} lacks {_listed(missing)}")
+        raise invalid_adapter(f"{WEIGHTS_FILE} lacks {_listed(missing)}")
     if left_over:
         raise invalid_adapter(
-            f"{path.name} has tensors that its configuration or the model does not: {_listed(left_over)}"
+            f"{WEIGHTS_FILE} has tensors that its configuration or the model does not: {_listed(left_over)}"
         )
     for name, shape in expected.items():
         if found[name][0] != shape:

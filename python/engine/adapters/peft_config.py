@@ -49,7 +49,8 @@ def invalid_adapter(what: str) -> InvalidRequest:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PeftConfig:
-    """What adapter_config.json says, checked. Names are those of modules, as `model.layers.0.mlp.up_proj`."""
+    """What adapter_config.json says, checked. Names are those of modules, as `model.layers.0.mlp.up_proj`, or
+    without `model.`."""
 
     rank: int
     alpha: float
@@ -83,7 +84,7 @@ class PeftConfig:
         if _is_named(self.excluded, module):
             return False
         if self.targets == _ALL_LINEAR:
-            return module not in ("lm_head", "model.embed_tokens")
+            return module not in ("lm_head", "model.embed_tokens", "embed_tokens")
         if not _is_named(self.targets, module):
             return False
         if self.layers is None or isinstance(self.targets, str) or module in self.targets:

@@ -121,13 +121,15 @@ class AsyncEngine:
         *,
         dimensions: int | None = None,
         prompt_name: str | None = None,
+        lora_path: str | None = None,
     ) -> np.ndarray:
         """Vectors of texts or token ids, float32 [inputs, size]; arguments and errors as `LLM.embed`."""
         if self._embedding is None:
             raise InvalidRequest("Invalid request: this model does not embed; pooling='mean' makes it")
         self._embedding.check_dimensions(dimensions)
         texts = await asyncio.to_thread(self._embedding.encode, inputs, prompt_name)
-        answer = await self.client.embed(EmbedRequest.of(next(self._ids), texts))
+        adapter = await self._adapter(lora_path) if lora_path else None
+        answer = await self.client.embed(EmbedRequest.of(next(self._ids), texts, adapter=adapter))
         return self._embedding.cut(answer.matrix(self._embedding.info.size), dimensions)
 
     async def _run(

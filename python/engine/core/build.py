@@ -46,6 +46,7 @@ def build_engine(
     from engine.adapters.adapter_pool import AdapterPool
     from engine.cache.prefix_cache import PrefixCache
     from engine.runner.model_runner import ModelRunner
+    from engine.scheduling.adapter_queue import AdapterQueue
 
     try:
         runner = ModelRunner(
@@ -84,6 +85,7 @@ def build_engine(
         max_loaded=config.max_loaded_loras,
         max_in_use=config.max_loras_per_batch,
     )
+    adapter_queue = AdapterQueue(adapters)
     grammars = GrammarCompiler(
         str(locate_model(config.tokenizer_path)) if config.tokenizer_path else directory,
         spec.vocab_size,
@@ -101,7 +103,7 @@ def build_engine(
     )
     if embedder is not None:
         places = resolved.max_running_requests + resolved.max_queued_requests
-        embedding = EmbeddingCore(embedder, max_requests=places, board=board)
+        embedding = EmbeddingCore(embedder, max_requests=places, board=board, adapters=adapter_queue.line())
     settings = resolved.scheduler_settings(spec)
     # Processed scores depend on what was sampled beside: nobody but the sampler can tell them.
     is_raw = not config.logprobs_mode.startswith("processed_")
@@ -112,6 +114,7 @@ def build_engine(
         cache,
         grammars=grammars,
         adapters=adapters,
+        adapter_queue=adapter_queue,
         embedding=embedding,
         board=board,
     )

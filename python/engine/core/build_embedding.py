@@ -51,16 +51,31 @@ def build_embedding_engine(
             f"{memory_bytes / 2**30:.1f} GiB of memory are available"
         )
     from engine._native import ExecutionContext, ProgressBoard
+    from engine.adapters.adapter_pool import AdapterPool
     from engine.core.idle_generation import idle_engine
+    from engine.scheduling.adapter_queue import AdapterQueue
 
     context = ExecutionContext(num_threads, config.cpu_isa or "auto")
     if board is not None:
         context.report_to(ProgressBoard(board.fd))
-    embedder = load_embedder(config, config.model_path, context, progress)
+    embedder = load_embedder(config, config.model_path, context, progress, config.max_lora_rank)
+    adapters = adapter_queue = None
+    if embedder.adapter_reader is not None:
+        adapters = AdapterPool(
+            embedder.adapter_reader.load,
+            max_loaded=config.max_loaded_loras,
+            max_in_use=config.max_loras_per_batch,
+        )
+        adapter_queue = AdapterQueue(adapters)
     running = config.max_running_requests or MAX_RUNNING_REQUESTS
     queued = MAX_QUEUED_REQUESTS if config.max_queued_requests is None else config.max_queued_requests
-    embedding = EmbeddingCore(embedder, max_requests=running + queued, board=board)
-    core = idle_engine(embedding)
+    embedding = EmbeddingCore(
+        embedder,
+        max_requests=running + queued,
+        board=board,
+        adapters=None if adapter_queue is None else adapter_queue.line(),
+    )
+    core = idle_engine(embedding, adapters)
     ready = EngineReady(
         max_total_tokens=0,
         max_running_requests=running,
@@ -98,12 +113,28 @@ def embedder_beside(
     head.load(config.model_path, is_dummy=config.load_format == "dummy")
     max_len = min(context_length, spec.max_len or context_length)
     return DecoderEmbedder(
-        runner.model, runner.spec, head, dtype=dtype, block_size=page_size, max_tokens=chunk, max_len=max_len
+        runner.model,
+        runner.spec,
+        head,
+        dtype=dtype,
+        block_size=page_size,
+        max_tokens=chunk,
+        max_len=max_len,
+        adapter_reader=runner.adapter_reader,
     )
 
 
-def load_embedder(config: EngineConfig, directory: str, context: Any, progress: Progress | None) -> Embedder:
-    """A checkpoint of its own as an embedder. Raises: `ConfigError` or `CheckpointError`."""
+def load_embedder(
+    config: EngineConfig,
+    directory: str,
+    context: Any,
+    progress: Progress | None,
+    max_lora_rank: int = 0,
+) -> Embedder:
+    """A checkpoint of its own as an embedder, a decoder with adapters if `max_lora_rank` is not 0.
+
+    Raises: `ConfigError` or `CheckpointError`.
+    """
     from engine.ops import native
 
     path = Path(directory)
@@ -131,7 +162,12 @@ def load_embedder(config: EngineConfig, directory: str, context: Any, progress: 
 
     spec = dataclasses.replace(read_spec(path), tie_word_embeddings=True)  # nobody reads the head
     return load_decoder_embedder(
-        spec, embedding, path, max_tokens=config.chunked_prefill_size or CHUNK, **common
+        spec,
+        embedding,
+        path,
+        max_tokens=config.chunked_prefill_size or CHUNK,
+        max_lora_rank=max_lora_rank,
+        **common,
     )
 
 

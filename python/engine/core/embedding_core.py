@@ -6,13 +6,17 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from engine.core.messages import Embedded, EmbeddingInfo, EmbedRequest, Failed, ToServer
 from engine.core.step_board import StepBoard
 from engine.errors import EngineError, InternalError, InvalidRequest, Overloaded
+from engine.scheduling.adapter_queue import AdapterLine
+
+if TYPE_CHECKING:
+    from engine.adapters.lora import AdapterReader
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +34,18 @@ class Embedder(Protocol):
     info: EmbeddingInfo
     max_step_tokens: int
     """Tokens of a batch; a text that is longer comes alone."""
+    adapter_reader: AdapterReader | None
+    """Of adapters for this model; None if it takes none."""
 
-    def compute(self, texts: Texts, second_starts: Sequence[int]) -> Generator[None, None, np.ndarray]:
+    def compute(
+        self, texts: Texts, second_starts: Sequence[int], adapters: Sequence[Any]
+    ) -> Generator[None, None, np.ndarray]:
         """Vectors float32 [texts, size], of texts int32 [length]; yields between slices of the work.
 
         `second_starts` tells for each text where the second of a pair begins: its end if it is none.
+        `adapters` are the weights of each text's adapter, None for the model alone.
 
-        It may be closed at a yield. A vector depends on nothing but its own text.
+        It may be closed at a yield. A vector depends on nothing but its own text and adapter.
         """
         ...
 
@@ -53,6 +62,8 @@ class _Job:
         self.num_taken = 0
         self.num_done = 0
         self.runs_alone = request.runs_alone
+        self.adapter_ref = request.adapter
+        self.adapter: Any = None
         self.num_bytes = len(request.token_ids) + self.vectors.nbytes
         self.is_over = False
 
@@ -64,7 +75,8 @@ class EmbeddingCore:
     texts of all of them share a batch, up to the embedder's budget of tokens. Every accepted request
     ends in one `Embedded` or one `Failed`; a cancelled one ends in silence. A batch that raises
     fails the requests that have a text in it. `max_requests` bounds those that are not answered. On
-    `board` stands whose texts are being computed.
+    `board` stands whose texts are being computed. `adapters` is where its requests get theirs; one keeps
+    it until none of its texts is being computed.
     """
 
     def __init__(
@@ -73,6 +85,7 @@ class EmbeddingCore:
         *,
         max_requests: int,
         board: StepBoard | None = None,
+        adapters: AdapterLine[_Job] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.info = embedder.info
@@ -81,6 +94,7 @@ class EmbeddingCore:
         self._embedder = embedder
         self._max_requests = max_requests
         self._board = board
+        self._adapters = adapters
         self._clock = clock
         self._jobs: dict[str, _Job] = {}
         self._turns: deque[_Job] = deque()
@@ -93,6 +107,11 @@ class EmbeddingCore:
         """Requests that are not answered."""
         return len(self._jobs)
 
+    @property
+    def can_compute(self) -> bool:
+        """Whether there is something to compute before an adapter has been read."""
+        return bool(self._turns) or self._work is not None
+
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._jobs
 
@@ -103,7 +122,10 @@ class EmbeddingCore:
         if len(self._jobs) >= self._max_requests or self._num_bytes + job.num_bytes > MAX_WAITING_BYTES:
             raise Overloaded("The request queue is full.", slug="queue_full")
         self._jobs[request.request_id] = job
-        self._turns.append(job)
+        if job.adapter_ref is None or self._adapters is None:
+            self._turns.append(job)
+        else:
+            self._adapters.push(job)
         self._num_bytes += job.num_bytes
 
     def cancel(self, request_id: str) -> None:
@@ -117,12 +139,15 @@ class EmbeddingCore:
 
     def step(self, time_s: float) -> list[ToServer]:
         """Compute for about `time_s` seconds, and at least one slice; what came of it."""
-        answers: list[ToServer] = []
+        answers = self._queue_those_with_adapter()
         until_s = self._clock() + max(time_s, SLICE_S)
-        while self._jobs:
+        while self.can_compute:
             if self._work is None:
                 self._batch = self._take_batch()
-                self._work = self._embedder.compute([t for _, t in self._batch], self._second_starts)
+                adapters = [job.adapter and job.adapter.weights for job, _ in self._batch]
+                self._work = self._embedder.compute(
+                    [text for _, text in self._batch], self._second_starts, adapters
+                )
             try:
                 vectors = self._advance(self._work)
                 if vectors is not None:
@@ -133,6 +158,17 @@ class EmbeddingCore:
             if self._clock() >= until_s:
                 break
         return answers
+
+    def _queue_those_with_adapter(self) -> list[ToServer]:
+        """Those whose adapter could not be had are answered."""
+        refused: list[ToServer] = []
+        for job in () if self._adapters is None else self._adapters.take_ready():
+            if job.adapter.error is None:
+                self._turns.append(job)
+            else:
+                refused.append(Failed.from_error(job.request_id, job.adapter.error))
+                self._end(job)
+        return refused
 
     def _advance(self, work: Generator[None, None, np.ndarray]) -> np.ndarray | None:
         """The next slice of a batch; its vectors when that was the last one."""
@@ -153,6 +189,8 @@ class EmbeddingCore:
         lens, num_bytes = request.lens, len(request.token_ids)
         if not lens or min(lens) < 1 or sum(lens) * 4 != num_bytes:
             raise InvalidRequest("Invalid request: every text needs at least one token", param="input")
+        if request.adapter is not None and (self._adapters is None or not self.info.takes_adapters):
+            raise InvalidRequest("Invalid request: the model takes no adapters", param="lora_path")
         starts = request.second_starts
         if starts and (
             len(starts) != len(lens) or any(not 0 <= s <= n for s, n in zip(starts, lens, strict=True))
@@ -217,10 +255,20 @@ class EmbeddingCore:
         job.is_over = True
         del self._jobs[job.request_id]
         self._num_bytes -= job.num_bytes
-        if job.num_taken < len(job.texts):
+        if job.num_taken < len(job.texts) and job in self._turns:
             self._turns.remove(job)
+        if all(other is not job for other, _ in self._batch):
+            self._release_adapter(job)
 
     def _drop_batch(self) -> None:
         if self._work is not None:
             self._work.close()
+        jobs = {id(job): job for job, _ in self._batch}
         self._batch, self._work = [], None
+        for job in jobs.values():
+            if job.is_over:
+                self._release_adapter(job)
+
+    def _release_adapter(self, job: _Job) -> None:
+        if self._adapters is not None and job.adapter_ref is not None:
+            self._adapters.release(job)

@@ -39,6 +39,7 @@ from engine.core.step_board import StepBoard
 from engine.errors import EngineError, InternalError, InvalidRequest, Overloaded
 from engine.grammar.compiler import CompiledGrammar, GrammarCompiler
 from engine.grammar.matcher import MatcherBatch
+from engine.scheduling.adapter_queue import AdapterQueue
 from engine.scheduling.output_tokens import NewToken
 from engine.scheduling.request import Request
 from engine.scheduling.request_blocks import PrefixCache
@@ -66,6 +67,7 @@ class EngineCore:
     Every accepted request ends in exactly one result for each choice, or in one `Failed`; a
     request that is cancelled ends in silence. A step whose runner raises fails the requests of that
     step, and the engine goes on with the others. `board` tells a supervisor who is being computed.
+    `adapter_queue`, on `adapters`, is the one where the `embedding` core has its line.
     """
 
     def __init__(
@@ -76,12 +78,16 @@ class EngineCore:
         *,
         grammars: GrammarCompiler | None = None,
         adapters: AdapterPool | None = None,
+        adapter_queue: AdapterQueue | None = None,
         embedding: EmbeddingCore | None = None,
         board: StepBoard | None = None,
         clock: Callable[[], float] = time.monotonic,
         draw_seed: Callable[[], int] = lambda: secrets.randbits(53),  # exact in every JSON reader
     ) -> None:
-        self._scheduler = Scheduler(settings, cache, clock=clock, adapters=adapters)
+        if adapters is not None and adapter_queue is None:
+            adapter_queue = AdapterQueue(adapters)
+        line = None if adapter_queue is None else adapter_queue.line()
+        self._scheduler = Scheduler(settings, cache, clock=clock, adapters=line)
         self._adapters = adapters
         self._runner = runner
         self._cache = cache
@@ -228,7 +234,8 @@ class EngineCore:
         self._schedule_s += self._clock() - began_s
         self._outbox.extend(map(_admitted, self._scheduler.take_admitted()))
         if self._adapters is not None:
-            self._attend_adapters(self._adapters, is_idle=plan is None)
+            can_embed = self._embedding is not None and self._embedding.can_compute
+            self._attend_adapters(self._adapters, is_idle=plan is None and not can_embed)
         if announce is not None and plan is not None and self._outbox:
             announce(self._take_outbox())
         if plan is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from engine.cache.prefix_cache import PrefixCache
 from engine.core.embedding_core import EmbeddingCore
 from engine.core.embedding_io import only_embeds_error
@@ -9,6 +11,9 @@ from engine.core.engine_core import EngineCore
 from engine.core.messages import GenerateRequest
 from engine.scheduling.settings import SchedulerSettings
 from engine.scheduling.step_plan import StepPlan, StepResult
+
+if TYPE_CHECKING:
+    from engine.adapters.adapter_pool import AdapterPool
 
 
 class _NoRunner:
@@ -21,8 +26,8 @@ class _EmbeddingEngine(EngineCore):
         self.refuse(request.request_id, only_embeds_error())
 
 
-def idle_engine(embedding: EmbeddingCore) -> EngineCore:
-    """An engine around an embedding core, without a model that generates."""
+def idle_engine(embedding: EmbeddingCore, adapters: AdapterPool | None = None) -> EngineCore:
+    """An engine around an embedding core, without a model that generates; `adapters` are the core's."""
     settings = SchedulerSettings(
         context_length=1,
         vocab_size=embedding.info.vocab_size,
@@ -30,4 +35,5 @@ def idle_engine(embedding: EmbeddingCore) -> EngineCore:
         max_queued_requests=0,
         chunked_prefill_size=1,
     )
-    return _EmbeddingEngine(settings, _NoRunner(), PrefixCache(1, 16), embedding=embedding)
+    cache = PrefixCache(1, 16)
+    return _EmbeddingEngine(settings, _NoRunner(), cache, adapters=adapters, embedding=embedding)

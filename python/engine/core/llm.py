@@ -111,11 +111,13 @@ class LLM:
         *,
         dimensions: int | None = None,
         prompt_name: str | None = None,
+        lora_path: Adapters = None,
     ) -> np.ndarray:
         """Vectors of texts (or token ids, one or many), float32 [inputs, size], in their order.
 
         `dimensions` cuts them where the model allows that; `prompt_name` names the checkpoint's prompt
-        that goes before each text. Interrupted, it leaves nothing running.
+        that goes before each text; `lora_path` is as for `generate`. Interrupted, it leaves nothing
+        running.
         Raises: `InvalidRequest` when an input cannot be served, or when the model does not embed.
         """
         if self._core is None:
@@ -126,16 +128,21 @@ class LLM:
             )
         self._embedding.check_dimensions(dimensions)
         texts = self._embedding.encode(_as_list(inputs), prompt_name)
-        vectors = [self._embed(texts[i : i + EMBED_AT_ONCE]) for i in range(0, len(texts), EMBED_AT_ONCE)]
-        empty = np.empty((0, self._embedding.info.size), np.float32)
-        return self._embedding.cut(np.concatenate([empty, *vectors]), dimensions)
+        adapters = [self._adapter(path) for path in _adapter_of_each(lora_path, len(texts))]
+        vectors = np.empty((len(texts), self._embedding.info.size), np.float32)
+        for adapter in dict.fromkeys(adapters):
+            places = [place for place, own in enumerate(adapters) if own == adapter]
+            for i in range(0, len(places), EMBED_AT_ONCE):
+                some = places[i : i + EMBED_AT_ONCE]
+                vectors[some] = self._embed([texts[place] for place in some], adapter)
+        return self._embedding.cut(vectors, dimensions)
 
-    def _embed(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
+    def _embed(self, texts: Sequence[Sequence[int]], adapter: AdapterRef | None) -> np.ndarray:
         core, embedding = self._core, self._embedding
         assert core is not None and embedding is not None
         request_id = next(self._ids)
         with _interruptible_between_steps() as check_interrupt:
-            core.handle(EmbedRequest.of(request_id, texts))
+            core.handle(EmbedRequest.of(request_id, texts, adapter=adapter))
             try:
                 while True:
                     for message in core.step():

@@ -106,7 +106,8 @@ class EmbedRequest(_Message, tag=40):
 
     `token_ids` are those of all texts, one after the other, as little-endian int32 bytes; `lens` says
     how many each text has. With `runs_alone` no text of another request shares a batch with them.
-    `second_starts`, for texts that are pairs: where in each the second one begins.
+    `second_starts`, for texts that are pairs: where in each the second one begins. All texts are
+    computed with `adapter`, if there is one.
     """
 
     request_id: str
@@ -114,15 +115,20 @@ class EmbedRequest(_Message, tag=40):
     lens: list[int]
     runs_alone: bool = False
     second_starts: list[int] = []
+    adapter: AdapterRef | None = None
 
     @classmethod
     def of(
-        cls, request_id: str, texts: Sequence[Sequence[int]], second_starts: Sequence[int] = ()
+        cls,
+        request_id: str,
+        texts: Sequence[Sequence[int]],
+        second_starts: Sequence[int] = (),
+        adapter: AdapterRef | None = None,
     ) -> EmbedRequest:
         """From the token ids of each text."""
         lens = [len(ids) for ids in texts]
         flat = np.fromiter(itertools.chain.from_iterable(texts), "<i4", sum(lens))
-        return cls(request_id, flat.tobytes(), lens, second_starts=list(second_starts))
+        return cls(request_id, flat.tobytes(), lens, second_starts=list(second_starts), adapter=adapter)
 
 
 ToEngine = (
@@ -219,6 +225,7 @@ class EmbeddingInfo(_Message):
     """How texts become vectors of `size` numbers; `max_len` is the longest text, in tokens.
 
     `scores_pairs`: each text is a pair, and its vector one number, which says how well they fit.
+    `takes_adapters`: requests may name an adapter.
     """
 
     size: int
@@ -227,6 +234,7 @@ class EmbeddingInfo(_Message):
     pooling: str
     is_normalized: bool
     scores_pairs: bool = False
+    takes_adapters: bool = False
 
 
 class EngineReady(_Message, tag=13):

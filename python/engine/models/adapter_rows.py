@@ -28,3 +28,15 @@ class AdapterRows:
     def select(self, rows: np.ndarray | slice) -> AdapterRows:
         """The same for some of the rows, in that order."""
         return AdapterRows(self._ops, self._adapters, self._group_of_row[rows])
+
+
+def number_adapters(adapters: Sequence[Any]) -> tuple[list[Any], np.ndarray | None]:
+    """The different ones, and an index into them for each, int [len(adapters)], -1 for None; without any,
+    None instead of the indices."""
+    numbers: dict[Any, int] = {}
+    for adapter in adapters:
+        if adapter is not None:
+            numbers.setdefault(adapter, len(numbers))
+    if not numbers:
+        return [], None
+    return list(numbers), np.fromiter((numbers.get(a, -1) for a in adapters), np.int64, len(adapters))

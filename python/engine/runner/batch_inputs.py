@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 import torch
 
+from engine.models.adapter_rows import number_adapters
 from engine.models.decoder import DecoderInputs
 from engine.ops.attention_plan import AttentionPlan
-from engine.scheduling.step_plan import StepPlan, StepRow
+from engine.scheduling.step_plan import StepPlan
 
 
 class BatchInputs:
@@ -63,7 +61,8 @@ class BatchInputs:
                 self._logit_rows[places] = np.arange(row.scored.start + shift, row.scored.stop + shift)
                 num_wanted = places.stop
 
-        adapters, adapter_of_row = _adapters(rows)
+        lent = [None if row.request.adapter is None else row.request.adapter.weights for row in rows]
+        adapters, adapter_of_row = number_adapters(lent)
         return DecoderInputs(
             token_ids=torch.from_numpy(self._token_ids[:num_tokens]),
             positions=torch.from_numpy(positions),
@@ -78,13 +77,3 @@ class BatchInputs:
             adapters=adapters,
             adapter_of_token=None if adapter_of_row is None else adapter_of_row[row_of_token],
         )
-
-
-def _adapters(rows: Sequence[StepRow]) -> tuple[list[Any], np.ndarray | None]:
-    """The adapters of a step, and an index into them for each row; None without any."""
-    lent = [row.request.adapter for row in rows]
-    if not any(lent):
-        return [], None
-    numbers = {place: number for number, place in enumerate(dict.fromkeys(filter(None, lent)))}
-    of_row = np.fromiter((numbers.get(place, -1) for place in lent), np.int64, len(lent))
-    return [place.weights for place in numbers], of_row

@@ -29,6 +29,7 @@ class CrossEncoder:
     """
 
     max_step_tokens = MAX_STEP_TOKENS
+    adapter_reader = None
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class CrossEncoder:
         load_encoder(slots, spec, directory, is_dummy=is_dummy, progress=progress)
 
     def compute(
-        self, texts: Sequence[np.ndarray], second_starts: Sequence[int]
+        self, texts: Sequence[np.ndarray], second_starts: Sequence[int], adapters: Sequence[None]
     ) -> Generator[None, None, np.ndarray]:
         """Scores float32 [pairs, 1]; yields between two layers."""
         inputs = encoder_inputs(texts, second_starts if self._has_types else None)

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.adapters.lora import AdapterReader
 from engine.core.messages import EmbeddingInfo
+from engine.models.adapter_rows import number_adapters
 from engine.models.decoder import Decoder, DecoderInputs
 from engine.models.embedding_head import EmbeddingHead
 from engine.models.embedding_spec import EmbeddingSpec
@@ -42,9 +44,17 @@ class DecoderEmbedder:
         block_size: int,
         max_tokens: int,
         max_len: int,
+        adapter_reader: AdapterReader | None = None,
     ) -> None:
-        pooling = "+".join(head.spec.pooling)
-        self.info = EmbeddingInfo(head.size, max_len, spec.vocab_size, pooling, head.spec.is_normalized)
+        self.info = EmbeddingInfo(
+            head.size,
+            max_len,
+            spec.vocab_size,
+            "+".join(head.spec.pooling),
+            head.spec.is_normalized,
+            takes_adapters=adapter_reader is not None,
+        )
+        self.adapter_reader = adapter_reader
         self.max_step_tokens = max_tokens
         self._decoder = decoder
         self._head = head
@@ -54,13 +64,14 @@ class DecoderEmbedder:
         self._kv_layers = cache.layers
 
     def compute(
-        self, texts: Sequence[np.ndarray], second_starts: Sequence[int]
+        self, texts: Sequence[np.ndarray], second_starts: Sequence[int], adapters: Sequence[Any]
     ) -> Generator[None, None, np.ndarray]:
         """Vectors float32 [texts, size]; yields between two chunks."""
         lens = np.array([len(text) for text in texts])
         pooling = self._head.start(lens)
         batch = TextBatch(lens, self._block_size, is_causal=True)
         token_ids = np.concatenate(texts)
+        different, adapter_of_text = number_adapters(adapters)
         for start in range(0, len(token_ids), self.max_step_tokens):
             # More than one chunk only where a text is alone.
             chunk = token_ids[start : start + self.max_step_tokens]
@@ -73,6 +84,8 @@ class DecoderEmbedder:
                 slot_ids=slot_ids,
                 logit_rows=torch.arange(len(chunk)),
                 plan=plan,
+                adapters=different,
+                adapter_of_token=None if adapter_of_text is None else np.repeat(adapter_of_text, counts),
             )
             hidden = self._decoder.forward(inputs, self._kv_layers)
             pooling.take(hidden, plan.cu_seqlens_q, torch.from_numpy(starts.astype(np.int32)))
@@ -90,15 +103,26 @@ def load_decoder_embedder(
     ctx: Any,
     dtype: str,
     max_tokens: int,
+    max_lora_rank: int = 0,
     is_dummy: bool = False,
     progress: Progress | None = None,
 ) -> DecoderEmbedder:
-    """A decoder that only embeds, with or without "model." before its names, its head left alone.
+    """A decoder that only embeds, with or without "model." before its names, its head left alone. Without a
+    `max_lora_rank` it takes no adapters.
 
     Raises: `ConfigError` or `CheckpointError` when it cannot be loaded.
     """
     max_len = min(spec.max_position_embeddings, embedding.max_len or spec.max_position_embeddings)
-    decoder = Decoder(spec, dtype, ops=ops, ctx=ctx, max_tokens=max_tokens, max_rows=1, num_positions=max_len)
+    decoder = Decoder(
+        spec,
+        dtype,
+        ops=ops,
+        ctx=ctx,
+        max_tokens=max_tokens,
+        max_rows=1,
+        num_positions=max_len,
+        max_lora_rank=max_lora_rank,
+    )
     slots = decoder.slots()
     if is_dummy:
         load_dummy(slots, progress=progress)
@@ -113,6 +137,16 @@ def load_decoder_embedder(
         )
     head = EmbeddingHead(embedding, spec.hidden_size, ops=ops, ctx=ctx)
     head.load(directory, is_dummy=is_dummy)
+    reader = None
+    if max_lora_rank:
+        reader = AdapterReader(decoder.lora_sites(), directory, dtype=dtype, max_rank=max_lora_rank, ops=ops)
     return DecoderEmbedder(
-        decoder, spec, head, dtype=dtype, block_size=BLOCK_SIZE, max_tokens=max_tokens, max_len=max_len
+        decoder,
+        spec,
+        head,
+        dtype=dtype,
+        block_size=BLOCK_SIZE,
+        max_tokens=max_tokens,
+        max_len=max_len,
+        adapter_reader=reader,
     )

@@ -29,6 +29,7 @@ class EncoderEmbedder:
     """
 
     max_step_tokens = MAX_STEP_TOKENS
+    adapter_reader = None
 
     def __init__(
         self,
@@ -52,7 +53,7 @@ class EncoderEmbedder:
         self._head.load(directory, is_dummy=is_dummy)
 
     def compute(
-        self, texts: Sequence[np.ndarray], second_starts: Sequence[int]
+        self, texts: Sequence[np.ndarray], second_starts: Sequence[int], adapters: Sequence[None]
     ) -> Generator[None, None, np.ndarray]:
         """Vectors float32 [texts, size]; yields between two layers."""
         inputs = encoder_inputs(texts)

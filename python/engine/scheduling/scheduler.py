@@ -11,7 +11,7 @@ import numpy as np
 from engine.core.messages import AdapterRef
 from engine.errors import EngineError, InvalidRequest, Overloaded
 from engine.sampling.params import SamplingParams
-from engine.scheduling.adapter_queue import AdapterQueue, AdapterSlots
+from engine.scheduling.adapter_queue import AdapterLine
 from engine.scheduling.admission import Load, check_choices, check_place, max_known_tokens
 from engine.scheduling.counters import SchedulerCounters
 from engine.scheduling.fair_queue import FairQueue
@@ -45,7 +45,7 @@ class Scheduler:
         cache: PrefixCache,
         *,
         clock: Callable[[], float] = time.monotonic,
-        adapters: AdapterSlots | None = None,
+        adapters: AdapterLine[Request] | None = None,
     ) -> None:
         self.settings = settings
         self.counters = SchedulerCounters()
@@ -54,8 +54,7 @@ class Scheduler:
         self._blocks = RequestBlocks(cache)
         self._output = OutputTokens(settings, self.counters)
         self._clock = clock
-        self._adapters = None if adapters is None else AdapterQueue(adapters)
-        self._adapter_slots = adapters
+        self._adapters = adapters
         policy = settings.schedule_policy
         self._waiting = FairQueue(lambda: WaitingQueue(policy, self._blocks.cached_prefix_len))
         self._displaced: list[str] = []
@@ -214,16 +213,7 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting) + self._num_without_adapter
-
-    @property
-    def waits_for_adapters(self) -> bool:
-        """Whether there is nothing to compute before an adapter has been read."""
-        return self._num_without_adapter > 0 and not self._running and not self._waiting
-
-    @property
-    def _num_without_adapter(self) -> int:
-        return 0 if self._adapters is None else len(self._adapters)
+        return len(self._waiting) + (0 if self._adapters is None else len(self._adapters))
 
     def take_admitted(self) -> list[Request]:
         """Choices that got a running slot for the first time since the last call."""
@@ -317,8 +307,8 @@ class Scheduler:
     def check(self) -> None:
         """Audit the books. Raises: `AssertionError`. Cost: linear in blocks."""
         self._blocks.check(self._running, self._waiting)
-        if self._adapter_slots is not None:
-            self._adapter_slots.check()
+        if self._adapters is not None:
+            self._adapters.check()
 
     # --- admission
 

@@ -6,10 +6,11 @@ import dataclasses
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from engine.core.embedding_io import EmbeddingIO
 from engine.core.messages import EmbedRequest
 from engine.errors import InvalidRequest
 from engine.server.context import ServerContext
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 MAX_INPUTS = 2048
 ENCODINGS = ("float", "base64")
 
-_NEUTRAL: dict[str, tuple[Any, ...]] = {"lora_path": ("",), "modalities": (["text"],)}
+_NEUTRAL: dict[str, tuple[Any, ...]] = {"modalities": (["text"],)}
 """Fields that ask for something not served here, with the values that ask for nothing."""
 
 
@@ -34,6 +35,7 @@ class EmbeddingRequest:
     encoding_format: str
     dimensions: int | None
     prompt_name: str | None
+    lora_path: str | None
     rid: str | None
     user: str | None
     ignored: tuple[str, ...]
@@ -57,29 +59,64 @@ def parse_embedding(body: dict[str, Any], vocab_size: int) -> EmbeddingRequest:
         encoding_format=encoding_format,
         dimensions=dimensions,
         prompt_name=fields.text("prompt_name"),
+        lora_path=fields.text("lora_path"),
         rid=read_rid(fields),
         user=read_user(fields),
         ignored=ignored_names(fields),
     )
 
 
+class Asks(Protocol):
+    """What all requests for vectors say."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def lora_path(self) -> str | None: ...
+    @property
+    def rid(self) -> str | None: ...
+    @property
+    def user(self) -> str | None: ...
+
+
+def check_lora_path(embedding: EmbeddingIO, lora_path: str | None) -> None:
+    """Raises `InvalidRequest` for an adapter where none can be used."""
+    if lora_path and not embedding.info.takes_adapters:
+        raise InvalidRequest(
+            f"the model that embeds, {embedding.name!r}, takes no adapters",
+            slug="unsupported_parameter",
+            param="lora_path",
+        )
+
+
 async def compute_vectors(
     context: ServerContext,
+    embedding: EmbeddingIO,
+    asked: Asks,
     texts: Sequence[Sequence[int]],
     response_id: str,
     second_starts: Sequence[int] = (),
-    *,
-    size: int,
-    rid: str | None,
-    user: str | None,
 ) -> np.ndarray:
-    """Float32 [texts, size]; `second_starts` as in `EmbedRequest`. If the awaiting task is cancelled, so is
-    the request.
+    """Float32 [texts, size], with the adapter that was asked for; `second_starts` as in `EmbedRequest`. If
+    the awaiting task is cancelled, so is the request.
 
-    Raises: `InvalidRequest`, `Overloaded` or another `EngineError` when it is refused or dies.
-    Effects: until then it can be aborted by `rid` and by `response_id`; logs one line about it.
+    Raises: `InvalidRequest`, `NotFound`, `Overloaded` or another `EngineError` when it is refused or dies.
+    Effects: until then it can be aborted by its `rid` and by `response_id`; logs one line about it.
     """
-    request = EmbedRequest.of(response_id, texts, second_starts)
+    adapter = None
+    if embedding.info.takes_adapters:
+        adapter = await context.adapters.use(asked.model, asked.lora_path)
+    try:
+        ref = None if adapter is None else adapter.ref
+        request = EmbedRequest.of(response_id, texts, second_starts, ref)
+        return await _compute(context, request, asked, embedding.info.size)
+    finally:
+        if adapter is not None:
+            context.adapters.release(adapter)
+
+
+async def _compute(context: ServerContext, request: EmbedRequest, asked: Asks, size: int) -> np.ndarray:
+    response_id = request.request_id
     num_tokens = sum(request.lens)
     is_aborted = False
 
@@ -88,7 +125,7 @@ async def compute_vectors(
         is_aborted = True
         context.client.cancel(response_id)
 
-    names = context.live.add(dict.fromkeys(filter(None, (response_id, rid)), abort), abort)
+    names = context.live.add(dict.fromkeys(filter(None, (response_id, asked.rid)), abort), abort)
     began_s, outcome = time.monotonic(), "error"
     try:
         answer = await context.client.embed(request)
@@ -108,9 +145,9 @@ async def compute_vectors(
         logger.info(
             "%s embedding texts=%d tokens=%d end=%s %.3fs%s",
             response_id,
-            len(texts),
+            len(request.lens),
             num_tokens,
             outcome,
             time.monotonic() - began_s,
-            "" if user is None else f" user={user!r}",
+            "" if asked.user is None else f" user={asked.user!r}",
         )

@@ -68,12 +68,13 @@ class ModelNames:
 
     def check_embedding(self, name: str) -> None:
         """Raises for a name that no request for embeddings may give: `NotFound`, or `InvalidRequest` when it
-        is that of the model that generates, beside another one that embeds, or of an adapter."""
+        is that of the model that generates, beside another one that embeds, or of its adapter."""
         if self.embedding is not None and name in (self.embedding, ANY_NAME):
             return
-        if self.adapter_of(name) is not None:
+        if self.adapter_of(name) is not None and self.embedding is not None:
             raise InvalidRequest(
-                f"{name[:200]!r} names an adapter; embeddings are made without any",
+                f"{name[:200]!r} names an adapter of the model that generates; embeddings are made by "
+                f"{self.embedding!r}, without any",
                 slug="unsupported_parameter",
                 param="model",
             )

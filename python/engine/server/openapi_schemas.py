@@ -409,6 +409,7 @@ SCHEMAS: dict[str, Schema] = {
             "encoding_format": {"type": "string", "enum": list(ENCODINGS)},
             "dimensions": bounded(INTEGER, 1),
             "prompt_name": TEXT,
+            "lora_path": TEXT,
             "rid": GENERATION["rid"],
             "user": GENERATION["user"],
         },
@@ -430,6 +431,7 @@ SCHEMAS: dict[str, Schema] = {
         {
             "top_n": bounded(INTEGER, 1),
             "return_documents": BOOLEAN,
+            "lora_path": TEXT,
             "rid": GENERATION["rid"],
             "user": GENERATION["user"],
         },
@@ -442,7 +444,7 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "ScoreRequest": request(
         {"model": TEXT, "text_1": _SCORED, "text_2": _SCORED},
-        {"rid": GENERATION["rid"], "user": GENERATION["user"]},
+        {"lora_path": TEXT, "rid": GENERATION["rid"], "user": GENERATION["user"]},
     ),
     "Scores": answer(
         id=TEXT,

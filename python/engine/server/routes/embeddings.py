@@ -17,7 +17,7 @@ from engine.errors import InvalidRequest
 from engine.server.answer import new_response_id
 from engine.server.body import read_request
 from engine.server.context import ServerContext
-from engine.server.embedding import EmbeddingRequest, compute_vectors, parse_embedding
+from engine.server.embedding import EmbeddingRequest, check_lora_path, compute_vectors, parse_embedding
 from engine.server.ignored import ignored_header
 from engine.server.openapi_schemas import SCHEMAS
 from engine.server.schema import model_of
@@ -40,9 +40,7 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
         num_tokens = sum(map(len, texts))
         if (limits := request.ctx.client.limits) is not None:
             limits.take_tokens(num_tokens)
-        vectors = await compute_vectors(
-            context, texts, new_response_id("embd"), size=embedding.info.size, rid=asked.rid, user=asked.user
-        )
+        vectors = await compute_vectors(context, embedding, asked, texts, new_response_id("embd"))
         content = await _run(
             vectors.size <= _INLINE_NUMBERS, lambda: _body(embedding, asked, vectors, num_tokens)
         )
@@ -59,6 +57,7 @@ def _parse(context: ServerContext, embedding: EmbeddingIO, body: dict[str, Any])
         )
     asked = parse_embedding(body, embedding.info.vocab_size)
     embedding.check_dimensions(asked.dimensions)
+    check_lora_path(embedding, asked.lora_path)
     context.ignored.check(asked.ignored, SCHEMAS["EmbeddingRequest"]["properties"])
     return asked
 

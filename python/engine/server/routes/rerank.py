@@ -16,7 +16,7 @@ from engine.core.embedding_io import EmbeddingIO
 from engine.server.answer import new_response_id
 from engine.server.body import read_request
 from engine.server.context import ServerContext
-from engine.server.embedding import MAX_INPUTS, compute_vectors
+from engine.server.embedding import MAX_INPUTS, check_lora_path, compute_vectors
 from engine.server.fields import Fields, json_type
 from engine.server.ignored import ignored_header
 from engine.server.json_response import json_response
@@ -30,6 +30,7 @@ class ScoringRequest:
 
     model: str
     pairs: list[tuple[str, str]]
+    lora_path: str | None
     rid: str | None
     user: str | None
     top_n: int | None = None
@@ -43,7 +44,7 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
     async def rerank(request: Request) -> HTTPResponse:
         embedding = context.require_embedding()
         asked = await read_request(
-            request, lambda body: _parse(context, body, _parse_rerank, "RerankRequest")
+            request, lambda body: _parse(context, embedding, body, _parse_rerank, "RerankRequest")
         )
         response_id = new_response_id("rerank")
         scores, num_tokens = await _score(context, embedding, asked, response_id)
@@ -53,7 +54,9 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
     @app.post("/score", name="score", stream=True)
     async def score(request: Request) -> HTTPResponse:
         embedding = context.require_embedding()
-        asked = await read_request(request, lambda body: _parse(context, body, _parse_score, "ScoreRequest"))
+        asked = await read_request(
+            request, lambda body: _parse(context, embedding, body, _parse_score, "ScoreRequest")
+        )
         response_id = new_response_id("score")
         scores, num_tokens = await _score(context, embedding, asked, response_id)
         content = {
@@ -67,10 +70,13 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
         return json_response(content, ignored_header(asked.ignored))
 
 
-def _parse(context: ServerContext, body: dict[str, Any], parse: Any, schema: str) -> ScoringRequest:
+def _parse(
+    context: ServerContext, embedding: EmbeddingIO, body: dict[str, Any], parse: Any, schema: str
+) -> ScoringRequest:
     context.names.check_embedding(model_of(body))
     fields = Fields(body)
     asked = parse(fields)
+    check_lora_path(embedding, asked.lora_path)
     asked = dataclasses.replace(asked, ignored=ignored_names(fields))
     context.ignored.check(asked.ignored, SCHEMAS[schema]["properties"])
     return asked
@@ -91,6 +97,7 @@ def _parse_rerank(fields: Fields) -> ScoringRequest:
     return ScoringRequest(
         model=fields.text("model") or "",
         pairs=[(query, document) for document in documents],
+        lora_path=fields.text("lora_path"),
         rid=read_rid(fields),
         user=read_user(fields),
         top_n=top_n,
@@ -116,6 +123,7 @@ def _parse_score(fields: Fields) -> ScoringRequest:
     return ScoringRequest(
         model=fields.text("model") or "",
         pairs=list(zip(first, second, strict=True)),
+        lora_path=fields.text("lora_path"),
         rid=read_rid(fields),
         user=read_user(fields),
     )
@@ -150,9 +158,7 @@ async def _score(
     else:
         order = {text: i for i, text in enumerate(dict.fromkeys(t for pair in asked.pairs for t in pair))}
         texts = await asyncio.to_thread(embedding.encode, list(order))
-    vectors = await compute_vectors(
-        context, texts, response_id, starts, size=embedding.info.size, rid=asked.rid, user=asked.user
-    )
+    vectors = await compute_vectors(context, embedding, asked, texts, response_id, starts)
     num_tokens = sum(map(len, texts))
     if embedding.info.scores_pairs:
         return vectors[:, 0].tolist(), num_tokens
