@@ -1,7 +1,7 @@
 """http: 400 requests of 16 tokens in and 16 out, 32 at a time: what the server itself costs.
 
 On the bundled model. Its figures are requests_s and, of our server, own_cpu_us_per_token: CPU time of the
-HTTP process, and the time that the engine's thread is awake outside the runner. The model's own time is
+HTTP process, and of the engine's thread outside the runner. The model's own time is
 in neither: the thread inside the runner, and the pool's threads, which compute, or spin for up to 200 µs
 after a parallel region. engine_cpu_us_per_token counts those too.
 

@@ -22,7 +22,9 @@ START_S = 300.0
 _POLL_S = 0.02
 _MOST_LOG_BYTES = 1 << 26
 _LISTENING = re.compile(r"listening on (http://\S+?),")
-_LAST_WORDS = re.compile(r"served (\d+) tokens .*: ([\d.]+) s in the model, ([\d.]+) s around it")
+_LAST_WORDS = re.compile(
+    r"served (\d+) tokens .*: ([\d.]+) s in the model, ([\d.]+) s around it; ([\d.]+) s of CPU time"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +41,9 @@ class CpuTime:
 class OwnServer:
     """`python -m engine.server` with `argv`, on a free port.
 
-    At its end it says how long the engine's thread was awake outside the model. That is by the clock:
-    at least the thread's CPU time, and more where others take its core.
+    At its end it says how long the engine's thread was in the model and awake outside of it, by the clock,
+    and its CPU time. Where others take its core, they take it from both parts alike: the CPU time outside
+    of the model is reckoned by its part of the clock's time.
     """
 
     model = "default"
@@ -59,12 +62,15 @@ class OwnServer:
         return CpuTime(_cpu_s(self._watched), sum(map(_cpu_s, children)))
 
     def stop(self) -> float | None:
-        """End it; microseconds that the engine's thread was awake outside the model, a token served."""
+        """End it; CPU microseconds of the engine's thread outside the model, a token served."""
         self._process.terminate()
         self._process.wait(60)
         found = _LAST_WORDS.search(self._text())
         self._log.close()
-        return float(found[3]) / int(found[1]) * 1e6 if found and int(found[1]) else None
+        if not found or not int(found[1]):
+            return None
+        model_s, around_s, cpu_s = map(float, found.groups()[1:])
+        return cpu_s * around_s / (model_s + around_s) / int(found[1]) * 1e6
 
     def _is_ready(self) -> bool:
         try:

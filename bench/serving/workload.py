@@ -164,7 +164,7 @@ def _show(
         results["own_cpu_us_per_token"] = http_us + around_us
         print(
             f"\nown cost, CPU µs per output token: {http_us:.1f} of the HTTP process (median round) + "
-            f"{around_us:.1f} of the engine's thread around the model (by the clock, its whole life)"
+            f"{around_us:.1f} of the engine's thread around the model (its whole life)"
         )
     print()
     setting = {"base_url": args.base_url, "shape": args.shape, "flags": args.flags, "rounds": args.rounds}

@@ -65,13 +65,14 @@ def run(connection: socket.socket, board: StepBoard, build: Build) -> int:
         message = f"the engine could not start: {type(error).__name__}: {reason}"
         connection.sendall(encode_frame([EngineFailed(message, "internal_error")]))
         return 1
+    began_cpu_s = time.thread_time()
     try:
         connection.sendall(encode_frame([ready]))
         awake_s = serve(connection, core, board)
     except ConnectionError:
         logger.info("the server is gone")
     else:
-        _log_totals(core, awake_s)
+        _log_totals(core, awake_s, time.thread_time() - began_cpu_s)
     return 0
 
 
@@ -109,15 +110,16 @@ def serve(connection: socket.socket, core: EngineCore, board: StepBoard) -> floa
             send(messages)
 
 
-def _log_totals(core: EngineCore, awake_s: float) -> None:
-    """The last words, which bench/serving reads. Times are by the clock, of this thread."""
+def _log_totals(core: EngineCore, awake_s: float, cpu_s: float) -> None:
+    """The last words, which bench/serving reads. Times are of this thread; the first two by the clock."""
     stats = core.stats()
     logger.info(
-        "served %d tokens in %d steps: %.4f s in the model, %.4f s around it",
+        "served %d tokens in %d steps: %.4f s in the model, %.4f s around it; %.4f s of CPU time",
         stats.output_tokens,
         stats.num_steps,
         stats.model_s,
         awake_s - stats.model_s,
+        cpu_s,
     )
 
 
