@@ -42,8 +42,8 @@ class OwnServer:
     """`python -m engine.server` with `argv`, on a free port.
 
     At its end it says how long the engine's thread was in the model and awake outside of it, by the clock,
-    and its CPU time. Where others take its core, they take it from both parts alike: the CPU time outside
-    of the model is reckoned by its part of the clock's time.
+    and its CPU time. What is outside of the model is reckoned by its part of the clock's time: too much on
+    a machine without a free core, where whoever gets a message takes the core of its sender.
     """
 
     model = "default"

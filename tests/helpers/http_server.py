@@ -100,6 +100,7 @@ class Server:
         self.model = ModelFiles.load(
             str(model_dir),
             sampling_defaults="model",
+            chat_template_file=self._config.chat_template,
             tool_call_parser=self._config.tool_call_parser,
             reasoning_parser=self._config.reasoning_parser,
         )

@@ -158,3 +158,20 @@ def test_a_prompt_that_is_still_being_scored(held: Server, stream: bool) -> None
         parts = [event["choices"][0] for event in events_of(started.response)]
         own = [(part["text"], part["finish_reason"]) for part in parts if part["index"] == index]
         assert own == [("abc", None), ("", "abort")]
+
+
+def test_request_id_is_another_word_for_rid(held: Server) -> None:
+    """As vLLM calls it; of both, rid counts and the other one is reported."""
+    started = Started(held, lambda: held.chat(request_id="mine", n=1))
+    wait_until(lambda: running(held) == 1)
+    assert abort(held, rid="mine") == 1
+    assert started.response.json()["choices"][0]["finish_reason"] == "abort"
+    assert "x-ignored-params" not in started.response.headers
+    started = Started(held, lambda: held.complete(rid="mine", request_id="other"))
+    wait_until(lambda: running(held) == 1)
+    assert abort(held, rid="other") == 0
+    assert abort(held, rid="mine") == 1
+    assert started.response.headers["x-ignored-params"] == "request_id"
+    for wrong in ("", "x" * 257, 7):
+        refusal = held.chat(request_id=wrong)
+        assert refusal.status_code == 400 and refusal.json()["param"] == "request_id"

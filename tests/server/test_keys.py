@@ -123,7 +123,7 @@ def test_management_takes_the_admin_key_alone(keyed: Server, path: str) -> None:
     assert status()[0] == 401
     assert status(**bearer("wrong"))[0] == 401
     code, text = status(**bearer("secret-a"))
-    assert code == 403 and '"insufficient_permissions"' in text
+    assert code == 403 and '"admin_required"' in text
     assert status(**bearer("boss"))[0] == 200
 
 

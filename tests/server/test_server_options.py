@@ -70,6 +70,15 @@ def test_strict_takes_known_fields_and_nulls(strict: Server) -> None:
     strict.sdk().chat.completions.create(model="default", messages=HI, max_completion_tokens=3)
 
 
+def test_strict_takes_what_openai_keeps_for_the_account(strict: Server) -> None:
+    """Clients send it with everything; the answer says that nothing came of it."""
+    response = strict.chat(metadata={"a": "b"}, store=True, service_tier="auto")
+    assert response.status_code == 200
+    assert response.headers["x-ignored-params"] == "metadata,store,service_tier"
+    refusal = strict.chat(metadata={"a": "b"}, stroe=True)
+    assert refusal.status_code == 400 and refusal.json()["param"] == "stroe"
+
+
 def test_ignored_fields_are_counted(server: Server) -> None:
     def count() -> float:
         lines = server.get("/metrics").text.splitlines()

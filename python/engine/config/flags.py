@@ -138,6 +138,11 @@ FLAGS: tuple[Flag, ...] = (
         EngineConfig, LOGPROBS_MODES,
     ),
     Flag(
+        "--chat-template", Kind.TEXT, MODEL,
+        "Jinja file that writes conversations as prompts, in place of the model's own template.",
+        ServerConfig, unset="the model's",
+    ),
+    Flag(
         "--tool-call-parser", Kind.TEXT, MODEL,
         "How the model writes tool calls; auto: as its chat template shows them.",
         ServerConfig, TOOL_CALL_PARSERS,

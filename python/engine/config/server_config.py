@@ -77,6 +77,9 @@ class ServerConfig:
     sampling_defaults: str = "model"
     """Where unset sampling parameters come from: the model's generation_config.json, or "openai"."""
 
+    chat_template: str | None = None
+    """Jinja file that takes the place of the model's own chat template."""
+
     tool_call_parser: str = "auto"
     """How the model writes tool calls; auto: as its chat template shows them."""
 

@@ -102,7 +102,15 @@ def create_app(context: ServerContext) -> Sanic:
     for routes in ROUTES:
         routes.add_routes(app, context)
     origins.add_preflights(app)
+    _add_heads(app)
     return app
+
+
+def _add_heads(app: Sanic) -> None:
+    """Answer HEAD as GET; the framework leaves the body out."""
+    routes = [route for route in app.router.routes if "GET" in route.methods]
+    for i, route in enumerate(routes):
+        app.add_route(route.handler, "/" + route.path, methods=("HEAD",), name=f"head_{i}", ignore_body=True)
 
 
 def _framework_config(limits: Limits) -> dict[str, Any]:

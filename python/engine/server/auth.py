@@ -71,7 +71,7 @@ class Keyring:
             raise _refusal("invalid_api_key", "The API key is not valid.")
         if needs_admin and not found.is_admin:
             message = "This API key may not manage the server."
-            raise HttpError(403, "permission_error", "insufficient_permissions", message)
+            raise HttpError(403, "permission_error", "admin_required", message)
         return found
 
 

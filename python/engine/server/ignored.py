@@ -12,6 +12,8 @@ from engine.server.metrics import Metrics
 
 _MAX_SHOWN = 20
 _MAX_NAME_CHARS = 64
+_ABOUT_THE_ACCOUNT = frozenset({"metadata", "store", "service_tier"})
+"""What OpenAI does with a request beside answering it: no mistake, so never refused."""
 
 
 class IgnoredFields:
@@ -25,8 +27,9 @@ class IgnoredFields:
         """Raises `InvalidRequest` for any name where that is asked for; `known` are those it may mean."""
         if not names:
             return
-        if self._is_strict:
-            raise _unknown(shorten(names)[0], known)
+        wrong = [name for name in names if name not in _ABOUT_THE_ACCOUNT]
+        if self._is_strict and wrong:
+            raise _unknown(shorten(wrong)[0], known)
         self._metrics.ignored_fields.inc(len(names))
 
 

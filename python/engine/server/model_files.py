@@ -47,14 +47,21 @@ class ModelFiles:
         directory: str,
         *,
         sampling_defaults: str,
+        chat_template_file: str | None = None,
         tool_call_parser: str = AUTO,
         reasoning_parser: str = AUTO,
     ) -> ModelFiles:
-        """Effects: reads files for some 100 ms. Raises: `ConfigError` naming what is missing."""
+        """`chat_template_file` takes the place of the checkpoint's templates.
+
+        Effects: reads files for some 100 ms. Raises: `ConfigError` naming what is missing.
+        """
         config = read_json(Path(directory) / "config.json")
         tokenizer = Tokenizer.from_directory(directory)
         text_config = config.get("text_config", config)
-        chat_template = ChatTemplate(tokenizer.chat_templates, tokenizer.special_tokens)
+        if chat_template_file is None:
+            chat_template = ChatTemplate.from_tokenizer(tokenizer)
+        else:
+            chat_template = _read_template(chat_template_file, tokenizer)
         return cls(
             tokenizer=tokenizer,
             chat_template=chat_template,
@@ -64,6 +71,21 @@ class ModelFiles:
             architectures=tuple(config.get("architectures") or ()),
             sampling_defaults=_sampling_defaults(Path(directory)) if sampling_defaults == "model" else {},
         )
+
+
+def _read_template(path: str, tokenizer: Tokenizer) -> ChatTemplate:
+    try:
+        source = Path(path).read_text(encoding="utf-8")
+        if not source.strip():
+            raise ConfigError("the file is empty")
+        return ChatTemplate(source, tokenizer.special_tokens)
+    except OSError as error:
+        reason = error.strerror
+    except UnicodeDecodeError as error:
+        reason = f"it is not UTF-8 text ({error.reason} at byte {error.start})"
+    except ConfigError as error:
+        reason = error.message
+    raise ConfigError(f"--chat-template {path}: {reason}")
 
 
 def read_json(path: Path) -> dict[str, Any]:

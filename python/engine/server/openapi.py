@@ -207,7 +207,11 @@ def document() -> dict[str, Any]:
     scheme = {"type": "http", "scheme": "bearer", "description": "Only where the server has API keys."}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "engine", "version": engine.__version__},
+        "info": {
+            "title": "engine",
+            "version": engine.__version__,
+            "description": "Every GET route also answers HEAD. Unknown parameters of a query are ignored.",
+        },
         "paths": paths,
         "security": [{"key": []}, {}],
         "components": {"schemas": SCHEMAS, "securitySchemes": {"key": scheme}},

@@ -130,6 +130,7 @@ CONSTRAINTS: dict[str, Schema] = {
     "guided_choice": array(TEXT),
 }
 
+_RID: Schema = {"type": "string", "minLength": 1, "maxLength": MAX_RID_CHARS}
 GENERATION: dict[str, Schema] = {
     **SAMPLING,
     **CONSTRAINTS,
@@ -149,7 +150,8 @@ GENERATION: dict[str, Schema] = {
     "return_timings": BOOLEAN,
     "stream_interval": bounded(INTEGER, 1, MAX_STREAM_INTERVAL),
     "truncate_prompt_tokens": {**bounded(INTEGER, -1, MAX_TRUNCATION), "not": {"const": 0}},
-    "rid": {"type": "string", "minLength": 1, "maxLength": MAX_RID_CHARS},
+    "rid": _RID,
+    "request_id": _RID,
 }
 
 _MESSAGE: Schema = request(
@@ -308,7 +310,7 @@ _NATIVE: dict[str, Schema] = {
     "logprob_start_len": _for_each(_START, optional(_START)),
     "top_logprobs_num": _for_each(_NUM_TOP, optional(_NUM_TOP)),
     "return_text_in_logprobs": BOOLEAN,
-    "rid": _for_each(GENERATION["rid"]),
+    "rid": _for_each(_RID),
     "priority": GENERATION["priority"],
     "cache_salt": GENERATION["cache_salt"],
     "extra_key": GENERATION["extra_key"],
@@ -352,6 +354,8 @@ def _given(name: str, **wanted: Any) -> Schema:
     """A further condition on an object: it has the field, with a value that is not null."""
     return {"required": [name], "properties": {name: wanted or {"not": {"type": "null"}}}}
 
+
+_NAMES = {name: GENERATION[name] for name in ("rid", "request_id", "user")}
 
 SCHEMAS: dict[str, Schema] = {
     "TokenId": {"type": "integer", "minimum": 0, "description": "Below vocab_size of /get_model_info."},
@@ -410,8 +414,7 @@ SCHEMAS: dict[str, Schema] = {
             "dimensions": bounded(INTEGER, 1),
             "prompt_name": TEXT,
             "lora_path": TEXT,
-            "rid": GENERATION["rid"],
-            "user": GENERATION["user"],
+            **_NAMES,
         },
     ),
     "Embeddings": answer(
@@ -432,8 +435,7 @@ SCHEMAS: dict[str, Schema] = {
             "top_n": bounded(INTEGER, 1),
             "return_documents": BOOLEAN,
             "lora_path": TEXT,
-            "rid": GENERATION["rid"],
-            "user": GENERATION["user"],
+            **_NAMES,
         },
     ),
     "Ranking": answer(
@@ -444,7 +446,7 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "ScoreRequest": request(
         {"model": TEXT, "text_1": _SCORED, "text_2": _SCORED},
-        {"lora_path": TEXT, "rid": GENERATION["rid"], "user": GENERATION["user"]},
+        {"lora_path": TEXT, **_NAMES},
     ),
     "Scores": answer(
         id=TEXT,

@@ -296,9 +296,12 @@ def _sampling(
 
 
 def read_rid(fields: Fields) -> str | None:
-    rid = fields.text("rid")
+    """The client's own name of a request; `request_id`, as vLLM calls it, is read where there is no `rid`."""
+    name, rid = "rid", fields.text("rid")
+    if rid is None:
+        name, rid = "request_id", fields.text("request_id")
     if rid is not None and not 1 <= len(rid) <= MAX_RID_CHARS:
-        raise fields.fail("rid", f"must have 1 to {MAX_RID_CHARS} characters, got {len(rid)}")
+        raise fields.fail(name, f"must have 1 to {MAX_RID_CHARS} characters, got {len(rid)}")
     return rid
 
 

@@ -82,6 +82,7 @@ def _load_files(context: ServerContext) -> ModelFiles:
     return ModelFiles.load(
         directory,
         sampling_defaults=context.config.sampling_defaults,
+        chat_template_file=context.config.chat_template,
         tool_call_parser=context.config.tool_call_parser,
         reasoning_parser=context.config.reasoning_parser,
     )

@@ -142,7 +142,7 @@ class ChatTemplate:
             return self._layouts["default"]
         if not self._layouts:
             raise _invalid(
-                "this model has no chat template; use /v1/completions, or start the server with one"
+                "no chat template comes with this model; use /v1/completions, or start with --chat-template"
             )
         raise _invalid(f"this model has no default chat template, only {', '.join(sorted(self._layouts))}")
 
