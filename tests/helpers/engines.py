@@ -25,7 +25,7 @@ from engine.core.messages import (
     TokenLogprobs,
 )
 from engine.errors import EngineError, InvalidRequest, Overloaded
-from engine.scheduling.step_plan import StepPlan, StepResult, StepRow, TokenScores
+from engine.scheduling.step_plan import Draw, StepPlan, StepResult, StepRow, TokenScores
 
 _MASK = (1 << 64) - 1
 
@@ -57,6 +57,7 @@ class FakeRunner:
         self.plans: list[list[tuple[str, int, int, int]]] = []
         """(request id, choice, start, number of tokens) of each row of each step."""
         self.fail_next: Exception | None = None
+        self.num_drafts = 0
 
     def execute(self, plan: StepPlan) -> StepResult:
         self.num_steps += 1
@@ -68,15 +69,16 @@ class FakeRunner:
         for row in plan.rows:
             self.plans[-1].append((row.request.request_id, row.request.choice, row.start, row.num_tokens))
             self._compute(row)
+            self.num_drafts += row.num_drafts
         result = self._sample(plan)
         result.scores = [self._score(row) for row in plan.scored_rows]
         return result
 
     def _sample(self, plan: StepPlan) -> StepResult:
-        sampled = plan.sampled_rows
-        hashes = [self._read_back(row) for row in sampled]
-        token_ids = np.array([self._pick(row, h) for row, h in zip(sampled, hashes, strict=True)], np.int32)
-        wanted = [r.request.params.logprobs for r in sampled if r.request.params.logprobs is not None]
+        draws = plan.draws
+        hashes = [self._read_back(draw) for draw in draws]
+        token_ids = np.array([self._pick(draw, h) for draw, h in zip(draws, hashes, strict=True)], np.int32)
+        wanted = [d.request.params.logprobs for d in draws if d.request.params.logprobs is not None]
         if not wanted:
             return StepResult(token_ids)
         most = max(wanted)
@@ -108,13 +110,16 @@ class FakeRunner:
             end = row.start + row.num_tokens
             assert row.num_tokens > 0
             assert row.start == request.num_computed, "a row does not start where computing stopped"
-            assert end <= request.num_known, "a row reaches past the known tokens"
-            assert row.samples == (end == request.num_known)
+            assert end - row.num_drafts <= request.num_known, "a row reaches past the known tokens"
+            assert row.samples == (end - row.num_drafts == request.num_known)
+            assert row.samples or not row.num_drafts
+            assert end < request.max_known or not row.num_drafts, "no room for what is drawn behind a draft"
+            assert not request.stop_ids.intersection(row.drafts.tolist())
             assert request.num_blocks * self.block_size >= end, "a position has no block"
             table = request.block_table[: request.num_blocks]
             assert len(np.unique(table)) == len(table), "one block twice in a block table"
 
-    def _slot_ids(self, row: StepRow, start: int, end: int) -> np.ndarray:
+    def _slot_ids(self, row: StepRow | Draw, start: int, end: int) -> np.ndarray:
         positions = np.arange(start, end)
         blocks = row.request.block_table[positions // self.block_size].astype(np.int64)
         return blocks * self.block_size + positions % self.block_size
@@ -130,18 +135,19 @@ class FakeRunner:
         self.slots[self._slot_ids(row, row.start, end)] = values
         self.tokens_computed[request.request_id] += row.num_tokens
 
-    def _read_back(self, row: StepRow) -> int:
-        request = row.request
-        weights = 2 * np.arange(request.num_known, dtype=np.uint64) + np.uint64(1)
+    def _read_back(self, draw: Draw) -> int:
+        request, num_known = draw
+        weights = 2 * np.arange(num_known, dtype=np.uint64) + np.uint64(1)
         with np.errstate(over="ignore"):
-            total = int((self.slots[self._slot_ids(row, 0, request.num_known)] * weights).sum())
+            total = int((self.slots[self._slot_ids(draw, 0, num_known)] * weights).sum())
         if not request.params.is_greedy:
-            total ^= _mix(request.seed & _MASK) ^ _mix(request.choice * 65_537 + request.num_output)
+            position = num_known - request.prompt_len
+            total ^= _mix(request.seed & _MASK) ^ _mix(request.choice * 65_537 + position)
         return _mix(total)
 
-    def _pick(self, row: StepRow, value: int) -> int:
+    def _pick(self, draw: Draw, value: int) -> int:
         token = value % self.vocab_size
-        banned = row.request.banned_ids
+        banned = draw.request.banned_behind(draw.num_known)
         while banned is not None and token in banned:
             token = (token + 1) % self.vocab_size
         return token

@@ -94,6 +94,7 @@ class Harness:
         computed = {row.request.request_id for row in plan.rows}
         assert len(computed) == 1 or not any(row.request.runs_alone for row in plan.rows)
         result = self.runner.execute(plan)
+        plan.accept(result.token_ids)
         for row, scores in zip(plan.scored_rows, result.scores, strict=True):
             answer = self.answers[row.request.request_id, row.request.choice]
             assert len(answer.prompt_logprobs) == row.scored.start, "a position is scored once, in order"

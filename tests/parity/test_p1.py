@@ -14,6 +14,7 @@ from engine.runner.model_runner import ModelRunner
 from engine.sampling.params import SamplingParams
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.settings import SchedulerSettings
+from helpers.guessing import Oracle
 from helpers.tiny_models import KINDS, VOCAB_SIZE, make_model, save_model
 
 BLOCK_SIZE = 16
@@ -21,6 +22,7 @@ PLENTY_OF_BLOCKS = 400
 FEW_BLOCKS = 22
 CONTEXT_LENGTH = 400
 MAX_RUNNING = 32
+MAX_DRAFTS = 100
 FMA_ISAS = [isa for isa in _native.available_isas() if isa != "baseline"]
 EOS = (2,)
 
@@ -94,13 +96,14 @@ class Machine:
             context_length=CONTEXT_LENGTH,
             max_tokens=512 + MAX_RUNNING,
             max_rows=MAX_RUNNING,
+            max_draws=MAX_RUNNING + MAX_DRAFTS,
             num_threads=num_threads,
             isa=isa,
             **options,
         )
 
     def answer(
-        self, waves: list[list[Ask]], *, chunk=512, num_blocks=PLENTY_OF_BLOCKS, cached=True
+        self, waves: list[list[Ask]], *, chunk=512, num_blocks=PLENTY_OF_BLOCKS, cached=True, drafts=0
     ) -> Answers:
         """Serve each wave to its end, all its requests at once; one cache for all waves."""
         for cache in self.runner.kv_cache.layers:
@@ -113,6 +116,7 @@ class Machine:
             max_queued_requests=100,
             chunked_prefill_size=chunk,
             eos_token_ids=EOS,
+            max_step_drafts=drafts,
             debug_checks=True,
         )
         scheduler = Scheduler(settings, PrefixCache(num_blocks, BLOCK_SIZE, enabled=cached))
@@ -130,15 +134,20 @@ class Machine:
         plan = scheduler.schedule()
         assert plan is not None
         result = self.runner.execute(plan)
-        for row, new in enumerate(scheduler.update(plan, result)):
-            entry = [tuple(new.token_ids), new.finish_reason]
+        plan.accept(result.token_ids)
+        first = 0
+        for row, new in zip(plan.sampled_rows, scheduler.update(plan, result), strict=True):
+            entries = answers.tokens.setdefault((new.request.request_id, new.request.choice), [])
             num_top = new.request.params.logprobs
-            if num_top is not None:
-                entry.append(result.logprobs[row].tobytes())
-                entry.append(result.top_ids[row, :num_top].tobytes())
-                entry.append(result.top_logprobs[row, :num_top].tobytes())
-            key = (new.request.request_id, new.request.choice)
-            answers.tokens.setdefault(key, []).append(tuple(entry))
+            for draw, token_id in enumerate(new.token_ids, first):
+                is_last = draw == first + row.num_accepted
+                entry = [(token_id,), new.finish_reason if is_last else None]
+                if num_top is not None:
+                    entry.append(result.logprobs[draw].tobytes())
+                    entry.append(result.top_ids[draw, :num_top].tobytes())
+                    entry.append(result.top_logprobs[draw, :num_top].tobytes())
+                entries.append(tuple(entry))
+            first += 1 + row.num_drafts
 
 
 def assert_same(actual: Answers, expected: Answers) -> None:
@@ -203,6 +212,27 @@ def test_with_preemption(machine, mix, alone, chunk, cached):
     assert_same(answers, alone)
 
 
+def oracle(mix: list[Ask], answers: Answers, error_rate: float) -> Oracle:
+    """Knows the answers of a mix."""
+    prompts = {ask.name: ask.prompt.tolist() for ask in mix}
+    texts = [
+        prompts[name] + [entry[0][0] for entry in entries] for (name, _), entries in answers.tokens.items()
+    ]
+    return Oracle(texts, error_rate, VOCAB_SIZE, seed=1)
+
+
+@pytest.mark.parametrize("error_rate", [0.0, 0.3])
+@pytest.mark.parametrize("chunk", [64, 512])
+@pytest.mark.parametrize("num_blocks", [FEW_BLOCKS, PLENTY_OF_BLOCKS])
+def test_with_drafts(machine, mix, alone, monkeypatch, error_rate, chunk, num_blocks):
+    guesses = oracle(mix, alone, error_rate)
+    guesses.install(monkeypatch)
+    answers = machine.answer([mix], chunk=chunk, num_blocks=num_blocks, drafts=MAX_DRAFTS)
+    assert_same(answers, alone)
+    assert guesses.num_right > 50 and (guesses.num_cut_short > 10 or not error_rate)
+    assert (answers.num_preemptions >= 3) == (num_blocks == FEW_BLOCKS)
+
+
 def test_whole_prompts_from_the_cache(machine, mix, alone):
     again = [dataclasses.replace(ask, name=f"again {ask.name}") for ask in mix]
     answers = machine.answer([mix, again[::-1]])
@@ -230,20 +260,23 @@ def test_without_fma_each_answer_is_still_one(directory, mix):
 
 @pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"mistral", "llama", "llama_linear", "qwen2_yarn"}))
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_other_families(tmp_path, mix, kind, dtype):
+def test_other_families(tmp_path, mix, kind, dtype, monkeypatch):
     machine = Machine(save_model(make_model(kind), tmp_path), dtype=dtype)
     few = mix[::3]
     expected = machine.answer([[ask] for ask in few], cached=False)
     assert_same(machine.answer([few], chunk=16), expected)
-    assert_same(machine.answer([few]), expected)
+    oracle(few, expected, error_rate=0.2).install(monkeypatch)
+    assert_same(machine.answer([few], drafts=MAX_DRAFTS), expected)
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
-def test_quantized_weights(directory, mix, quantization):
+def test_quantized_weights(directory, mix, quantization, monkeypatch):
     machine = Machine(directory, quantization=quantization)
     expected = machine.answer([[ask] for ask in mix], cached=False)
     assert_same(machine.answer([mix], chunk=16), expected)
     assert_same(machine.answer([mix], num_blocks=FEW_BLOCKS), expected)
+    oracle(mix, expected, error_rate=0.2).install(monkeypatch)
+    assert_same(machine.answer([mix], drafts=MAX_DRAFTS), expected)
     for isa, num_threads in zip(FMA_ISAS, (1, 3, 1), strict=False):
         other = Machine(directory, isa=isa, num_threads=num_threads, quantization=quantization)
         assert_same(other.answer([mix], chunk=64), expected)

@@ -55,8 +55,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         chunk=st.sampled_from([1, 4, 5, 16, 64]),
         max_running=st.integers(1, 8),
         target_itl_s=st.sampled_from([None, 0.001]),
+        drafts=st.sampled_from([0, 1, 6, 64]),
     )
-    def start(self, num_blocks, enabled, policy, chunk, max_running, target_itl_s):
+    def start(self, num_blocks, enabled, policy, chunk, max_running, target_itl_s, drafts):
         self.h = Harness(
             num_blocks=num_blocks,
             block_size=BLOCK_SIZE,
@@ -68,6 +69,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_running_requests=max_running,
             max_queued_requests=10,
             target_itl_s=target_itl_s,
+            max_step_drafts=drafts,
         )
         self.pool = num_blocks * BLOCK_SIZE
         self.asked = {}

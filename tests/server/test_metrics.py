@@ -45,7 +45,8 @@ def test_names(fresh: Server) -> None:
     assert all(name.startswith("engine:") for name in names)
     expected = (
         "num_running_reqs num_queue_reqs token_usage num_used_tokens max_total_num_tokens cache_hit_rate "
-        "kv_available_tokens kv_evictable_tokens evicted_tokens_total "
+        "kv_available_tokens kv_evictable_tokens evicted_tokens_total spec_draft_tokens_total "
+        "spec_accepted_tokens_total "
         "num_preemptions_total prompt_tokens_total generation_tokens_total cached_tokens_total "
         "num_requests_total num_aborted_requests_total rejected_total http_responses_total "
         "time_to_first_token_seconds inter_token_latency_seconds e2e_request_latency_seconds "

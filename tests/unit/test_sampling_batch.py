@@ -9,6 +9,7 @@ import torch
 from engine.sampling.batch import EXCLUDED, build_tensors
 from engine.sampling.params import SamplingParams
 from engine.scheduling.request import Request
+from engine.scheduling.step_plan import Draw
 
 VOCAB = 50
 
@@ -35,7 +36,8 @@ def make_request(prompt=(1, 2, 3), output=(), *, seed=0, choice=0, stop_ids=(), 
 
 def build(*requests: Request):
     rows = len(requests)
-    return build_tensors(requests, torch.zeros(rows, VOCAB), torch.zeros(rows, VOCAB), torch.zeros(rows, 2))
+    draws = [Draw(request, request.num_known) for request in requests]
+    return build_tensors(draws, torch.zeros(rows, VOCAB), torch.zeros(rows, VOCAB), torch.zeros(rows, 2))
 
 
 def ragged(values: torch.Tensor, indptr: torch.Tensor) -> list[list]:

@@ -77,7 +77,7 @@ def test_a_stop_token_below_min_tokens_ends_nothing():
     reasons = []
     for _ in range(4):
         plan = h.scheduler.schedule()
-        assert (plan.rows[0].request.banned_ids is None) == (len(reasons) == 3)
+        assert (plan.rows[0].request.banned_behind(20 + len(reasons)) is None) == (len(reasons) == 3)
         reasons += [new.finish_reason for new in h.scheduler.update(plan, StepResult(np.array([5])))]
     assert reasons == [None, None, None, "stop"]
 

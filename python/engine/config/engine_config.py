@@ -12,6 +12,7 @@ POOLINGS = ("mean", "cls", "last", "max")
 QUANTIZATIONS = ("none", "int8", "int4")
 SCHEDULE_POLICIES = ("fcfs", "lpm")
 LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits")
+SPECULATIONS = ("off", "ngram")
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 PAGE_SIZES = range(16, 257, 16)
 """What the attention kernels take."""
@@ -47,6 +48,7 @@ class EngineConfig:
     chunked_prefill_size: int | None = None
     target_itl_ms: float | None = None
     schedule_policy: str = "fcfs"
+    speculative: str = "off"
     logprobs_mode: str = "raw_logprobs"
     disable_radix_cache: bool = False
     grammar_timeout: float = 5.0
@@ -71,6 +73,7 @@ class EngineConfig:
         _one_of("--dtype", self.dtype, DTYPES)
         _one_of("--quantization", self.quantization, QUANTIZATIONS)
         _one_of("--schedule-policy", self.schedule_policy, SCHEDULE_POLICIES)
+        _one_of("--speculative", self.speculative, SPECULATIONS)
         _one_of("--logprobs-mode", self.logprobs_mode, LOGPROBS_MODES)
         _one_of("--load-format", self.load_format, LOAD_FORMATS)
         if self.pooling is not None:

@@ -18,6 +18,7 @@ from engine.config.engine_config import (
     POOLINGS,
     QUANTIZATIONS,
     SCHEDULE_POLICIES,
+    SPECULATIONS,
     EngineConfig,
 )
 from engine.config.server_config import (
@@ -275,6 +276,12 @@ FLAGS: tuple[Flag, ...] = (
     Flag(
         "--target-itl-ms", Kind.NUMBER, SPEED,
         "Milliseconds between tokens that prefill should not exceed.", EngineConfig, unset="500 on the CPU",
+    ),
+    Flag(
+        "--speculative", Kind.TEXT, SPEED,
+        "Compute guesses of the next tokens together with what is known; the answers are the same. ngram: "
+        "what followed the last tokens where they stood before in the prompt or the answer.",
+        EngineConfig, SPECULATIONS,
     ),
     Flag(
         "--num-threads", Kind.INTEGER, SPEED, "Threads of the CPU kernels.",

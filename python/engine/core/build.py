@@ -58,6 +58,7 @@ def build_engine(
             context_length=resolved.context_length,
             max_tokens=resolved.max_step_tokens,
             max_rows=resolved.max_running_requests,
+            max_draws=resolved.max_step_draws,
             num_threads=resolved.num_threads,
             isa=resolved.cpu_isa,
             load_format=resolved.load_format,

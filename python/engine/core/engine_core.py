@@ -36,9 +36,9 @@ from engine.core.messages import (
 )
 from engine.core.state_dump import describe_engine
 from engine.core.step_board import StepBoard
+from engine.core.step_masks import StepMasks
 from engine.errors import EngineError, InternalError, InvalidRequest, Overloaded
 from engine.grammar.compiler import CompiledGrammar, GrammarCompiler
-from engine.grammar.matcher import MatcherBatch
 from engine.scheduling.adapter_queue import AdapterQueue
 from engine.scheduling.output_tokens import NewToken
 from engine.scheduling.request import Request
@@ -99,7 +99,7 @@ class EngineCore:
         self._schedule_s = self._model_s = self._update_s = 0.0
         places = settings.max_running_requests + settings.max_queued_requests
         self._constrained = None if grammars is None else ConstrainedRequests(grammars, places)
-        self._matchers = MatcherBatch(settings.max_running_requests, settings.vocab_size)
+        self._masks = StepMasks(settings.max_running_requests, settings.vocab_size)
         self._last_step_s = 0.0
 
     @property
@@ -255,13 +255,12 @@ class EngineCore:
         self._outbox.extend(adapters.take_answers())
 
     def _compute(self, plan: StepPlan) -> None:
-        matchers = [row.request.matcher for row in plan.sampled_rows]
         began_s = self._clock()
         try:
-            plan.bitmask = self._matchers.fill(matchers)
+            self._masks.fill(plan)
             result = self._runner.execute(plan)
-            if plan.bitmask is not None:
-                self._matchers.advance(matchers, result.token_ids.tolist())
+            plan.accept(result.token_ids)
+            self._masks.advance(plan, result.token_ids.tolist())
         except Exception:
             logger.exception("a step of %d tokens failed; its requests are ended", plan.num_tokens)
             error = InternalError("The engine failed while it computed this request.")
@@ -273,11 +272,13 @@ class EngineCore:
         self._model_s += self._last_step_s
         for row, scores in zip(plan.scored_rows, result.scores, strict=True):
             self._outbox.extend(_scored_chunks(row, scores))
-        for i, new in enumerate(self._scheduler.update(plan, result)):
+        first = 0
+        for row, new in zip(plan.sampled_rows, self._scheduler.update(plan, result), strict=True):
             if new.finish_reason == "error":
                 self._outbox.append(self._fail(new))
             elif not _was_told(new):
-                self._outbox.append(_chunk(new, result, i))
+                self._outbox.append(_chunk(new, result, range(first, first + row.num_accepted + 1)))
+            first += 1 + row.num_drafts
         self._update_s += self._clock() - computed_s
 
     def _fail(self, new: NewToken) -> Failed:
@@ -325,6 +326,8 @@ class EngineCore:
             prompt_tokens_computed=counters.prompt_tokens_computed,
             prompt_tokens_cached=counters.prompt_tokens_cached,
             output_tokens=counters.output_tokens,
+            draft_tokens=counters.draft_tokens,
+            accepted_tokens=counters.accepted_tokens,
             num_preemptions=counters.num_preemptions,
             tokens_evicted=cache.num_evicted_blocks * cache.block_size,
             model_s=self._model_s,
@@ -345,14 +348,15 @@ def _admitted(request: Request) -> Admitted:
     return Admitted(request.request_id, request.choice, request.seed)
 
 
-def _chunk(new: NewToken, result: StepResult, row: int) -> TokenChunk:
+def _chunk(new: NewToken, result: StepResult, drawn: range) -> TokenChunk:
+    """`drawn` are the draws that became tokens."""
     request = new.request
     wanted = request.params.logprobs
     return TokenChunk(
         request.request_id,
         request.choice,
         new.token_ids,
-        None if wanted is None or new.sampled is None else [_logprobs(result, row, wanted)],
+        None if wanted is None or new.sampled is None else [_logprobs(result, i, wanted) for i in drawn],
         request.num_cached or 0,
         new.finish_reason,
         new.stop_token_id,

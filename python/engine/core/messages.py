@@ -269,7 +269,8 @@ class EngineStats(_Message, tag=15):
     """A snapshot between two steps. Blocks: free + cached + in_use = total.
 
     `schedule_s`, `model_s` and `update_s` are the times spent in deciding what a step computes, in
-    the runner, and in booking what came out, by the clock.
+    the runner, and in booking what came out, by the clock. `draft_tokens` were guessed and computed,
+    `accepted_tokens` of them were right.
     """
 
     num_running: int
@@ -290,6 +291,8 @@ class EngineStats(_Message, tag=15):
     num_adapter_evictions: int = 0
     schedule_s: float = 0.0
     update_s: float = 0.0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Progress(_Message, tag=16):

@@ -17,6 +17,7 @@ MAX_RUNNING_REQUESTS = 64
 MAX_QUEUED_REQUESTS = 1024
 CHUNKED_PREFILL_SIZE = 512
 TARGET_ITL_MS = 500.0
+MAX_STEP_DRAFTS = 64
 SMALL_POOL_BYTES = 256 * 1024 * 1024
 
 
@@ -51,6 +52,7 @@ class ResolvedConfig:
     schedule_policy: str
     disable_radix_cache: bool
     disable_jump_forward: bool
+    max_step_drafts: int
     num_threads: int
     cpu_isa: str
     debug_checks: bool
@@ -59,6 +61,11 @@ class ResolvedConfig:
     @property
     def num_blocks(self) -> int:
         return self.max_total_tokens // self.page_size
+
+    @property
+    def max_step_draws(self) -> int:
+        """Most tokens drawn in one step: one a request, and one a draft."""
+        return self.max_running_requests + self.max_step_drafts
 
     @property
     def max_step_tokens(self) -> int:
@@ -82,6 +89,7 @@ class ResolvedConfig:
             schedule_policy=self.schedule_policy,
             eos_token_ids=spec.eos_token_ids,
             jump_forward=not self.disable_jump_forward,
+            max_step_drafts=self.max_step_drafts,
             debug_checks=self.debug_checks,
         )
 
@@ -153,6 +161,7 @@ def resolve(config: EngineConfig, spec: ModelSpec, machine: Machine | None = Non
         schedule_policy=config.schedule_policy,
         disable_radix_cache=config.disable_radix_cache,
         disable_jump_forward=config.disable_jump_forward,
+        max_step_drafts=0 if config.speculative == "off" else MAX_STEP_DRAFTS,
         num_threads=choose(
             "num_threads", machine.num_cores, "cores that the affinity mask and the cgroup leave us"
         ),

@@ -33,6 +33,7 @@ class ConstraintMatcher:
         "_has_ended",
         "_mask",
         "_no_end_id",
+        "_num_accepted",
         "_vocabulary",
         "bindings",
         "forced",
@@ -51,6 +52,7 @@ class ConstraintMatcher:
         )
         self._mask: np.ndarray | None = None
         self._has_ended = False
+        self._num_accepted = 0
         self._settle()
 
     @property
@@ -96,7 +98,28 @@ class ConstraintMatcher:
 
     def accepted(self) -> None:
         """The grammar has accepted the token."""
+        self._num_accepted += 1
         self._settle()
+
+    def accept(self, token_id: int) -> None:
+        """Have the grammar accept a token, alone and not in a batch."""
+        self._accept_in_grammar(token_id)
+        self._settle()
+
+    # --- going back
+
+    def state(self) -> tuple:
+        """What `go_back` needs to come back here."""
+        return self._num_accepted, tuple(self.forced), self._mask, self._has_ended
+
+    def go_back(self, state: tuple) -> None:
+        """Forget everything since `state` was given."""
+        num_accepted, forced, self._mask, self._has_ended = state
+        if self._num_accepted > num_accepted:
+            self.handle.rollback(self._num_accepted - num_accepted)
+            self._num_accepted = num_accepted
+        self.forced.clear()
+        self.forced.extend(forced)
 
     def _settle(self) -> None:
         """Go on over all that is forced now."""
@@ -128,9 +151,13 @@ class ConstraintMatcher:
 
     def _accept(self, token_ids: list[int]) -> None:
         for token_id in token_ids:
-            if not self.handle.accept_token(token_id, False):
-                raise RuntimeError(f"the grammar forces token {token_id} and does not accept it")
+            self._accept_in_grammar(token_id)
         self.forced.extend(token_ids)
+
+    def _accept_in_grammar(self, token_id: int) -> None:
+        if not self.handle.accept_token(token_id, False):
+            raise RuntimeError(f"the grammar allows or forces token {token_id} and does not accept it")
+        self._num_accepted += 1
 
     def _goes_on(self, mask: np.ndarray) -> bool:
         """Whether anything but the end is allowed."""
@@ -138,11 +165,15 @@ class ConstraintMatcher:
         forbid(rest, self._end_ids)
         return bool(rest.any())
 
+    def fill_free(self, row: np.ndarray) -> None:
+        """Write the bitmask of the next token if `is_free`, alone and not in a batch."""
+        self.handle.fill_next_token_bitmask(row[None], 0, False)
+        self.clean(row)
+
     def _next_mask(self) -> np.ndarray:
-        mask = np.empty((1, -(-len(self._vocabulary.tokens) // 32)), np.int32)
-        self.handle.fill_next_token_bitmask(mask, 0, False)
-        self.clean(mask[0])
-        return mask[0]
+        mask = np.empty(-(-len(self._vocabulary.tokens) // 32), np.int32)
+        self.fill_free(mask)
+        return mask
 
 
 class MatcherBatch:

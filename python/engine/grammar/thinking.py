@@ -67,6 +67,9 @@ class ThinkingMatcher:
     def clean(self, row: np.ndarray) -> None:
         self._constrained.clean(row)
 
+    def fill_free(self, row: np.ndarray) -> None:
+        self._constrained.fill_free(row)
+
     def fill(self, row: np.ndarray) -> None:
         """Write the bitmask of the next token, int32 [ceil(V / 32)], unless `is_free`."""
         if self._state is _State.ANSWERING:
@@ -101,6 +104,25 @@ class ThinkingMatcher:
         """The grammar has accepted the token."""
         self._constrained.accepted()
 
+    def accept(self, token_id: int) -> None:
+        """Have the grammar accept a token, alone and not in a batch."""
+        self._constrained.accept(token_id)
+
+    def state(self) -> tuple:
+        """What `go_back` needs to come back here."""
+        answer = None if self._answer is None else self._answer.state()
+        return answer, self._state, self._num_tokens, tuple(self._tail), tuple(self._forced)
+
+    def go_back(self, state: tuple) -> None:
+        """Forget everything since `state` was given."""
+        answer, self._state, self._num_tokens, tail, forced = state
+        if self._answer is not None:
+            self._answer.go_back(answer)
+        self._tail.clear()
+        self._tail.extend(tail)
+        self._forced.clear()
+        self._forced.extend(forced)
+
     @property
     def _constrained(self) -> ConstraintMatcher:
         assert self._answer is not None
@@ -118,8 +140,7 @@ class ThinkingMatcher:
             if self._forced:
                 allow_only(row, self._forced[0])
         elif answer.is_free:
-            answer.handle.fill_next_token_bitmask(row[None], 0, False)
-            answer.clean(row)
+            answer.fill_free(row)
         else:
             answer.fill(row)
 

@@ -33,7 +33,7 @@ class BatchInputs:
         num_rows, num_tokens = len(rows), plan.num_tokens
         starts = np.fromiter((row.start for row in rows), np.int32, num_rows)
         counts = np.fromiter((row.num_tokens for row in rows), np.int32, num_rows)
-        samples = np.fromiter((row.samples for row in rows), np.bool_, num_rows)
+        draws = np.fromiter((row.samples + row.num_drafts for row in rows), np.int32, num_rows)
 
         ends = np.cumsum(counts, out=self._cu_seqlens_q[1 : num_rows + 1])
         np.add(starts, counts, out=self._kv_lens[:num_rows])
@@ -51,8 +51,10 @@ class BatchInputs:
         slot_ids = self._slot_ids[:num_tokens]
         np.multiply(self._block_tables[row_of_token, blocks], self._block_size, out=slot_ids, dtype=np.int64)
         slot_ids += offsets
-        num_sampled = int(samples.sum())
-        np.subtract(ends[samples], 1, out=self._logit_rows[:num_sampled], dtype=np.int64)
+        last_draws = np.cumsum(draws)
+        num_sampled = int(last_draws[-1])
+        shifts = np.repeat(ends - last_draws, draws)  # from the number of a draw to its row
+        np.add(np.arange(num_sampled), shifts, out=self._logit_rows[:num_sampled])
         num_wanted = num_sampled
         for row, end in zip(rows, ends, strict=True):
             if row.scored:

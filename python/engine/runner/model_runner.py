@@ -25,7 +25,8 @@ class ModelRunner:
 
     `dtype` is that of weights and cache, `quantization` other than "none" stores weights in fewer bits;
     activations are float32. `max_tokens` and `max_rows`
-    bound a step, `context_length` the known tokens of a request. `ops` is `engine.ops.native`
+    bound a step, `max_draws` (as many as rows unless told) what it draws, `context_length` the known tokens
+    of a request. `ops` is `engine.ops.native`
     unless a test hands in `engine.ops.reference`.
     `packed_cache` is a directory that keeps packed weights, `map_packed_cache` leaves them in its files.
     Raises: `ConfigError` or `CheckpointError` when the model cannot be loaded.
@@ -42,6 +43,7 @@ class ModelRunner:
         context_length: int,
         max_tokens: int,
         max_rows: int,
+        max_draws: int | None = None,
         num_threads: int,
         isa: str = "auto",
         load_format: str = "auto",
@@ -54,6 +56,7 @@ class ModelRunner:
         ops: ModuleType | None = None,
     ) -> None:
         ops = ops or _native_ops()
+        max_draws = max_draws or max_rows
         self.context: Any = ops.ExecutionContext(num_threads=num_threads, isa=isa)
         self.spec = spec
         self._model = Decoder(
@@ -62,7 +65,7 @@ class ModelRunner:
             ops=ops,
             ctx=self.context,
             max_tokens=max_tokens,
-            max_rows=max_rows,
+            max_rows=max_draws,
             num_positions=context_length,
             max_lora_rank=max_lora_rank,
             quantization=quantization,
@@ -86,12 +89,12 @@ class ModelRunner:
         self._inputs = BatchInputs(
             max_tokens=max_tokens, max_rows=max_rows, max_positions=context_length, block_size=block_size
         )
-        self._sampler = Sampler(ops, self.context, spec.vocab_size, max_rows, logprobs_mode=logprobs_mode)
+        self._sampler = Sampler(ops, self.context, spec.vocab_size, max_draws, logprobs_mode=logprobs_mode)
         self._scorer = TokenScorer(
             ops,
             self.context,
             self._model.project,
-            max_rows,
+            max_draws,
             vocab_size=spec.vocab_size,
             logprobs_mode=logprobs_mode,
         )
@@ -110,12 +113,10 @@ class ModelRunner:
         return self._model
 
     def execute(self, plan: StepPlan) -> StepResult:
-        """Compute the plan's tokens, fill their slots, score known tokens, and draw a token a sampled row."""
+        """Compute the plan's tokens, fill their slots, score known tokens, and draw new ones."""
         hidden, num_scored = self._compute(plan)
         num_sampled = len(hidden) - num_scored
-        result = self._sampler.sample(
-            self._model.project(hidden[:num_sampled]), plan.sampled_rows, plan.bitmask
-        )
+        result = self._sampler.sample(self._model.project(hidden[:num_sampled]), plan.draws, plan.bitmask)
         if num_scored:
             result.scores = self._scorer.score(hidden[num_sampled:], plan.scored_rows, num_sampled)
         return result

@@ -9,24 +9,25 @@ import torch
 
 from engine.ops.sampling import SamplingTensors
 from engine.sampling.params import SamplingParams
-from engine.scheduling.request import Request
+from engine.scheduling.step_plan import Draw
 
 EXCLUDED = -1e30
 """Bias that rules a token out, yet leaves a token to draw if a request excludes all of them."""
 
 
 def build_tensors(
-    requests: Sequence[Request],
+    draws: Sequence[Draw],
     logits: torch.Tensor,
     workspace: torch.Tensor,
     seen: torch.Tensor,
     bitmask: np.ndarray | None = None,
 ) -> SamplingTensors:
-    """Arguments of `ops.sample` for the requests whose next token is drawn, one row of logits each.
+    """Arguments of `ops.sample` for the draws of a step, one row of logits each.
 
     `bitmask` is that of the step plan.
     """
     num_rows, vocab_size = logits.shape
+    requests = [draw.request for draw in draws]
     params = [request.params for request in requests]
     floats = np.array([_float_params(p) for p in params], np.float32)
     temperature, top_p, min_p, repetition, frequency, presence = _columns(floats)
@@ -36,11 +37,9 @@ def build_tensors(
         for r, k in zip(requests, num_top, strict=True)
     ]
     top_k, choices, prompt_lens, num_top_logprobs = _columns(np.array(small, np.int32))
-    seeds, positions = _columns(np.array([(r.seed, r.num_output) for r in requests], np.int64))
-    known = [
-        request.token_ids[: request.num_known] if _has_penalty(request.params) else [] for request in requests
-    ]
-    biases = [_bias(request) for request in requests]
+    seeds, positions = _columns(np.array([(r.seed, end - r.prompt_len) for r, end in draws], np.int64))
+    known = [r.token_ids[:end] if _has_penalty(r.params) else [] for r, end in draws]
+    biases = [_bias(draw) for draw in draws]
     most_top = max(0, *num_top)
     return SamplingTensors(
         logits=logits,
@@ -86,9 +85,9 @@ def _has_penalty(params: SamplingParams) -> bool:
     return _float_params(params)[3:] != (1.0, 0.0, 0.0)
 
 
-def _bias(request: Request) -> dict[int, float]:
+def _bias(draw: Draw) -> dict[int, float]:
     """Logit bias of one row; below `min_tokens` nothing that would end the output may be drawn."""
-    banned, bias = request.banned_ids, request.params.logit_bias
+    banned, bias = draw.request.banned_behind(draw.num_known), draw.request.params.logit_bias
     return bias if banned is None else {**bias, **dict.fromkeys(banned, EXCLUDED)}
 
 

@@ -1,4 +1,4 @@
-"""Draw one token for each sampled row of a step."""
+"""Draw the tokens of a step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from engine.sampling.batch import build_tensors
 from engine.sampling.logprobs_mode import floored, reports_logits, reports_processed
-from engine.scheduling.step_plan import StepResult, StepRow
+from engine.scheduling.step_plan import Draw, StepResult
 
 BITS_PER_WORD = 32
 
@@ -27,23 +27,22 @@ class Sampler:
         self._seen = torch.empty(max_rows, -(-vocab_size // BITS_PER_WORD), dtype=torch.int32)
 
     def sample(
-        self, logits: torch.Tensor, rows: Sequence[StepRow], bitmask: np.ndarray | None = None
+        self, logits: torch.Tensor, draws: Sequence[Draw], bitmask: np.ndarray | None = None
     ) -> StepResult:
-        """Shapes: `logits` float32 [R, V], one row for each of `rows`; `bitmask` as in the step plan.
+        """Shapes: `logits` float32 [R, V], one row for each of `draws`; `bitmask` as in the step plan.
 
         Effects: may change `logits`.
         """
-        num_rows = len(rows)
+        num_rows = len(draws)
         if num_rows == 0:
             return StepResult(np.empty(0, np.int32))
-        requests = [row.request for row in rows]
         workspace, seen = self._workspace[:num_rows], self._seen[:num_rows]
-        tensors = build_tensors(requests, logits, workspace, seen, bitmask)
+        tensors = build_tensors(draws, logits, workspace, seen, bitmask)
         tensors.reports_processed = reports_processed(self._mode)
         tensors.reports_logits = reports_logits(self._mode)
         self._ops.sample(self._ctx, tensors)
         token_ids = tensors.out_ids.numpy()
-        if all(request.params.logprobs is None for request in requests):
+        if all(draw.request.params.logprobs is None for draw in draws):
             return StepResult(token_ids)
         return StepResult(
             token_ids,

@@ -13,4 +13,8 @@ class SchedulerCounters:
     prompt_tokens_computed: int = 0
     prompt_tokens_cached: int = 0
     output_tokens: int = 0
+    draft_tokens: int = 0
+    """Tokens that were guessed and computed."""
+    accepted_tokens: int = 0
+    """Of these, those that were right."""
     num_preemptions: int = 0

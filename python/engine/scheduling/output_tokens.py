@@ -13,8 +13,9 @@ from engine.scheduling.settings import SchedulerSettings
 class NewToken:
     """What a sampled row gave its request. `finish_reason` is "stop" or "length" when that was all.
 
-    `token_ids` are the tokens that can be handed out now: the sampled one, which is at `sampled`, and
-    around it those that a constraint forces, unless their log-probabilities are still to come. It is
+    `token_ids` are the tokens that can be handed out now: the sampled one, which is at `sampled`, before
+    it accepted drafts, and around it those that a constraint forces, unless their log-probabilities are
+    still to come. It is
     empty when only the prompt was to be scored, and, with `finish_reason` "error", when no token was
     possible; `sampled` is None then.
     """

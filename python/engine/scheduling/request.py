@@ -10,6 +10,7 @@ import numpy as np
 from engine.core.messages import AdapterRef
 from engine.sampling.params import SamplingParams
 from engine.scheduling.matcher import Matcher
+from engine.scheduling.prompt_lookup import PromptLookup
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -55,6 +56,8 @@ class Request:
     """Where they begin; what is computed again after a preemption is not scored again."""
     num_computed: int = 0
     num_blocks: int = 0
+    lookup: PromptLookup | None = None
+    """Guesses what comes next; None before there was anything to guess."""
     matcher: Matcher | None = None
     """The constraint on the output."""
 
@@ -113,10 +116,9 @@ class Request:
         """Known tokens that may come from the cache."""
         return self.num_scored if self.is_scoring else self.num_known - 1
 
-    @property
-    def banned_ids(self) -> frozenset[int] | None:
-        """Tokens that must not be sampled now, because `min_tokens` is not reached; None for none."""
-        if self.num_known - self.prompt_len < self.params.min_tokens and self.stop_ids:
+    def banned_behind(self, num_known: int) -> frozenset[int] | None:
+        """Tokens that must not follow `num_known` tokens, for `min_tokens` is not reached; None for none."""
+        if num_known - self.prompt_len < self.params.min_tokens and self.stop_ids:
             return self.stop_ids
         return None
 

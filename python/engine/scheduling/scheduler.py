@@ -14,6 +14,7 @@ from engine.sampling.params import SamplingParams
 from engine.scheduling.adapter_queue import AdapterLine
 from engine.scheduling.admission import Load, check_choices, check_place, max_known_tokens
 from engine.scheduling.counters import SchedulerCounters
+from engine.scheduling.drafts import Drafts
 from engine.scheduling.fair_queue import FairQueue
 from engine.scheduling.matcher import Matcher
 from engine.scheduling.output_tokens import NewToken, OutputTokens
@@ -53,6 +54,7 @@ class Scheduler:
         self._block_size = cache.block_size
         self._blocks = RequestBlocks(cache)
         self._output = OutputTokens(settings, self.counters)
+        self._drafts = Drafts(settings, self._blocks, cache.block_size, self.counters)
         self._clock = clock
         self._adapters = adapters
         policy = settings.schedule_policy
@@ -260,7 +262,9 @@ class Scheduler:
         for request in together:
             if request.is_started and request.num_known - request.num_computed == 1:
                 self._add_row(request, 1)
-        budget = self._prefill_budget(num_decodes=len(rows))
+        most = self._most_prefill(num_decodes=len(rows))
+        # Never none, so that prefill always gets on.
+        budget = max(most, min(self._block_size, self.settings.chunked_prefill_size))
         self._prefill_tokens = 0
         # Forced text of an answer is short, and its reader waits for it: it goes before prompts.
         for request in sorted(together, key=lambda request: not request.is_decoding):
@@ -268,18 +272,21 @@ class Scheduler:
                 break
             if request in self._running and request not in rows:
                 self._prefill_tokens += self._add_row(request, budget - self._prefill_tokens)
+        left = most - self._prefill_tokens
+        self._prefill_tokens += self._drafts.add(rows.values(), len(self._running), left)
 
     def update(self, plan: StepPlan, result: StepResult) -> list[NewToken]:
-        """Book the results of a step; one entry a sampled row, in the plan's order."""
+        """Book the results of a step whose drafts are accepted or not; one entry a sampled row, in order."""
         self._step_time.observe(self._prefill_tokens, self._clock() - self._step_began_s)
         counters = self.counters
         counters.num_steps += 1
-        sampled = iter(result.token_ids.tolist())
+        drawn, first = result.token_ids.tolist(), 0
         news = []
         for row in plan.rows:
             request = row.request
-            end = row.start + row.num_tokens
+            end = row.start + row.num_tokens - row.num_drafts + row.num_accepted
             request.num_computed = end
+            self._drafts.book(row)
             if row.scored:
                 request.num_scored = row.scored.stop
                 request.num_sent = max(request.num_sent, row.scored.stop + 1)
@@ -287,7 +294,8 @@ class Scheduler:
                 counters.prompt_tokens_computed += min(end, request.prompt_len) - row.start
             self._blocks.share(request)
             if row.samples:
-                new = self._output.append(request, next(sampled))
+                new = self._output.append(request, drawn[first + row.num_accepted])
+                first += 1 + row.num_drafts
                 if new.finish_reason is not None:
                     self._end(request)
                 news.append(new)
@@ -347,12 +355,12 @@ class Scheduler:
         self._blocks.release(request)
         return False
 
-    def _prefill_budget(self, num_decodes: int) -> int:
-        """Tokens of prefill in this step; never none, so that prefill always gets on."""
+    def _most_prefill(self, num_decodes: int) -> int:
+        """Tokens of prefill and of drafts that this step has time for."""
         most = self.settings.chunked_prefill_size - num_decodes
         if num_decodes and self.settings.target_itl_s is not None:
             most = self._step_time.prefill_tokens_within(self.settings.target_itl_s, most)
-        return max(most, min(self._block_size, self.settings.chunked_prefill_size))
+        return most
 
     # --- one request's share of a step
 

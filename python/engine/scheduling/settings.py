@@ -24,6 +24,9 @@ class SchedulerSettings:
     target_itl_s: float | None = None
     schedule_policy: str = "fcfs"
     eos_token_ids: tuple[int, ...] = ()
+    max_step_drafts: int = 0
+    """Most guessed tokens computed in a step; 0: no speculative decoding."""
+
     jump_forward: bool = True
     """Whether forced tokens of constrained answers are computed together with the next sampled one."""
 

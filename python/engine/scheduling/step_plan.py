@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,6 +18,9 @@ class StepRow:
 
     `samples` says that the last of them is the last known token, so that a new token is drawn.
     `scored` are positions of the row whose next token, known already, is to be scored.
+
+    A row that samples may go on with `num_drafts` guesses of what comes next, which lie behind the
+    known tokens: one more token is drawn behind each of them. `num_accepted` of them turned out right.
     """
 
     request: Request
@@ -25,6 +28,26 @@ class StepRow:
     num_tokens: int
     samples: bool
     scored: range = range(0)
+    num_drafts: int = 0
+    num_accepted: int = 0
+
+    @property
+    def drafts(self) -> np.ndarray:
+        """The guessed token ids, int32 [num_drafts]."""
+        end = self.start + self.num_tokens
+        return self.request.token_ids[end - self.num_drafts : end]
+
+    def cut_drafts(self, count: int) -> None:
+        """Keep only the first `count` drafts."""
+        self.num_tokens -= self.num_drafts - count
+        self.num_drafts = count
+
+
+class Draw(NamedTuple):
+    """A token to be drawn for `request`, whose first `num_known` tokens are behind it."""
+
+    request: Request
+    num_known: int
 
 
 @dataclasses.dataclass(slots=True)
@@ -33,7 +56,7 @@ class StepPlan:
 
     rows: list[StepRow]
     bitmask: np.ndarray | None = None
-    """int32 [R, ceil(V / 32)], tokens that the R sampled rows may draw; None: all of them."""
+    """int32 [R, ceil(V / 32)], tokens that the R draws may give; None: all of them."""
 
     @property
     def num_tokens(self) -> int:
@@ -42,6 +65,28 @@ class StepPlan:
     @property
     def sampled_rows(self) -> list[StepRow]:
         return [row for row in self.rows if row.samples]
+
+    @property
+    def draws(self) -> list[Draw]:
+        """What is drawn, in order: one token a sampled row, and one behind each of its drafts."""
+        draws = []
+        for row in self.sampled_rows:
+            end = row.start + row.num_tokens
+            draws += [Draw(row.request, known) for known in range(end - row.num_drafts, end + 1)]
+        return draws
+
+    def accept(self, token_ids: np.ndarray) -> None:
+        """Compare the drafts with what was drawn, int32 [R]: those before the first wrong one are right.
+
+        A draft is not accepted either when nothing can be drawn behind it, so that the next step finds that.
+        """
+        first = 0
+        for row in self.sampled_rows:
+            if row.num_drafts:
+                drawn = token_ids[first : first + row.num_drafts + 1]
+                is_right = (drawn[:-1] == row.drafts) & (drawn[1:] >= 0)
+                row.num_accepted = row.num_drafts if is_right.all() else int(is_right.argmin())
+            first += 1 + row.num_drafts
 
     @property
     def scored_rows(self) -> list[StepRow]:
@@ -64,7 +109,7 @@ class TokenScores:
 
 @dataclasses.dataclass(slots=True)
 class StepResult:
-    """Results of the sampled rows (R of them, in the plan's order).
+    """Results of the plan's R draws, in its order.
 
     Shapes: `token_ids` int32 [R]; `logprobs` float32 [R], of the sampled tokens; `top_ids` int32
     and `top_logprobs` float32 [R, K], best first, K being the most that any row asked for. The

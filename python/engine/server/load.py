@@ -37,6 +37,10 @@ class Load:
     lora_pool_slots_total: int
     lora_num_in_use: int
     lora_num_evictions: int
+    spec_num_draft_tokens: int
+    """Tokens guessed by speculative decoding, and computed."""
+    spec_num_accepted_tokens: int
+    """Of these, those that were right."""
 
 
 async def fetch_load(context: ServerContext) -> Load:
@@ -72,4 +76,6 @@ def load_of(stats: EngineStats, ready: EngineReady, max_loaded_loras: int) -> Lo
         lora_pool_slots_total=max_loaded_loras,
         lora_num_in_use=stats.num_adapters_in_use,
         lora_num_evictions=stats.num_adapter_evictions,
+        spec_num_draft_tokens=stats.draft_tokens,
+        spec_num_accepted_tokens=stats.accepted_tokens,
     )

@@ -281,6 +281,8 @@ _LOAD = answer(
     lora_pool_slots_total=INTEGER,
     lora_num_in_use=INTEGER,
     lora_num_evictions=INTEGER,
+    spec_num_draft_tokens=INTEGER,
+    spec_num_accepted_tokens=INTEGER,
 )
 
 

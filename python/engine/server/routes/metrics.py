@@ -95,5 +95,9 @@ def load_families(load: Load) -> Iterator[Metric]:
     yield CounterMetricFamily(PREFIX + "lora_evictions", text, value=load.lora_num_evictions)
     text = "Cached tokens that made room for others."
     yield CounterMetricFamily(PREFIX + "evicted_tokens", text, value=load.num_evicted_tokens)
+    text = "Tokens guessed by speculative decoding, and computed."
+    yield CounterMetricFamily(PREFIX + "spec_draft_tokens", text, value=load.spec_num_draft_tokens)
+    text = "Guessed tokens that were right."
+    yield CounterMetricFamily(PREFIX + "spec_accepted_tokens", text, value=load.spec_num_accepted_tokens)
     text = "Running requests put back into the queue."
     yield CounterMetricFamily(PREFIX + "num_preemptions", text, value=load.num_preemptions)

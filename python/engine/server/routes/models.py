@@ -121,6 +121,7 @@ def model_info(context: ServerContext) -> dict[str, Any]:
         "page_size": ready.block_size,
         "logprobs_mode": config.logprobs_mode,
         "schedule_policy": config.schedule_policy,
+        "speculative": config.speculative,
         "enable_radix_cache": not config.disable_radix_cache,
         "enable_cache_report": context.config.enable_cache_report,
         "lora": {

@@ -1,0 +1,41 @@
+"""What a constraint allows behind tokens that are only guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engine.grammar.matcher import ConstraintMatcher
+from engine.grammar.vocabulary import allows
+
+if TYPE_CHECKING:
+    from engine.grammar.thinking import ThinkingMatcher
+
+
+def masks_behind(
+    matcher: ConstraintMatcher | ThinkingMatcher, mask: np.ndarray, drafts: Iterable[int]
+) -> list[np.ndarray]:
+    """Bitmasks, int32 [ceil(V / 32)], of what may come behind each draft, `mask` being that of the first.
+
+    They end before a draft that is not allowed, or behind which the answer is over.
+    The matcher is left where it was.
+    """
+    before = matcher.state()
+    masks = []
+    for token_id in drafts:
+        if not allows(mask, np.array([token_id])):
+            break
+        if matcher.take(token_id):
+            matcher.accept(token_id)
+        if matcher.is_over:
+            break
+        mask = np.empty_like(mask)
+        if matcher.is_free:
+            matcher.fill_free(mask)
+        else:
+            matcher.fill(mask)
+        masks.append(mask)
+    matcher.go_back(before)
+    return masks
