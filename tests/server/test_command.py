@@ -140,6 +140,9 @@ def test_the_port_answers_while_the_model_loads_and_a_signal_ends_it_cleanly(tmp
         assert early.json()["error"]["code"] == "model_loading"
         assert int(early.headers["retry-after"]) >= 1
         server.wait_ready()
+        metrics = server.http.get("/metrics").text
+        assert "engine:steps_total 1.0" in metrics, "the first step, which takes longest, was somebody's"
+        assert "engine:num_requests_total 0.0" in metrics
         body = {"model": "default", "prompt": "x", "max_tokens": 4, "ignore_eos": True}
         assert server.http.post("/v1/completions", json=body).json()["usage"]["completion_tokens"] == 4
         assert server.stop() == 0

@@ -50,7 +50,7 @@ def test_names(fresh: Server) -> None:
         "num_preemptions_total prompt_tokens_total generation_tokens_total cached_tokens_total "
         "num_requests_total num_aborted_requests_total rejected_total http_responses_total "
         "time_to_first_token_seconds inter_token_latency_seconds e2e_request_latency_seconds "
-        "queue_time_seconds"
+        "queue_time_seconds prompt_tokens_histogram generation_tokens_histogram"
     )
     assert {f"engine:{name}" for name in expected.split()} <= names
 
@@ -82,6 +82,11 @@ def test_tokens_and_latencies_of_requests(fresh: Server) -> None:
     assert value(samples, "prompt_tokens_total") == sum(u["prompt_tokens"] for u in usages) + 5
     assert value(samples, "cached_tokens_total") == 4  # one for each prompt
     assert value(samples, "num_requests_total") == 3
+    for total in ("prompt_tokens", "generation_tokens"):
+        assert value(samples, f"{total}_histogram_sum") == value(samples, f"{total}_total")
+        assert value(samples, f"{total}_histogram_count") == 3
+    assert value(samples, "generation_tokens_histogram_bucket", le="4.0") == 0
+    assert value(samples, "generation_tokens_histogram_bucket", le="8.0") == 1  # the one of 5 tokens
     for name in ("time_to_first_token_seconds", "e2e_request_latency_seconds", "queue_time_seconds"):
         assert value(samples, f"{name}_count") == 3
     num_choices = 1 + 4 + 1

@@ -132,6 +132,7 @@ async def _compute(context: ServerContext, request: EmbedRequest, asked: Asks, s
         outcome = "ok"
         context.metrics.requests.inc()
         context.metrics.prompt_tokens.inc(num_tokens)
+        context.metrics.prompt_lens.observe(num_tokens)
         context.metrics.e2e_latency.observe(time.monotonic() - began_s)
         return answer.matrix(size)
     except InvalidRequest:

@@ -225,7 +225,9 @@ class Generation:
         else:
             self.give_up(error)
         is_complete = self._cause is None and self._num_ended == self.num_choices
-        self._timer.ended(self.cached_tokens, is_complete=is_complete, cause=self._cause)
+        self._timer.ended(
+            self.cached_tokens, self.completion_tokens, is_complete=is_complete, cause=self._cause
+        )
 
     def give_up(self, error: BaseException) -> None:
         """End what runs because of `error`: the client is gone, time is up, or the engine failed."""

@@ -15,6 +15,7 @@ from engine.server.token_tally import TokenTally
 
 PREFIX = "engine:"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_TOKENS = tuple(2**i for i in range(18))
 _LONG_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
@@ -42,6 +43,12 @@ class Metrics:
         )
         self.queue_time = self._histogram(
             "queue_time_seconds", "From the request's submission to its admission.", _LONG_S
+        )
+        self.prompt_lens = self._histogram(
+            "prompt_tokens_histogram", "Tokens of the prompts of a request.", _TOKENS
+        )
+        self.answer_lens = self._histogram(
+            "generation_tokens_histogram", "Tokens generated for a request, complete or not.", _TOKENS
         )
 
     def count_response(self, endpoint: str, method: str, status: int) -> None:
@@ -82,6 +89,7 @@ class RequestTimer:
         self._metrics.queue_time.observe(self._admitted_s - self._start_s)
         self._metrics.requests.inc()
         self._metrics.prompt_tokens.inc(prompt_tokens)
+        self._metrics.prompt_lens.observe(prompt_tokens)
 
     def tokens(self, choice: int, num_tokens: int) -> None:
         """New tokens of a choice arrived together."""
@@ -116,9 +124,10 @@ class RequestTimer:
         }
         return {name: round(value * 1000, 3) for name, value in seconds.items()}
 
-    def ended(self, cached_tokens: int, *, is_complete: bool, cause: str | None) -> None:
-        """The admitted request is over; `cause` says why before its end, if it was."""
+    def ended(self, cached_tokens: int, num_tokens: int, *, is_complete: bool, cause: str | None) -> None:
+        """The admitted request is over, after `num_tokens`; `cause` says why before its end, if it was."""
         self._metrics.cached_tokens.inc(cached_tokens)
+        self._metrics.answer_lens.observe(num_tokens)
         if is_complete:
             self._metrics.e2e_latency.observe(monotonic() - self._start_s)
         if cause is not None:

@@ -15,11 +15,12 @@ from engine.config.model_location import locate_model
 from engine.config.server_config import ServerConfig
 from engine.core.embedding_io import EmbeddingIO
 from engine.core.process import ProcessClient
-from engine.errors import ConfigError
+from engine.errors import ConfigError, EngineError
 from engine.server.app import create_app
 from engine.server.context import ServerContext
 from engine.server.listening import cut_off, drain, start_serving
 from engine.server.model_files import ModelFiles
+from engine.server.probe import compute_something
 
 logger = logging.getLogger(__name__)
 
@@ -70,10 +71,20 @@ async def _load(client: ProcessClient, context: ServerContext) -> None:
             task.result()
         context.embedding = await asyncio.to_thread(_load_embedding, client, context, files.result())
         await context.adapters.load_first()
+        await _warm_up(client)
         context.model = files.result()
     finally:
         ready.cancel()
         files.cancel()
+
+
+async def _warm_up(client: ProcessClient) -> None:
+    """Have something computed: the first step of all takes longer, and should be nobody's."""
+    try:
+        if client.info is not None:
+            await compute_something(client, client.info)
+    except EngineError as error:  # what is wrong will show in requests, and in /health_generate
+        logger.warning("the first step failed: %s", error.message)
 
 
 def _load_files(context: ServerContext) -> ModelFiles:
