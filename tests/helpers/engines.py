@@ -111,7 +111,7 @@ class FakeRunner:
             assert row.num_tokens > 0
             assert row.start == request.num_computed, "a row does not start where computing stopped"
             assert end - row.num_drafts <= request.num_known, "a row reaches past the known tokens"
-            assert row.samples == (end - row.num_drafts == request.num_known)
+            assert (row.samples or row.forced) == (end - row.num_drafts == request.num_known)
             assert row.samples or not row.num_drafts
             assert end < request.max_known or not row.num_drafts, "no room for what is drawn behind a draft"
             assert not request.stop_ids.intersection(row.drafts.tolist())

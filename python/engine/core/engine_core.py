@@ -273,12 +273,12 @@ class EngineCore:
         for row, scores in zip(plan.scored_rows, result.scores, strict=True):
             self._outbox.extend(_scored_chunks(row, scores))
         first = 0
-        for row, new in zip(plan.sampled_rows, self._scheduler.update(plan, result), strict=True):
+        for row, new in zip(plan.growing_rows, self._scheduler.update(plan, result), strict=True):
             if new.finish_reason == "error":
                 self._outbox.append(self._fail(new))
             elif not _was_told(new):
                 self._outbox.append(_chunk(new, result, range(first, first + row.num_accepted + 1)))
-            first += 1 + row.num_drafts
+            first += row.num_draws
         self._update_s += self._clock() - computed_s
 
     def _fail(self, new: NewToken) -> Failed:

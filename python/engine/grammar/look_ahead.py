@@ -27,15 +27,13 @@ def masks_behind(
     for token_id in drafts:
         if not allows(mask, np.array([token_id])):
             break
-        if matcher.take(token_id):
-            matcher.accept(token_id)
+        constrained = matcher.take(token_id)
+        if constrained is not None:
+            constrained.accept(token_id)
         if matcher.is_over:
             break
         mask = np.empty_like(mask)
-        if matcher.is_free:
-            matcher.fill_free(mask)
-        else:
-            matcher.fill(mask)
+        matcher.fill(mask)
         masks.append(mask)
     matcher.go_back(before)
     return masks

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from engine.grammar.compiler import CompiledGrammar
 from engine.grammar.trial import MAX_FORCED_BYTES, forced_text
 from engine.grammar.vocabulary import Vocabulary, allow_only, allows, forbid
+
+if TYPE_CHECKING:
+    from engine.grammar.thinking import ThinkingMatcher
 
 FORCED_BYTES = 512
 """Forced text that is cut into tokens at a time, so that no single step is held up by it."""
@@ -61,40 +64,44 @@ class ConstraintMatcher:
         return self._has_ended and not self.forced
 
     @property
-    def is_free(self) -> bool:
-        """Whether the next token is the grammar's to choose from: a mask has to be worked out."""
+    def wants_mask(self) -> bool:
+        """Whether the next token is the grammar's to choose from, and the mask is not worked out yet."""
         return not self._has_ended and not self.forced and self._mask is None
 
+    def give_mask(self, mask: np.ndarray) -> None:
+        """What the grammar allows next, valid until `forget_mask`."""
+        self._clean(mask)
+        self._mask = mask
+
+    def forget_mask(self) -> None:
+        """The memory of the mask from `give_mask` goes to others."""
+        self._mask = None
+
     def fill(self, row: np.ndarray) -> None:
-        """Write the bitmask of the next token, int32 [ceil(V / 32)], unless `is_free`."""
+        """Write the bitmask of the next token, int32 [ceil(V / 32)]."""
         if self.forced:
             allow_only(row, self.forced[0])
-        elif self._mask is not None:
-            row[:] = self._mask
-        else:
+        elif self._has_ended:
             row[:] = -1
+        else:
+            row[:] = self._next_mask() if self._mask is None else self._mask
 
     def forbid_end(self, row: np.ndarray) -> None:
         """Take out of a mask what would end the output: the answer is still to come."""
         forbid(row, self._end_ids)
 
-    def clean(self, row: np.ndarray) -> None:
-        """Take the token that stands in for an end out of a mask of the library's."""
-        if self._no_end_id is not None:
-            forbid(row, [self._no_end_id])
-
     # --- advancing
 
-    def take(self, token_id: int) -> bool:
-        """A token was drawn; whether the grammar has to accept it (`accepted` follows then)."""
+    def take(self, token_id: int) -> ConstraintMatcher | None:
+        """A token was drawn; the matcher whose grammar has to accept it (`accepted` follows then), if any."""
         if self.forced:
             assert self.forced[0] == token_id, "a token was drawn that the mask does not allow"
             self.forced.popleft()
-            return False
+            return None
         self._mask = None
         if token_id in self._end_ids:
             self._has_ended = True
-        return not self._has_ended
+        return None if self._has_ended else self
 
     def accepted(self) -> None:
         """The grammar has accepted the token."""
@@ -165,25 +172,32 @@ class ConstraintMatcher:
         forbid(rest, self._end_ids)
         return bool(rest.any())
 
-    def fill_free(self, row: np.ndarray) -> None:
-        """Write the bitmask of the next token if `is_free`, alone and not in a batch."""
-        self.handle.fill_next_token_bitmask(row[None], 0, False)
-        self.clean(row)
-
     def _next_mask(self) -> np.ndarray:
-        mask = np.empty(-(-len(self._vocabulary.tokens) // 32), np.int32)
-        self.fill_free(mask)
-        return mask
+        mask = np.empty((1, -(-len(self._vocabulary.tokens) // 32)), np.int32)
+        self.handle.fill_next_token_bitmask(mask, 0, False)
+        self._clean(mask[0])
+        return mask[0]
+
+    def _clean(self, mask: np.ndarray) -> None:
+        """Take the token that stands in for an end out of a mask of the library's."""
+        if self._no_end_id is not None:
+            forbid(mask, [self._no_end_id])
 
 
 class MatcherBatch:
-    """The matchers of a step, advanced and asked in one call each."""
+    """The matchers of a step, advanced in one call.
+
+    The masks of the step after are worked out right then (`fill_ahead`): what a grammar's matching
+    touches is in the processor's caches, from which the model will have driven it by then.
+    """
 
     def __init__(self, max_rows: int, vocab_size: int) -> None:
-        self._masks = np.empty((max_rows, -(-vocab_size // 32)), np.int32)
-        self._filler: Any = None
+        self._masks, self._ahead = np.empty((2, max_rows, -(-vocab_size // 32)), np.int32)
+        self._owners: list[ConstraintMatcher] = []
+        self._moved: dict[ConstraintMatcher, None] = {}
+        self._library: Any = None
 
-    def fill(self, matchers: Sequence[ConstraintMatcher | None]) -> np.ndarray | None:
+    def fill(self, matchers: Sequence[ConstraintMatcher | ThinkingMatcher | None]) -> np.ndarray | None:
         """Bitmasks int32 [R, ceil(V / 32)] of the next tokens, a row for each matcher.
 
         All tokens are allowed where there is no matcher; None if there is none at all. The masks are
@@ -192,42 +206,47 @@ class MatcherBatch:
         if not any(matchers):
             return None
         masks = self._masks[: len(matchers)]
-        free: list[ConstraintMatcher] = []
-        rows: list[int] = []
-        for row, matcher in enumerate(matchers):
+        for matcher, row in zip(matchers, masks, strict=True):
             if matcher is None:
-                masks[row] = -1
-            elif matcher.is_free:
-                free.append(matcher)
-                rows.append(row)
+                row[:] = -1
             else:
-                matcher.fill(masks[row])
-        if free:
-            if self._filler is None:
-                self._filler = free[0].bindings.BatchGrammarMatcher(1)
-            handles = [matcher.handle for matcher in free]
-            self._filler.batch_fill_next_token_bitmask(handles, masks, rows, False)
-            for matcher, row in zip(free, rows, strict=True):
-                matcher.clean(masks[row])
+                matcher.fill(row)
         return masks
 
-    def advance(self, matchers: Sequence[ConstraintMatcher | None], token_ids: Sequence[int]) -> None:
+    def advance(
+        self, matchers: Sequence[ConstraintMatcher | ThinkingMatcher | None], token_ids: Sequence[int]
+    ) -> None:
         """Tell every matcher the token that was drawn; a negative one is none."""
-        moving = [
-            (matcher, token_id)
-            for matcher, token_id in zip(matchers, token_ids, strict=True)
-            if matcher is not None and token_id >= 0 and matcher.take(token_id)
-        ]
+        for owner in self._owners:
+            owner.forget_mask()
+        self._owners = []
+        moving: list[ConstraintMatcher] = []
+        taken: list[int] = []
+        for matcher, token_id in zip(matchers, token_ids, strict=True):
+            if matcher is not None and token_id >= 0:
+                constrained = matcher.take(token_id)
+                if constrained is not None:
+                    moving.append(constrained)
+                    taken.append(token_id)
         if not moving:
             return
-        bindings = moving[0][0].bindings
-        results = bindings.BatchGrammarMatcher.batch_accept_token(
-            [matcher.handle for matcher, _ in moving], [token_id for _, token_id in moving], False
-        )
-        if not all(results):
+        if self._library is None:
+            self._library = moving[0].bindings.BatchGrammarMatcher(1)
+        if not all(self._library.batch_accept_token([m.handle for m in moving], taken, False)):
             raise RuntimeError("a token was drawn that a grammar does not accept")
-        for matcher, _ in moving:
+        for matcher in moving:
             matcher.accepted()
+        self._moved.update(dict.fromkeys(moving))
+
+    def fill_ahead(self) -> None:
+        """Work out the masks for the next step of those that have been advanced since the last call."""
+        owners = self._owners = [matcher for matcher in self._moved if matcher.wants_mask]
+        self._moved.clear()
+        if owners:
+            masks = self._ahead[: len(owners)]
+            self._library.batch_fill_next_token_bitmask([m.handle for m in owners], masks, None, False)
+            for matcher, mask in zip(owners, masks, strict=True):
+                matcher.give_mask(mask)
 
 
 def _end_ids(stop_ids: Iterable[int], vocabulary: Vocabulary) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from typing import Any
 
 import numpy as np
 
@@ -51,27 +50,8 @@ class ThinkingMatcher:
         """Whether the answer is complete, and nothing may follow."""
         return self._state is _State.ANSWERING and self._answer is not None and self._answer.is_over
 
-    @property
-    def is_free(self) -> bool:
-        """Whether the next token is the grammar's to choose from: a mask has to be worked out."""
-        return self._state is _State.ANSWERING and self._answer is not None and self._answer.is_free
-
-    @property
-    def handle(self) -> Any:
-        return self._constrained.handle
-
-    @property
-    def bindings(self) -> Any:
-        return self._constrained.bindings
-
-    def clean(self, row: np.ndarray) -> None:
-        self._constrained.clean(row)
-
-    def fill_free(self, row: np.ndarray) -> None:
-        self._constrained.fill_free(row)
-
     def fill(self, row: np.ndarray) -> None:
-        """Write the bitmask of the next token, int32 [ceil(V / 32)], unless `is_free`."""
+        """Write the bitmask of the next token, int32 [ceil(V / 32)]."""
         if self._state is _State.ANSWERING:
             self._fill_answer(row)
         elif self._state is _State.THINKING:
@@ -86,27 +66,19 @@ class ThinkingMatcher:
             else:
                 forbid(row, [self._thinking.start])
 
-    def take(self, token_id: int) -> bool:
-        """A token was drawn; whether the grammar has to accept it (`accepted` follows then)."""
+    def take(self, token_id: int) -> ConstraintMatcher | None:
+        """A token was drawn; the matcher whose grammar has to accept it, if any."""
         if self._state is _State.BEGINNING:
             begins = token_id == self._thinking.start
             self._state = _State.THINKING if begins else _State.ANSWERING
         if self._state is _State.THINKING:
             self._take_thought(token_id)
-            return False
+            return None
         if self._answer is not None:
             return self._answer.take(token_id)
         if self._forced:
             self._forced.popleft()
-        return False
-
-    def accepted(self) -> None:
-        """The grammar has accepted the token."""
-        self._constrained.accepted()
-
-    def accept(self, token_id: int) -> None:
-        """Have the grammar accept a token, alone and not in a batch."""
-        self._constrained.accept(token_id)
+        return None
 
     def state(self) -> tuple:
         """What `go_back` needs to come back here."""
@@ -124,11 +96,6 @@ class ThinkingMatcher:
         self._forced.extend(forced)
 
     @property
-    def _constrained(self) -> ConstraintMatcher:
-        assert self._answer is not None
-        return self._answer
-
-    @property
     def _may_think(self) -> bool:
         budget = self._thinking.budget
         return budget is None or budget > len(self._thinking.closing)
@@ -139,8 +106,6 @@ class ThinkingMatcher:
             row[:] = -1
             if self._forced:
                 allow_only(row, self._forced[0])
-        elif answer.is_free:
-            answer.fill_free(row)
         else:
             answer.fill(row)
 

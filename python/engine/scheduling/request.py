@@ -116,6 +116,16 @@ class Request:
         """Known tokens that may come from the cache."""
         return self.num_scored if self.is_scoring else self.num_known - 1
 
+    @property
+    def is_next_forced(self) -> bool:
+        """Whether the next token is known already: nothing has to be drawn, unless it is to be scored too."""
+        has_forced = self.matcher is not None and bool(self.matcher.forced)
+        return has_forced and self.finish_reason is None and self.params.logprobs is None
+
+    def take_forced(self) -> int:
+        assert self.matcher is not None
+        return self.matcher.forced.popleft()
+
     def banned_behind(self, num_known: int) -> frozenset[int] | None:
         """Tokens that must not follow `num_known` tokens, for `min_tokens` is not reached; None for none."""
         if num_known - self.prompt_len < self.params.min_tokens and self.stop_ids:

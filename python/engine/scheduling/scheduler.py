@@ -276,7 +276,7 @@ class Scheduler:
         self._prefill_tokens += self._drafts.add(rows.values(), len(self._running), left)
 
     def update(self, plan: StepPlan, result: StepResult) -> list[NewToken]:
-        """Book the results of a step whose drafts are accepted or not; one entry a sampled row, in order."""
+        """Book the results of a step whose drafts are accepted or not; one entry a growing row, in order."""
         self._step_time.observe(self._prefill_tokens, self._clock() - self._step_began_s)
         counters = self.counters
         counters.num_steps += 1
@@ -293,9 +293,10 @@ class Scheduler:
             if row.start < request.prompt_len:
                 counters.prompt_tokens_computed += min(end, request.prompt_len) - row.start
             self._blocks.share(request)
-            if row.samples:
-                new = self._output.append(request, drawn[first + row.num_accepted])
-                first += 1 + row.num_drafts
+            if row.samples or row.forced:
+                token_id = request.take_forced() if row.forced else drawn[first + row.num_accepted]
+                first += row.num_draws
+                new = self._output.append(request, token_id)
                 if new.finish_reason is not None:
                     self._end(request)
                 news.append(new)
@@ -376,7 +377,9 @@ class Scheduler:
             end = min(end, self._grow(request, end))
         if end <= start:
             return 0
-        row = self._rows[request] = StepRow(request, start, end - start, end == request.num_known)
+        is_last, is_forced = end == request.num_known, request.is_next_forced
+        row = StepRow(request, start, end - start, is_last and not is_forced, forced=is_last and is_forced)
+        self._rows[request] = row
         if request.is_scoring:
             row.scored = range(max(start, request.num_scored), min(end, request.num_to_score))
         return end - start

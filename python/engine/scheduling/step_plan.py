@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class StepRow:
     """One request's share of a step: positions [start, start + num_tokens) of its known tokens.
 
-    `samples` says that the last of them is the last known token, so that a new token is drawn.
+    `samples` says that the last of them is the last known token, so that a new token is drawn; `forced`
+    that it is, but that the constraint leaves no choice of the next one, so that none is drawn.
     `scored` are positions of the row whose next token, known already, is to be scored.
 
     A row that samples may go on with `num_drafts` guesses of what comes next, which lie behind the
@@ -30,6 +31,11 @@ class StepRow:
     scored: range = range(0)
     num_drafts: int = 0
     num_accepted: int = 0
+    forced: bool = False
+
+    @property
+    def num_draws(self) -> int:
+        return 1 + self.num_drafts if self.samples else 0
 
     @property
     def drafts(self) -> np.ndarray:
@@ -65,6 +71,11 @@ class StepPlan:
     @property
     def sampled_rows(self) -> list[StepRow]:
         return [row for row in self.rows if row.samples]
+
+    @property
+    def growing_rows(self) -> list[StepRow]:
+        """Those that get a new token, drawn or forced."""
+        return [row for row in self.rows if row.samples or row.forced]
 
     @property
     def draws(self) -> list[Draw]:

@@ -1,0 +1,89 @@
+"""Masks that are worked out ahead, and forced tokens that nobody has to draw."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+
+import numpy as np
+import pytest
+
+from engine.grammar.matcher import ConstraintMatcher, MatcherBatch
+from helpers.grammars import Grammars, bundled_vocabulary
+from helpers.scheduling import Harness, greedy, prompt
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 9}, "size": {"type": "integer", "maximum": 99}},
+    "required": ["name", "size"],
+}
+
+
+@pytest.fixture(scope="module")
+def grammars():
+    return Grammars(bundled_vocabulary())
+
+
+def allowed_ids(mask: np.ndarray) -> list[int]:
+    return np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_masks_are_those_of_a_matcher_alone(grammars, seed):
+    """Matchers that miss steps, change places and come and go see their own masks all the same."""
+    grammar, draw = grammars.compile("json_schema", SCHEMA), random.Random(seed)
+    batch, vocab_size = MatcherBatch(6, len(grammars.vocabulary.tokens)), len(grammars.vocabulary.tokens)
+    histories: dict[ConstraintMatcher, list[int]] = {}
+    for _ in range(40):
+        while len(histories) < 6:
+            histories[ConstraintMatcher(grammar, [grammars.end_id])] = []
+        step = draw.sample(list(histories), draw.randint(1, 6))
+        rows = [*step, None]
+        draw.shuffle(rows)
+        rows = rows[:6]
+        masks = batch.fill(rows)
+        if masks is None:
+            continue
+        drawn = []
+        for matcher, mask in zip(rows, masks, strict=True):
+            if matcher is None:
+                assert (mask == -1).all()
+                drawn.append(0)
+                continue
+            alone, lonely = ConstraintMatcher(grammar, [grammars.end_id]), MatcherBatch(1, vocab_size)
+            for token_id in histories[matcher]:
+                lonely.advance([alone], [token_id])
+            assert (mask == lonely.fill([alone])[0]).all()
+            drawn.append(draw.choice(allowed_ids(mask)))
+            histories[matcher].append(drawn[-1])
+        batch.advance(rows, drawn)
+        batch.fill_ahead()
+        histories = {matcher: past for matcher, past in histories.items() if not matcher.is_over}
+
+
+class ScriptedMatcher:
+    """Forces what it is told from the start."""
+
+    is_over = False
+
+    def __init__(self, forced: list[int]) -> None:
+        self.forced = deque(forced)
+
+
+@pytest.mark.parametrize("jump_forward", [False, True])
+def test_forced_tokens_are_not_drawn(jump_forward):
+    harness = Harness(jump_forward=jump_forward)
+    harness.submit(
+        "a", prompt(20), greedy(max_tokens=6), make_matcher=lambda stop_ids: ScriptedMatcher([7, 8, 9])
+    )
+    harness.submit("b", prompt(30, seed=1), greedy(max_tokens=6))
+    num_drawn, num_steps = 0, 0
+    while harness.scheduler.has_work:
+        plan = harness.step()
+        num_drawn += len(plan.sampled_rows)
+        num_steps += 1
+    assert harness.tokens("a")[:3] == [7, 8, 9] and len(harness.tokens("a")) == 6
+    assert len(harness.tokens("b")) == 6
+    assert num_drawn == 3 + 6
+    assert num_steps == 6
+    assert harness.answers["a", 0].finish_reason == "length"
