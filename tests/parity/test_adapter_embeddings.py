@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,6 +135,28 @@ def test_an_embedding_model_with_adapters_made_without_a_head_is_peft(ending, tm
             check(engine, decoder, decoder, targets, rank, tmp_path, task_type="FEATURE_EXTRACTION")
         if ending == "ForCausalLM":
             check(engine, model, decoder, MODULES, 4, tmp_path)
+
+
+def test_an_adapter_that_is_thrown_out_leaves_memory(tmp_path):
+    """Nothing of the last step keeps it, be it of generation or of embedding."""
+    model = make_model("llama", num_hidden_layers=2)
+    adapter = save_adapter(make_adapter(model, MODULES), tmp_path / "adapter")
+    with engine_of(
+        save_model(make_model("llama", num_hidden_layers=2), tmp_path / "base"), pooling="mean"
+    ) as engine:
+        for generates in (False, True):
+            ref = engine.load(adapter)
+            weights = weakref.ref(engine.core._adapters._entries[ref.digest].weights)
+            if generates:
+                params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+                prompt = np.array(TEXTS[1], "<i4").tobytes()
+                engine.core.handle(GenerateRequest("g", prompt, params, adapter=ref))
+                engine.finish()
+            else:
+                engine.embed(TEXTS, ref)
+            engine.core.handle(UnloadAdapter(ref.digest))
+            gc.collect()
+            assert weights() is None
 
 
 @pytest.fixture(scope="module")

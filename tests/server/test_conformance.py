@@ -13,12 +13,14 @@ import httpx
 import openai
 import pytest
 
+from engine.config.model_location import bundled_model
 from helpers.http_server import events_of, wait_until
 from helpers.server_process import ServerProcess
 
 KEYS = ("a-first-key", "another-key")
 NAME, ALIAS = "org/model:v1", "plain"
 STORY = [{"role": "user", "content": "Tell me a story"}]
+ADAPTERS = bundled_model() / "adapters"
 LONG = [1000 + 7 * i % 900 for i in range(500)]
 
 
@@ -29,8 +31,8 @@ def client(bundled: ServerProcess) -> openai.OpenAI:
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[ServerProcess]:
-    """The same model with keys, names and the cache report of its own."""
-    flags = ["--enable-cache-report"]
+    """The same model with keys, names and the cache report of its own, and adapters that have a path."""
+    flags = ["--enable-cache-report", "--lora-dir", str(ADAPTERS)]
     for key in KEYS:
         flags += ["--api-key", key]
     for name in (NAME, ALIAS):
@@ -340,6 +342,42 @@ def test_every_listed_model_can_be_had(guarded: ServerProcess) -> None:
         assert chat(client, model=model.id, max_tokens=1).model == model.id
     quoted = guarded.http.get("/v1/models/org%2Fmodel%3Av1", headers={"x-api-key": KEYS[0]})
     assert quoted.json()["id"] == NAME
+
+
+def test_an_adapter_by_each_of_its_names(guarded: ServerProcess) -> None:
+    """In one batch with the base, which it does not change; embeddings of it are named in the same ways."""
+    client = with_key(guarded, KEYS[0])
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    ways = [
+        {"model": f"{NAME}:pirate"},
+        {"model": f"{ALIAS}:pirate"},
+        {"model": "pirate"},
+        {"model": NAME, "extra_body": {"lora_path": "pirate"}},
+        {"model": NAME, "extra_body": {"lora_path": str(ADAPTERS / "pirate")}},
+        {"model": NAME},
+        {"model": NAME, "extra_body": {"lora_path": None}},
+    ]
+    calls = [lambda way=way: chat(client, messages=question, temperature=0, **way) for way in ways]
+    answers = [answer.choices[0].message.content for answer in together(*calls)]
+    assert len(set(answers[:5])) == 1 and answers[0].startswith("Arr! ")
+    assert answers[5:] == ["The capital of France is Paris."] * 2
+    calls = [lambda way=way: client.embeddings.create(input="a ship", **way) for way in ways]
+    vectors = [answer.data[0].embedding for answer in together(*calls)]
+    assert vectors == [vectors[0]] * 5 + [vectors[5]] * 2 and vectors[0] != vectors[5]
+    for path, status in (("/etc", 400), (str(ADAPTERS / "none"), 404), ("none", 404)):
+        with pytest.raises(openai.APIStatusError) as caught:
+            chat(client, model=NAME, extra_body={"lora_path": path})
+        assert (caught.value.status_code, caught.value.param) == (status, "lora_path")
+
+
+def test_a_prompt_is_cached_for_one_adapter(guarded: ServerProcess) -> None:
+    client = with_key(guarded, KEYS[0])
+    prompt = LONG[::-1]
+    cached = []
+    for model in (f"{NAME}:pirate", "pirate", "uppercase", NAME, NAME):
+        usage = complete(client, model=model, prompt=prompt, max_tokens=2).usage
+        cached.append(usage.prompt_tokens_details.cached_tokens)
+    assert cached == [0, 496, 0, 0, 496]
 
 
 def test_seeds(client: openai.OpenAI) -> None:

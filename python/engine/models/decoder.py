@@ -138,6 +138,10 @@ class Decoder:
         self._wanted_adapters = adapters
         return rows.normed
 
+    def end_step(self) -> None:
+        """Let go of the adapters of the last `forward`; nothing more is projected of it."""
+        self._wanted_adapters = None
+
     def project(self, hidden: torch.Tensor, first_row: int = 0) -> torch.Tensor:
         """Logits float32 [R, V] of up to `max_rows` rows that `forward` gave, from `first_row` on; valid
         until the next call."""

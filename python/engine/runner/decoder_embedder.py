@@ -88,6 +88,7 @@ class DecoderEmbedder:
                 adapter_of_token=None if adapter_of_text is None else np.repeat(adapter_of_text, counts),
             )
             hidden = self._decoder.forward(inputs, self._kv_layers)
+            self._decoder.end_step()
             pooling.take(hidden, plan.cu_seqlens_q, torch.from_numpy(starts.astype(np.int32)))
             if start + len(chunk) < len(token_ids):
                 yield

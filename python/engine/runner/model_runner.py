@@ -114,6 +114,12 @@ class ModelRunner:
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Compute the plan's tokens, fill their slots, score known tokens, and draw new ones."""
+        try:
+            return self._execute(plan)
+        finally:
+            self._model.end_step()
+
+    def _execute(self, plan: StepPlan) -> StepResult:
         hidden, num_scored = self._compute(plan)
         num_sampled = len(hidden) - num_scored
         result = self._sampler.sample(self._model.project(hidden[:num_sampled]), plan.draws, plan.bitmask)

@@ -54,7 +54,7 @@ class AdapterRoots:
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             real = Path(os.path.realpath(directory / name))
             if not anywhere and not self._is_allowed(real):
-                raise _refused(f"has a {name} outside of the directories that --lora-dir allows")
+                raise _refused(f"has an {name} outside of the directories that --lora-dir allows")
             try:
                 status = real.stat()
             except OSError:
@@ -62,7 +62,7 @@ class AdapterRoots:
                     raise _not_found(path) from None
                 continue  # the engine says what is wrong
             if not stat.S_ISREG(status.st_mode):
-                raise _refused(f"has a {name} that is no regular file")
+                raise _refused(f"has an {name} that is no regular file")
             signature += [status.st_mtime_ns, status.st_size, status.st_ino]
         return str(directory), tuple(signature)
 
