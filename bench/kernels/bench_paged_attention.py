@@ -3,9 +3,10 @@
     python bench/kernels/bench_paged_attention.py [--threads 2] [--isa auto] [--dtype bfloat16]
 
 The cache is cold: each call finds its tokens in other blocks, which lie shuffled in more memory than
-any cache holds. "floor" is the larger of two times at the machine's measured limits: reading the keys
-and values once, and multiplying by the keys and values that each query sees. The share is the floor
-divided by the measured median. The last line is one JSON object.
+any cache holds, in huge pages as the server's cache. "floor" is the larger of two times at the machine's
+measured limits: reading the keys and values once, those of a shared prefix once for all sequences, and
+multiplying by the keys and values that each query sees. The share is the floor divided by the measured
+median. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import dataclasses
 import itertools
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -22,6 +24,7 @@ from engine import _native
 from engine.ops import reference
 from engine.ops.attention_plan import AttentionPlan
 from engine.ops.paged_attention import paged_attention
+from engine.runner.kv_cache import KVCache
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from harness import machine, report, time_calls
@@ -41,12 +44,15 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """`batch` sequences with `rows` queries each, the last of `kv_len` tokens."""
+    """`batch` sequences with `rows` queries each, the last of `kv_len` tokens. The first `shared_len` lie in
+    the same blocks; where `is_copied` is set, in equal blocks of their own."""
 
     name: str
     batch: int
     rows: int
     kv_len: int
+    shared_len: int = 0
+    is_copied: bool = False
 
 
 SHAPES = (Shape("0.5b", 14, 2, 64), Shape("8b", 32, 8, 128))
@@ -56,6 +62,8 @@ STEPS = (
     Step("decode", 16, 1, 1024),
     Step("prefill", 1, 1024, 1024),
     Step("chunk", 1, 256, 8192),
+    Step("prefix", 8, 1, 1072, shared_len=1024, is_copied=True),
+    Step("shared", 8, 1, 1072, shared_len=1024),
 )
 
 
@@ -66,16 +74,21 @@ class Work:
         self.scale = shape.head_dim**-0.5
         blocks_each = step.kv_len // BLOCK_SIZE
         block_bytes = 2 * BLOCK_SIZE * shape.kv_heads * shape.head_dim * dtype.itemsize
-        self.num_bytes = step.batch * blocks_each * block_bytes
+        shared = 0 if step.is_copied else step.shared_len // BLOCK_SIZE
+        self.num_bytes = (step.batch * (blocks_each - shared) + shared) * block_bytes
         seen = step.rows * (2 * step.kv_len - step.rows + 1) // 2
         self.num_flops = 4 * step.batch * shape.heads * shape.head_dim * seen
         num_copies = -(-COLD_BYTES // self.num_bytes)
         num_blocks = num_copies * step.batch * blocks_each
-        self.k_cache = torch.randn(num_blocks, shape.kv_heads, shape.head_dim, BLOCK_SIZE, dtype=dtype)
-        self.v_cache = torch.randn(num_blocks, shape.kv_heads, BLOCK_SIZE, shape.head_dim, dtype=dtype)
+        spec = SimpleNamespace(num_layers=1, num_kv_heads=shape.kv_heads, head_dim=shape.head_dim)
+        cache = KVCache(spec, num_blocks=num_blocks, block_size=BLOCK_SIZE, dtype=dtype)
+        [(self.k_cache, self.v_cache)] = cache.layers
+        for tensor in cache.layers[0]:
+            tensor.normal_()
         self.q = torch.randn(step.batch * step.rows, shape.heads, shape.head_dim)
         self.out = torch.empty_like(self.q)
         tables = torch.randperm(num_blocks).int().view(num_copies, step.batch, blocks_each)
+        tables[:, :, :shared] = tables[:, :1, :shared]
         ends = torch.arange(0, len(self.q) + 1, step.rows, dtype=torch.int32)
         kv_lens = torch.full((step.batch,), step.kv_len, dtype=torch.int32)
         self.plans = itertools.cycle([AttentionPlan(ends, kv_lens, table) for table in tables])

@@ -3,6 +3,7 @@
 
 #include <string_view>
 
+#include "cpu/attention_schedule.h"
 #include "cpu/dispatch.h"
 #include "cpu/scratch.h"
 #include "cpu/thread_pool.h"
@@ -19,12 +20,14 @@ class ExecutionContext {
   const KernelTable& kernels() const { return kernels_; }
   ThreadPool& pool() { return pool_; }
   Scratch& scratch() { return scratch_; }
+  AttentionSchedule& attention_schedule() { return attention_schedule_; }
 
  private:
   Isa isa_;
   const KernelTable& kernels_;
   ThreadPool pool_;
   Scratch scratch_;
+  AttentionSchedule attention_schedule_;
 };
 
 }  // namespace engine::cpu

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <vector>
 
 #include "engine/error.h"
 #include "engine/tensor_spec.h"
@@ -70,6 +71,15 @@ void check_sequences(const PagedAttentionArgs& args, int64_t T, int64_t N, int64
   }
 }
 
+void run(cpu::ExecutionContext& context, PagedAttentionArgs& args, const std::vector<AttentionUnit>& units) {
+  args.units = units.data();
+  const int64_t num_items = static_cast<int64_t>(units.size()) * args.G;
+  const auto kernel = context.kernels().paged_attention;
+  // Backwards: the last rows of a prefill see the most keys, and long items are best begun early.
+  context.pool().parallel_for(
+      num_items, 1, [&](int64_t begin, int64_t end) { kernel(args, num_items - end, num_items - begin); });
+}
+
 }  // namespace
 
 void paged_attention(cpu::ExecutionContext& context, const TensorView& q, const TensorView& k_cache,
@@ -86,7 +96,7 @@ void paged_attention(cpu::ExecutionContext& context, const TensorView& q, const 
   expect(out, "out", {DType::kFloat32}, {T, H, D}, Layout::kRows);
   if (sinks != nullptr) expect(*sinks, "sinks", {DType::kFloat32}, {H});
   check_numbers(H, G, D, S, scale, window, softcap);
-  const PagedAttentionArgs args{
+  PagedAttentionArgs args{
       .q = q.as<const float>(),
       .out = out.as<float>(),
       .k_cache = k_cache.data,
@@ -95,6 +105,9 @@ void paged_attention(cpu::ExecutionContext& context, const TensorView& q, const 
       .kv_lens = kv_lens.as<const int32_t>(),
       .block_tables = block_tables.as<const int32_t>(),
       .sinks = sinks == nullptr ? nullptr : sinks->as<const float>(),
+      .rows = nullptr,
+      .units = nullptr,
+      .partials = nullptr,
       .q_stride = q.strides[0],
       .out_stride = out.strides[0],
       .k_block_stride = k_cache.strides[0],
@@ -112,11 +125,15 @@ void paged_attention(cpu::ExecutionContext& context, const TensorView& q, const 
       .is_causal = is_causal,
   };
   check_sequences(args, T, N, max_blocks);
-  const int64_t num_items = first_attention_tile(args.cu_seqlens_q, B, H / G) * G;
-  const auto kernel = context.kernels().paged_attention;
-  // Backwards: the last rows of a prefill see the most keys, and long items are best begun early.
-  context.pool().parallel_for(
-      num_items, 1, [&](int64_t begin, int64_t end) { kernel(args, num_items - end, num_items - begin); });
+  cpu::AttentionSchedule& schedule = context.attention_schedule();
+  const auto lock = schedule.lock();
+  schedule.build(args, context.pool().num_threads());
+  const auto partials =
+      context.scratch().take(schedule.num_partial_floats() * static_cast<int64_t>(sizeof(float)));
+  args.partials = reinterpret_cast<float*>(partials.data);
+  args.rows = schedule.rows().data();
+  run(context, args, schedule.partial_units());
+  run(context, args, schedule.joining_units());
 }
 
 }  // namespace engine::ops

@@ -255,6 +255,78 @@ def test_no_row_reads_a_token_that_it_does_not_see(isa, poison):
     assert (actual[270:320] != expected[270:320]).any(-1).all()
 
 
+# --- rows that share blocks, and walks cut for threads --------------------------------------------
+
+
+def share_blocks(case: AttentionCase, sharing: list[tuple[int, int, int]]) -> AttentionCase:
+    """`sharing` are (sequence, whose blocks it gets, how many of them)."""
+    for sequence, other, num_blocks in sharing:
+        case.plan.block_tables[sequence, :num_blocks] = case.plan.block_tables[other, :num_blocks]
+    return case
+
+
+def assert_bits_of_each_alone(case: AttentionCase, num_threads: int, **options) -> None:
+    together = attend(case, FMA_ISAS[-1], num_threads, **options)
+    for sequence, (begin, end) in enumerate(case.plan.cu_seqlens_q.unfold(0, 2, 1).tolist()):
+        if begin < end:
+            alone = attend(case.rows(sequence, 0, end - begin), FMA_ISAS[-1], 1, **options)
+            assert_same_bits(alone, together[begin:end])
+
+
+# Sequences 0, 2 and 4 share a prefix, 2 and 4 a longer one; 5 shares less than a split, 3 nothing; 6 has
+# rows enough for tiles of its own; and the blocks of 7 are all also those of 0.
+SHARING = [(1, 1400), (0, 600), (2, 1300), (1, 700), (1, 1290), (3, 800), (40, 900), (1, 512)]
+SHARED = [(2, 0, 40), (4, 2, 75), (5, 0, 10), (6, 0, 40), (7, 0, 32)]
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP32])
+@pytest.mark.parametrize("isa", ISAS)
+def test_rows_that_share_blocks_are_the_reference(isa, dtype):
+    case = make_case(SHARING, heads=6, kv_heads=2, head_dim=64, dtype=dtype)
+    check(share_blocks(case, SHARED), isa)
+
+
+@pytest.mark.parametrize("window", [0, 300, 900])
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_bits_of_rows_that_share_blocks_are_those_of_each_alone(num_threads, window):
+    case = share_blocks(make_case(SHARING, heads=6, kv_heads=2, head_dim=64), SHARED)
+    assert_bits_of_each_alone(case, num_threads, window=window)
+
+
+@pytest.mark.parametrize("num_threads", [2, 4])
+@pytest.mark.parametrize("sequences", [[(1, 2000)], [(7, 1030)], [(11, 800), (1, 3)]])
+def test_bits_of_a_walk_that_many_threads_share(sequences, num_threads):
+    case = make_case(sequences, heads=4, kv_heads=1, head_dim=32, dtype=FP32)
+    sinks = torch.tensor([0.0, 1.0, -2.0, 5.0])
+    outs = []
+    for count in (1, num_threads):
+        out = torch.full(case.q.shape, float("nan"))
+        arguments = (case.q, case.k_cache, case.v_cache, case.plan, 0.2, 700, 0.0, out, sinks)
+        paged_attention(context(FMA_ISAS[-1], count), *arguments)
+        outs.append(out)
+    assert_same_bits(outs[1], outs[0])
+    assert_bits_of_each_alone(case, num_threads)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    sequences=st.lists(st.tuples(st.integers(1, 5), st.integers(5, 900)), min_size=2, max_size=7),
+    sharing=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6), st.integers(0, 60)), max_size=8),
+    group=st.integers(1, 9),
+    block_size=st.sampled_from([16, 48, 128]),
+    window=st.sampled_from([0, 0, 200, 500]),
+    num_threads=st.integers(1, 4),
+)
+def test_bits_of_any_sharing(sequences, sharing, group, block_size, window, num_threads):
+    case = make_case(sequences, heads=group, kv_heads=1, head_dim=32, block_size=block_size)
+    whole_blocks = [kv_len // block_size for _, kv_len in sequences]
+    for sequence, other, num_blocks in sharing:
+        if max(sequence, other) < len(sequences):
+            count = min(num_blocks, whole_blocks[sequence], whole_blocks[other])
+            share_blocks(case, [(sequence, other, count)])
+    assert_bits_of_each_alone(case, num_threads, window=window)
+
+
 # --- extreme scores -----------------------------------------------------------------------------
 
 

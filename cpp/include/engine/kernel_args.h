@@ -159,18 +159,37 @@ struct AppendKvArgs {
   bool cache_is_bf16;  // else float
 };
 
-// The (row, query head) pairs of a sequence that share a KV head, counted row by row, are cut into
-// tiles, which read each key and value once for all their pairs.
+// Keys are walked in splits of so many tokens, at absolute positions that are multiples of it: where sums
+// are cut, whoever computes them.
+inline constexpr int64_t kAttentionSplit = 256;
+
+// Pairs of query row and query head that share a KV head are cut into tiles, which read each key and value
+// once for all their pairs.
 inline constexpr int64_t kAttentionTilePairs = 32;
 
-// Where the tiles of sequence b start: strictly increasing, and never fewer than the sequence
-// needs, so that a tile is found by bisection and needs no table. Tiles too many are empty. (Static,
-// because code shared between instruction sets must not be linked.)
-static constexpr int64_t first_attention_tile(const int32_t* cu_seqlens_q, int64_t b, int64_t heads_per_group) {
-  return cu_seqlens_q[b] * heads_per_group / kAttentionTilePairs + b;
-}
+// A query row of a step.
+struct AttentionRow {
+  int64_t partials;      // where the results of its first splits lie, in floats: [num_partials, H, D + 16]
+  int32_t row;           // of q and out
+  int32_t position;      // of its token
+  int32_t newest;        // the last key that it sees
+  int32_t first_split;   // that has keys which it sees
+  int32_t num_partials;  // splits whose results are joined before those that its last unit computes
+};
 
-// Work item: tile * G + KV head.
+// A tile against some splits: the pairs of `first_row` and the rows behind it, counted row by row.
+struct AttentionUnit {
+  int32_t first_row;  // index into the call's AttentionRows
+  int32_t first_pair, num_pairs;
+  int32_t sequence;  // whose block table leads to the keys
+  int32_t first_split, end_split;
+  bool is_partial;  // leaves the result of each split to those who join them
+};
+
+// Floats of one partial result: values [D], then the maximum and the sum of weights.
+static constexpr int64_t partial_floats(int64_t head_dim) { return head_dim + 16; }
+
+// Work item: unit * G + KV head.
 struct PagedAttentionArgs {
   const float* q;               // [T, H, D]
   float* out;                   // [T, H, D]
@@ -180,6 +199,9 @@ struct PagedAttentionArgs {
   const int32_t* kv_lens;       // [B]
   const int32_t* block_tables;  // [B, max_blocks]
   const float* sinks;           // [H], scores that no value belongs to; or null
+  const AttentionRow* rows;     // [T]
+  const AttentionUnit* units;
+  float* partials;
   int64_t q_stride, out_stride, k_block_stride, v_block_stride, block_tables_stride;
   int64_t B, H, G, D, S;
   int64_t window;  // keys that a query sees on each side that it sees, its own included; 0: all

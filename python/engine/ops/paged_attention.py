@@ -33,7 +33,8 @@ def paged_attention(
     float32; `sinks` float32 [H]; H a multiple of G; D and S multiples of 16 up to 256.
     Raises: NativeError where the plan does not fit the tensors, before anything is written. Only the
     part of a block table is read and checked that holds tokens which a row sees.
-    Cost: each key and value is read once for all rows of a sequence times heads of a group, up to 32.
+    Cost: each key and value is read once for 32 pairs of row and head of a group, and for sequences with few
+    rows that share its block.
     Source: Dao et al. 2022 (online softmax over tiles); Kwon et al. 2023 (block tables); Xiao et al. 2023
     (sinks).
     """

@@ -1,0 +1,185 @@
+// Register tiles of attention: some pairs of query row and head against the keys and values of one split.
+// The order of every sum is that of paged_attention.cc. Include only from files in this folder.
+#pragma once
+
+#include "cpu/kernels/vec.h"
+#include "engine/kernel_args.h"
+
+namespace engine::cpu {
+namespace ENGINE_ISA {
+
+constexpr int kSplit = static_cast<int>(kAttentionSplit);
+constexpr int kGroup = 16;  // tokens a vector; block sizes are multiples of it
+constexpr int kMaxHeadDim = 256;
+constexpr int kTile = static_cast<int>(kAttentionTilePairs);
+
+// Register tiles: kMaxRows pairs against as many vectors as kAccumulators leaves room for.
+#if ENGINE_ISA_avx512
+constexpr int kMaxRows = 8, kAccumulators = 16;
+#else
+constexpr int kMaxRows = 4, kAccumulators = 4;
+#endif
+constexpr int columns_for(int rows) {
+  const int columns = kAccumulators / rows;
+  return columns > 4 ? 4 : columns < 1 ? 1 : columns;
+}
+
+ENGINE_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+ENGINE_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+ENGINE_INLINE Vec16 load_cache(const float* p) { return load(p); }
+ENGINE_INLINE Vec16 load_cache(const uint16_t* p) { return load_bf16(p); }
+
+template <typename Element>
+constexpr int kLine = 64 / static_cast<int>(sizeof(Element));  // elements a cache line
+
+constexpr float kMinusInfinity = -__builtin_inff();
+
+// Tokens of a split, relative to its begin; empty where end <= begin.
+struct Range {
+  int64_t begin, end;
+};
+
+// Where the keys and values of each group of tokens of one split lie, for one KV head.
+template <typename Element>
+struct Split {
+  int64_t begin;  // absolute position
+  const Element* keys[kSplit / kGroup];
+  const Element* values[kSplit / kGroup];
+};
+
+// What register tiles of one split work in.
+struct Scratch {
+  alignas(64) float scores[kMaxRows][kSplit];  // then weights
+  alignas(64) float values[kMaxRows][kMaxHeadDim];
+};
+
+// Blocks lie anywhere, so the hardware does not guess the next one. Scoring a group of keys prefetches
+// its values, and adding values prefetches the keys of the next split: a line is asked for thousands of
+// cycles before it is used. A line holds as many rows of a block of kGroup tokens:
+template <typename Element>
+constexpr int kRowsPerLine = kLine<Element> / kGroup;
+
+// Scores of R pairs for C groups of tokens.
+template <int R, int C, typename Element>
+ENGINE_INLINE void score_groups(const PagedAttentionArgs& args, const float* const* query,
+                                const Split<Element>& split, int64_t group, Scratch& scratch) {
+  Vec16 sum[R][C];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) sum[r][c] = zero();
+  }
+  for (int64_t step = 0; step < args.D; step += 4) {
+#pragma GCC unroll 4
+    for (int64_t d = step; d < step + 4; ++d) {
+      Vec16 key[C];
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) {
+        key[c] = load_cache(split.keys[group + c] + d * args.S);
+        if ((d - step) % kRowsPerLine<Element> == 0) __builtin_prefetch(split.values[group + c] + d * kGroup);
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const Vec16 x = set1(query[r][d]);
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) sum[r][c] = fma(x, key[c], sum[r][c]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) {
+      store(&scratch.scores[r][(group + c) * kGroup], mul(sum[r][c], set1(args.scale)));
+    }
+  }
+}
+
+template <int R, typename Element>
+ENGINE_INLINE void score(const PagedAttentionArgs& args, const float* const* query, const Split<Element>& split,
+                         Range groups, Scratch& scratch) {
+  constexpr int C = columns_for(R);
+  int64_t group = groups.begin;
+  for (; group + C <= groups.end; group += C) score_groups<R, C>(args, query, split, group, scratch);
+  for (; group < groups.end; ++group) score_groups<R, 1>(args, query, split, group, scratch);
+}
+
+// Turns a pair's scores into weights e^(score - maximum), zero outside `seen`.
+ENGINE_INLINE void weigh(float* scores, Range seen, float softcap, float& maximum, float& sum) {
+  const int64_t begin = seen.begin / kGroup * kGroup;
+  const int64_t end = (seen.end + kGroup - 1) / kGroup * kGroup;
+  if (softcap > 0) {
+    for (int64_t i = begin; i < end; i += kGroup) {
+      store(scores + i, mul(set1(softcap), tanh(div(load(scores + i), set1(softcap)))));
+    }
+  }
+  // Slots that no token was written to may hold anything, NaN included.
+  for (int64_t i = begin; i < seen.begin; ++i) scores[i] = kMinusInfinity;
+  for (int64_t i = seen.end; i < end; ++i) scores[i] = kMinusInfinity;
+  Vec16 lane_maxima = set1(kMinusInfinity);
+  for (int64_t i = begin; i < end; i += kGroup) lane_maxima = max(lane_maxima, load(scores + i));
+  maximum = reduce_max(lane_maxima);
+  Vec16 lane_sums = zero();
+  for (int64_t i = begin; i < end; i += kGroup) {
+    const Vec16 weight = exp(sub(load(scores + i), set1(maximum)));
+    lane_sums = add(lane_sums, weight);
+    store(scores + i, weight);
+  }
+  sum = reduce_add(lane_sums);
+}
+
+// Adds the weighted values of `tokens`, which all R pairs see, for C vectors of the head dimension.
+template <int R, int C, typename Element>
+ENGINE_INLINE void add_value_columns(const PagedAttentionArgs& args, const Split<Element>& split,
+                                     const Split<Element>& next, Range tokens, int64_t column,
+                                     const float (*weights)[kSplit], float (*values)[kMaxHeadDim]) {
+  Vec16 sum[R][C];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) sum[r][c] = load(&values[r][column + c * 16]);
+  }
+  for (int64_t token = tokens.begin; token < tokens.end;) {
+    const int64_t group = token / kGroup;
+    const int64_t stop = least((group + 1) * kGroup, tokens.end);
+    const Element* value = split.values[group] + token % kGroup * args.D + column;
+    const Element* ahead = next.keys[group] + (column + token % kGroup * C) * args.S;
+    for (; token < stop; ++token, value += args.D, ahead += C * args.S) {
+      Vec16 x[C];
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) x[c] = load_cache(value + c * 16);
+#pragma GCC unroll 4
+      for (int c = 0; c < C; c += kRowsPerLine<Element>) __builtin_prefetch(ahead + c * args.S);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const Vec16 weight = set1(weights[r][token]);
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) sum[r][c] = fma(weight, x[c], sum[r][c]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) store(&values[r][column + c * 16], sum[r][c]);
+  }
+}
+
+template <int R, typename Element>
+ENGINE_INLINE void add_values(const PagedAttentionArgs& args, const Split<Element>& split,
+                              const Split<Element>& next, Range tokens, const float (*weights)[kSplit],
+                              float (*values)[kMaxHeadDim]) {
+  constexpr int C = columns_for(R);
+  if (tokens.end <= tokens.begin) return;
+  int64_t column = 0;
+  for (; column + C * 16 <= args.D; column += C * 16) {
+    add_value_columns<R, C>(args, split, next, tokens, column, weights, values);
+  }
+  for (; column < args.D; column += 16) {
+    add_value_columns<R, 1>(args, split, next, tokens, column, weights, values);
+  }
+}
+
+}  // namespace ENGINE_ISA
+}  // namespace engine::cpu
