@@ -16,6 +16,7 @@ from engine.runner.model_runner import ModelRunner
 from engine.sampling.params import SamplingParams
 from engine.scheduling.settings import SchedulerSettings
 from helpers.adapters import LINEAR, MODULES, make_adapter, save_adapter
+from helpers.guessing import Oracle
 from helpers.native import FMA_ISAS
 from helpers.tiny_models import VOCAB_SIZE, make_model, save_model
 
@@ -24,6 +25,7 @@ BLOCK_SIZE = 16
 CONTEXT_LENGTH = 256
 PLENTY_OF_BLOCKS = 300
 FEW_BLOCKS = 14
+MAX_DRAFTS = 50
 TARGETS = (LINEAR, MODULES, ("q_proj", "v_proj"), ("embed_tokens", "down_proj"), ("lm_head", "k_proj"))
 RANKS = (8, 1, 16, 33, 4)
 
@@ -74,6 +76,7 @@ class Machine:
             context_length=CONTEXT_LENGTH,
             max_tokens=512,
             max_rows=32,
+            max_draws=32 + MAX_DRAFTS,
             num_threads=num_threads,
             isa=isa,
             max_lora_rank=64,
@@ -83,7 +86,9 @@ class Machine:
         self.refs = [AdapterRef(str(path), read(path).digest) for path in adapters]
         self.pool: AdapterPool | None = None
 
-    def answer(self, waves, *, chunk=256, num_blocks=PLENTY_OF_BLOCKS, cached=True, places=8, in_use=8):
+    def answer(
+        self, waves, *, chunk=256, num_blocks=PLENTY_OF_BLOCKS, cached=True, places=8, in_use=8, drafts=0
+    ):
         """What came out, by name: token ids with their log-probabilities; each wave to its end."""
         for cache in self.runner.kv_cache.layers:
             for tensor in cache:
@@ -94,6 +99,7 @@ class Machine:
             max_running_requests=32,
             max_queued_requests=100,
             chunked_prefill_size=chunk,
+            max_step_drafts=drafts,
             debug_checks=True,
         )
         self.pool = AdapterPool(self.runner.adapter_reader.load, max_loaded=places, max_in_use=in_use)
@@ -179,6 +185,14 @@ def test_with_cache_hits(machine, mix, alone):
 def test_with_preemption(machine, mix, alone):
     assert machine.answer([mix], num_blocks=FEW_BLOCKS) == alone
     assert machine.core.stats().num_preemptions > 0
+
+
+def test_with_drafts(machine, mix, alone, monkeypatch):
+    texts = [ask.prompt.tolist() + alone[ask.name][0] for ask in mix]
+    guesses = Oracle(texts, 0.3, VOCAB_SIZE, seed=1)
+    guesses.install(monkeypatch)
+    assert machine.answer([mix], drafts=MAX_DRAFTS) == alone
+    assert guesses.num_right > 50 and guesses.num_cut_short > 10
 
 
 @pytest.mark.parametrize(("places", "in_use"), [(1, 1), (2, 2), (5, 3)])

@@ -6,6 +6,7 @@ import base64
 import concurrent.futures
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -13,8 +14,10 @@ import openai
 import psutil
 import pytest
 
-from helpers.embedding_models import MINILM
-from helpers.http_server import wait_until
+from engine import LLM
+from helpers.adapters import make_adapter, save_adapter
+from helpers.embedding_models import MINILM, make_model, pooling, write_modules
+from helpers.http_server import wait_until, write_model
 from helpers.server_process import ServerProcess, run
 
 TEXTS = ["A man is eating food.", "Someone eats a meal.", "The stock market fell today."]
@@ -191,3 +194,52 @@ def test_a_dead_engine_ends_requests_and_comes_back() -> None:
         process.wait_ready()
         assert vectors(process.sdk(), "default", TEXTS).shape == (3, 384)
         assert process.stop() == 0
+
+
+# --- adapters
+
+
+def embed(server: ServerProcess, **fields) -> httpx.Response:
+    return server.http.post("/v1/embeddings", json={"model": "default", "input": "hello", **fields})
+
+
+def test_an_encoder_takes_no_adapters(alone: ServerProcess) -> None:
+    info = alone.http.get("/get_model_info").json()
+    assert info["lora"]["enabled"] is info["embedding"]["takes_adapters"] is False
+    response = embed(alone, lora_path="pirate")
+    assert response.status_code == 400 and response.json()["param"] == "lora_path"
+    assert "takes no adapters" in response.json()["message"]
+
+
+def test_adapters_of_the_chat_model_are_not_those_of_the_one_that_embeds(beside: ServerProcess) -> None:
+    for fields in ({"model": "pirate"}, {"model": "engine-demo:pirate"}, {"lora_path": "pirate"}):
+        response = embed(beside, **fields)
+        assert response.status_code == 400, response.text
+        assert response.json()["error"]["code"] == "unsupported_parameter"
+    assert beside.http.get("/get_model_info").json()["lora"]["enabled"] is True
+
+
+def test_a_decoder_that_only_embeds_takes_adapters(tmp_path: Path) -> None:
+    """One that was made, like most for embeddings, for the model without a head."""
+    model = make_model("qwen3", vocab_size=257)
+    base = write_model(tmp_path / "model")
+    model.save_pretrained(base)
+    write_modules(base, pooling("lasttoken"), ("Normalize", None))
+    adapter = save_adapter(make_adapter(model, task_type="FEATURE_EXTRACTION"), tmp_path / "root" / "one")
+    with LLM(str(base), num_threads=1) as llm:
+        expected = llm.embed(["hello"] * 2, lora_path=[None, str(adapter)]).tolist()
+    assert expected[0] != expected[1]
+    flags = ["--lora-paths", f"one={adapter}", "--lora-dir", str(tmp_path / "root"), "--num-threads", "1"]
+    with ServerProcess("--model-path", str(base), "--served-model-name", "base", *flags) as server:
+        server.wait_ready()
+        ways = [{"model": "one"}, {"model": "base:one"}, {"lora_path": "one"}, {"lora_path": str(adapter)}]
+        for number, fields in [(0, {}), *((1, way) for way in ways)]:
+            assert embed(server, **fields).json()["data"][0]["embedding"] == expected[number]
+        assert (
+            embed(server, lora_path="two").status_code == embed(server, model="base:two").status_code == 404
+        )
+        cards = server.http.get("/v1/models").json()["data"]
+        assert [(card["id"], card["parent"]) for card in cards] == [("base", None), ("one", "base")]
+        unloaded = server.http.post("/unload_lora_adapter", json={"lora_name": "one"})
+        assert unloaded.status_code == 200 and embed(server, model="one").status_code == 404
+        assert server.stop() == 0

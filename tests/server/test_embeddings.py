@@ -197,4 +197,5 @@ def test_model_info_tells_how(server: Server) -> None:
         "prompts": ["query", "x"],
         "default_prompt_name": None,
         "truncates": False,
+        "takes_adapters": True,
     }

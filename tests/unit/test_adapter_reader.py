@@ -92,6 +92,34 @@ def test_reads_what_is_right(reader, tmp_path):
     assert [len(modules) for _, _, modules in loaded.weights.sites] == [0, 1, 0, 0, 1, 1, 0, 0, 1, 0]
 
 
+def headless(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As peft names the tensors of an adapter for the model without its head."""
+    return {name.replace(f"{PREFIX}model.", PREFIX): tensor for name, tensor in weights.items()}
+
+
+def test_an_adapter_of_the_model_without_its_head(reader, base, tmp_path):
+    for number, targets in enumerate((["q_proj", "down_proj"], r"layers\..\.(mlp\.down|self_attn\.q)_proj")):
+        loaded = reader.load(
+            write(tmp_path / f"{number}", config(target_modules=targets), headless(tensors()))
+        )
+        assert loaded.weights.sites == reader.load(write(tmp_path / "whole")).weights.sites
+    both = tensors() | headless(tensors())
+    assert "does not" in refusal(reader, write(tmp_path / "both", weights=both))
+    some = headless(tensors())
+    some.pop(max(some))
+    assert "lacks base_model.model.layers.1" in refusal(reader, write(tmp_path / "some", weights=some))
+    head = {
+        f"{PREFIX}lm_head.lora_A.weight": torch.ones(4, E),
+        f"{PREFIX}lm_head.lora_B.weight": torch.ones(V, 4),
+    }
+    fields = config(target_modules=["q_proj", "down_proj", "lm_head"])
+    assert "lm_head" in refusal(reader, write(tmp_path / "head", fields, headless(tensors()) | head))
+    copy = {f"{PREFIX}embed_tokens.weight": torch.arange(V * E).view(V, E).float()}
+    assert reader.load(write(tmp_path / "copy", weights=headless(tensors()) | copy)).rank == 4
+    copy = {f"{PREFIX}embed_tokens.weight": torch.ones(V, E)}
+    assert "added or changed" in refusal(reader, write(tmp_path / "copy", weights=headless(tensors()) | copy))
+
+
 def test_the_digest_is_of_the_contents(reader, tmp_path):
     weights = tensors()
     first = reader.load(write(tmp_path / "a", weights=weights)).digest

@@ -72,6 +72,7 @@ def _embedding(embedding: EmbeddingIO) -> dict[str, Any]:
         "prompts": list(spec.prompts),
         "default_prompt_name": spec.default_prompt,
         "truncates": embedding.truncates,
+        "takes_adapters": info.takes_adapters,
     }
 
 
@@ -92,7 +93,7 @@ def _adapter_card(context: ServerContext, adapter: Adapter) -> dict[str, Any]:
 def model_info(context: ServerContext) -> dict[str, Any]:
     """Never keys: only what is named here is shown."""
     model, ready = context.require_ready()
-    config = context.engine_config
+    config, embedding = context.engine_config, context.embedding
     thoughts, tools = model.formats.thoughts, model.formats.tools
     return {
         "model_path": config.model_path,
@@ -100,7 +101,7 @@ def model_info(context: ServerContext) -> dict[str, Any]:
         "served_model_names": context.names.served,
         "tokenizer_path": config.tokenizer_path or config.model_path,
         "is_generation": ready.generates,
-        "embedding": None if context.embedding is None else _embedding(context.embedding),
+        "embedding": None if embedding is None else _embedding(embedding),
         "has_image_understanding": False,
         "has_audio_understanding": False,
         "model_type": model.model_type,
@@ -125,7 +126,7 @@ def model_info(context: ServerContext) -> dict[str, Any]:
         "enable_radix_cache": not config.disable_radix_cache,
         "enable_cache_report": context.config.enable_cache_report,
         "lora": {
-            "enabled": True,
+            "enabled": ready.generates or (embedding is not None and embedding.info.takes_adapters),
             "max_loras_per_batch": config.max_loras_per_batch,
             "max_loaded_loras": config.max_loaded_loras,
             "max_lora_rank": config.max_lora_rank,
