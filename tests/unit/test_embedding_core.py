@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.core import embedding_core
+from engine.core import embedding_queue
 from engine.core.embedding_core import EmbeddingCore
 from engine.core.engine_core import EngineCore
 from engine.core.messages import (
     AdapterRef,
+    Admitted,
     CancelRequest,
     Embedded,
     EmbeddingInfo,
@@ -20,7 +21,7 @@ from engine.core.messages import (
 from engine.errors import InvalidRequest, Overloaded
 from engine.sampling.params import SamplingParams
 from engine.scheduling.adapter_queue import AdapterQueue
-from engine.scheduling.settings import SchedulerSettings
+from engine.scheduling.settings import Places, SchedulerSettings
 from helpers.engines import FakeRunner
 from helpers.prefix_cache import PlainPrefixCache
 from helpers.scheduling import AdapterSlots
@@ -72,9 +73,13 @@ def embedder() -> AddingEmbedder:
     return AddingEmbedder(Clock())
 
 
+def make_core(embedder: AddingEmbedder, **places: int) -> EmbeddingCore:
+    return EmbeddingCore(embedder, places=Places(**places), clock=embedder._clock)
+
+
 @pytest.fixture
 def core(embedder: AddingEmbedder) -> EmbeddingCore:
-    return EmbeddingCore(embedder, max_requests=8, clock=embedder._clock)
+    return make_core(embedder, max_running_requests=6, max_queued_requests=2)
 
 
 def run(core: EmbeddingCore) -> dict[str, list[list[float]] | str]:
@@ -84,6 +89,8 @@ def run(core: EmbeddingCore) -> dict[str, list[list[float]] | str]:
         if not core:
             return answers
         for message in core.step(0):
+            if isinstance(message, Admitted):
+                continue
             assert message.request_id not in answers, "two ends of one request"
             if isinstance(message, Failed):
                 answers[message.request_id] = message.message
@@ -112,7 +119,7 @@ def test_a_short_request_passes_a_long_one(core, embedder):
     core.submit(EmbedRequest.of("short", [[2]]))
     answers = []
     while "short" not in answers:
-        answers += [message.request_id for message in core.step(0)]
+        answers += [message.request_id for message in core.step(0) if isinstance(message, Embedded)]
     assert answers == ["short"] and len(embedder.batches) == 2
 
 
@@ -192,7 +199,7 @@ def test_the_queue_is_bounded_in_requests_and_in_bytes(core, monkeypatch):
     with pytest.raises(Overloaded):
         core.submit(EmbedRequest.of("one more", [[1]]))
     run(core)
-    monkeypatch.setattr(embedding_core, "MAX_WAITING_BYTES", 100)
+    monkeypatch.setattr(embedding_queue, "MAX_WAITING_BYTES", 100)
     core.submit(EmbedRequest.of("fits", [[1]] * 8))
     with pytest.raises(Overloaded):
         core.submit(EmbedRequest.of("one more", [[1]]))
@@ -209,7 +216,8 @@ def slots() -> AdapterSlots:
 @pytest.fixture
 def with_adapters(embedder: AddingEmbedder, slots: AdapterSlots) -> EmbeddingCore:
     line = AdapterQueue(slots).line()
-    return EmbeddingCore(embedder, max_requests=8, clock=embedder._clock, adapters=line)
+    places = Places(max_running_requests=6, max_queued_requests=2)
+    return EmbeddingCore(embedder, places=places, clock=embedder._clock, adapters=line)
 
 
 def ask(name: str, texts: list[list[int]], adapter: str | None) -> EmbedRequest:
@@ -265,6 +273,74 @@ def test_adapters_are_refused_where_none_are_taken(core):
         core.submit(ask("x", [[1]], "a"))
 
 
+def submit(core: EmbeddingCore, name: str, client: str, weight: float = 1.0, tokens: int = 1) -> list[str]:
+    """Who had to make room for it."""
+    request = EmbedRequest.of(name, [[1] * BUDGET] * tokens, client=client, weight=weight)
+    answers = core.submit(request)
+    assert all(isinstance(answer, Failed) and answer.slug == "queue_full" for answer in answers)
+    return [answer.request_id for answer in answers]
+
+
+def admissions(core: EmbeddingCore) -> list[str]:
+    """Everybody, in the order in which they run."""
+    admitted = []
+    while core:
+        admitted += [message.request_id for message in core.step(0) if isinstance(message, Admitted)]
+    return admitted
+
+
+def test_slots_go_round_between_clients_by_weight(embedder):
+    core = make_core(embedder, max_running_requests=1, max_queued_requests=30)
+    for i in range(12):
+        submit(core, f"busy{i}", "busy")
+    core.step(0)
+    for i in range(3):
+        submit(core, f"calm{i}", "calm")
+    order = admissions(core)
+    assert [name for name in order if "calm" in name] == ["calm0", "calm1", "calm2"]
+    assert order.index("calm2") <= 6, "one of each in turn"
+    for i in range(12):
+        submit(core, f"heavy{i}", "heavy", weight=3)
+        submit(core, f"light{i}", "light")
+    assert sum("heavy" in name for name in admissions(core)[:12]) in (8, 9, 10)
+
+
+def test_a_busy_client_makes_room_for_another(embedder):
+    core = make_core(embedder, max_running_requests=2, max_queued_requests=4)
+    for i in range(6):
+        assert submit(core, f"busy{i}", "busy") == []
+    core.step(0)
+    with pytest.raises(Overloaded):
+        submit(core, "one more", "busy")
+    waiting = [job.request_id for job in core.queue.waiting]
+    displaced = [submit(core, f"calm{i}", "calm") for i in range(2)]
+    assert displaced == [[waiting[-1]], [waiting[-2]]], "the newest first"
+    assert set(admissions(core)) >= {"calm0", "calm1"}
+
+
+def test_the_tokens_of_those_that_wait_are_bounded(embedder):
+    core = make_core(embedder, max_running_requests=1, max_queued_requests=9, max_queued_tokens=4 * BUDGET)
+    submit(core, "runs", "a", tokens=9)
+    core.step(0)
+    submit(core, "waits", "a", tokens=3)
+    with pytest.raises(Overloaded, match="too many tokens"):
+        submit(core, "too many", "a", tokens=2)
+    submit(core, "just fits", "a")
+    assert set(run(core)) == {"runs", "waits", "just fits"}
+
+
+def test_those_that_wait_are_cancelled_too(embedder):
+    core = make_core(embedder, max_running_requests=1, max_queued_requests=2)
+    for name in ("runs", "waits", "goes"):
+        submit(core, name, "a")
+    core.step(0)
+    core.cancel("goes")
+    assert [job.request_id for job in core.queue.waiting] == ["waits"]
+    submit(core, "comes", "a")
+    assert set(run(core)) == {"runs", "waits", "comes"}
+    assert core.queue.num_running == 0 and not core
+
+
 def test_generation_and_embedding_take_turns(embedder):
     """A flood of texts slows generation to no less than half, however long each step takes."""
     clock = embedder._clock
@@ -283,7 +359,7 @@ def test_generation_and_embedding_take_turns(embedder):
         settings,
         runner,
         PlainPrefixCache(16, 16),
-        embedding=EmbeddingCore(embedder, max_requests=100, clock=clock),
+        embedding=make_core(embedder, max_running_requests=100, max_queued_requests=0),
         clock=clock,
     )
     for i in range(50):

@@ -129,7 +129,12 @@ class AsyncEngine:
         self._embedding.check_dimensions(dimensions)
         texts = await asyncio.to_thread(self._embedding.encode, inputs, prompt_name)
         adapter = await self._adapter(lora_path) if lora_path else None
-        answer = await self.client.embed(EmbedRequest.of(next(self._ids), texts, adapter=adapter))
+        request = EmbedRequest.of(next(self._ids), texts, adapter=adapter)
+        try:
+            answer = await (await self.client.embed(request))
+        except asyncio.CancelledError:
+            self.client.cancel(request.request_id)
+            raise
         return self._embedding.cut(answer.matrix(self._embedding.info.size), dimensions)
 
     async def _run(

@@ -102,10 +102,9 @@ def build_engine(
         resolved.context_length,
         resolved.page_size,
     )
-    if embedder is not None:
-        places = resolved.max_running_requests + resolved.max_queued_requests
-        embedding = EmbeddingCore(embedder, max_requests=places, board=board, adapters=adapter_queue.line())
     settings = resolved.scheduler_settings(spec)
+    if embedder is not None:
+        embedding = EmbeddingCore(embedder, places=settings, board=board, adapters=adapter_queue.line())
     # Processed scores depend on what was sampled beside: nobody but the sampler can tell them.
     is_raw = not config.logprobs_mode.startswith("processed_")
     settings = dataclasses.replace(settings, scores_known_tokens=is_raw)

@@ -19,6 +19,7 @@ from engine.models.encoder_registry import is_encoder, read_encoder_spec
 from engine.models.hf_config import read_json
 from engine.models.registry import is_headless, read_spec
 from engine.runner.memory import DTYPE_BYTES, weight_bytes
+from engine.scheduling.settings import Places
 
 if TYPE_CHECKING:
     from engine.core.embedding_core import Embedder
@@ -69,9 +70,14 @@ def build_embedding_engine(
         adapter_queue = AdapterQueue(adapters)
     running = config.max_running_requests or MAX_RUNNING_REQUESTS
     queued = MAX_QUEUED_REQUESTS if config.max_queued_requests is None else config.max_queued_requests
+    places = Places(
+        max_running_requests=running,
+        max_queued_requests=queued,
+        max_queued_tokens=config.max_queued_tokens,
+    )
     embedding = EmbeddingCore(
         embedder,
-        max_requests=running + queued,
+        places=places,
         board=board,
         adapters=None if adapter_queue is None else adapter_queue.line(),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Protocol
 
 from engine.core.messages import (
@@ -76,8 +76,12 @@ class EngineClient(Protocol):
         """
         ...
 
-    async def embed(self, request: EmbedRequest) -> Embedded:
-        """The vectors of a request's texts. Raises and is cancelled as `submit`."""
+    async def embed(self, request: EmbedRequest) -> Awaitable[Embedded]:
+        """Hand a request over and wait until it holds a running slot; raises and is cancelled as `submit`.
+
+        What is returned is awaited once, for the vectors. That raises `EngineError` when the request
+        dies; whoever does not wait for it to the end cancels the request.
+        """
         ...
 
     def cancel(self, request_id: str) -> None:

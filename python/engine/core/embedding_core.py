@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from engine.core.messages import Embedded, EmbeddingInfo, EmbedRequest, Failed, ToServer
+from engine.core.embedding_queue import EmbeddingJob, EmbeddingQueue
+from engine.core.messages import Admitted, Embedded, EmbeddingInfo, EmbedRequest, Failed, ToServer
 from engine.core.step_board import StepBoard
-from engine.errors import EngineError, InternalError, InvalidRequest, Overloaded
+from engine.errors import EngineError, InternalError, InvalidRequest
 from engine.scheduling.adapter_queue import AdapterLine
+from engine.scheduling.admission import displaced_error
+from engine.scheduling.settings import Places
 
 if TYPE_CHECKING:
     from engine.adapters.lora import AdapterReader
 
 logger = logging.getLogger(__name__)
 
-MAX_WAITING_BYTES = 256 * 2**20
-"""Token ids and vectors of all requests that are not answered; one more is refused."""
 SLICE_S = 0.005
 """What an embedding gets at least before generation has its turn again."""
 
@@ -50,87 +51,64 @@ class Embedder(Protocol):
         ...
 
 
-class _Job:
-    """One request on its way."""
-
-    def __init__(self, request: EmbedRequest, size: int) -> None:
-        ends = np.cumsum(request.lens)
-        self.request_id = request.request_id
-        self.texts = np.split(np.frombuffer(request.token_ids, "<i4"), ends[:-1])
-        self.second_starts = request.second_starts or request.lens
-        self.vectors = np.empty((len(self.texts), size), np.float32)
-        self.num_taken = 0
-        self.num_done = 0
-        self.runs_alone = request.runs_alone
-        self.adapter_ref = request.adapter
-        self.adapter: Any = None
-        self.num_bytes = len(request.token_ids) + self.vectors.nbytes
-        self.is_over = False
-
-
 class EmbeddingCore:
     """Queue and batches. `submit`, `cancel` and `step` belong to the engine's thread.
 
-    Requests take turns, one text a turn, so that a request for one text passes one for a thousand;
-    texts of all of them share a batch, up to the embedder's budget of tokens. Every accepted request
-    ends in one `Embedded` or one `Failed`; a cancelled one ends in silence. A batch that raises
-    fails the requests that have a text in it. `max_requests` bounds those that are not answered. On
-    `board` stands whose texts are being computed. `adapters` is where its requests get theirs; one keeps
-    it until none of its texts is being computed.
+    Requests that run take turns, one text a turn, so that a request for one text passes one for a
+    thousand; texts of all of them share a batch, up to the embedder's budget of tokens. Every accepted
+    request has one `Admitted` when it runs, and ends in one `Embedded` or one `Failed`; a cancelled one
+    ends in silence. A batch that raises fails the requests that have a text in it. On `board` stands
+    whose texts are being computed. `adapters` is where its requests get theirs; one keeps it until none
+    of its texts is being computed.
     """
 
     def __init__(
         self,
         embedder: Embedder,
         *,
-        max_requests: int,
+        places: Places,
         board: StepBoard | None = None,
-        adapters: AdapterLine[_Job] | None = None,
+        adapters: AdapterLine[EmbeddingJob] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.info = embedder.info
         self.num_tokens = 0
         """Tokens of finished batches, since the start."""
         self._embedder = embedder
-        self._max_requests = max_requests
         self._board = board
-        self._adapters = adapters
         self._clock = clock
-        self._jobs: dict[str, _Job] = {}
-        self._turns: deque[_Job] = deque()
-        self._num_bytes = 0
-        self._batch: list[tuple[_Job, np.ndarray]] = []
+        self._queue = EmbeddingQueue(places, adapters)
+        self._turns: deque[EmbeddingJob] = deque()
+        self._batch: list[tuple[EmbeddingJob, np.ndarray]] = []
         self._second_starts: list[int] = []
         self._work: Generator[None, None, np.ndarray] | None = None
 
     def __len__(self) -> int:
         """Requests that are not answered."""
-        return len(self._jobs)
+        return len(self._queue)
 
     @property
     def can_compute(self) -> bool:
         """Whether there is something to compute before an adapter has been read."""
-        return bool(self._turns) or self._work is not None
+        return self._queue.num_queued > 0 or bool(self._turns) or self._work is not None
 
-    def __contains__(self, request_id: str) -> bool:
-        return request_id in self._jobs
+    @property
+    def queue(self) -> EmbeddingQueue:
+        """Who runs and who waits; for looking at."""
+        return self._queue
 
-    def submit(self, request: EmbedRequest) -> None:
-        """Queue a request. Raises: `InvalidRequest`, or `Overloaded` when there is no place."""
+    def submit(self, request: EmbedRequest) -> list[ToServer]:
+        """Queue a request; refusals of others, which had to make room for it.
+
+        Raises: `InvalidRequest`, or `Overloaded` when there is no place.
+        """
         self._check(request)
-        job = _Job(request, self.info.size)
-        if len(self._jobs) >= self._max_requests or self._num_bytes + job.num_bytes > MAX_WAITING_BYTES:
-            raise Overloaded("The request queue is full.", slug="queue_full")
-        self._jobs[request.request_id] = job
-        if job.adapter_ref is None or self._adapters is None:
-            self._turns.append(job)
-        else:
-            self._adapters.push(job)
-        self._num_bytes += job.num_bytes
+        displaced = self._queue.submit(EmbeddingJob(request, self.info.size))
+        return [Failed.from_error(job.request_id, displaced_error()) for job in displaced]
 
     def cancel(self, request_id: str) -> None:
         """Forget a request; unknown ids are ignored."""
-        job = self._jobs.get(request_id)
+        job = self._queue.get(request_id)
         if job is None:
             return
         self._end(job)
@@ -139,10 +117,16 @@ class EmbeddingCore:
 
     def step(self, time_s: float) -> list[ToServer]:
         """Compute for about `time_s` seconds, and at least one slice; what came of it."""
-        answers = self._queue_those_with_adapter()
+        answers: list[ToServer] = []
+        for job in self._queue.take_without_adapter():
+            answers.append(Failed.from_error(job.request_id, job.adapter.error))
+            self._end(job)
         until_s = self._clock() + max(time_s, SLICE_S)
         while self.can_compute:
             if self._work is None:
+                for job in self._queue.admit():
+                    self._turns.append(job)
+                    answers.append(Admitted(job.request_id, 0, 0))
                 self._batch = self._take_batch()
                 adapters = [job.adapter and job.adapter.weights for job, _ in self._batch]
                 self._work = self._embedder.compute(
@@ -159,17 +143,6 @@ class EmbeddingCore:
                 break
         return answers
 
-    def _queue_those_with_adapter(self) -> list[ToServer]:
-        """Those whose adapter could not be had are answered."""
-        refused: list[ToServer] = []
-        for job in () if self._adapters is None else self._adapters.take_ready():
-            if job.adapter.error is None:
-                self._turns.append(job)
-            else:
-                refused.append(Failed.from_error(job.request_id, job.adapter.error))
-                self._end(job)
-        return refused
-
     def _advance(self, work: Generator[None, None, np.ndarray]) -> np.ndarray | None:
         """The next slice of a batch; its vectors when that was the last one."""
         if self._board is not None:
@@ -184,12 +157,12 @@ class EmbeddingCore:
         return None
 
     def _check(self, request: EmbedRequest) -> None:
-        if request.request_id in self._jobs:
+        if request.request_id in self._queue:
             raise InvalidRequest(f"Invalid request: the request id {request.request_id!r} is in use")
         lens, num_bytes = request.lens, len(request.token_ids)
         if not lens or min(lens) < 1 or sum(lens) * 4 != num_bytes:
             raise InvalidRequest("Invalid request: every text needs at least one token", param="input")
-        if request.adapter is not None and (self._adapters is None or not self.info.takes_adapters):
+        if request.adapter is not None and (not self._queue.has_adapters or not self.info.takes_adapters):
             raise InvalidRequest("Invalid request: the model takes no adapters", param="lora_path")
         starts = request.second_starts
         if starts and (
@@ -209,8 +182,8 @@ class EmbeddingCore:
                 f"Invalid request: a token id is outside of [0, {self.info.vocab_size})", param="input"
             )
 
-    def _take_batch(self) -> list[tuple[_Job, np.ndarray]]:
-        batch: list[tuple[_Job, np.ndarray]] = []
+    def _take_batch(self) -> list[tuple[EmbeddingJob, np.ndarray]]:
+        batch: list[tuple[EmbeddingJob, np.ndarray]] = []
         num_tokens = 0
         self._second_starts = []
         while self._turns:
@@ -251,14 +224,12 @@ class EmbeddingCore:
         error: EngineError = InternalError(message)
         return [Failed.from_error(job.request_id, error) for job in jobs.values()]
 
-    def _end(self, job: _Job) -> None:
-        job.is_over = True
-        del self._jobs[job.request_id]
-        self._num_bytes -= job.num_bytes
-        if job.num_taken < len(job.texts) and job in self._turns:
+    def _end(self, job: EmbeddingJob) -> None:
+        self._queue.end(job)
+        if job in self._turns:
             self._turns.remove(job)
         if all(other is not job for other, _ in self._batch):
-            self._release_adapter(job)
+            self._queue.release_adapter(job)
 
     def _drop_batch(self) -> None:
         if self._work is not None:
@@ -267,8 +238,4 @@ class EmbeddingCore:
         self._batch, self._work = [], None
         for job in jobs.values():
             if job.is_over:
-                self._release_adapter(job)
-
-    def _release_adapter(self, job: _Job) -> None:
-        if self._adapters is not None and job.adapter_ref is not None:
-            self._adapters.release(job)
+                self._queue.release_adapter(job)

@@ -37,9 +37,10 @@ from engine.core.messages import (
 from engine.core.state_dump import describe_engine
 from engine.core.step_board import StepBoard
 from engine.core.step_masks import StepMasks
-from engine.errors import EngineError, InternalError, InvalidRequest, Overloaded
+from engine.errors import EngineError, InternalError, InvalidRequest
 from engine.grammar.compiler import CompiledGrammar, GrammarCompiler
 from engine.scheduling.adapter_queue import AdapterQueue
+from engine.scheduling.admission import displaced_error
 from engine.scheduling.output_tokens import NewToken
 from engine.scheduling.request import Request
 from engine.scheduling.request_blocks import PrefixCache
@@ -199,9 +200,8 @@ class EngineCore:
         except EngineError as error:
             self._outbox.append(Failed.from_error(request.request_id, error))
             return
-        displaced = Overloaded("The request queue is full, and others wait for their share of it.")
         for request_id in self._scheduler.take_displaced():
-            self._outbox.append(Failed.from_error(request_id, displaced))
+            self._outbox.append(Failed.from_error(request_id, displaced_error()))
         for choice in choices:
             if choice.asks_for_nothing:
                 self._outbox.append(_admitted(choice))
@@ -211,7 +211,7 @@ class EngineCore:
         try:
             if self._embedding is None:
                 raise InvalidRequest("Invalid request: this engine does not embed", param="model")
-            self._embedding.submit(request)
+            self._outbox += self._embedding.submit(request)
         except EngineError as error:
             self.refuse(request.request_id, error)
 
@@ -292,7 +292,8 @@ class EngineCore:
 
     def dump_state(self) -> bytes:
         """What it is busy with, as JSON."""
-        return msgspec.json.encode(describe_engine(self._scheduler, self._cache))
+        queue = None if self._embedding is None else self._embedding.queue
+        return msgspec.json.encode(describe_engine(self._scheduler, self._cache, queue))
 
     def flush(self) -> bool:
         """Empty the prefix cache, unless requests run or wait; whether it was done."""
@@ -315,9 +316,12 @@ class EngineCore:
     def stats(self) -> EngineStats:
         """Where things stand between two steps."""
         scheduler, cache, counters = self._scheduler, self._cache, self._scheduler.counters
+        num_compiling = 0 if self._constrained is None else len(self._constrained)
+        num_embedding = 0 if self._embedding is None else len(self._embedding)
+        num_embedding_now = 0 if self._embedding is None else self._embedding.queue.num_running
         return EngineStats(
-            num_running=scheduler.num_running,
-            num_waiting=scheduler.num_waiting + (0 if self._constrained is None else len(self._constrained)),
+            num_running=scheduler.num_running + num_embedding_now,
+            num_waiting=scheduler.num_waiting + num_compiling + num_embedding - num_embedding_now,
             num_blocks_total=cache.num_blocks,
             num_blocks_free=cache.num_free,
             num_blocks_cached=cache.num_cached,

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
+from collections.abc import Awaitable
 
 from engine.core.client import EngineState
 from engine.core.engine_core import EngineCore
@@ -56,17 +57,18 @@ class LocalClient:
             raise
         return stream
 
-    async def embed(self, request: EmbedRequest) -> Embedded:
+    async def embed(self, request: EmbedRequest) -> Awaitable[Embedded]:
         if self.state is not EngineState.READY:
             raise Overloaded("The engine is shutting down.", slug="shutting_down")
         answer = self._streams.open_embedding(request)
         self._core.handle(request)
         self._step_on()
         try:
-            return await answer.result
+            await answer.admission
         except asyncio.CancelledError:
             self.cancel(request.request_id)
             raise
+        return answer.result
 
     def cancel(self, request_id: str) -> None:
         if self._streams.cancel(request_id):

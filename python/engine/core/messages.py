@@ -107,7 +107,8 @@ class EmbedRequest(_Message, tag=40):
     `token_ids` are those of all texts, one after the other, as little-endian int32 bytes; `lens` says
     how many each text has. With `runs_alone` no text of another request shares a batch with them.
     `second_starts`, for texts that are pairs: where in each the second one begins. All texts are
-    computed with `adapter`, if there is one.
+    computed with `adapter`, if there is one. Running slots are shared between clients as those of
+    `GenerateRequest`.
     """
 
     request_id: str
@@ -116,6 +117,8 @@ class EmbedRequest(_Message, tag=40):
     runs_alone: bool = False
     second_starts: list[int] = []
     adapter: AdapterRef | None = None
+    client: str = ""
+    weight: float = 1.0
 
     @classmethod
     def of(
@@ -124,11 +127,22 @@ class EmbedRequest(_Message, tag=40):
         texts: Sequence[Sequence[int]],
         second_starts: Sequence[int] = (),
         adapter: AdapterRef | None = None,
+        *,
+        client: str = "",
+        weight: float = 1.0,
     ) -> EmbedRequest:
         """From the token ids of each text."""
         lens = [len(ids) for ids in texts]
-        flat = np.fromiter(itertools.chain.from_iterable(texts), "<i4", sum(lens))
-        return cls(request_id, flat.tobytes(), lens, second_starts=list(second_starts), adapter=adapter)
+        flat = np.fromiter(itertools.chain.from_iterable(texts), "<i4", sum(lens)).tobytes()
+        return cls(
+            request_id,
+            flat,
+            lens,
+            second_starts=list(second_starts),
+            adapter=adapter,
+            client=client,
+            weight=weight,
+        )
 
 
 ToEngine = (
@@ -156,7 +170,8 @@ class TokenLogprobs(_Message):
 
 
 class Admitted(_Message, tag=10):
-    """A choice holds a running slot. `seed` is the one in force (drawn when none was given)."""
+    """A choice holds a running slot. `seed` is the one in force (drawn when none was given); of a request
+    to embed it says nothing."""
 
     request_id: str
     choice: int

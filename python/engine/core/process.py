@@ -9,7 +9,7 @@ import itertools
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
 
 from engine.config.engine_config import EngineConfig
@@ -40,7 +40,7 @@ from engine.core.messages import (
     ToServer,
     UnloadAdapter,
 )
-from engine.core.streams import StreamTable, TokenStream
+from engine.core.streams import EmbeddingAnswer, StreamTable, TokenStream
 from engine.core.suspects import Suspects
 from engine.core.watchdog import Watchdog
 from engine.errors import ConfigError, EngineError, InvalidRequest, Overloaded
@@ -122,10 +122,41 @@ class ProcessClient:
     # --- the EngineClient protocol
 
     async def submit(self, request: GenerateRequest) -> TokenStream:
-        info = self._require_place(request.client)
+        info = self._require_place(request)
         check_prompt_len(len(request.prompt) // 4, info.context_length)  # frames are bounded
         request = self._suspects.check(request)
         stream = self._streams.open(request)
+        await self._admission(stream)
+        return stream
+
+    @property
+    def retry_after_s(self) -> float:
+        num_running = 0 if self.info is None else self.info.max_running_requests
+        return self._drain_rate.wait_s(max(0, len(self._streams) - num_running))
+
+    def _is_full(self, request: GenerateRequest | EmbedRequest, num_places: int) -> bool:
+        """Whether the engine would refuse a request, or, being stuck, never say so.
+
+        With several clients it is asked, because it may prefer one client's request to another's.
+        """
+        num_streams, num_own = self._streams.num_like(request)
+        return num_streams >= (num_places if num_own == num_streams else 2 * num_places)
+
+    def _with_advice(self, error: Overloaded) -> Overloaded:
+        if error.slug == "queue_full":
+            error.retry_after_s = self.retry_after_s
+        return error
+
+    async def embed(self, request: EmbedRequest) -> Awaitable[Embedded]:
+        self._require_place(request)
+        request = self._suspects.check(request)
+        answer = self._streams.open_embedding(request)
+        await self._admission(answer)
+        return answer.result
+
+    async def _admission(self, stream: TokenStream | EmbeddingAnswer) -> None:
+        """Send a request and wait until it runs."""
+        request = stream.request
         try:
             self._send(request)
             await stream.admission
@@ -137,49 +168,13 @@ class ProcessClient:
             raise
         except Overloaded as error:
             raise self._with_advice(error) from None
-        return stream
 
-    @property
-    def retry_after_s(self) -> float:
-        num_running = 0 if self.info is None else self.info.max_running_requests
-        return self._drain_rate.wait_s(max(0, len(self._streams) - num_running))
-
-    def _is_full(self, client: str, num_places: int) -> bool:
-        """Whether the engine would refuse a request, or, being stuck, never say so.
-
-        With several clients it is asked, because it may prefer one client's request to another's.
-        """
-        num_streams = len(self._streams)
-        is_alone = self._streams.num_of(client) == num_streams
-        return num_streams >= (num_places if is_alone else 2 * num_places)
-
-    def _with_advice(self, error: Overloaded) -> Overloaded:
-        if error.slug == "queue_full":
-            error.retry_after_s = self.retry_after_s
-        return error
-
-    async def embed(self, request: EmbedRequest) -> Embedded:
-        self._require_place("")
-        request = self._suspects.check(request)
-        answer = self._streams.open_embedding(request)
-        try:
-            self._send(request)
-            return await answer.result
-        except FrameError as error:
-            self._streams.cancel(request.request_id)
-            raise InvalidRequest(f"Invalid request: {error}") from None
-        except asyncio.CancelledError:
-            self.cancel(request.request_id)
-            raise
-        except Overloaded as error:
-            raise self._with_advice(error) from None
-
-    def _require_place(self, client: str) -> EngineReady:
+    def _require_place(self, request: GenerateRequest | EmbedRequest) -> EngineReady:
         """Raises: `Overloaded` when no request can be taken."""
         if self.state is not EngineState.READY:
             raise self._unavailable()
         assert self.info is not None
-        if self._is_full(client, self.info.num_places):
+        if self._is_full(request, self.info.num_places):
             raise self._with_advice(Overloaded("The request queue is full.", slug="queue_full"))
         return self.info
 

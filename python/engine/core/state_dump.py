@@ -5,13 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from engine.cache.prefix_cache import PrefixCache
+from engine.core.embedding_queue import EmbeddingJob, EmbeddingQueue
 from engine.scheduling.request import Request
 from engine.scheduling.scheduler import Scheduler
 
 
-def describe_engine(scheduler: Scheduler, cache: PrefixCache) -> dict[str, Any]:
+def describe_engine(
+    scheduler: Scheduler, cache: PrefixCache, embedding: EmbeddingQueue | None
+) -> dict[str, Any]:
     """For JSON. Cost: linear in requests."""
     return {
+        "embedding": None
+        if embedding is None
+        else {
+            "running": [_describe_job(job) for job in embedding.running],
+            "waiting": [_describe_job(job) for job in embedding.waiting],
+        },
         "running": [_describe(request) for request in scheduler.running],
         "waiting": [_describe(request) for request in scheduler.waiting],
         "blocks": {
@@ -43,4 +52,15 @@ def _describe(request: Request) -> dict[str, Any]:
         "runs_alone": request.runs_alone,
         "preemptions": request.num_preemptions,
         "waits_for": None if awaited is None else f"{awaited.request_id}/{awaited.choice}",
+    }
+
+
+def _describe_job(job: EmbeddingJob) -> dict[str, Any]:
+    return {
+        "id": job.request_id,
+        "key": job.client,
+        "texts": len(job.texts),
+        "tokens": job.prompt_len,
+        "computed_texts": job.num_done,
+        "runs_alone": job.runs_alone,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Iterable
 
 from engine.core.messages import (
@@ -107,8 +107,10 @@ class EmbeddingAnswer:
     """Nobody need keep up with one message."""
 
     def __init__(self, request: EmbedRequest) -> None:
+        loop = asyncio.get_running_loop()
         self.request = request
-        self.result: asyncio.Future[Embedded] = asyncio.get_running_loop().create_future()
+        self.admission: asyncio.Future[Admitted] = loop.create_future()
+        self.result: asyncio.Future[Embedded] = loop.create_future()
 
     @property
     def is_open(self) -> bool:
@@ -117,23 +119,20 @@ class EmbeddingAnswer:
 
     def fail(self, error: EngineError) -> None:
         """The request died."""
-        if not self.result.done():
-            self.result.set_exception(error)
-            self.result.exception()  # taken note of: the waiter may be gone
+        for future in (self.admission, self.result):
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # taken note of: the waiter may be gone
 
     def end(self) -> None:
         """The request was cancelled."""
         self.fail(InvalidRequest("Invalid request: it was cancelled"))
 
 
-def _client_of(stream: TokenStream | EmbeddingAnswer) -> str:
-    return stream.request.client if isinstance(stream, TokenStream) else ""
-
-
 def _settle(stream: TokenStream | EmbeddingAnswer, message: ToServer) -> None:
     """Hand over what is no chunk."""
     match message:
-        case Admitted(choice=0) if isinstance(stream, TokenStream) and not stream.admission.done():
+        case Admitted(choice=0) if not stream.admission.done():
             stream.admission.set_result(message)
         case Embedded() if isinstance(stream, EmbeddingAnswer) and stream.is_open:
             stream.result.set_result(message)
@@ -146,7 +145,7 @@ class StreamTable:
 
     def __init__(self) -> None:
         self._streams: dict[str, TokenStream | EmbeddingAnswer] = {}
-        self._num_of: Counter[str] = Counter()  # by client
+        self._num_of: defaultdict[type, Counter[str]] = defaultdict(Counter)  # by kind of request and client
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -154,29 +153,34 @@ class StreamTable:
     def open(self, request: GenerateRequest) -> TokenStream:
         """Raises: `InvalidRequest` when the id is in use."""
         self._check_unused(request.request_id)
-        stream = self._streams[request.request_id] = TokenStream(request)
-        self._num_of[_client_of(stream)] += 1
-        return stream
-
-    def num_of(self, client: str) -> int:
-        """How many are this client's."""
-        return self._num_of[client]
-
-    def _pop(self, request_id: str) -> TokenStream | EmbeddingAnswer | None:
-        stream = self._streams.pop(request_id, None)
-        if stream is not None:
-            client = _client_of(stream)
-            self._num_of[client] -= 1
-            if not self._num_of[client]:
-                del self._num_of[client]
+        stream = TokenStream(request)
+        self._add(stream)
         return stream
 
     def open_embedding(self, request: EmbedRequest) -> EmbeddingAnswer:
         """Raises: `InvalidRequest` when the id is in use."""
         self._check_unused(request.request_id)
-        answer = self._streams[request.request_id] = EmbeddingAnswer(request)
-        self._num_of[_client_of(answer)] += 1
+        answer = EmbeddingAnswer(request)
+        self._add(answer)
         return answer
+
+    def num_like(self, request: GenerateRequest | EmbedRequest) -> tuple[int, int]:
+        """How many are of its kind, and how many of those are its client's."""
+        counts = self._num_of[type(request)]
+        return counts.total(), counts[request.client]
+
+    def _add(self, stream: TokenStream | EmbeddingAnswer) -> None:
+        self._streams[stream.request.request_id] = stream
+        self._num_of[type(stream.request)][stream.request.client] += 1
+
+    def _pop(self, request_id: str) -> TokenStream | EmbeddingAnswer | None:
+        stream = self._streams.pop(request_id, None)
+        if stream is not None:
+            counts, client = self._num_of[type(stream.request)], stream.request.client
+            counts[client] -= 1
+            if not counts[client]:
+                del counts[client]
+        return stream
 
     def _check_unused(self, request_id: str) -> None:
         if request_id in self._streams:

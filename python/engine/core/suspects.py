@@ -70,6 +70,7 @@ def _add(marks: OrderedDict[bytes, None], mark: bytes) -> None:
 
 def _mark(request: GenerateRequest | EmbedRequest) -> bytes:
     """The same for all requests that ask the engine for the same work."""
-    who = {"client": "", "weight": 1.0, "priority": 0} if isinstance(request, GenerateRequest) else {}
-    work = msgspec.structs.replace(request, request_id="", runs_alone=False, **who)
+    work = msgspec.structs.replace(request, request_id="", runs_alone=False, client="", weight=1.0)
+    if isinstance(work, GenerateRequest):
+        work = msgspec.structs.replace(work, priority=0)
     return hashlib.blake2b(msgspec.msgpack.encode(work), digest_size=16).digest()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from typing import TypeVar
 
 import numpy as np
 
 from engine.errors import InvalidRequest, Overloaded
 from engine.sampling.params import SamplingParams
-from engine.scheduling.request import Request
-from engine.scheduling.settings import SchedulerSettings
+from engine.scheduling.queued import Queued
+from engine.scheduling.settings import Places, SchedulerSettings
+
+Q = TypeVar("Q", bound=Queued)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +24,8 @@ class Load:
     num_waiting: int
     num_waiting_tokens: int
 
-    def without(self, waiting: Collection[Request]) -> Load:
-        """What is left when the choices of one waiting request go."""
+    def without(self, waiting: Collection[Queued]) -> Load:
+        """What is left when these go, of each request all choices."""
         num_tokens = sum(request.prompt_len for request in waiting if request.choice == 0)
         return Load(
             self.num_running, self.num_waiting - len(waiting), max(0, self.num_waiting_tokens - num_tokens)
@@ -86,20 +89,42 @@ def _check_token_ids(prompt: np.ndarray, params: SamplingParams, vocab_size: int
                 )
 
 
-def check_place(n: int, prompt_len: int, load: Load, settings: SchedulerSettings) -> None:
+def check_place(n: int, prompt_len: int, load: Load, places: Places) -> None:
     """Let n choices of a prompt in: into free running slots, or else into the queue.
 
     Raises: `InvalidRequest` when there never is so much place, `Overloaded` when there is none now.
     """
-    places = settings.max_running_requests + settings.max_queued_requests
-    check_choices(n, places)
+    num_places = places.max_running_requests + places.max_queued_requests
+    check_choices(n, num_places)
     num_live = load.num_running + load.num_waiting + n
-    if num_live > places:
+    if num_live > num_places:
         raise Overloaded("The request queue is full.", slug="queue_full")
-    most = settings.max_queued_tokens
-    waits = num_live > settings.max_running_requests
+    most = places.max_queued_tokens
+    waits = num_live > places.max_running_requests
     if waits and most is not None and load.num_waiting_tokens + prompt_len > most:
         raise Overloaded("The request queue holds too many tokens.", slug="queue_full")
+
+
+def make_room(check: Callable[[list[Q]], None], groups: Iterator[Collection[Q]]) -> list[Q]:
+    """Who of `groups` must go, taken group by group, until `check` of them raises no `Overloaded`.
+
+    Raises: `Overloaded` when that does not help, and what else `check` raises.
+    """
+    gone: list[Q] = []
+    while True:
+        try:
+            check(gone)
+            return gone
+        except Overloaded:
+            group = next(groups, None)
+            if group is None:
+                raise
+            gone += group
+
+
+def displaced_error() -> Overloaded:
+    """What those who made room are told."""
+    return Overloaded("The request queue is full, and others wait for their share of it.")
 
 
 def check_choices(n: int, places: int) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
 
-from engine.scheduling.request import Request
+from engine.scheduling.queued import Queued
 from engine.scheduling.waiting_queue import WaitingQueue
 
+Q = TypeVar("Q", bound=Queued)
 
-class FairQueue:
+
+class FairQueue(Generic[Q]):
     """Requests without a running slot. Preempted ones come first, oldest first, whoever sent them.
 
     Else the next slot goes to the client that holds the fewest for its weight; among equals to the one
@@ -23,7 +26,7 @@ class FairQueue:
 
     def __init__(self, make_queue: Callable[[], WaitingQueue]) -> None:
         self._make_queue = make_queue
-        self._preempted: list[Request] = []
+        self._preempted: list[Q] = []
         self._fresh: dict[str, WaitingQueue] = {}  # by client; none is empty
         self._num_running: dict[str, int] = {}  # by client; none is zero
         self._num_preempted: dict[str, int] = {}  # likewise
@@ -35,10 +38,10 @@ class FairQueue:
     def __len__(self) -> int:
         return len(self._preempted) + sum(map(len, self._fresh.values()))
 
-    def __iter__(self) -> Iterator[Request]:
+    def __iter__(self) -> Iterator[Q]:
         return itertools.chain(self._preempted, *self._fresh.values())
 
-    def push(self, request: Request) -> None:
+    def push(self, request: Q) -> None:
         client = request.client
         if client not in self._fresh:
             self._fresh[client] = self._make_queue()
@@ -47,11 +50,11 @@ class FairQueue:
         self._weights[client] = request.weight
         self._fresh[client].push(request)
 
-    def push_preempted(self, request: Request) -> None:
+    def push_preempted(self, request: Q) -> None:
         bisect.insort(self._preempted, request, key=lambda r: r.arrival)
         _add(self._num_preempted, request.client, 1)
 
-    def remove(self, request: Request) -> None:
+    def remove(self, request: Q) -> None:
         """Raises: `ValueError` when it is not waiting."""
         client = request.client
         queue = self._fresh.get(client)
@@ -65,7 +68,7 @@ class FairQueue:
                 self._turn = None if self._turn == client else self._turn
         self._forget(client)
 
-    def peek(self) -> Request | None:
+    def peek(self) -> Q | None:
         """Whose turn it is."""
         if self._preempted:
             return self._preempted[0]
@@ -73,7 +76,7 @@ class FairQueue:
             self._turn = min(self._fresh, key=self._need)
         return None if self._turn is None else self._fresh[self._turn].peek()
 
-    def pop(self) -> Request:
+    def pop(self) -> Q:
         """Take the one whose turn it is. Raises: `IndexError` when the queue is empty."""
         request = self.peek()
         if request is None:
@@ -92,12 +95,12 @@ class FairQueue:
             del self._fresh[client]
         return request
 
-    def left(self, request: Request) -> None:
+    def left(self, request: Q) -> None:
         """A popped request gave its slot back."""
         _add(self._num_running, request.client, -1)
         self._forget(request.client)
 
-    def displaceable(self, client: str, weight: float, n: int) -> list[Request]:
+    def displaceable(self, client: str, weight: float, n: int) -> list[Q]:
         """Waiting requests that make room for n choices of `client`, newest first; empty if none must.
 
         They are of the client that has the most for its weight, if that still has no less than

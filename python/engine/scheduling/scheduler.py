@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import numpy as np
 
 from engine.core.messages import AdapterRef
-from engine.errors import EngineError, InvalidRequest, Overloaded
+from engine.errors import EngineError, InvalidRequest
 from engine.sampling.params import SamplingParams
 from engine.scheduling.adapter_queue import AdapterLine
-from engine.scheduling.admission import Load, check_choices, check_place, max_known_tokens
+from engine.scheduling.admission import Load, check_choices, check_place, make_room, max_known_tokens
 from engine.scheduling.counters import SchedulerCounters
 from engine.scheduling.drafts import Drafts
 from engine.scheduling.fair_queue import FairQueue
@@ -170,24 +170,18 @@ class Scheduler:
     def _find_place(self, n: int, prompt_len: int, client: str, weight: float) -> None:
         """Raises: `Overloaded` when there is no place, nor one that another client has too much of."""
         load = self._load()
-        displaced: list[str] = []
-        displaceable: list[Request] | None = None
-        while True:
-            try:
-                check_place(n, prompt_len, load, self.settings)
-            except Overloaded:
-                if displaceable is None:
-                    displaceable = self._waiting.displaceable(client, weight, n)
-                if not displaceable:
-                    raise
-                newest = self._live[displaceable[0].request_id]
-                displaceable = [r for r in displaceable if r.request_id != displaceable[0].request_id]
-                if any(r in self._running or r.was_admitted for r in newest.values()):
-                    continue
-                displaced.append(next(iter(newest.values())).request_id)
-                load = load.without(newest.values())
-            else:
-                break
+
+        def check(gone: list[Request]) -> None:
+            check_place(n, prompt_len, load.without(gone), self.settings)
+
+        def groups() -> Iterator[Collection[Request]]:
+            displaceable = self._waiting.displaceable(client, weight, n)
+            for request_id in dict.fromkeys(r.request_id for r in displaceable):
+                choices = self._live[request_id].values()
+                if not any(r in self._running or r.was_admitted for r in choices):
+                    yield choices
+
+        displaced = dict.fromkeys(r.request_id for r in make_room(check, groups()))
         for request_id in displaced:
             self.cancel(request_id)
         self._displaced += displaced

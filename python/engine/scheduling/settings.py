@@ -6,21 +6,29 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SchedulerSettings:
-    """Units: lengths and sizes are in tokens, requests are counted by choice.
+class Places:
+    """How many requests are let in; each choice of a request counts.
 
     `max_queued_requests` counts beyond those that run; 0 means that nobody waits for a running
     slot. `max_queued_tokens` counts the prompts of those that wait; None for no limit.
+    """
+
+    max_running_requests: int
+    max_queued_requests: int
+    max_queued_tokens: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SchedulerSettings(Places):
+    """Units: lengths and sizes are in tokens.
+
     `target_itl_s` bounds the predicted time of a step that decodes, by giving less of it to prefill;
     None for no bound.
     """
 
     context_length: int
     vocab_size: int
-    max_running_requests: int
-    max_queued_requests: int
     chunked_prefill_size: int
-    max_queued_tokens: int | None = None
     target_itl_s: float | None = None
     schedule_policy: str = "fcfs"
     eos_token_ids: tuple[int, ...] = ()

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
-import logging
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
+from sanic.request import Request
 
 from engine.core.embedding_io import EmbeddingIO
-from engine.core.messages import EmbedRequest
-from engine.errors import InvalidRequest
+from engine.core.messages import Embedded, EmbedRequest
+from engine.errors import EngineError, InvalidRequest
+from engine.server.adapter_hold import AdapterHold, aborted_error
+from engine.server.auth import Client
 from engine.server.context import ServerContext
+from engine.server.deadline import Deadlines
 from engine.server.fields import Fields
+from engine.server.metrics import RequestTimer
+from engine.server.rate_limits import RateLimits
+from engine.server.request_log import CLIENT_CLOSED, endpoint_of, log_of
 from engine.server.schema import ignored_names, read_prompts, read_rid, read_user
-
-logger = logging.getLogger(__name__)
 
 MAX_INPUTS = 2048
 ENCODINGS = ("float", "base64")
@@ -91,6 +97,7 @@ def check_lora_path(embedding: EmbeddingIO, lora_path: str | None) -> None:
 
 async def compute_vectors(
     context: ServerContext,
+    http: Request,
     embedding: EmbeddingIO,
     asked: Asks,
     texts: Sequence[Sequence[int]],
@@ -100,55 +107,104 @@ async def compute_vectors(
     """Float32 [texts, size], with the adapter that was asked for; `second_starts` as in `EmbedRequest`. If
     the awaiting task is cancelled, so is the request.
 
-    Raises: `InvalidRequest`, `NotFound`, `Overloaded` or another `EngineError` when it is refused or dies.
-    Effects: until then it can be aborted by its `rid` and by `response_id`; logs one line about it.
+    Raises: `InvalidRequest`, `NotFound`, `Overloaded` or another `EngineError` when it is refused or dies;
+    what the limits of its client refuse.
+    Effects: until then it can be aborted by its `rid` and by `response_id`; fills its line of the log.
     """
-    adapter = None
-    if embedding.info.takes_adapters:
-        adapter = await context.adapters.use(asked.model, asked.lora_path)
+    client: Client = http.ctx.client
+    request = EmbedRequest.of(response_id, texts, second_starts, client=client.name, weight=client.weight)
+    run = _Run(context, request, asked, takes_adapters=embedding.info.takes_adapters)
+    log = log_of(http)
+    names = context.live.add(dict.fromkeys(filter(None, (response_id, asked.rid)), run.abort), run.abort)
     try:
-        ref = None if adapter is None else adapter.ref
-        request = EmbedRequest.of(response_id, texts, second_starts, ref)
-        return await _compute(context, request, asked, embedding.info.size)
-    finally:
-        if adapter is not None:
-            context.adapters.release(adapter)
-
-
-async def _compute(context: ServerContext, request: EmbedRequest, asked: Asks, size: int) -> np.ndarray:
-    response_id = request.request_id
-    num_tokens = sum(request.lens)
-    is_aborted = False
-
-    def abort() -> None:
-        nonlocal is_aborted
-        is_aborted = True
-        context.client.cancel(response_id)
-
-    names = context.live.add(dict.fromkeys(filter(None, (response_id, asked.rid)), abort), abort)
-    began_s, outcome = time.monotonic(), "error"
-    try:
-        answer = await context.client.embed(request)
-        outcome = "ok"
-        context.metrics.requests.inc()
-        context.metrics.prompt_tokens.inc(num_tokens)
-        context.metrics.prompt_lens.observe(num_tokens)
-        context.metrics.e2e_latency.observe(time.monotonic() - began_s)
-        return answer.matrix(size)
-    except InvalidRequest:
-        if is_aborted:
-            outcome = "abort"
-            context.metrics.aborted.inc()
-            raise InvalidRequest("the request was aborted", slug="request_aborted") from None
-        raise
+        with run.reserved_tokens(client.limits):
+            answer = await run.to_its_end()
+        return answer.matrix(embedding.info.size)
     finally:
         context.live.remove(names)
-        logger.info(
-            "%s embedding texts=%d tokens=%d end=%s %.3fs%s",
-            response_id,
-            len(request.lens),
-            num_tokens,
-            outcome,
-            time.monotonic() - began_s,
-            "" if asked.user is None else f" user={asked.user!r}",
-        )
+        log.details = {
+            "id": response_id,
+            "texts": len(texts),
+            "prompt_tokens": run.num_tokens,
+            "end": run.outcome,
+            "user": asked.user,
+            "queue_ms": run.timer.timings["queue_ms"],
+        }
+        if run.outcome == "client":
+            log.write(endpoint_of(http.route), CLIENT_CLOSED)
+
+
+class _Run:
+    """One request in the engine."""
+
+    def __init__(
+        self, context: ServerContext, request: EmbedRequest, asked: Asks, *, takes_adapters: bool
+    ) -> None:
+        self.num_tokens = sum(request.lens)
+        self.timer = RequestTimer(context.metrics)
+        self.outcome = "ok"
+        """Or why it ended before its end: client, abort, or the code of an error."""
+        self._context = context
+        self._request = request
+        self._asked = asked
+        self._adapter = AdapterHold(context.adapters) if takes_adapters else None
+        self._deadlines = Deadlines(context.config, context.client)
+        self._is_admitted = False
+        self._is_aborted = False
+
+    def abort(self) -> None:
+        self._is_aborted = True
+        if self._adapter is not None:
+            self._adapter.abort()
+        self._context.client.cancel(self._request.request_id)
+
+    @contextlib.contextmanager
+    def reserved_tokens(self, limits: RateLimits | None) -> Iterator[None]:
+        """Takes its tokens, and gives them back if it does not run. Raises a 429 `HttpError`."""
+        if limits is not None:
+            limits.take_tokens(self.num_tokens)
+        try:
+            yield
+        finally:
+            if limits is not None and not self._is_admitted:
+                limits.give_back(self.num_tokens)
+
+    async def to_its_end(self) -> Embedded:
+        """Leaves nothing in the engine. Raises `EngineError` when it is refused or dies."""
+        client = self._context.client
+        try:
+            async with self._deadlines.until_done():
+                async with self._deadlines.until_run():
+                    vectors = await client.embed(await self._with_adapter())
+                self._is_admitted = True
+                self.timer.admitted(self.num_tokens)
+                answer = await vectors
+        except BaseException as error:
+            self._give_up(error)
+            if self._is_aborted and isinstance(error, InvalidRequest):
+                raise aborted_error() from None
+            raise
+        finally:
+            if self._adapter is not None:
+                self._adapter.release()
+        self.timer.ended(0, None, is_complete=True, cause=None)
+        return answer
+
+    async def _with_adapter(self) -> EmbedRequest:
+        if self._adapter is None:
+            return self._request
+        adapter = await self._adapter.find(self._asked.model, self._asked.lora_path)
+        return msgspec.structs.replace(self._request, adapter=adapter)
+
+    def _give_up(self, error: BaseException) -> None:
+        self._context.client.cancel(self._request.request_id)
+        if self._is_aborted:
+            self.outcome = "abort"
+        elif isinstance(error, asyncio.CancelledError):
+            self.outcome = "client"
+        else:
+            self.outcome = error.slug if isinstance(error, EngineError) else "error"
+        if self._is_admitted:
+            self.timer.ended(0, None, is_complete=False, cause=self.outcome)
+        elif self.outcome in ("abort", "client"):  # others are refusals, and counted as such
+            self._context.metrics.count_cancellation(self.outcome)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable, Sequence
-from time import monotonic
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -15,12 +14,13 @@ import numpy as np
 from engine.core.client import EngineClient, RequestStream
 from engine.core.messages import EngineReady, GenerateRequest
 from engine.core.output_processor import OutputProcessor, TextDelta
-from engine.errors import EngineError, InvalidRequest, Overloaded
+from engine.errors import EngineError, InvalidRequest
 from engine.sampling.params import SamplingParams
+from engine.server.adapter_hold import AdapterHold, aborted_error
 from engine.server.auth import Client
 from engine.server.choice_reader import ChoiceReader
 from engine.server.context import ServerContext
-from engine.server.deadline import Deadline
+from engine.server.deadline import Deadline, Deadlines
 from engine.server.metrics import RequestTimer
 from engine.server.prompt_scores import after_scores
 from engine.server.schema import GenerationRequest
@@ -104,8 +104,7 @@ class Generation:
         """By prompt."""
 
         self._client: EngineClient = context.client
-        self._config = context.config
-        self._start_s = monotonic()
+        self._deadlines = Deadlines(context.config, context.client)
         self._limits = client.limits
         self._num_reserved = 0
         self._is_admitted = False
@@ -118,7 +117,7 @@ class Generation:
         self._timer = RequestTimer(context.metrics)
         self._requests = requests
         self._unfinished = {r.request_id for r in requests}
-        self._release_adapter: Callable[[], None] | None = None
+        self._adapter = AdapterHold(context.adapters)
         self._streams: list[RequestStream] = []
         self._processors: list[OutputProcessor] = []
         self._readers: list[ChoiceReader] = []
@@ -147,7 +146,6 @@ class Generation:
         by its own name if there are `prompt_names`.
         """
         _check_places(request.n * len(prompts), context.client.info)
-        adapter = await context.adapters.use(request.model, request.lora_path)
         requests = [
             GenerateRequest(
                 request_id=f"{response_id}-{i}",
@@ -156,15 +154,12 @@ class Generation:
                 n=request.n,
                 namespace=request.cache_salt,
                 priority=request.priority,
-                adapter=None if adapter is None else adapter.ref,
                 client=client.name,
                 weight=client.weight,
             )
             for i, (ids, params) in enumerate(prompts)
         ]
         self = cls(context, request, requests, client)
-        if adapter is not None:
-            self._release_adapter = functools.partial(context.adapters.release, adapter)
         aborts = dict.fromkeys(filter(None, (response_id, request.rid)), self.abort)
         aborts |= {name: functools.partial(self.abort_prompt, i) for i, name in enumerate(prompt_names)}
         stops = StopStrings(request.params.stop, request.params.include_stop)
@@ -187,17 +182,17 @@ class Generation:
                 for ids, params in prompts
             ]
             self._reserve_tokens(context.client.info)
-            async with (
-                self.in_time(),
-                Deadline(self._config.queue_timeout, self._start_s, self._waited_too_long),
-            ):
-                self._streams = await _submit_all(context.client, requests)
+            async with self.in_time(), self._deadlines.until_run():
+                adapter = await self._adapter.find(request.model, request.lora_path)
+                if adapter is not None:
+                    self._requests = [msgspec.structs.replace(r, adapter=adapter) for r in requests]
+                self._streams = await _submit_all(context.client, self._requests)
         except BaseException as error:
             self.close()
             if self._is_aborted or isinstance(error, asyncio.CancelledError):
                 context.metrics.count_cancellation("abort" if self._is_aborted else "client")
             if self._is_aborted and isinstance(error, InvalidRequest):
-                raise InvalidRequest("the request was aborted", slug="request_aborted") from None
+                raise aborted_error() from None
             raise
         self._is_admitted = True
         self._timer.admitted(self.prompt_tokens)
@@ -238,15 +233,7 @@ class Generation:
 
     def in_time(self) -> Deadline:
         """What does not end within --request-timeout raises `Overloaded`."""
-        return Deadline(self._config.request_timeout, self._start_s, self._took_too_long)
-
-    def _waited_too_long(self) -> Overloaded:
-        message = f"The request waited {self._config.queue_timeout:g} s and was not run (--queue-timeout)."
-        return Overloaded(message, slug="queue_timeout", retry_after_s=self._client.retry_after_s)
-
-    def _took_too_long(self) -> Overloaded:
-        message = f"The request took longer than {self._config.request_timeout:g} s (--request-timeout)."
-        return Overloaded(message, slug="request_timeout", retry_after_s=self._client.retry_after_s)
+        return self._deadlines.until_done()
 
     def bound_unread(self, num_tokens: int) -> None:
         """Give the request up when its reader is that many tokens behind in a choice."""
@@ -259,9 +246,7 @@ class Generation:
             self._client.cancel(request_id)
         self._unfinished.clear()
         self._live.remove(self._names)
-        if self._release_adapter is not None:
-            self._release_adapter()
-            self._release_adapter = None
+        self._adapter.release()
         if self._limits is not None and self._num_reserved:
             num_used = self.prompt_tokens + self.completion_tokens if self._is_admitted else 0
             self._limits.give_back(self._num_reserved - num_used)
@@ -270,12 +255,14 @@ class Generation:
     def abort(self) -> None:
         """End it from outside: choices that are not complete get the finish reason "abort"."""
         self._is_aborted, self._cause = True, "abort"
+        self._adapter.abort()
         for request_id in self._unfinished:
             self._client.cancel(request_id)
 
     def abort_prompt(self, prompt: int) -> None:
-        """Like `abort`, for the choices of one prompt."""
+        """Like `abort`, for the choices of one prompt; before it runs, for all of them."""
         self._is_aborted = True
+        self._adapter.abort()
         self._client.cancel(self._requests[prompt].request_id)
 
     @property

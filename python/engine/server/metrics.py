@@ -124,10 +124,14 @@ class RequestTimer:
         }
         return {name: round(value * 1000, 3) for name, value in seconds.items()}
 
-    def ended(self, cached_tokens: int, num_tokens: int, *, is_complete: bool, cause: str | None) -> None:
-        """The admitted request is over, after `num_tokens`; `cause` says why before its end, if it was."""
+    def ended(
+        self, cached_tokens: int, num_tokens: int | None, *, is_complete: bool, cause: str | None
+    ) -> None:
+        """The admitted request is over, after `num_tokens`, or None where no token was asked for; `cause`
+        says why before its end, if it was."""
         self._metrics.cached_tokens.inc(cached_tokens)
-        self._metrics.answer_lens.observe(num_tokens)
+        if num_tokens is not None:
+            self._metrics.answer_lens.observe(num_tokens)
         if is_complete:
             self._metrics.e2e_latency.observe(monotonic() - self._start_s)
         if cause is not None:

@@ -19,7 +19,15 @@ async def compute_something(client: EngineClient, ready: EngineReady) -> None:
     if ready.generates:
         await _generate_token(client)
     else:
-        await client.embed(EmbedRequest.of(f"health-{uuid.uuid4().hex}", [[0]]))
+        await _embed_text(client)
+
+
+async def _embed_text(client: EngineClient) -> None:
+    request = EmbedRequest.of(f"health-{uuid.uuid4().hex}", [[0]])
+    try:
+        await (await client.embed(request))
+    finally:
+        client.cancel(request.request_id)  # ignored when it has come to its end
 
 
 async def _generate_token(client: EngineClient) -> None:

@@ -38,9 +38,7 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
             lambda: embedding.encode(asked.inputs, asked.prompt_name),
         )
         num_tokens = sum(map(len, texts))
-        if (limits := request.ctx.client.limits) is not None:
-            limits.take_tokens(num_tokens)
-        vectors = await compute_vectors(context, embedding, asked, texts, new_response_id("embd"))
+        vectors = await compute_vectors(context, request, embedding, asked, texts, new_response_id("embd"))
         content = await _run(
             vectors.size <= _INLINE_NUMBERS, lambda: _body(embedding, asked, vectors, num_tokens)
         )

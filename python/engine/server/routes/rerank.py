@@ -47,7 +47,7 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
             request, lambda body: _parse(context, embedding, body, _parse_rerank, "RerankRequest")
         )
         response_id = new_response_id("rerank")
-        scores, num_tokens = await _score(context, embedding, asked, response_id)
+        scores, num_tokens = await _score(context, request, embedding, asked, response_id)
         return json_response(_ranking(asked, response_id, scores, num_tokens), ignored_header(asked.ignored))
 
     @app.post("/v1/score", name="v1_score", stream=True)
@@ -58,7 +58,7 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
             request, lambda body: _parse(context, embedding, body, _parse_score, "ScoreRequest")
         )
         response_id = new_response_id("score")
-        scores, num_tokens = await _score(context, embedding, asked, response_id)
+        scores, num_tokens = await _score(context, request, embedding, asked, response_id)
         content = {
             "id": response_id,
             "object": "list",
@@ -145,7 +145,7 @@ def _check_count(fields: Fields, name: str, count: int) -> None:
 
 
 async def _score(
-    context: ServerContext, embedding: EmbeddingIO, asked: ScoringRequest, response_id: str
+    context: ServerContext, http: Request, embedding: EmbeddingIO, asked: ScoringRequest, response_id: str
 ) -> tuple[list[float], int]:
     """The score of each pair, and the tokens that were read for them.
 
@@ -158,7 +158,7 @@ async def _score(
     else:
         order = {text: i for i, text in enumerate(dict.fromkeys(t for pair in asked.pairs for t in pair))}
         texts = await asyncio.to_thread(embedding.encode, list(order))
-    vectors = await compute_vectors(context, embedding, asked, texts, response_id, starts)
+    vectors = await compute_vectors(context, http, embedding, asked, texts, response_id, starts)
     num_tokens = sum(map(len, texts))
     if embedding.info.scores_pairs:
         return vectors[:, 0].tolist(), num_tokens
