@@ -263,7 +263,11 @@ def post(server, **fields) -> httpx.Response:
         ({"choice": "a"}, "choice", "array"),
         ({"choice": [1]}, "choice", "strings"),
         ({"json_schema": "{"}, "json_schema", "not valid JSON"),
-        ({"structural_tag": {"type": "nothing"}}, "structural_tag", ""),
+        ({"structural_tag": {"type": "nothing"}}, "structural_tag", "a format"),
+        ({"structural_tag": {"type": "structural_tag", "format": {
+            "type": "json_schema", "json_schema": {"not": {}}}}}, "structural_tag", '"not" at #'),
+        ({"response_format": {"type": "structural_tag", "format": {"type": "any_text", "max_chars": 3}}},
+         "response_format", '"max_chars" at #/format'),
         ({"response_format": {"type": "xml"}}, "response_format.type", "one of"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "required"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}},

@@ -19,6 +19,8 @@ PERSON = {
     "required": ["name", "age"],
 }
 
+NUMBERS = {"type": "array", "items": {"type": "integer", "maximum": 9}, "minItems": 2, "maxItems": 2}
+
 REGEXES = [
     r"\d{3}-\d{3}-\d{4}",
     "[a-f0-9]{8}(-[a-f0-9]{4}){3}-[a-f0-9]{12}",
@@ -93,6 +95,17 @@ def test_each_kind_of_constraint(llm):
     assert answer(llm, "choice", '["yes", "no", "per\\"haps"]').text in ("yes", "no", 'per"haps')
     assert re.fullmatch("(ab){2,3}c", answer(llm, "ebnf", 'root ::= ("ab"){2,3} "c"').text)
     assert answer(llm, "json_object").text.startswith("{")
+
+
+def test_whitespace_between_elements_is_for_those_who_ask(llm):
+    """A model that would write nothing but spaces."""
+    (space,) = llm.tokenizer.encode(" ", add_special_tokens=False)
+    params = {"logit_bias": {space: 100}, "max_tokens": 200, "temperature": 0}
+    assert " " not in answer(llm, "json_schema", json.dumps(NUMBERS), **params).text
+    with LLM(free_json_whitespace=True) as free:
+        text = answer(free, "json_schema", json.dumps(NUMBERS), **params).text
+    assert "[ " in text and " " * 21 not in text
+    jsonschema.validate(json.loads(text), NUMBERS)
 
 
 # --- whatever is drawn, the answer is right

@@ -11,6 +11,7 @@ from engine.grammar.errors import GrammarError
 from engine.grammar.grammar_text import spelled_out, without_surrogates
 from engine.grammar.json_grammar import compile_schema
 from engine.grammar.regex_limits import check_regex
+from engine.grammar.structural_tag import compile_tag
 from engine.grammar.vocabulary import VocabularyData
 from engine.sampling.constraint import Constraint
 
@@ -45,7 +46,7 @@ def _compile(
             check_regex(text)
             text = without_surrogates(bindings.Grammar.from_regex(spelled_out(text), False).to_string())
         case "structural_tag":
-            return compiler.compile_structural_tag(text)
+            return compile_tag(bindings, compiler, _parse_json(text), vocab_size, free_whitespace)
         case "choice":
             text = "root ::= " + " | ".join(map(_quoted, _choices(text)))
     return compiler.compile_grammar_from_strings(text, "root")

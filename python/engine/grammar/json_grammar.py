@@ -23,7 +23,9 @@ MAX_WHITESPACE = 20
 MAX_PREPARED_MASKS = 8_000_000
 """Characters times tokens for which masks are prepared: about a second of compiling."""
 
-_COMPACT = [",", ":"]
+COMPACT = (",", ":")
+SPACED = (", ", ": ")
+"""As chat templates write JSON."""
 _COMPILER_CHARACTER = r"^\"\\\r\n"
 _JSON_CHARACTER = r"[^\"\\\0-\x1f]"
 _JSON_CHARACTER_IN_REGEX = (
@@ -43,15 +45,27 @@ def compile_schema(bindings: Any, compiler: Any, schema: Any, vocab_size: int, f
 
     Raises: `GrammarError` when it is not enforceable, `RuntimeError` when the compiler refuses it.
     """
-    schema, patterns = enforceable(schema)
-    separators = None if free_whitespace else _COMPACT
-    most = MAX_WHITESPACE if free_whitespace else None
-    grammar = bindings.Grammar.from_json_schema(
-        json.dumps(schema), free_whitespace, None, separators, True, most, False, False
-    )
-    text = _with_patterns(bindings, grammar.to_string(), patterns)
-    text = without_surrogates(_with_bounds(text, vocab_size))
+    (text,) = finished([schema_text(bindings, schema, None if free_whitespace else COMPACT)], vocab_size)
     return compiler.compile_grammar_from_strings(text, "root")
+
+
+def schema_text(bindings: Any, schema: Any, separators: tuple[str, str] | None) -> str:
+    """The grammar of a schema, to be `finished`. `separators` are those of items and of names, None for
+    free white space. Raises as `compile_schema`."""
+    schema, patterns = enforceable(schema)
+    is_free = separators is None
+    most = MAX_WHITESPACE if is_free else None
+    grammar = bindings.Grammar.from_json_schema(
+        json.dumps(schema), is_free, None, separators, True, most, False, False
+    )
+    return _with_patterns(bindings, grammar.to_string(), patterns)
+
+
+def finished(texts: list[str], vocab_size: int) -> list[str]:
+    """The grammars of one constraint with their strings as they have to be."""
+    num_prepared = sum(_num_bounded_chars(text) for text in texts)
+    counts = num_prepared * vocab_size > MAX_PREPARED_MASKS
+    return [without_surrogates(_with_bounds(text, counts)) for text in texts]
 
 
 def _with_patterns(bindings: Any, text: str, patterns: list[str]) -> str:
@@ -66,12 +80,16 @@ def _with_patterns(bindings: Any, text: str, patterns: list[str]) -> str:
     return "\n".join([text, *rules])
 
 
-def _with_bounds(text: str, vocab_size: int) -> str:
-    """Give strings of a bounded length their proper characters, and count large bounds."""
+def _num_bounded_chars(text: str) -> int:
+    """Characters of all strings of a bounded length."""
     characters = set(_CHARACTER_RULE.findall(text))
     bounded = [match for match in LEXEME.finditer(text) if match["repeated"] in characters]
-    num_prepared = sum(max(int(match["least"]), int(match["most"])) for match in bounded)
-    counts = num_prepared * vocab_size > MAX_PREPARED_MASKS
+    return sum(max(int(match["least"]), int(match["most"])) for match in bounded)
+
+
+def _with_bounds(text: str, counts: bool) -> str:
+    """Give strings of a bounded length their proper characters; `counts`: even short ones are counted."""
+    characters = set(_CHARACTER_RULE.findall(text))
     rules: list[str] = []
 
     def change(match: re.Match[str]) -> str:

@@ -25,9 +25,6 @@ Format = dict[str, Any]
 Schemas = dict[str, dict[str, Any]]
 """What the arguments of each tool must be, by its name."""
 
-_MAX_SPACE = 1
-"""White space between elements of JSON, of which models write some, though none is needed."""
-
 
 def tool_constraint(tools: ToolFormat, use: ToolUse, answer: Constraint | None) -> Constraint:
     """The constraint for calls in this format; `answer` is the one on an answer without calls.
@@ -126,7 +123,8 @@ def _arguments_schema(function: Function) -> dict[str, Any]:
 
 
 def _json(schema: Any) -> Format:
-    return {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": _MAX_SPACE}
+    """JSON as the templates write it, which is how models were taught."""
+    return {"type": "json_schema", "json_schema": schema, "is_spaced": True}
 
 
 def _text(value: str) -> Format:
@@ -173,9 +171,9 @@ def _checked(answer: Constraint) -> Any:
 def _answer_format(answer: Constraint) -> Format:
     match answer.kind:
         case "json_schema":
-            return _json(_checked(answer))
+            return {"type": "json_schema", "json_schema": _checked(answer)}
         case "json_object":
-            return _json({"type": "object"})
+            return {"type": "json_schema", "json_schema": {"type": "object"}}
         case "regex":
             return {"type": "regex", "pattern": answer.text}
         case "ebnf":

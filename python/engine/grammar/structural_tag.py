@@ -1,0 +1,120 @@
+"""Structural tags: text with constrained parts, each of which is held to what it would be alone.
+
+The compiler's own way with schemas and expressions inside of tags leaves out keywords it does not know, and
+takes patterns for others than they are. So each schema and each expression becomes a grammar here, by the
+same rules as a constraint of its own, and whatever is not known is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from engine.grammar.errors import GrammarError
+from engine.grammar.grammar_text import spelled_out, without_surrogates
+from engine.grammar.json_grammar import COMPACT, SPACED, finished, schema_text
+from engine.grammar.regex_limits import check_regex
+
+_FIELDS: dict[str, frozenset[str]] = {
+    "const_string": frozenset(["value"]),
+    "any_text": frozenset(["excludes"]),
+    "json_schema": frozenset(["json_schema", "is_spaced"]),
+    "regex": frozenset(["pattern"]),
+    "grammar": frozenset(["grammar"]),
+    "sequence": frozenset(["elements"]),
+    "or": frozenset(["elements"]),
+    "optional": frozenset(["content"]),
+    "plus": frozenset(["content"]),
+    "star": frozenset(["content"]),
+    "repeat": frozenset(["content", "min", "max"]),
+    "tag": frozenset(["begin", "content", "end"]),
+    "triggered_tags": frozenset(["triggers", "tags", "at_least_one", "stop_after_first", "excludes"]),
+    "tags_with_separator": frozenset(["tags", "separator", "at_least_one", "stop_after_first"]),
+}
+"""Types of formats and what they may hold; `is_spaced` is ours: a space behind commas and colons."""
+
+_MAX_REPEAT = 1000
+
+
+def enforceable_tag(bindings: Any, tag: Any, vocab_size: int, free_whitespace: bool) -> dict[str, Any]:
+    """The tag as the compiler should get it. Raises: `GrammarError` that names what it cannot hold."""
+    if not isinstance(tag, dict):
+        raise GrammarError("must be an object")
+    for name in tag.keys() - {"type", "format"}:
+        raise GrammarError(f'has "{name:.40}", which is not supported')
+    walk = _Walk(bindings, free_whitespace)
+    form = walk.format(tag.get("format"), "#/format")
+    texts = finished([found["grammar"] for found in walk.schemas], vocab_size)
+    for found, text in zip(walk.schemas, texts, strict=True):
+        found["grammar"] = text
+    return {"type": "structural_tag", "format": form}
+
+
+class _Walk:
+    def __init__(self, bindings: Any, free_whitespace: bool) -> None:
+        self._bindings = bindings
+        self._free_whitespace = free_whitespace
+        self.schemas: list[dict[str, Any]] = []
+        """Formats made of schemas; their grammars are not finished."""
+
+    def format(self, form: Any, at: str) -> dict[str, Any]:
+        if not isinstance(form, dict):
+            raise GrammarError(f"must have a format at {at[:200]}, an object")
+        kind = form.get("type")
+        fields = _FIELDS.get(kind) if isinstance(kind, str) else None
+        if fields is None:
+            raise GrammarError(f"has a format at {at[:200]} that is not supported: {kind!r:.40}")
+        for name in form.keys() - fields - {"type"}:
+            raise GrammarError(f'has "{name:.40}" at {at[:200]}, which is not supported')
+        if kind == "json_schema":
+            return self._schema(form, at)
+        if kind == "regex":
+            return self._regex(form, at)
+        self._check(form, at)
+        done = dict(form)
+        if "content" in fields:
+            done["content"] = self.format(form.get("content"), f"{at}/content")
+        for name in fields & {"elements", "tags"}:
+            formats = form.get(name)
+            if not isinstance(formats, list):
+                raise GrammarError(f'has "{name}" at {at[:200]}, which must be an array')
+            done[name] = [self.format(inner, f"{at}/{name}/{i}") for i, inner in enumerate(formats)]
+        return done
+
+    def _schema(self, form: dict[str, Any], at: str) -> dict[str, Any]:
+        separators = SPACED if form.get("is_spaced") else COMPACT
+        try:
+            text = schema_text(
+                self._bindings, form.get("json_schema"), None if self._free_whitespace else separators
+            )
+        except GrammarError as error:
+            raise type(error)(f"{error}, in the schema at {at[:200]}") from None
+        self.schemas.append({"type": "grammar", "grammar": text})
+        return self.schemas[-1]
+
+    def _regex(self, form: dict[str, Any], at: str) -> dict[str, Any]:
+        pattern = form.get("pattern")
+        if not isinstance(pattern, str):
+            raise GrammarError(f'has "pattern" at {at[:200]}, which must be a string')
+        check_regex(pattern, f" at {at[:200]}")
+        text = self._bindings.Grammar.from_regex(spelled_out(pattern), False).to_string()
+        return {"type": "grammar", "grammar": without_surrogates(text)}
+
+    @staticmethod
+    def _check(form: dict[str, Any], at: str) -> None:
+        """What the compiler would take for more than text, or in too large a number."""
+        for name in ("begin", "end"):
+            value = form.get(name)
+            if isinstance(value, dict):
+                raise GrammarError(f'has "{name}" at {at[:200]}, which is not supported as a token')
+        for name in ("min", "max"):
+            value = form.get(name, 0)
+            if not isinstance(value, int) or value > _MAX_REPEAT:
+                raise GrammarError(f'has "{name}" at {at[:200]}, which must be at most {_MAX_REPEAT}')
+
+
+def compile_tag(bindings: Any, compiler: Any, tag: Any, vocab_size: int, free_whitespace: bool) -> Any:
+    """The compiled grammar of a structural tag. Raises as `enforceable_tag`, or `RuntimeError`."""
+    return compiler.compile_structural_tag(
+        json.dumps(enforceable_tag(bindings, tag, vocab_size, free_whitespace))
+    )
