@@ -283,6 +283,15 @@ def test_llm_takes_adapters(files):
         assert not llm._core.has_work and llm._core.stats().num_adapters_in_use == 0
 
 
+def test_llm_reads_files_again_that_changed(files, tmp_path):
+    params = SamplingParams(temperature=0, max_tokens=MAX_TOKENS, ignore_eos=True)
+    with LLM(str(files.model), num_threads=1) as llm:
+        for name in ("a3", "a3", "a4", "a3"):
+            own = shutil.copytree(files.adapters / name, tmp_path / "own", dirs_exist_ok=True)
+            [output] = llm.generate(PROMPT, params, lora_path=str(own), use_tqdm=False)
+            assert output.outputs[0].text == files.answers[name]
+
+
 def test_async_engine_takes_adapters(files):
     """Many at once, in few places; one that is left early, and ones that are not there."""
     params = SamplingParams(temperature=0, max_tokens=MAX_TOKENS, ignore_eos=True)

@@ -24,7 +24,7 @@ from engine.core.outputs import (
     script_config,
 )
 from engine.core.process import ProcessClient
-from engine.core.script_adapters import adapter_directory, loaded_ref
+from engine.core.script_adapters import AdapterFiles, adapter_files, loaded_ref
 from engine.errors import InvalidRequest
 from engine.sampling.params import SamplingParams
 from engine.scheduling.admission import check_choices
@@ -53,7 +53,7 @@ class AsyncEngine:
         self._embedding: EmbeddingIO | None = None
         self._ids = map(str, itertools.count())
         self._model_path = engine_config.model_path
-        self._adapters: dict[str, AdapterRef] = {}  # by directory
+        self._adapters: dict[AdapterFiles, AdapterRef] = {}
 
     async def start(self) -> None:
         """Load everything; returns when requests can be served."""
@@ -162,7 +162,7 @@ class AsyncEngine:
                 self.client.cancel(request.request_id)
 
     async def _adapter(self, lora_path: str) -> AdapterRef:
-        directory = adapter_directory(self._model_path, lora_path)
-        if directory not in self._adapters:
-            self._adapters[directory] = loaded_ref(await self.client.load_adapter(directory))
-        return self._adapters[directory]
+        files = adapter_files(self._model_path, lora_path)
+        if files not in self._adapters:
+            self._adapters[files] = loaded_ref(await self.client.load_adapter(files.directory))
+        return self._adapters[files]

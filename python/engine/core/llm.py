@@ -37,7 +37,7 @@ from engine.core.outputs import (
     encode_prompt,
     script_config,
 )
-from engine.core.script_adapters import adapter_directory, loaded_ref
+from engine.core.script_adapters import AdapterFiles, adapter_files, loaded_ref
 from engine.errors import EngineError, InvalidRequest
 from engine.sampling.params import SamplingParams
 from engine.scheduling.admission import check_choices
@@ -67,7 +67,7 @@ class LLM:
         self._core, self.info = build_engine(engine_config)
         self._ids = map(str, itertools.count())
         self._model_path = engine_config.model_path
-        self._adapters: dict[str, AdapterRef] = {}  # by directory
+        self._adapters: dict[AdapterFiles, AdapterRef] = {}
         self._embedding: EmbeddingIO | None = None
         if self.info.embedding is not None:
             self._embedding = EmbeddingIO.load(engine_config, self.info.embedding, self.tokenizer)
@@ -203,16 +203,16 @@ class LLM:
         """What requests carry; read and checked at the first use. Raises: `InvalidRequest`."""
         if not lora_path:
             return None
-        directory = adapter_directory(self._model_path, lora_path)
-        if directory not in self._adapters:
+        files = adapter_files(self._model_path, lora_path)
+        if files not in self._adapters:
             core = self._core
             assert core is not None
-            core.handle(LoadAdapter(directory))
+            core.handle(LoadAdapter(files.directory))
             answer = None
             while answer is None:
                 answer = next((m for m in core.step() if isinstance(m, AdapterLoaded)), None)
-            self._adapters[directory] = loaded_ref(answer)
-        return self._adapters[directory]
+            self._adapters[files] = loaded_ref(answer)
+        return self._adapters[files]
 
     def _run_all(
         self,
