@@ -16,14 +16,14 @@ namespace py = pybind11;
 using cpu::ExecutionContext;
 using cpu::PackedMatrix;
 
-constexpr const char* kFormatNames[] = {"float32", "bfloat16", "int8", "int4"};
+constexpr const char* kFormatNames[] = {"float32", "bfloat16", "int8", "int4", "int4_affine"};
 
 WeightFormat format_of(const std::string& dtype) {
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < 5; ++i) {
     if (dtype == kFormatNames[i]) return static_cast<WeightFormat>(i);
   }
   throw Error(ErrorCode::kInvalidArgument,
-              "dtype: expected float32, bfloat16, int8 or int4, got '" + dtype + "'");
+              "dtype: expected float32, bfloat16, int8, int4 or int4_affine, got '" + dtype + "'");
 }
 
 // Views of a list's tensors, which stay valid while the list does: none is made by a capsule here.
@@ -56,6 +56,14 @@ void bind_linear(py::module_& module) {
           },
           py::arg("ctx"), py::arg("row_start"), py::arg("weight"), ReleaseGil())
       .def(
+          "pack_codes",
+          [](PackedMatrix& self, ExecutionContext& ctx, int64_t row_start, const TensorView& codes,
+             const TensorView& scales, const std::optional<TensorView>& offsets) {
+            self.pack_codes(ctx.pool(), row_start, codes, scales, offsets ? &*offsets : nullptr);
+          },
+          py::arg("ctx"), py::arg("row_start"), py::arg("codes"), py::arg("scales"),
+          py::arg("offsets") = py::none(), ReleaseGil())
+      .def(
           "write_file",
           [](const PackedMatrix& self, ExecutionContext& ctx, int fd, int64_t offset) {
             self.write_file(ctx.pool(), fd, offset);
@@ -69,6 +77,7 @@ void bind_linear(py::module_& module) {
           py::arg("ctx"), py::arg("fd"), py::arg("offset"), ReleaseGil())
       .def("map_file", &PackedMatrix::map_file, py::arg("fd"), py::arg("offset"), ReleaseGil())
       .def_property("column_scales", &PackedMatrix::stored_column_scales, &PackedMatrix::set_column_scales)
+      .def_property("column_order", &PackedMatrix::stored_column_order, &PackedMatrix::set_column_order)
       .def_property_readonly("out_features", &PackedMatrix::out_features)
       .def_property_readonly("in_features", &PackedMatrix::in_features)
       .def_property_readonly(

@@ -93,8 +93,12 @@ PackedMatrix::PackedMatrix(int64_t out_features, int64_t in_features, WeightForm
 void PackedMatrix::check_rows(int64_t row_start, const TensorView& weight) const {
   Dim n("n"), K("K", in_features_);
   expect(weight, "weight", {DType::kFloat32, DType::kBFloat16, DType::kFloat16}, {n, K}, Layout::kRows);
-  if (row_start < 0 || row_start > out_features_ - n) {
-    throw Error(ErrorCode::kInvalidArgument, "row_start: " + std::to_string(n) + " rows from " +
+  check_row_start(row_start, n);
+}
+
+void PackedMatrix::check_row_start(int64_t row_start, int64_t num_rows) const {
+  if (row_start < 0 || row_start > out_features_ - num_rows) {
+    throw Error(ErrorCode::kInvalidArgument, "row_start: " + std::to_string(num_rows) + " rows from " +
                                                  std::to_string(row_start) + " on, but the matrix has " +
                                                  std::to_string(out_features_));
   }
@@ -118,7 +122,9 @@ void PackedMatrix::balance_columns(ThreadPool& pool, const std::vector<TensorVie
 
 void PackedMatrix::pack_rows(ThreadPool& pool, int64_t row_start, const TensorView& weight) {
   check_rows(row_start, weight);
-  const int64_t n = weight.shape[0];
+  if (format_ == WeightFormat::kInt4Affine) {
+    throw Error(ErrorCode::kInvalidArgument, "dtype: int4_affine weights are packed from their codes");
+  }
   switch (format_) {
     case WeightFormat::kBFloat16: pack_any<Bf16>(pool, weight, row_start, buffer_->data()); break;
     case WeightFormat::kFloat32: pack_any<float>(pool, weight, row_start, buffer_->data()); break;
@@ -126,8 +132,47 @@ void PackedMatrix::pack_rows(ThreadPool& pool, int64_t row_start, const TensorVi
       quantize_rows(pool, weight, row_start, format_, layout_, column_scales(),
                     static_cast<uint8_t*>(buffer_->data()));
   }
+  mark_packed(row_start, weight.shape[0]);
+}
+
+void PackedMatrix::pack_codes(ThreadPool& pool, int64_t row_start, const TensorView& codes,
+                              const TensorView& scales, const TensorView* offsets) {
+  const bool is_affine = format_ == WeightFormat::kInt4Affine;
+  if (!is_quantized(format_)) {
+    throw Error(ErrorCode::kInvalidArgument, "dtype: only quantised weights have codes");
+  }
+  const int64_t num_groups = (in_features_ + layout_.group_len - 1) / layout_.group_len;
+  Dim n("n"), K("K", in_features_), G("G", num_groups);
+  expect(codes, "codes", {DType::kUInt8}, {n, K}, Layout::kRows);
+  const DType scale_dtype = format_ == WeightFormat::kInt4 ? DType::kFloat16 : DType::kFloat32;
+  expect(scales, "scales", {scale_dtype}, {n, G}, Layout::kRows);
+  if (is_affine != (offsets != nullptr)) {
+    throw Error(ErrorCode::kInvalidArgument, "offsets: int4_affine weights have them, and no others");
+  }
+  if (is_affine) expect(*offsets, "offsets", {DType::kFloat32}, {n, G}, Layout::kRows);
+  check_row_start(row_start, n);
+  store_codes(pool, {codes, scales, offsets}, row_start, format_, layout_,
+              static_cast<uint8_t*>(buffer_->data()));
+  mark_packed(row_start, n);
+}
+
+void PackedMatrix::set_column_order(std::vector<int32_t> order) {
+  std::vector<bool> is_seen(static_cast<size_t>(in_features_));
+  const bool fits = static_cast<int64_t>(order.size()) == in_features_ && is_quantized(format_);
+  for (size_t k = 0; fits && k < order.size(); ++k) {
+    if (order[k] >= 0 && order[k] < in_features_) is_seen[static_cast<size_t>(order[k])] = true;
+  }
+  if (!order.empty() && std::find(is_seen.begin(), is_seen.end(), false) != is_seen.end()) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "column_order: expected a permutation of the K=" + std::to_string(in_features_) +
+                    " columns of a quantised matrix");
+  }
+  column_order_ = std::move(order);
+}
+
+void PackedMatrix::mark_packed(int64_t row_start, int64_t num_rows) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  for (int64_t row = row_start; row < row_start + n; ++row) {
+  for (int64_t row = row_start; row < row_start + num_rows; ++row) {
     num_missing_ -= is_packed_[static_cast<size_t>(row)] ? 0 : 1;
     is_packed_[static_cast<size_t>(row)] = true;
   }

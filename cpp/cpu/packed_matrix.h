@@ -31,6 +31,8 @@ class PackedMatrix {
   int64_t num_bytes() const { return buffer_->num_bytes(); }
   const void* data() const { return buffer_->data(); }
   const PanelLayout& layout() const { return layout_; }
+  // [K], or null: the stored column k is that of the input column_order[k].
+  const int32_t* column_order() const { return column_order_.empty() ? nullptr : column_order_.data(); }
   // [K], or null: the weights are those stored times these, and activations are multiplied with
   // them before they are quantised.
   const float* column_scales() const { return column_scales_.empty() ? nullptr : column_scales_.data(); }
@@ -43,6 +45,17 @@ class PackedMatrix {
   // `row_start` on, rounded to nearest even. Fused layers pack their parts one by one; a row may be
   // packed again. Several threads may pack different rows.
   void pack_rows(ThreadPool& pool, int64_t row_start, const TensorView& weight);
+
+  // Stores rows that are quantised already, exactly: `codes` uint8 [n, K], a weight's value being
+  // scale * (code - zero_code(format)), for the affine format scale * code + offset. `scales` [n, groups
+  // of k] are fp16 for int4, else fp32; `offsets`, as the scales, belong to the affine format alone.
+  void pack_codes(ThreadPool& pool, int64_t row_start, const TensorView& codes, const TensorView& scales,
+                  const TensorView* offsets);
+
+  // The input column of each stored one, which groups of k that are no neighbours need: any
+  // permutation, or nothing. Of quantised formats, without column scales.
+  void set_column_order(std::vector<int32_t> order);
+  const std::vector<int32_t>& stored_column_order() const { return column_order_; }
 
   bool is_complete() const;
 
@@ -58,6 +71,8 @@ class PackedMatrix {
  private:
   void complete();
   void check_rows(int64_t row_start, const TensorView& weight) const;
+  void check_row_start(int64_t row_start, int64_t num_rows) const;
+  void mark_packed(int64_t row_start, int64_t num_rows);
 
   int64_t out_features_;
   int64_t in_features_;
@@ -65,6 +80,7 @@ class PackedMatrix {
   PanelLayout layout_;
   std::unique_ptr<LargeBuffer> buffer_;
   std::vector<float> column_scales_;
+  std::vector<int32_t> column_order_;
 
   mutable std::mutex mutex_;
   std::vector<bool> is_packed_;  // by row

@@ -77,12 +77,47 @@ void store_int8(const PanelLayout& layout, float scale, const uint8_t* codes, in
   }
 }
 
-void store_int4(const PanelLayout& layout, Fp16 scale, const uint8_t* codes, int64_t count, int64_t column,
-                uint8_t* group) {
-  std::memcpy(group + column * 2, &scale, sizeof(scale));
+void store_nibbles(const PanelLayout& layout, const uint8_t* codes, int64_t count, int64_t column,
+                   uint8_t* group) {
   uint8_t* step = group + layout.scale_bytes + column * 4;
   for (int64_t k = 0; k < count; k += kWeightStep, step += layout.step_bytes) {
     for (int64_t i = 0; i < 4; ++i) step[i] = static_cast<uint8_t>(codes[k + i] | codes[k + 4 + i] << 4);
+  }
+}
+
+void store_int4(const PanelLayout& layout, Fp16 scale, const uint8_t* codes, int64_t count, int64_t column,
+                uint8_t* group) {
+  std::memcpy(group + column * 2, &scale, sizeof(scale));
+  store_nibbles(layout, codes, count, column, group);
+}
+
+// One row of CodedRows.
+void store_row(const CodedRows& rows, int64_t row, WeightFormat format, const PanelLayout& layout,
+               int64_t column, uint8_t* panel) {
+  const int64_t num_k = rows.codes.shape[1];
+  const uint8_t* source = rows.codes.as<const uint8_t>() + row * rows.codes.strides[0];
+  const int64_t first_scale = row * rows.scales.strides[0];
+  for (int64_t k = 0; k < num_k; k += layout.group_len) {
+    const int64_t count = std::min(layout.group_len, num_k - k);
+    const int64_t scale = first_scale + k / layout.group_len;
+    uint8_t codes[kMaxGroup + kWeightStep] = {};
+    const uint8_t most = format == WeightFormat::kInt8 ? 255 : 15;
+    for (int64_t i = 0; i < count; ++i) codes[i] = std::min(source[k + i], most);
+    switch (format) {
+      case WeightFormat::kInt8:
+        store_int8(layout, rows.scales.as<const float>()[scale], codes, count, column, panel);
+        break;
+      case WeightFormat::kInt4:
+        store_int4(layout, rows.scales.as<const Fp16>()[scale], codes, count, column, panel);
+        break;
+      default:
+        const int64_t offset = row * rows.offsets->strides[0] + k / layout.group_len;
+        std::memcpy(panel + column * 4, rows.scales.as<const float>() + scale, sizeof(float));
+        std::memcpy(panel + (kPanelColumns + column) * 4, rows.offsets->as<const float>() + offset,
+                    sizeof(float));
+        store_nibbles(layout, codes, count, column, panel);
+    }
+    panel += panel_bytes(layout, layout.group_len);
   }
 }
 
@@ -131,6 +166,17 @@ void quantize_rows(ThreadPool& pool, const TensorView& rows, int64_t row_start, 
                      panels + row / kPanelColumns * bytes);
       }
     });
+  });
+}
+
+void store_codes(ThreadPool& pool, const CodedRows& rows, int64_t row_start, WeightFormat format,
+                 const PanelLayout& layout, uint8_t* panels) {
+  const int64_t bytes = panel_bytes(layout, rows.codes.shape[1]);
+  pool.parallel_for(rows.codes.shape[0], kPanelColumns, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = row_start + i;
+      store_row(rows, i, format, layout, row % kPanelColumns, panels + row / kPanelColumns * bytes);
+    }
   });
 }
 

@@ -17,6 +17,18 @@ namespace engine::cpu {
 void quantize_rows(ThreadPool& pool, const TensorView& rows, int64_t row_start, WeightFormat format,
                    const PanelLayout& layout, const float* column_scales, uint8_t* panels);
 
+// Rows that are quantised already: codes uint8 [n, K], scales [n, groups] fp16 for int4, else fp32,
+// offsets fp32 [n, groups] of affine weights, else null.
+struct CodedRows {
+  const TensorView& codes;
+  const TensorView& scales;
+  const TensorView* offsets;
+};
+
+// Stores them as the matrix' rows from `row_start` on.
+void store_codes(ThreadPool& pool, const CodedRows& rows, int64_t row_start, WeightFormat format,
+                 const PanelLayout& layout, uint8_t* panels);
+
 // Adds the magnitudes of the rows [n, K] to the sums of their columns, each in the order of the rows.
 void add_column_magnitudes(ThreadPool& pool, const TensorView& rows, std::vector<double>& sums);
 

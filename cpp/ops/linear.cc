@@ -68,6 +68,7 @@ void embedding(cpu::ExecutionContext& context, const TensorView& token_ids, cons
   }
   args.weight = weight.data();
   args.column_scales = weight.column_scales();
+  args.column_order = weight.column_order();
   args.format = weight.format();
   args.group_len = weight.layout().group_len;
   args.out = out.as<float>();

@@ -193,8 +193,8 @@ def activate(ctx: ExecutionContext, x: Tensor, activation: str, out: Tensor) -> 
 class PackedMatrix:
     """Weights [out_features, in_features] in the layout of the CPU kernels.
 
-    dtype: "bfloat16", "float32", "int8" or "int4". `group_len` (32 or 128; 0: 128 for int8, 32 for
-    int4) k of a row share a scale. The memory is taken at once, in huge pages where the system allows;
+    dtype: "bfloat16", "float32", "int8", "int4" or "int4_affine". `group_len` (32 or 128; 0: 128 for int8,
+    32 for int4) k of a row share a scale. The memory is taken at once, in huge pages where the system allows;
     it is written by pack_rows.
     """
 
@@ -207,6 +207,20 @@ class PackedMatrix:
         """Store `weight` [n, in_features] (float32, bfloat16 or float16, any row stride) as the rows from
         `row_start` on, rounded to nearest. Rows may come in any order and may be packed again."""
 
+    def pack_codes(
+        self,
+        ctx: ExecutionContext,
+        row_start: int,
+        codes: Tensor,
+        scales: Tensor,
+        offsets: Tensor | None = None,
+    ) -> None:
+        """Store rows that are quantized already, exactly: uint8 `codes` [n, in_features] of which 128 (int8)
+        or 8 (int4) stands for 0, and `scales` [n, groups], float32 (int8) or float16 (int4). A weight of
+        int4_affine is scale * code + offset, both float32."""
+
+    column_order: list[int]
+    """The input column of each packed one; empty where they are in order. Quantised formats."""
     @property
     def out_features(self) -> int: ...
     @property

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engine.models.registry import spec_from_config
+from engine.models.spec import StoredFormat
 from engine.ops.linear import PackedMatrix
 from engine.runner.kv_cache import KVCache
 from engine.runner.memory import block_bytes, blocks_that_fit, weight_bytes
@@ -42,3 +43,16 @@ def test_weight_bytes_are_those_of_packed_matrices(dtype):
     matrix = PackedMatrix(320, 512, dtype)
     spec = dataclasses.replace(SPEC, num_layers=0, vocab_size=320, hidden_size=512, tie_word_embeddings=True)
     assert weight_bytes(spec, dtype) == matrix.num_bytes
+
+
+def test_matrices_in_few_bits_count_as_they_are():
+    formats = {"int8": StoredFormat("int8", 32), "int4": StoredFormat("int4", 128)}
+    formats["int4_affine"] = StoredFormat("int4_affine", 32)
+    names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    rows = (256, 128, 128, 256, 512, 512, 512)
+    for stored in formats.values():
+        matrices = [PackedMatrix(count, 256, stored.dtype, stored.group_len) for count in rows]
+        spec = dataclasses.replace(SPEC, stored={f"model.layers.0.x.{name}": stored for name in names})
+        plain = 2 * 256 * sum(rows)
+        expected = weight_bytes(SPEC, "bfloat16") - plain + sum(matrix.num_bytes for matrix in matrices)
+        assert weight_bytes(spec, "bfloat16") == expected

@@ -26,24 +26,28 @@ ENGINE_INLINE void read_quantized(const EmbeddingArgs& args, int64_t panel, int6
   const uint8_t* group =
       static_cast<const uint8_t*>(args.weight) + panel * panel_bytes(layout, args.in_features);
   const bool is_int8 = args.format == WeightFormat::kInt8;
+  const bool is_affine = args.format == WeightFormat::kInt4Affine;
   for (int64_t begin = 0; begin < args.in_features; begin += args.group_len) {
     const int64_t left = args.in_features - begin;
     const int64_t count = left < args.group_len ? left : args.group_len;
     float scales[16];
-    if (is_int8) {
-      __builtin_memcpy(scales, group + column * 4, sizeof(float));
-    } else {
+    float offset = 0;
+    if (args.format == WeightFormat::kInt4) {
       store(scales, load_fp16(reinterpret_cast<const uint16_t*>(group) + column / 16 * 16));
       scales[0] = scales[column % 16];
+    } else {
+      __builtin_memcpy(scales, group + column * 4, sizeof(float));
+      if (is_affine) __builtin_memcpy(&offset, group + (kPanelColumns + column) * 4, sizeof(float));
     }
     const uint8_t* step = group + layout.scale_bytes + column * 4;
     for (int64_t i = 0; i < count; ++i) {
       const uint8_t* four = step + i / kWeightStep * layout.step_bytes;
       const bool is_second = i % kWeightStep >= 4;
-      const int code =
-          is_int8 ? four[(is_second ? 128 : 0) + i % 4] - 128 : (four[i % 4] >> (is_second ? 4 : 0) & 15) - 8;
-      const float weight = static_cast<float>(code) * scales[0];
-      out[begin + i] = args.column_scales == nullptr ? weight : weight * args.column_scales[begin + i];
+      const int code = is_int8 ? four[(is_second ? 128 : 0) + i % 4] : four[i % 4] >> (is_second ? 4 : 0) & 15;
+      const float weight = is_affine ? static_cast<float>(code) * scales[0] + offset
+                                     : static_cast<float>(code - zero_code(args.format)) * scales[0];
+      const int64_t k = args.column_order == nullptr ? begin + i : args.column_order[begin + i];
+      out[k] = args.column_scales == nullptr ? weight : weight * args.column_scales[k];
     }
     group += panel_bytes(layout, args.group_len);
   }

@@ -24,7 +24,7 @@ constexpr int64_t kPrefetchBytes = 4096;
 
 struct Int8Weights {
   static constexpr WeightFormat kFormat = WeightFormat::kInt8;
-  static constexpr int32_t kZero = 128;
+  static constexpr bool kIsAffine = false;
   // Four k of 16 columns, then the next four of the same columns.
   ENGINE_INLINE void load_step(const uint8_t* p, int vec, Bytes64& first, Bytes64& second) {
     first = load_bytes(p + vec * 64);
@@ -37,7 +37,7 @@ struct Int8Weights {
 
 struct Int4Weights {
   static constexpr WeightFormat kFormat = WeightFormat::kInt4;
-  static constexpr int32_t kZero = 8;
+  static constexpr bool kIsAffine = false;
   ENGINE_INLINE void load_step(const uint8_t* p, int vec, Bytes64& first, Bytes64& second) {
     const Bytes64 both = load_bytes(p + vec * 64);
     first = low_nibbles(both);
@@ -45,6 +45,17 @@ struct Int4Weights {
   }
   ENGINE_INLINE Vec16 load_scales(const uint8_t* p, int vec) {
     return load_fp16(reinterpret_cast<const uint16_t*>(p) + vec * 16);
+  }
+};
+
+struct Int4AffineWeights : Int4Weights {
+  static constexpr WeightFormat kFormat = WeightFormat::kInt4Affine;
+  static constexpr bool kIsAffine = true;
+  ENGINE_INLINE Vec16 load_scales(const uint8_t* p, int vec) {
+    return load(reinterpret_cast<const float*>(p) + vec * 16);
+  }
+  ENGINE_INLINE Vec16 load_offsets(const uint8_t* p, int vec) {
+    return load(reinterpret_cast<const float*>(p) + kPanelColumns + vec * 16);
   }
 };
 
@@ -82,7 +93,7 @@ void run_vectors(const Tile& tile) {
     for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 2
       for (int vec = 0; vec < kVecs; ++vec) {
-        dots[row][vec] = all_sums(tile.offsets[row * tile.offsets_stride + group]);
+        dots[row][vec] = all_sums(Weights::kIsAffine ? 0 : tile.offsets[row * tile.offsets_stride + group]);
       }
     }
     const int64_t left = tile.num_k - k;
@@ -123,6 +134,14 @@ void run_vectors(const Tile& tile) {
 #pragma GCC unroll 2
       for (int vec = 0; vec < kVecs; ++vec) {
         sums[row][vec] = fma(to_float(dots[row][vec]), mul(weight_scale[vec], scale), sums[row][vec]);
+      }
+      if constexpr (Weights::kIsAffine) {
+        const int32_t code_sum = tile.offsets[row * tile.offsets_stride + group];
+        const Vec16 input_sum = mul(set1(static_cast<float>(code_sum)), scale);
+#pragma GCC unroll 2
+        for (int vec = 0; vec < kVecs; ++vec) {
+          sums[row][vec] = fma(input_sum, Weights::load_offsets(scales, kFirst + vec), sums[row][vec]);
+        }
       }
     }
   }
@@ -171,8 +190,13 @@ ENGINE_INLINE void add_outlier(const Tile& tile, int64_t k, float x, float* sums
     Bytes64 first, second;
     Weights::load_step(group + tile.layout.scale_bytes + step * tile.layout.step_bytes, vec, first, second);
     const Sums16 codes = byte_of(k % kWeightStep < 4 ? first : second, static_cast<int>(k % 4));
-    const Vec16 weight =
-        mul(sub(to_float(codes), set1(float{Weights::kZero})), Weights::load_scales(group, vec));
+    Vec16 weight;
+    if constexpr (Weights::kIsAffine) {
+      weight = fma(to_float(codes), Weights::load_scales(group, vec), Weights::load_offsets(group, vec));
+    } else {
+      const Vec16 zero_codes = set1(static_cast<float>(zero_code(Weights::kFormat)));
+      weight = mul(sub(to_float(codes), zero_codes), Weights::load_scales(group, vec));
+    }
     store(sums + vec * 16, fma(set1(x), weight, load(sums + vec * 16)));
   }
 }
@@ -246,10 +270,11 @@ void quantized_linear(const QuantizedLinearArgs& args, int64_t begin, int64_t en
     const int64_t first_row = item / num_panels * args.rows_per_block;
     const int64_t left = args.num_rows - first_row;
     const int64_t num_rows = left < args.rows_per_block ? left : args.rows_per_block;
-    if (args.format == WeightFormat::kInt8) {
-      run_panel<Int8Weights>(args, item % num_panels, first_row, num_rows);
-    } else {
-      run_panel<Int4Weights>(args, item % num_panels, first_row, num_rows);
+    const int64_t panel = item % num_panels;
+    switch (args.format) {
+      case WeightFormat::kInt8: run_panel<Int8Weights>(args, panel, first_row, num_rows); break;
+      case WeightFormat::kInt4: run_panel<Int4Weights>(args, panel, first_row, num_rows); break;
+      default: run_panel<Int4AffineWeights>(args, panel, first_row, num_rows);
     }
   }
 }

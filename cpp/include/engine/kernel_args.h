@@ -212,7 +212,7 @@ struct PagedAttentionArgs {
 };
 
 // How a packed matrix stores its weights; see cpu/packed_matrix.h.
-enum class WeightFormat : uint8_t { kFloat32, kBFloat16, kInt8, kInt4 };
+enum class WeightFormat : uint8_t { kFloat32, kBFloat16, kInt8, kInt4, kInt4Affine };
 
 static constexpr bool is_quantized(WeightFormat format) { return format >= WeightFormat::kInt8; }
 
@@ -242,6 +242,7 @@ inline constexpr int64_t kQuantizedRows = 96;
 // weights in steps of 8 k, the last step padded. Codes are unsigned: weight 0 is 128 (int8) or 8 (int4).
 // int8: scales fp32; of a step the first four k of columns 0 to 31, four bytes a column, then the others.
 // int4: scales fp16; a column's four bytes hold the first four k in the low half, the others in the high.
+// int4 affine: as int4, but scales fp32 and after them 32 offsets fp32: a weight is scale * code + offset.
 struct PanelLayout {
   int64_t group_len;
   int64_t scale_bytes;  // of one group, all columns
@@ -251,7 +252,13 @@ struct PanelLayout {
 // (Static, because code shared between instruction sets must not be linked.)
 static constexpr PanelLayout panel_layout(WeightFormat format, int64_t group_len) {
   const bool is_int8 = format == WeightFormat::kInt8;
-  return {group_len, kPanelColumns * (is_int8 ? 4 : 2), kPanelColumns * kWeightStep / (is_int8 ? 1 : 2)};
+  const int64_t column_bytes = is_int8 ? 4 : format == WeightFormat::kInt4 ? 2 : 8;
+  return {group_len, kPanelColumns * column_bytes, kPanelColumns * kWeightStep / (is_int8 ? 1 : 2)};
+}
+
+// The code of weight 0. Affine weights have none: -1 makes of QuantizedRows' offsets the sums of the codes.
+static constexpr int32_t zero_code(WeightFormat format) {
+  return format == WeightFormat::kInt8 ? 128 : format == WeightFormat::kInt4 ? 8 : -1;
 }
 
 // What `num_k` k of a panel take.
@@ -265,7 +272,7 @@ static constexpr int64_t panel_bytes(const PanelLayout& layout, int64_t num_k) {
 struct QuantizedRows {
   int8_t* codes;       // [T, padded K]
   float* scales;       // [T, padded K / 128]
-  int32_t* offsets;    // [T, padded K / group_len]: minus the weights' code of 0 times the sum of the codes
+  int32_t* offsets;    // [T, padded K / group_len]: minus weight_zero times the sum of the codes
   uint64_t* outliers;  // [T, outlier_words], bit k % 64; whole chains of kQuantizedChain
   int64_t padded_k, outlier_words;
 };
@@ -278,7 +285,7 @@ struct QuantizeRowsArgs {
   int64_t x_stride;
   int64_t in_features;
   int64_t group_len;    // of the weights: 32 or 128
-  int32_t weight_zero;  // the code of weight 0
+  int32_t weight_zero;  // see zero_code
 };
 
 // Work item: as LinearArgs.
@@ -298,10 +305,11 @@ struct QuantizedLinearArgs {
 
 // Work item: one token.
 struct EmbeddingArgs {
-  const int32_t* token_ids;    // [T], each in [0, V)
-  const void* weight;          // panels
-  const float* column_scales;  // [K], what the stored weights are multiplied with, or null
-  float* out;                  // [T, K]
+  const int32_t* token_ids;     // [T], each in [0, V)
+  const void* weight;           // panels
+  const float* column_scales;   // [K], what the stored weights are multiplied with, or null
+  const int32_t* column_order;  // [K], where each stored column belongs, or null
+  float* out;                   // [T, K]
   int64_t out_stride;
   int64_t in_features;  // K
   int64_t group_len;

@@ -94,7 +94,8 @@ ADAPTERS, OTHER = "Adapters", "Other"
 
 FLAGS: tuple[Flag, ...] = (
     Flag(
-        "--model-path", Kind.TEXT, MODEL, "Directory of a checkpoint, or its id on the Hugging Face hub.",
+        "--model-path", Kind.TEXT, MODEL,
+        "Directory of a checkpoint, a GGUF file, or an id on the Hugging Face hub.",
         EngineConfig, unset="the bundled model", alias="--model",
     ),
     Flag(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import engine
 from engine.errors import ConfigError
+from engine.gguf_file import is_gguf
 
 BUNDLED_NAME = "engine-demo"
 BUNDLED_POOLING = "mean"
@@ -25,24 +26,28 @@ def bundled_adapters() -> dict[str, Path]:
 
 
 def check_model_path(model_path: str) -> Path | None:
-    """The directory that `model_path` names, or None if it can only be a hub id; fetches nothing.
+    """The directory or GGUF file that `model_path` names, None if it can only be a hub id; fetches nothing.
 
     Raises: `ConfigError` if it is neither.
     """
     directory = Path(model_path).expanduser()
     if directory.is_dir():
         if not (directory / "config.json").is_file():
+            if found := next(directory.glob("*.gguf"), None):
+                raise ConfigError(f"{model_path} has no config.json; of GGUF give the file: {found}")
             raise ConfigError(f"{model_path} is no checkpoint: it has no config.json")
         return directory.resolve()
     if directory.exists():
-        raise ConfigError(f"{model_path} is a file; --model-path takes a directory or a hub id")
+        if is_gguf(directory):
+            return directory.resolve()
+        raise ConfigError(f"{model_path} is a file; --model-path takes a directory, a GGUF file or a hub id")
     if not _HUB_ID.fullmatch(model_path):
         raise ConfigError(f"no such model directory: {model_path}")
     return None
 
 
 def locate_model(model_path: str) -> Path:
-    """Directory of the checkpoint that `model_path` names.
+    """Directory, or GGUF file, of the checkpoint that `model_path` names.
 
     Effects: downloads what a hub id names and the local cache lacks.
     Raises: `ConfigError` with the reason.

@@ -60,7 +60,7 @@ class AsyncEngine:
         if isinstance(self.client, ProcessClient):
             self.client.attach()
         try:
-            self.tokenizer = await asyncio.to_thread(Tokenizer.from_directory, self._tokenizer_path)
+            self.tokenizer = await asyncio.to_thread(Tokenizer.from_checkpoint, self._tokenizer_path)
             self._template = ChatTemplate.from_tokenizer(self.tokenizer)
             if isinstance(self.client, ProcessClient):
                 await self.client.wait_ready()

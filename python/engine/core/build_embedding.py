@@ -16,7 +16,7 @@ from engine.core.step_board import StepBoard
 from engine.errors import ConfigError
 from engine.models.embedding_spec import EmbeddingSpec, is_embedding_checkpoint, read_embedding_spec
 from engine.models.encoder_registry import is_encoder, read_encoder_spec
-from engine.models.hf_config import read_json
+from engine.models.hf_config import read_config
 from engine.models.registry import is_headless, read_spec
 from engine.runner.memory import DTYPE_BYTES, weight_bytes
 from engine.scheduling.settings import Places
@@ -32,7 +32,7 @@ CHUNK = 512
 
 def only_embeds(directory: str | Path) -> bool:
     """Whether a checkpoint was made for embedding and nothing else. Raises: `ConfigError`."""
-    config = read_json(Path(directory) / "config.json")
+    config = read_config(directory)
     return is_encoder(config) or is_headless(config) or is_embedding_checkpoint(Path(directory))
 
 
@@ -154,13 +154,13 @@ def load_embedder(
     }
     if config.quantization != "none":
         raise ConfigError(f"--quantization {config.quantization} is not supported for embedding models")
-    if is_encoder(read_json(path / "config.json")) and (spec := read_encoder_spec(path)).num_labels:
+    if is_encoder(read_config(path)) and (spec := read_encoder_spec(path)).num_labels:
         from engine.runner.cross_encoder import CrossEncoder
 
         max_len = config.context_length if config.embedding_model is None else None
         return CrossEncoder(spec, path, max_len=max_len, **common)
     embedding = _embedding_spec(config, directory)
-    if is_encoder(read_json(path / "config.json")):
+    if is_encoder(read_config(path)):
         from engine.runner.encoder_embedder import EncoderEmbedder
 
         return EncoderEmbedder(read_encoder_spec(path), embedding, path, **common)
@@ -180,7 +180,7 @@ def load_embedder(
 def embedding_bytes(config: EngineConfig, directory: str) -> int:
     """Memory of the weights of an embedding checkpoint, to the rounding. Raises: `ConfigError`."""
     dtype = _dtype(config, _checkpoint_dtype(directory))
-    if is_encoder(read_json(Path(directory) / "config.json")):
+    if is_encoder(read_config(directory)):
         return read_encoder_spec(directory).num_parameters * DTYPE_BYTES[dtype]
     return weight_bytes(read_spec(directory), dtype)
 
@@ -196,7 +196,7 @@ def _embedding_spec(config: EngineConfig, directory: str) -> EmbeddingSpec:
 
 
 def _checkpoint_dtype(directory: str) -> str:
-    if is_encoder(read_json(Path(directory) / "config.json")):
+    if is_encoder(read_config(directory)):
         return read_encoder_spec(directory).dtype
     return read_spec(directory).dtype
 

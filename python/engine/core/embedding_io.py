@@ -56,7 +56,7 @@ class EmbeddingIO:
         else:
             dimensions = config.matryoshka_dimensions
             spec = read_embedding_spec(directory, pooling=config.pooling, dimensions=dimensions)
-        tokenizer = main_tokenizer if config.embedding_model is None else Tokenizer.from_directory(directory)
+        tokenizer = main_tokenizer if config.embedding_model is None else Tokenizer.from_checkpoint(directory)
         if config.allow_auto_truncate:
             tokenizer = tokenizer.truncated(info.max_len)
         return cls(name=name, tokenizer=tokenizer, spec=spec, info=info, truncates=config.allow_auto_truncate)

@@ -61,7 +61,7 @@ class LLM:
 
     def __init__(self, model_path: str | None = None, **config: Any) -> None:
         engine_config = script_config(model_path, config)
-        self.tokenizer = Tokenizer.from_directory(engine_config.tokenizer_path or engine_config.model_path)
+        self.tokenizer = Tokenizer.from_checkpoint(engine_config.tokenizer_path or engine_config.model_path)
         self._template = ChatTemplate.from_tokenizer(self.tokenizer)
         self._core: EngineCore | None
         self._core, self.info = build_engine(engine_config)

@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     die_with_parent(int(argv[1]))
     settings = msgspec.json.decode(argv[2], type=HelperSettings)
     data = VocabularyData.from_tokenizer(
-        Tokenizer.from_directory(settings.tokenizer_path), settings.vocab_size
+        Tokenizer.from_checkpoint(settings.tokenizer_path), settings.vocab_size
     )
     with Connection(int(argv[0])) as connection:
         try:

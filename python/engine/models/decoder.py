@@ -69,10 +69,12 @@ class Decoder:
         self._final_norm = Norm("model.norm", spec.hidden_size, spec.norm_offset)
         self._next_norms = [*(layer.input_norm for layer in self._layers[1:]), self._final_norm]
         embedding = [("model.embed_tokens", spec.vocab_size)]
-        self._embedding = FusedLinear(ops, ctx, embedding, spec.hidden_size, stored)
+        size, in_few_bits = spec.hidden_size, spec.stored
+        self._embedding = FusedLinear(ops, ctx, embedding, size, stored, stored=in_few_bits)
         self._head = self._embedding
         if not spec.tie_word_embeddings:
-            self._head = FusedLinear(ops, ctx, [("lm_head", spec.vocab_size)], spec.hidden_size, stored)
+            head = [("lm_head", spec.vocab_size)]
+            self._head = FusedLinear(ops, ctx, head, size, stored, stored=in_few_bits)
         self._multiply = ops.silu_mul if spec.activation == "silu" else ops.gelu_mul
         self._rope_tables = {rope: rope_tables(rope, num_positions) for rope in set(spec.ropes) if rope}
         # Rounded as the embeddings are, which is how such models were trained.
@@ -215,7 +217,7 @@ class Decoder:
     def _linear(
         self, x: torch.Tensor, layer: FusedLinear, out: torch.Tensor, adapters: AdapterRows | None = None
     ) -> None:
-        self._ops.linear(self._ctx, x, layer.weight, layer.bias, out)
+        layer.multiply(x, out)
         if adapters is not None:
             self._add_lora(x, layer.site, out, adapters)
 

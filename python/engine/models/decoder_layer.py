@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -46,7 +47,8 @@ class DecoderLayer:
 
         self.window, self.rope = spec.windows[index], spec.ropes[index]
         self.input_norm = None if spec.norms == "after" else norm("input_layernorm")
-        self.qkv = FusedLinear(ops, ctx, qkv, hidden, dtype, has_bias=spec.qkv_bias)
+        linear = functools.partial(FusedLinear, ops, ctx, stored=spec.stored)
+        self.qkv = linear(qkv, hidden, dtype, has_bias=spec.qkv_bias)
         self.q_norm = self.k_norm = None
         if spec.qk_norm != "none":
             is_row = spec.qk_norm == "row"
@@ -54,7 +56,7 @@ class DecoderLayer:
             self.k_norm = norm("self_attn.k_norm", kv_heads if is_row else spec.head_dim)
         self.sinks = Sinks(f"{attention}.sinks", spec.num_heads) if spec.has_sinks else None
         output = [(f"{attention}.o_proj", hidden)]
-        self.output = FusedLinear(ops, ctx, output, heads, dtype, has_bias=spec.output_bias)
+        self.output = linear(output, heads, dtype, has_bias=spec.output_bias)
         self.attention_norm = self.mlp_norm = self.update_norm = None
         if spec.norms == "before":
             self.mlp_norm = norm("post_attention_layernorm")
@@ -65,12 +67,12 @@ class DecoderLayer:
             self.mlp_norm = norm("pre_feedforward_layernorm")
         if spec.experts is not None and spec.experts.layers[index]:
             module = f"{prefix}.{spec.experts.module_name}"
-            self.mlp = Experts(ops, ctx, spec.experts, hidden, module, dtype)
+            self.mlp = Experts(ops, ctx, spec.experts, hidden, module, dtype, spec.stored)
         else:
             down = [(f"{mlp}.down_proj", hidden)]
             self.mlp = Mlp(
-                FusedLinear(ops, ctx, gate_up, hidden, dtype, has_bias=spec.mlp_bias),
-                FusedLinear(ops, ctx, down, spec.intermediate_size, dtype, has_bias=spec.mlp_bias),
+                linear(gate_up, hidden, dtype, has_bias=spec.mlp_bias),
+                linear(down, spec.intermediate_size, dtype, has_bias=spec.mlp_bias),
             )
 
     def slots(self) -> NamedSlots:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ConfigError
-from engine.models.hf_config import flag, integer, read_json
+from engine.models.hf_config import flag, integer, read_config, read_json
 from engine.models.sentence_files import read_sentence_files
 
 POOLING_FLAGS = {
@@ -95,7 +95,7 @@ def read_embedding_spec(
         spec = EmbeddingSpec(pooling=(pooling,), is_normalized=True)
     elif pooling is not None:
         spec = dataclasses.replace(spec, pooling=(pooling,))
-    config = read_json(directory / "config.json")
+    config = read_config(directory)
     return dataclasses.replace(spec, **_dimensions(config, dimensions))
 
 

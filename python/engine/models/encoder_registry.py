@@ -10,7 +10,7 @@ from typing import Any
 from engine.errors import ConfigError
 from engine.models import bert, distilbert, modernbert, roberta
 from engine.models.encoder_spec import EncoderSpec, activation_of
-from engine.models.hf_config import MAX_LAYERS, dtype_of, integer, number, read_json
+from engine.models.hf_config import MAX_LAYERS, dtype_of, integer, number, read_config
 from engine.models.sentence_files import read_sentence_files
 
 Facts = Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -38,7 +38,7 @@ def is_encoder(config: Mapping[str, Any]) -> bool:
 
 def read_encoder_spec(directory: str | Path) -> EncoderSpec:
     """Raises: `ConfigError`, one line, when config.json is broken or asks for what is not supported."""
-    config = read_json(Path(directory) / "config.json")
+    config = read_config(directory)
     found = _split(config)
     if found is None:
         raise ConfigError(f"not an encoder; supported: {', '.join(FAMILIES)}")

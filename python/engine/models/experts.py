@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
 import torch
 
 from engine.models.layers import FusedLinear, NamedSlots
-from engine.models.spec import ExpertsSpec
+from engine.models.spec import ExpertsSpec, StoredFormat
 from engine.models.stacked_experts import stacked_slots
 
 
@@ -20,22 +22,30 @@ class Experts:
     """
 
     def __init__(
-        self, ops: ModuleType, ctx: Any, spec: ExpertsSpec, hidden_size: int, prefix: str, dtype: str
+        self,
+        ops: ModuleType,
+        ctx: Any,
+        spec: ExpertsSpec,
+        hidden_size: int,
+        prefix: str,
+        dtype: str,
+        stored: Mapping[str, StoredFormat],
     ) -> None:
         self._ops, self._ctx, self._spec = ops, ctx, spec
         # A rounded router would send rows elsewhere; beside the experts it is small.
         exact = dtype if dtype in ("bfloat16", "float32") else "float32"
         router = [(f"{prefix}.{spec.router_name}", spec.num_experts)]
-        self._router = FusedLinear(ops, ctx, router, hidden_size, exact, has_bias=spec.has_bias)
+        linear = functools.partial(FusedLinear, ops, ctx, has_bias=spec.has_bias, stored=stored)
+        self._router = linear(router, hidden_size, exact)
         self._prefix = f"{prefix}.experts"
         gate, up, down = spec.projection_names
         self._gate_up, self._down = [], []
         for expert in range(spec.num_experts):
-            name, inner, has_bias = f"{self._prefix}.{expert}", spec.intermediate_size, spec.has_bias
+            name, inner = f"{self._prefix}.{expert}", spec.intermediate_size
             parts = [(f"{name}.{gate}", inner), (f"{name}.{up}", inner)]
-            self._gate_up.append(FusedLinear(ops, ctx, parts, hidden_size, dtype, has_bias=has_bias))
+            self._gate_up.append(linear(parts, hidden_size, dtype))
             parts = [(f"{name}.{down}", hidden_size)]
-            self._down.append(FusedLinear(ops, ctx, parts, inner, dtype, has_bias=has_bias))
+            self._down.append(linear(parts, inner, dtype))
 
     def slots(self) -> NamedSlots:
         yield from self._router.slots()
@@ -68,7 +78,7 @@ class Experts:
     def _route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights float32 and ids int64 of each row's experts [T, num_chosen], best first."""
         scores = torch.empty(len(x), self._spec.num_experts)
-        self._ops.linear(self._ctx, x, self._router.weight, self._router.bias, scores)
+        self._router.multiply(x, scores)
         if self._spec.weighs_all:
             shares, expert_ids = scores.softmax(-1).topk(self._spec.num_chosen)
             return shares, expert_ids
@@ -80,9 +90,9 @@ class Experts:
         gate_up, down = self._gate_up[expert], self._down[expert]
         inner = torch.empty(len(rows), gate_up.out_features)
         product = torch.empty(len(rows), self._spec.intermediate_size)
-        self._ops.linear(self._ctx, rows, gate_up.weight, gate_up.bias, inner)
+        gate_up.multiply(rows, inner)
         if self._spec.swiglu is None:
             self._ops.silu_mul(self._ctx, inner, product)
         else:
             self._ops.clamped_swiglu(self._ctx, inner, *self._spec.swiglu, product)
-        self._ops.linear(self._ctx, product, down.weight, down.bias, rows)
+        down.multiply(product, rows)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.errors import ConfigError
+from engine.gguf_file import GGUFFile, is_gguf
+from engine.models.gguf_config import config_of
 from engine.models.spec import ModelSpec, RopeSpec
 
 ROPE_KINDS = ("default", "linear", "llama3", "yarn", "longrope")
@@ -43,6 +45,13 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"{path.name} in {path.parent} must hold a JSON object")
     return value
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The config.json of a checkpoint directory, or what a GGUF file says instead. Raises: `ConfigError`."""
+    if not is_gguf(path):
+        return read_json(Path(path) / "config.json")
+    return config_of(GGUFFile(path))
 
 
 def integer(

@@ -3,23 +3,63 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from types import ModuleType
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import torch
 
+from engine.models.coded_weight import CodedWeight
 from engine.models.lora_sites import Site
+from engine.models.spec import StoredFormat
 from engine.models.weights import Slot
 
 NamedSlots = Iterator[tuple[str, Slot]]
+NOTHING_STORED: Mapping[str, StoredFormat] = MappingProxyType({})
+
+
+class _Segment:
+    """Rows of a fused layer that one packed matrix holds: parts that are stored alike.
+
+    Plain int8 weights wait until all parts are there: how columns are scaled follows from the whole matrix.
+    """
+
+    def __init__(self, ctx: Any, matrix: Any, rows: slice, num_parts: int, is_balanced: bool) -> None:
+        self.matrix, self.rows = matrix, rows
+        self._ctx, self._num_parts, self._is_balanced = ctx, num_parts, is_balanced
+        self._waiting: dict[int, torch.Tensor] = {}
+
+    def store(self, first_row: int, weight: torch.Tensor | CodedWeight) -> None:
+        """A part, from a row of the matrix on."""
+        if isinstance(weight, CodedWeight):
+            self.matrix.pack_codes(self._ctx, first_row, weight.codes, weight.scales, weight.offsets)
+            if weight.column_order is not None:
+                self.matrix.column_order = weight.column_order.tolist()
+        elif self._is_balanced:
+            self._waiting[first_row] = weight
+            if len(self._waiting) == self._num_parts:
+                parts = [part for _, part in sorted(self._waiting.items())]
+                self._waiting.clear()
+                self.fill(parts)
+        else:
+            self.matrix.pack_rows(self._ctx, first_row, weight)
+
+    def fill(self, parts: Sequence[torch.Tensor]) -> None:
+        if self._is_balanced:
+            self.matrix.balance_columns(self._ctx, list(parts))
+        first_row = 0
+        for part in parts:
+            self.matrix.pack_rows(self._ctx, first_row, part)
+            first_row += len(part)
 
 
 class FusedLinear:
     """Projections of one input packed one under the other, so that one product serves them all.
 
-    `parts` are (checkpoint name without ".weight", rows) in order. The bias is float32. int8 weights wait
-    until all parts are there: how columns are scaled follows from the whole matrix.
+    `parts` are (checkpoint name without ".weight", rows) in order. The bias is float32. Parts that the
+    checkpoint stores in few bits (`stored`, by name) are kept so; only neighbours that are stored alike
+    share a product.
     """
 
     def __init__(
@@ -31,23 +71,55 @@ class FusedLinear:
         dtype: str,
         *,
         has_bias: bool = False,
+        stored: Mapping[str, StoredFormat] = NOTHING_STORED,
     ) -> None:
         self.out_features = sum(rows for _, rows in parts)
-        self.weight = ops.PackedMatrix(self.out_features, in_features, dtype)
         self.bias = torch.zeros(self.out_features) if has_bias else None
-        self._ctx = ctx
+        self._ops, self._ctx = ops, ctx
         self._parts = parts
         self.in_features = in_features
         self.site = -1
         """Its number for adapters; given by the model that they are for."""
-        self._is_balanced = dtype == "int8"
-        self._waiting: dict[int, torch.Tensor] = {}
+        self._segments = list(self._pack_alike(dtype, stored))
+
+    def _pack_alike(self, dtype: str, stored: Mapping[str, StoredFormat]) -> Iterator[_Segment]:
+        first_row = 0
+        for part_format, group in itertools.groupby(self._parts, key=lambda part: stored.get(part[0])):
+            is_alone = part_format is not None and part_format.has_order
+            group = list(group)
+            for parts in [[part] for part in group] if is_alone else [group]:
+                rows = sum(rows for _, rows in parts)
+                kind = (dtype,) if part_format is None else (part_format.dtype, part_format.group_len)
+                matrix = self._ops.PackedMatrix(rows, self.in_features, *kind)
+                is_balanced = part_format is None and dtype == "int8"
+                place = slice(first_row, first_row + rows)
+                yield _Segment(self._ctx, matrix, place, len(parts), is_balanced)
+                first_row += rows
+
+    @property
+    def weight(self) -> Any:
+        """The packed matrix of a layer that has only one, as all of one part have."""
+        (segment,) = self._segments
+        return segment.matrix
+
+    def multiply(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        """out = x weightᵀ + bias. Shapes: x float32 [T, in_features], out float32 [T, out_features]."""
+        if len(self._segments) == 1:
+            self._ops.linear(self._ctx, x, self._segments[0].matrix, self.bias, out)
+            return
+        for segment in self._segments:
+            bias = None if self.bias is None else self.bias[segment.rows]
+            self._ops.linear(self._ctx, x, segment.matrix, bias, out[:, segment.rows])
 
     def slots(self) -> NamedSlots:
         start = 0
+        segments = iter(self._segments)
+        segment = next(segments)
         for name, rows in self._parts:
-            store = functools.partial(self._store, start)
-            yield f"{name}.weight", Slot((rows, self.in_features), store, matrix=self.weight)
+            if start == segment.rows.stop:
+                segment = next(segments)
+            store = functools.partial(segment.store, start - segment.rows.start)
+            yield f"{name}.weight", Slot((rows, self.in_features), store, matrix=segment.matrix)
             if self.bias is not None:
                 yield f"{name}.bias", Slot((rows,), self.bias[start : start + rows].copy_, dummy="zeros")
             start += rows
@@ -56,24 +128,10 @@ class FusedLinear:
     def lora_site(self) -> Site:
         return Site.of(self.in_features, self._parts)
 
-    def _store(self, start: int, weight: torch.Tensor) -> None:
-        if not self._is_balanced:
-            self.weight.pack_rows(self._ctx, start, weight)
-            return
-        self._waiting[start] = weight
-        if len(self._waiting) == len(self._parts):
-            parts = [part for _, part in sorted(self._waiting.items())]
-            self._waiting.clear()
-            self.fill(parts)
-
     def fill(self, parts: Sequence[torch.Tensor]) -> None:
-        """Store the whole matrix, given in pieces of rows."""
-        if self._is_balanced:
-            self.weight.balance_columns(self._ctx, list(parts))
-        first_row = 0
-        for part in parts:
-            self.weight.pack_rows(self._ctx, first_row, part)
-            first_row += len(part)
+        """Store the whole matrix, given in pieces of rows. For layers of which nothing is in few bits."""
+        (segment,) = self._segments
+        segment.fill(parts)
 
 
 class Norm:

@@ -22,7 +22,7 @@ from engine.models.weights import Slot, checkpoint_files
 
 log = logging.getLogger(__name__)
 
-LAYOUT = 1
+LAYOUT = 2
 """Changes whenever the same weights are packed into other bytes."""
 
 ALIGNMENT = 4096
@@ -59,6 +59,7 @@ class PackedCache:
             with _opened(self._matrices, os.O_RDONLY) as fd:
                 for index, (offset, matrix) in enumerate(placed):
                     matrix.column_scales = small[_columns(index)].tolist()
+                    matrix.column_order = small[_order(index)].tolist()
                     if self._is_mapped:
                         matrix.map_file(fd, offset)
                     else:
@@ -114,6 +115,7 @@ class PackedCache:
                 for index, (offset, matrix) in enumerate(_placed(slots)):
                     matrix.write_file(ctx, fd, offset)
                     small[_columns(index)] = torch.tensor(matrix.column_scales)
+                    small[_order(index)] = torch.tensor(matrix.column_order, dtype=torch.int32)
             save_file(small, parts[1])
             for part, path in zip(parts, (self._matrices, self._small), strict=True):
                 part.replace(path)
@@ -127,7 +129,8 @@ def cache_key(
     spec: ModelSpec, model_path: str | Path, *, load_format: str, dtype: str, quantization: str
 ) -> str:
     """What the packed bytes depend on, as 32 hexadecimal digits."""
-    files = [] if load_format == "dummy" else checkpoint_files(Path(model_path))
+    path = Path(model_path)
+    files = [] if load_format == "dummy" else [path] if path.is_file() else checkpoint_files(path)
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     facts = [LAYOUT, load_format == "dummy", stats, repr(spec), dtype, quantization]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
@@ -136,6 +139,11 @@ def cache_key(
 def _columns(index: int) -> str:
     """Name of a matrix' column scales among the small tensors."""
     return f"columns.{index}"
+
+
+def _order(index: int) -> str:
+    """The same of its column order."""
+    return f"order.{index}"
 
 
 def _placed(slots: Mapping[str, Slot]) -> list[tuple[int, Any]]:

@@ -8,8 +8,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from engine.errors import ConfigError
+from engine.errors import CheckpointError, ConfigError
+from engine.gguf_file import GGUFFile, is_gguf
 from engine.models import gemma, gpt_oss, granite, llama, mistral, mixtral, olmo, phi, qwen, smollm
+from engine.models.gguf_config import as_gguf_error, config_of
+from engine.models.gguf_names import gguf_formats
 from engine.models.hf_config import FamilyDefaults, check_supported, read_facts, read_json
 from engine.models.spec import ModelSpec
 
@@ -56,11 +59,14 @@ def is_headless(config: Mapping[str, Any]) -> bool:
 
 
 def read_spec(directory: str | Path) -> ModelSpec:
-    """The facts of a checkpoint, from its config.json and, if there is one, generation_config.json.
+    """The facts of a checkpoint, from its config.json and, if there is one, generation_config.json; those of
+    a GGUF file from its metadata.
 
     Raises: `ConfigError`, one line, when a file is missing or broken, or when the architecture or
     one of its features is not supported.
     """
+    if is_gguf(directory):
+        return _read_gguf_spec(GGUFFile(directory))
     directory = Path(directory)
     if not directory.is_dir():
         raise ConfigError(f"no such model directory: {directory}")
@@ -68,6 +74,16 @@ def read_spec(directory: str | Path) -> ModelSpec:
     generation_path = directory / "generation_config.json"
     generation = read_json(generation_path) if generation_path.exists() else {}
     return spec_from_config(config, generation)
+
+
+def _read_gguf_spec(file: GGUFFile) -> ModelSpec:
+    try:
+        spec = spec_from_config(config_of(file))
+    except CheckpointError:
+        raise
+    except ConfigError as error:
+        raise as_gguf_error(file, error) from None
+    return dataclasses.replace(spec, stored=gguf_formats(file))
 
 
 def spec_from_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelSpec:

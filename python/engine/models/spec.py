@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,19 @@ class ExpertsSpec:
     """Alpha and limit of `ops.clamped_swiglu`; None for silu."""
 
 
+@dataclasses.dataclass(frozen=True)
+class StoredFormat:
+    """How a checkpoint stores a matrix in few bits: packed as it is, whatever the other matrices become.
+
+    `dtype` and `group_len` are those of a packed matrix. `has_order`: its columns are grouped in an order of
+    their own, which no other matrix need share.
+    """
+
+    dtype: str
+    group_len: int
+    has_order: bool = False
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """A decoder-only transformer in numbers and flags.
@@ -103,6 +117,8 @@ class ModelSpec:
     """Whether each query head has a learned score that takes part in the softmax and adds no value."""
     has_fused_projections: bool = False
     """Whether the checkpoint stores q, k and v as one tensor, and gate and up as one."""
+    stored: Mapping[str, StoredFormat] = dataclasses.field(default_factory=dict)
+    """Matrices that the checkpoint holds in few bits, by name without ".weight"."""
 
     @property
     def qkv_size(self) -> int:
@@ -121,3 +137,27 @@ class ModelSpec:
             mlps += num_sparse * experts.num_experts * (3 * experts.intermediate_size + 1) * self.hidden_size
         embeddings = (1 if self.tie_word_embeddings else 2) * self.vocab_size * self.hidden_size
         return self.num_layers * attention + mlps + embeddings
+
+
+def num_elements(spec: ModelSpec, name: str) -> int:
+    """Of the matrix of a layer, by its name without ".weight"; 0 for a name that is none's."""
+    kind = name.rpartition(".")[2]
+    inner, heads = spec.intermediate_size, spec.num_heads * spec.head_dim
+    if spec.experts is not None and ".experts." in name:
+        inner = spec.experts.intermediate_size
+        kinds = ("gate_proj", "up_proj", "down_proj")
+        kind = dict(zip(spec.experts.projection_names, kinds, strict=True)).get(kind, kind)
+    rows = {
+        "q_proj": heads,
+        "k_proj": spec.num_kv_heads * spec.head_dim,
+        "v_proj": spec.num_kv_heads * spec.head_dim,
+        "o_proj": heads,
+        "qkv_proj": spec.qkv_size,
+        "gate_proj": inner,
+        "up_proj": inner,
+        "down_proj": inner,
+        "gate_up_proj": 2 * inner,
+        "embed_tokens": spec.vocab_size,
+        "lm_head": spec.vocab_size,
+    }
+    return rows.get(kind, 0) * spec.hidden_size

@@ -61,7 +61,7 @@ def load_checkpoint(
     headers = [_read_header(path) for path in shards]
     _check_names(headers, shards, slots, is_ignored)
     total = sum(math.prod(slot.shape) for slot in slots.values())
-    with _progress_bar(total, progress) as advance:
+    with progress_bar(total, progress) as advance:
         for path, header in zip(shards, headers, strict=True):
             for names in _batches([name for name in header if name in slots], slots):
                 with _open(path) as file:
@@ -104,7 +104,7 @@ def load_dummy(slots: Mapping[str, Slot], *, seed: int = 0, progress: Progress |
     generator = torch.Generator().manual_seed(seed)
     pool = torch.randn(DUMMY_POOL, generator=generator).mul_(DUMMY_SCALE).bfloat16()
     offset = 0
-    with _progress_bar(sum(math.prod(slot.shape) for slot in slots.values()), progress) as advance:
+    with progress_bar(sum(math.prod(slot.shape) for slot in slots.values()), progress) as advance:
         for slot in slots.values():
             count = math.prod(slot.shape)
             if slot.dummy == "normal":
@@ -208,7 +208,7 @@ def _read_tensor(file: safe_open, path: Path, name: str) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def _progress_bar(total: int, progress: Progress | None) -> Iterator[Callable[[int], None]]:
+def progress_bar(total: int, progress: Progress | None) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal's stderr; `progress` is told the fraction each time it has grown by a hundredth."""
     stage = "loading weights"
     done, told = 0, 0.0

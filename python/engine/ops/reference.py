@@ -31,6 +31,7 @@ class PackedMatrix:
         stored = torch.float32 if self.is_quantized else getattr(torch, dtype)
         self.weight = torch.zeros(out_features, in_features, dtype=stored)
         self.column_scales = torch.ones(in_features)
+        self.column_order: list[int] = []
 
     def balance_columns(self, ctx, parts: list[torch.Tensor]) -> None:
         self.column_scales = reference_quantized.column_scales(parts)
@@ -41,8 +42,16 @@ class PackedMatrix:
             weight = reference_quantized.quantize_weights(weight, self.dtype, self._group_len)
         self.weight[row_start : row_start + weight.shape[0]] = weight.to(self.weight.dtype)
 
+    def pack_codes(
+        self, ctx, row_start: int, codes: torch.Tensor, scales: torch.Tensor, offsets=None
+    ) -> None:
+        weight = reference_quantized.dequantize(codes, scales, offsets, self.dtype, self._group_len)
+        self.weight[row_start : row_start + weight.shape[0]] = weight
+
 
 def linear(ctx, x: torch.Tensor, weight: PackedMatrix, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+    if weight.column_order:
+        x = x[:, weight.column_order]
     if weight.is_quantized:
         x = reference_quantized.quantize_activations(x.float() * weight.column_scales)
     product = x.double() @ weight.weight.double().T
@@ -50,7 +59,10 @@ def linear(ctx, x: torch.Tensor, weight: PackedMatrix, bias: torch.Tensor | None
 
 
 def embedding(ctx, token_ids: torch.Tensor, weight: PackedMatrix, out: torch.Tensor) -> None:
-    out.copy_(weight.weight[token_ids.long()] * weight.column_scales)
+    rows = weight.weight[token_ids.long()] * weight.column_scales
+    if weight.column_order:
+        rows = rows[:, torch.tensor(weight.column_order).argsort()]
+    out.copy_(rows)
 
 
 class LoraAdapter:

@@ -10,7 +10,8 @@ import torch
 ACTIVATION_GROUP = 128
 OUTLIER_RATIO = 16.0
 LARGE_COLUMN = 4.0
-GROUP_LEN = {"int8": 128, "int4": 32}
+GROUP_LEN = {"int8": 128, "int4": 32, "int4_affine": 32}
+ZERO_CODE = {"int8": 128, "int4": 8}
 
 
 def quantize_weights(weight: torch.Tensor, dtype: str, group_len: int) -> torch.Tensor:
@@ -43,6 +44,17 @@ def column_scales(parts: list[torch.Tensor]) -> torch.Tensor:
     ratio = magnitudes / magnitudes.sort().values[len(magnitudes) // 2]
     scales = torch.where(ratio > LARGE_COLUMN, ratio.log2().round().exp2(), torch.ones_like(ratio))
     return scales.float()
+
+
+def dequantize(
+    codes: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor | None, dtype: str, group_len: int
+) -> torch.Tensor:
+    """float32 [N, K] of codes uint8 [N, K], and scales and offsets [N, groups]: scale * (code - the code of
+    zero), or of affine weights scale * code + offset, rounded after each operation."""
+    groups = _groups(codes.float(), group_len)
+    scales = scales.float()[..., None]
+    weight = (groups - ZERO_CODE[dtype]) * scales if offsets is None else groups * scales + offsets[..., None]
+    return _rows(weight, codes.shape[1])
 
 
 def _groups(values: torch.Tensor, group_len: int) -> torch.Tensor:

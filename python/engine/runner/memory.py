@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from engine.models.spec import ModelSpec
+from engine.models.spec import ModelSpec, num_elements
 
 DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
 WEIGHT_BYTES = {**DTYPE_BYTES, "int8": 1 + 4 / 128, "int4": 1 / 2 + 2 / 32}
 """Per weight, with its share of the scales."""
+CODE_BYTES = {"int8": 1.0, "int4": 0.5, "int4_affine": 0.5}
+SCALE_BYTES = {"int8": 4, "int4": 2, "int4_affine": 8}
 
 
 def block_bytes(spec: ModelSpec, block_size: int, dtype: str) -> int:
@@ -20,5 +22,10 @@ def blocks_that_fit(spec: ModelSpec, block_size: int, dtype: str, budget_bytes: 
 
 
 def weight_bytes(spec: ModelSpec, dtype: str) -> int:
-    """All matrices at `dtype`, or int8 or int4; norms and biases are within the rounding."""
-    return round(spec.num_parameters * WEIGHT_BYTES[dtype])
+    """All matrices at `dtype`, or int8 or int4, but for those that the checkpoint has in few bits; norms and
+    biases are within the rounding."""
+    total = spec.num_parameters * WEIGHT_BYTES[dtype]
+    for name, stored in spec.stored.items():
+        own_bytes = CODE_BYTES[stored.dtype] + SCALE_BYTES[stored.dtype] / stored.group_len
+        total += num_elements(spec, name) * (own_bytes - WEIGHT_BYTES[dtype])
+    return round(total)

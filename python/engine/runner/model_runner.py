@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import torch
 
 from engine.adapters.lora import AdapterReader
+from engine.models.checkpoint import load_weights
 from engine.models.decoder import Decoder
 from engine.models.packed_cache import PackedCache, cache_key
 from engine.models.spec import ModelSpec
-from engine.models.weights import Progress, Slot, load_checkpoint, load_dummy
+from engine.models.weights import Progress, Slot, load_dummy
 from engine.runner.batch_inputs import BatchInputs
 from engine.runner.kv_cache import KVCache
 from engine.sampling.sampler import Sampler
@@ -58,6 +60,8 @@ class ModelRunner:
         ops = ops or _native_ops()
         max_draws = max_draws or max_rows
         self.context: Any = ops.ExecutionContext(num_threads=num_threads, isa=isa)
+        if load_format == "dummy":
+            spec = dataclasses.replace(spec, stored={})  # nothing comes in few bits
         self.spec = spec
         self._model = Decoder(
             spec,
@@ -105,7 +109,8 @@ class ModelRunner:
         if load_format == "dummy":
             load_dummy(slots, progress=progress)
         else:
-            load_checkpoint(model_path, slots, is_ignored=self._model.is_ignored, progress=progress)
+            ignored = self._model.is_ignored
+            load_weights(model_path, self.spec, slots, is_ignored=ignored, progress=progress)
 
     @property
     def model(self) -> Decoder:

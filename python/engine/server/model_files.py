@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from engine.errors import ConfigError, InvalidRequest
+from engine.models.hf_config import read_config
 from engine.sampling.params import SamplingParams
 from engine.text.chat_template import ChatTemplate
 from engine.text.formats.detect import AUTO, ModelFormats, choose_formats
@@ -55,8 +56,8 @@ class ModelFiles:
 
         Effects: reads files for some 100 ms. Raises: `ConfigError` naming what is missing.
         """
-        config = read_json(Path(directory) / "config.json")
-        tokenizer = Tokenizer.from_directory(directory)
+        config = read_config(directory)
+        tokenizer = Tokenizer.from_checkpoint(directory)
         text_config = config.get("text_config", config)
         if chat_template_file is None:
             chat_template = ChatTemplate.from_tokenizer(tokenizer)

@@ -12,6 +12,8 @@ from typing import Any
 import tokenizers
 
 from engine.errors import ConfigError, InvalidRequest
+from engine.gguf_file import GGUFFile, is_gguf
+from engine.text.gguf_tokenizer import end_token_ids, read_gguf_tokenizer
 from engine.text.token_decoding import Piece, TokenDecoding
 
 
@@ -50,6 +52,21 @@ class Tokenizer:
         self.add_bos_token: bool = bos_token_id is not None and self.encode("")[:1] == [bos_token_id]
         self._pieces: dict[int, Piece | None] = {}
         self._texts: dict[int, str | None] = {}
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path) -> Tokenizer:
+        """From a directory, or from the metadata of a GGUF file. Raises: `ConfigError`, one line."""
+        if not is_gguf(path):
+            return cls.from_directory(path)
+        file = GGUFFile(path)
+        parts = read_gguf_tokenizer(file)
+        return cls(
+            parts.backend,
+            special_tokens=parts.special_tokens,
+            bos_token_id=parts.bos_token_id,
+            eos_token_ids=end_token_ids(file),
+            chat_templates=parts.chat_templates,
+        )
 
     @classmethod
     def from_directory(cls, path: str | Path) -> Tokenizer:

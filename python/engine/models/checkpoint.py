@@ -1,0 +1,26 @@
+"""A checkpoint in any of its forms: a directory as Hugging Face saves it, or one GGUF file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from engine.gguf_file import GGUFFile, is_gguf
+from engine.models.gguf_weights import load_gguf
+from engine.models.spec import ModelSpec
+from engine.models.weights import Progress, Slot, load_checkpoint
+
+
+def load_weights(
+    path: str | Path,
+    spec: ModelSpec,
+    slots: Mapping[str, Slot],
+    *,
+    is_ignored: Callable[[str], bool] = lambda name: False,
+    progress: Progress | None = None,
+) -> None:
+    """Store every tensor of the checkpoint in its slot. Raises: `CheckpointError`, as the loaders."""
+    if is_gguf(path):
+        load_gguf(GGUFFile(path), spec, slots, progress=progress)
+    else:
+        load_checkpoint(path, slots, is_ignored=is_ignored, progress=progress)
