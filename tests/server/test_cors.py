@@ -72,7 +72,7 @@ def test_preflights_need_no_key_and_open_nothing_else(listed: Server) -> None:
     assert allowed_origin(response) == PAGE
     assert response.headers["access-control-allow-methods"] == "POST"
     assert response.headers["access-control-allow-headers"] == wanted
-    assert preflight(listed, "/v1/models/org/name").headers["access-control-allow-methods"] == "GET"
+    assert preflight(listed, "/v1/models/org/name").headers["access-control-allow-methods"] == "GET, HEAD"
     assert preflight(listed, "/flush_cache").headers["access-control-allow-methods"] == "GET, POST"
     assert preflight(listed, "/nowhere").status_code == 404
     assert listed.http.options("/v1/models").status_code == 401  # no question of a browser
@@ -92,7 +92,9 @@ def test_all_pages(model_dir: Path) -> None:
     with Server(model_dir, config=ServerConfig(allowed_origins=("*",))) as server:
         for origin in (PAGE, "null"):
             assert allowed_origin(server.get("/v1/models", headers={"origin": origin})) == "*"
-            assert preflight(server, "/v1/models", origin).headers["access-control-allow-methods"] == "GET"
+            assert (
+                preflight(server, "/v1/models", origin).headers["access-control-allow-methods"] == "GET, HEAD"
+            )
 
 
 def test_by_default_no_page_may(server: Server) -> None:

@@ -7,10 +7,9 @@ import pytest
 from engine.server.openapi import OPERATIONS
 from helpers.http_server import Server
 
-GET_PATHS = [operation.path for operation in OPERATIONS if operation.method == "get"]
-POST_PATHS = [operation.path for operation in OPERATIONS if operation.method == "post"]
-POST_ONLY = [path for path in POST_PATHS if path not in GET_PATHS]
-VARYING = {"/metrics", "/v1/loads", "/debug/state", "/flush_cache"}
+GET_PATHS = [o.path for o in OPERATIONS if o.method == "get" and o.path != "/flush_cache"]
+POST_ONLY = [o.path for o in OPERATIONS if o.method == "post" and o.path != "/flush_cache"]
+VARYING = {"/metrics", "/v1/loads", "/debug/state"}
 """Answers that differ from one to the next."""
 
 
@@ -24,6 +23,11 @@ def test_head_answers_as_get_without_a_body(server: Server, path: str) -> None:
     assert head.headers["content-type"] == get.headers["content-type"]
     if path not in VARYING:
         assert head.headers["content-length"] == get.headers["content-length"]
+
+
+def test_head_changes_nothing(server: Server) -> None:
+    """The one GET that does something is there for SGLang's clients."""
+    assert server.http.head("/flush_cache").status_code == 405
 
 
 def test_head_of_a_refusal_is_that_refusal_without_a_body(server: Server) -> None:
@@ -49,8 +53,13 @@ def test_other_methods_name_those_that_there_are(server: Server, path: str) -> N
         assert response.headers["allow"] == "POST"
         if method != "HEAD":
             assert response.json()["error"]["code"] == "method_not_allowed"
-    deletion = server.http.delete("/health")
-    assert set(deletion.headers["allow"].split(", ")) == {"GET", "HEAD"}
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models/default"])
+def test_routes_to_get_name_both_methods(server: Server, path: str) -> None:
+    refusal = server.http.delete(path)
+    assert refusal.status_code == 405
+    assert set(refusal.headers["allow"].split(", ")) == {"GET", "HEAD"}
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/default", "/health", "/version", "/v1/loads"])

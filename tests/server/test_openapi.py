@@ -75,7 +75,9 @@ def test_every_route_is_described_and_every_description_is_a_route(server: Serve
     routes = create_app(server.context).router.routes
     registered = {(endpoint_of(route), method.lower()) for route in routes for method in route.methods}
     heads = {(path, "get") for path, method in registered if method == "head"}
-    assert heads == {(path, method) for path, method in registered if method == "get"}
+    assert heads == {(path, method) for path, method in registered if method == "get"} - {
+        ("/flush_cache", "get")
+    }
     registered -= {(path, "head") for path, _ in heads}  # said once, for all of them
     described = {(path, method) for path, item in document()["paths"].items() for method in item}
     assert described == registered

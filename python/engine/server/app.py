@@ -58,7 +58,7 @@ ROUTES = (
 
 def create_app(context: ServerContext) -> Sanic:
     """The application of one server. Its name is not registered, so a process may have several."""
-    app = Sanic(
+    app = _App(
         "engine",
         configure_logging=False,
         env_prefix="",
@@ -102,15 +102,7 @@ def create_app(context: ServerContext) -> Sanic:
     for routes in ROUTES:
         routes.add_routes(app, context)
     origins.add_preflights(app)
-    _add_heads(app)
     return app
-
-
-def _add_heads(app: Sanic) -> None:
-    """Answer HEAD as GET; the framework leaves the body out."""
-    routes = [route for route in app.router.routes if "GET" in route.methods]
-    for i, route in enumerate(routes):
-        app.add_route(route.handler, "/" + route.path, methods=("HEAD",), name=f"head_{i}", ignore_body=True)
 
 
 def _framework_config(limits: Limits) -> dict[str, Any]:
@@ -127,6 +119,13 @@ def _framework_config(limits: Limits) -> dict[str, Any]:
         "REQUEST_MAX_SIZE": limits.body_bytes,
         "REQUEST_MAX_HEADER_SIZE": limits.header_bytes,
     }
+
+
+class _App(Sanic):
+    """Answers HEAD wherever it answers GET; the framework leaves the body out."""
+
+    def get(self, uri: str, **options: Any) -> Any:
+        return self.route(uri, methods=("GET", "HEAD"), **options)
 
 
 class _Request(Request):

@@ -85,6 +85,7 @@ class Operation:
         return {"description": "The answer.", "headers": headers, "content": content}
 
 
+_ABOUT = "GET routes but /flush_cache also answer HEAD. Unknown parameters of a query are ignored."
 _ID_CHARS = str.maketrans({"/": "_", "{": "", "}": "", ".": "_"})
 _EVENTS = "text/event-stream"
 _GENERATED = tuple(name for name in HEADERS if name != "x-request-id")
@@ -210,7 +211,7 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "engine",
             "version": engine.__version__,
-            "description": "Every GET route also answers HEAD. Unknown parameters of a query are ignored.",
+            "description": _ABOUT,
         },
         "paths": paths,
         "security": [{"key": []}, {}],
