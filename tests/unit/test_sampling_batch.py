@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
-from engine.sampling.batch import EXCLUDED, build_tensors
+from engine.sampling.batch import EXCLUDED, SamplingBatch
 from engine.sampling.params import SamplingParams
 from engine.scheduling.request import Request
 from engine.scheduling.step_plan import Draw
@@ -35,9 +37,13 @@ def make_request(prompt=(1, 2, 3), output=(), *, seed=0, choice=0, stop_ids=(), 
 
 
 def build(*requests: Request):
-    rows = len(requests)
-    draws = [Draw(request, request.num_known) for request in requests]
-    return build_tensors(draws, torch.zeros(rows, VOCAB), torch.zeros(rows, VOCAB), torch.zeros(rows, 2))
+    return step(SamplingBatch(requests, VOCAB))
+
+
+def step(batch: SamplingBatch):
+    rows = len(batch.requests)
+    draws = [Draw(request, request.num_known) for request in batch.requests]
+    return batch.tensors(draws, torch.zeros(rows, VOCAB), torch.zeros(rows, VOCAB), torch.zeros(rows, 2))
 
 
 def ragged(values: torch.Tensor, indptr: torch.Tensor) -> list[list]:
@@ -112,3 +118,24 @@ def test_without_anything_ragged():
 def test_a_huge_top_k_is_all_of_the_vocabulary():
     """It must not fail the step, which other requests share."""
     assert build(make_request(top_k=2**62), make_request(top_k=3)).top_k.tolist() == [VOCAB, 3]
+
+
+def test_what_changes_from_step_to_step_is_told_anew():
+    """Output grows, min_tokens is reached; everything else is the same as in a batch of its own."""
+    requests = [
+        make_request(min_tokens=1, stop_ids=(2,), logit_bias={3: 1.0}),
+        make_request(frequency_penalty=0.5, logprobs=1),
+        make_request(temperature=0.0),
+    ]
+    batch = SamplingBatch(requests, VOCAB)
+    for num_output, token_id in enumerate((5, 6, 7)):
+        kept, fresh = step(batch), build(*requests)
+        for field in dataclasses.fields(kept):
+            one, other = getattr(kept, field.name), getattr(fresh, field.name)
+            if isinstance(one, torch.Tensor) and field.name not in ("out_ids", "logits", "workspace", "seen"):
+                assert one.tolist() == other.tolist(), field.name
+        assert kept.positions.tolist() == [num_output] * 3
+        assert len(ragged(kept.bias_ids, kept.bias_indptr)[0]) == (1 if num_output else 2)
+        for request in requests:
+            request.token_ids[request.num_known] = token_id
+            request.num_known += 1

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.sampling.batch import build_tensors
+from engine.sampling.batch import SamplingBatch
 from engine.sampling.logprobs_mode import floored, reports_logits, reports_processed
 from engine.scheduling.step_plan import Draw, StepResult
 
@@ -24,6 +24,8 @@ class Sampler:
     ) -> None:
         self._ops, self._ctx, self._mode = ops, ctx, logprobs_mode
         self._workspace = torch.empty(max_rows, vocab_size)
+        self._batch: SamplingBatch | None = None
+        """That of the last step, for the next one."""
         self._seen = torch.empty(max_rows, -(-vocab_size // BITS_PER_WORD), dtype=torch.int32)
 
     def sample(
@@ -36,8 +38,11 @@ class Sampler:
         num_rows = len(draws)
         if num_rows == 0:
             return StepResult(np.empty(0, np.int32))
+        requests = [draw.request for draw in draws]
+        if self._batch is None or self._batch.requests != requests:
+            self._batch = SamplingBatch(requests, self._workspace.shape[1])
         workspace, seen = self._workspace[:num_rows], self._seen[:num_rows]
-        tensors = build_tensors(draws, logits, workspace, seen, bitmask)
+        tensors = self._batch.tensors(draws, logits, workspace, seen, bitmask)
         tensors.reports_processed = reports_processed(self._mode)
         tensors.reports_logits = reports_logits(self._mode)
         self._ops.sample(self._ctx, tensors)
