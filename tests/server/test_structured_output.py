@@ -394,6 +394,16 @@ def test_a_helper_that_is_killed_comes_back(server, client):
     assert response.json()["choices"][0]["message"]["content"] == "two"
 
 
+def test_an_idle_engine_starts_the_helper_before_it_is_needed():
+    with ServerProcess() as process:
+        process.wait_ready()
+        deadline = time.monotonic() + 30
+        while not helpers(process):
+            assert time.monotonic() < deadline, "no helper, and nobody has asked for anything"
+            time.sleep(0.05)
+        assert chat(process.sdk(), regex="ok").choices[0].message.content == "ok"
+
+
 def test_the_server_process_does_not_load_the_compiler(server):
     with open(f"/proc/{server.process.pid}/maps") as file:
         assert "xgrammar" not in file.read()

@@ -32,6 +32,10 @@ class ConstrainedRequests:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def warm_up(self) -> None:
+        """Start what compiles before somebody waits for it."""
+        self._compiler.warm_up()
+
     def find(self, request: GenerateRequest) -> CompiledGrammar | None:
         """The grammar of a constrained request; None when it has to wait for `take_ready`.
 

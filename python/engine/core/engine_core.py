@@ -114,6 +114,11 @@ class EngineCore:
         """Readable when there is work that no message brings: a constraint has been compiled."""
         return None if self._constrained is None else self._constrained.wake_fd
 
+    def warm_up(self) -> None:
+        """Prepare for what requests may ask for later, while there is nothing else to do."""
+        if self._constrained is not None:
+            self._constrained.warm_up()
+
     def wait(self) -> None:
         """Sleep until there is work, if a constraint is being compiled. For callers without a loop."""
         if not self.has_work and self._constrained is not None and len(self._constrained):

@@ -35,6 +35,8 @@ Build = Callable[[EngineConfig, Callable[[str, float], None], StepBoard], tuple[
 
 _READ_BYTES = 1 << 20
 _PROGRESS_INTERVAL_S = 0.1
+_WARM_UP_AFTER_S = 2.0
+"""An engine that is idle so long after its start prepares for constraints."""
 
 
 def main(argv: list[str]) -> int:
@@ -93,11 +95,15 @@ def serve(connection: socket.socket, core: EngineCore, board: StepBoard) -> floa
     poll.register(connection, select.POLLIN)
     if core.wake_fd is not None:
         poll.register(core.wake_fd, select.POLLIN)
+    warm_up_at_s: float | None = began_s + _WARM_UP_AFTER_S
     while True:
         board.turn()
         if not core.has_work:
             lay_down_s = time.monotonic()
-            poll.poll()
+            if warm_up_at_s is not None and lay_down_s >= warm_up_at_s:
+                core.warm_up()
+                warm_up_at_s = None
+            poll.poll(None if warm_up_at_s is None else 1e3 * (warm_up_at_s - lay_down_s))
             asleep_s += time.monotonic() - lay_down_s
         if any(fd == connection.fileno() for fd, _ in poll.poll(0)):
             data = connection.recv(_READ_BYTES)

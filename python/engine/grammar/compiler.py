@@ -87,14 +87,16 @@ class GrammarCompiler:
             self._cache.move_to_end(constraint.key)
         return grammar
 
+    def warm_up(self) -> None:
+        """Start the helper before it is needed: the first constraint would wait a second for it."""
+        self._started_worker().warm_up()
+
     def start(self, constraint: Constraint) -> None:
         """Begin to compile, unless somebody waits for the same already; answered by `take_results`."""
-        if self._worker is None:
-            self._worker = _Worker(self._command, self._settings, self._wake_writer)
-            self._worker.start()
+        worker = self._started_worker()
         self._num_waiting[constraint.key] = self._num_waiting.get(constraint.key, 0) + 1
         if self._num_waiting[constraint.key] == 1:
-            self._worker.submit(constraint)
+            worker.submit(constraint)
 
     def forget(self, constraint: Constraint) -> None:
         """One of those who called `start` is gone; when it was the last, the compilation ends."""
@@ -131,6 +133,12 @@ class GrammarCompiler:
         os.close(self._wake_reader)
         os.close(self._wake_writer)
 
+    def _started_worker(self) -> _Worker:
+        if self._worker is None:
+            self._worker = _Worker(self._command, self._settings, self._wake_writer)
+            self._worker.start()
+        return self._worker
+
     def _keep(self, key: Key, grammar: CompiledGrammar) -> None:
         self._cache[key] = grammar
         self._num_cached_bytes += grammar.num_bytes + len(key[1])
@@ -166,6 +174,9 @@ class _Worker(threading.Thread):
             super().start()
         finally:
             threading.stack_size(before)
+
+    def warm_up(self) -> None:
+        self._tell(None)
 
     def submit(self, constraint: Constraint) -> None:
         self._tell(constraint)
@@ -211,10 +222,11 @@ class _Worker(threading.Thread):
         return max(0.0, self._silent_since_s + limit_s - time.monotonic())
 
     def _take(self, message: Constraint | Key | None) -> None:
+        """A constraint to try, the key of one that nobody waits for any more, or None to warm up."""
         try:
+            if self._helper is None and not self._is_stopping and not isinstance(message, tuple):
+                self._start_helper()
             if isinstance(message, Constraint):
-                if self._helper is None:
-                    self._start_helper()
                 if not self._jobs:
                     self._silent_since_s = time.monotonic()
                 number = next(self._numbers)
