@@ -27,12 +27,12 @@ class Oracle:
     def install(self, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(drafts, "PromptLookup", lambda: self)
 
-    def guess(self, known: np.ndarray, most: int) -> np.ndarray:
+    def guess(self, known: np.ndarray, most: int) -> list[int]:
         begins = [text for text in self._texts if len(text) > len(known)]
         same = [text for text in begins if np.array_equal(text[: len(known)], known)]
         if not same or most <= 0:
-            return known[:0]
-        guess = self._draw.choice(same)[len(known) :][: self._draw.randint(1, most)].copy()
+            return []
+        guess = self._draw.choice(same)[len(known) :][: self._draw.randint(1, most)].tolist()
         for i in range(len(guess)):
             if self._draw.random() < self._error_rate:
                 guess[i] = self._draw.randrange(self._vocab_size)

@@ -88,7 +88,7 @@ def texts(llm: LLM, requests: list, served: list) -> list[list[int]]:
     ]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_both_ways_give_the_same_answers(engines, seed):
     plain, speculative = engines
     draw = random.Random(seed)
@@ -97,7 +97,7 @@ def test_both_ways_give_the_same_answers(engines, seed):
     assert answers(speculative, requests, n) == answers(plain, requests, n)
 
 
-@pytest.mark.parametrize("error_rate", [0.0, 0.1, 0.4])
+@pytest.mark.parametrize("error_rate", [0.0, 0.3])
 def test_guesses_right_and_wrong_at_every_place(engines, monkeypatch, error_rate):
     """What is guessed here reaches into forced text, stop strings, the end of thoughts and of answers."""
     plain, speculative = engines

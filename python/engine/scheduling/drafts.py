@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
-
 from engine.scheduling.counters import SchedulerCounters
 from engine.scheduling.prompt_lookup import PromptLookup
 from engine.scheduling.request import Request
@@ -41,8 +39,8 @@ class Drafts:
         left = min(budget, self._most)
         if left <= 0:
             return 0
-        guesses = [(row, self._guess(row.request)) for row in rows if row.samples and row.request.num_output]
-        guesses = sorted((pair for pair in guesses if len(pair[1])), key=lambda pair: len(pair[1]))
+        guesses = [(row, guess) for row in rows if row.samples and (guess := self._guess(row.request))]
+        guesses.sort(key=lambda pair: len(pair[1]))
         total = 0
         for index, (row, guess) in enumerate(guesses):
             share = (left - total) // (len(guesses) - index)
@@ -59,19 +57,20 @@ class Drafts:
             self._counters.accepted_tokens += row.num_accepted
             request.lookup.learn(row.num_drafts, row.num_accepted)
 
-    def _guess(self, request: Request) -> np.ndarray:
-        known = request.token_ids[: request.num_known]
-        if request.finish_reason is not None:
-            return known[:0]
+    def _guess(self, request: Request) -> list[int]:
+        num_known = request.num_known
+        if num_known == request.prompt_len or request.finish_reason is not None:
+            return []
         if request.lookup is None:
             request.lookup = PromptLookup()
-        guess = request.lookup.guess(known, min(MAX_DRAFTS, request.max_known - request.num_known - 1))
-        for index, token_id in enumerate(guess.tolist()):
+        most = min(MAX_DRAFTS, request.max_known - num_known - 1)
+        guess = request.lookup.guess(request.token_ids[:num_known], most)
+        for index, token_id in enumerate(guess):
             if token_id in request.stop_ids:
                 return guess[:index]
         return guess
 
-    def _put(self, row: StepRow, guess: np.ndarray, num_running: int) -> int:
+    def _put(self, row: StepRow, guess: list[int], num_running: int) -> int:
         request, begin = row.request, row.request.num_known
         end, room = begin + len(guess), request.num_blocks * self._block_size
         if end > room:

@@ -83,7 +83,9 @@ class StepPlan:
         draws = []
         for row in self.sampled_rows:
             end = row.start + row.num_tokens
-            draws += [Draw(row.request, known) for known in range(end - row.num_drafts, end + 1)]
+            if row.num_drafts:
+                draws += [Draw(row.request, known) for known in range(end - row.num_drafts, end)]
+            draws.append(Draw(row.request, end))
         return draws
 
     def accept(self, token_ids: np.ndarray) -> None:
