@@ -21,14 +21,15 @@ from engine.server.openapi_schemas import CONSTRAINTS
 from helpers.server_process import ServerProcess, write_llama
 
 CONTEXT_LENGTH, VOCAB_SIZE = 128, 257
-FIXED = settings(
-    max_examples=30,
+FEW = settings(
+    max_examples=12,
     derandomize=True,
     database=None,
     deadline=None,
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=list(HealthCheck),
 )
+MANY = settings(FEW, max_examples=100)
 
 # What a schema does not say: how one field depends on another or on the length of the prompt, and which
 # fields of other servers are refused; examples may have any field besides those that are described.
@@ -99,16 +100,34 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         assert " ERROR " not in process.log
 
 
-@GOOD.parametrize()
-@FIXED
-def test_what_is_described_is_answered_as_described(case: Case, server: ServerProcess) -> None:
+def check_good(case: Case, server: ServerProcess) -> None:
     response = case.call_and_validate(server.url, excluded_checks=[positive_data_acceptance], timeout=30)
     if response.status_code == 400:
         error = response.json()["error"]
         assert error["code"] in BEYOND_SCHEMAS or error["param"] in BEYOND_FIELDS, error["message"]
 
 
+@GOOD.parametrize()
+@FEW
+def test_what_is_described_is_answered_as_described(case: Case, server: ServerProcess) -> None:
+    check_good(case, server)
+
+
 @BAD.parametrize()
-@FIXED
+@FEW
 def test_what_is_not_described_is_refused(case: Case, server: ServerProcess) -> None:
+    case.call_and_validate(server.url, timeout=30)
+
+
+@pytest.mark.slow
+@GOOD.parametrize()
+@MANY
+def test_much_that_is_described(case: Case, server: ServerProcess) -> None:
+    check_good(case, server)
+
+
+@pytest.mark.slow
+@BAD.parametrize()
+@MANY
+def test_much_that_is_not_described(case: Case, server: ServerProcess) -> None:
     case.call_and_validate(server.url, timeout=30)
