@@ -72,6 +72,6 @@ def test_what_is_wrong_is_named(checkpoints):
     with pytest.raises(CheckpointError, match=f"{name} is F32, expected one of U8"):
         make_runner(mxfp4)
     config = json.loads((mxfp4 / "config.json").read_text())
-    (mxfp4 / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "awq"}}))
-    with pytest.raises(ConfigError, match="quantised checkpoints are not supported"):
+    (mxfp4 / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(ConfigError, match="quantised by .fp8. are not supported"):
         make_runner(mxfp4)

@@ -124,7 +124,10 @@ def test_broken_config_is_one_line(tmp_path, text):
     [
         ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel; supported: Gemma2ForCausalLM, Gemma3"),
         ({"architectures": None}, "none in config.json; supported: Gemma2ForCausalLM"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantised checkpoints"),
+        (
+            {"quantization_config": {"quant_method": "exl2"}},
+            "quantised by 'exl2' are not supported; supported: awq",
+        ),
         ({"hidden_act": "relu"}, "activation 'relu' is not supported; supported: silu"),
         (
             {"rope_scaling": {"type": "dynamic", "factor": 2.0}},

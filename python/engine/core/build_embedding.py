@@ -14,6 +14,7 @@ from engine.core.messages import EngineReady
 from engine.core.resolve import MAX_QUEUED_REQUESTS, MAX_RUNNING_REQUESTS, Machine
 from engine.core.step_board import StepBoard
 from engine.errors import ConfigError
+from engine.gguf_file import is_gguf
 from engine.models.embedding_spec import EmbeddingSpec, is_embedding_checkpoint, read_embedding_spec
 from engine.models.encoder_registry import is_encoder, read_encoder_spec
 from engine.models.hf_config import read_config
@@ -152,6 +153,8 @@ def load_embedder(
         "is_dummy": config.load_format == "dummy",
         "progress": progress,
     }
+    if is_gguf(path) or read_config(path).get("quantization_config"):
+        raise ConfigError(f"{path.name}: embedding models are read in full precision only")
     if config.quantization != "none":
         raise ConfigError(f"--quantization {config.quantization} is not supported for embedding models")
     if is_encoder(read_config(path)) and (spec := read_encoder_spec(path)).num_labels:

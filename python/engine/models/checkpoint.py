@@ -7,6 +7,9 @@ from pathlib import Path
 
 from engine.gguf_file import GGUFFile, is_gguf
 from engine.models.gguf_weights import load_gguf
+from engine.models.hf_config import read_config
+from engine.models.quantized_config import read_quantization
+from engine.models.quantized_weights import with_quantized
 from engine.models.spec import ModelSpec
 from engine.models.weights import Progress, Slot, load_checkpoint
 
@@ -22,5 +25,7 @@ def load_weights(
     """Store every tensor of the checkpoint in its slot. Raises: `CheckpointError`, as the loaders."""
     if is_gguf(path):
         load_gguf(GGUFFile(path), spec, slots, progress=progress)
-    else:
-        load_checkpoint(path, slots, is_ignored=is_ignored, progress=progress)
+        return
+    if spec.stored and (quantization := read_quantization(read_config(path))):
+        slots = with_quantized(slots, quantization, spec.stored)
+    load_checkpoint(path, slots, is_ignored=is_ignored, progress=progress)

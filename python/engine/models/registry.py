@@ -14,6 +14,7 @@ from engine.models import gemma, gpt_oss, granite, llama, mistral, mixtral, olmo
 from engine.models.gguf_config import as_gguf_error, config_of
 from engine.models.gguf_names import gguf_formats
 from engine.models.hf_config import FamilyDefaults, check_supported, read_facts, read_json
+from engine.models.quantized_config import SUPPORTED, is_supported, read_quantization, stored_formats
 from engine.models.spec import ModelSpec
 
 
@@ -73,7 +74,11 @@ def read_spec(directory: str | Path) -> ModelSpec:
     config = read_json(directory / "config.json")
     generation_path = directory / "generation_config.json"
     generation = read_json(generation_path) if generation_path.exists() else {}
-    return spec_from_config(config, generation)
+    spec = spec_from_config(config, generation)
+    quantization = read_quantization(config)
+    if quantization is None:
+        return spec
+    return dataclasses.replace(spec, stored=stored_formats(directory, quantization))
 
 
 def _read_gguf_spec(file: GGUFFile) -> ModelSpec:
@@ -100,7 +105,7 @@ def spec_from_config(config: Mapping[str, Any], generation: Mapping[str, Any] | 
 def architecture_of(config: Mapping[str, Any]) -> str:
     """The first supported name in `architectures`.
 
-    Raises: `ConfigError` that lists what is supported; also for quantised checkpoints.
+    Raises: `ConfigError` that lists what is supported; also for ways of quantising that are not known.
     """
     names = config.get("architectures")
     if not isinstance(names, list):
@@ -118,5 +123,7 @@ def _check_quantization(quantization: Any, supported: str | None) -> None:
     if quantization is None:
         return
     method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
-    if method is None or method != supported:
-        raise ConfigError("quantised checkpoints are not supported; use the bfloat16 one")
+    if method is None or (method != supported and not is_supported(method)):
+        raise ConfigError(
+            f"checkpoints quantised by {method!r:.80} are not supported; supported: {SUPPORTED}"
+        )

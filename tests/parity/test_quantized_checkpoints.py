@@ -1,0 +1,208 @@
+"""AWQ, GPTQ and compressed-tensors checkpoints: the numbers of the published formulas, and P1."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine import _native
+from engine.errors import ConfigError
+from engine.ops import reference
+from helpers.compare import assert_same_bits
+from helpers.llama_formats import q8_0, with_rounded_weights
+from helpers.native import context
+from helpers.quantized_checkpoints import write_quantized
+from parity.driving import generate, make_request, make_runner, step_logits
+from parity.test_packed_cache import logits as cached_logits
+from parity.test_transformers import make_prompt, their_logits
+
+BF16 = torch.bfloat16
+CASES = {
+    "awq": ("awq", {}, "int4_affine", 32),
+    "awq-64": ("awq", {"group_size": 64}, "int4_affine", 32),
+    "awq-128": ("awq", {"group_size": 128, "kind": "qwen2"}, "int4_affine", 128),
+    "gptq": ("gptq", {}, "int4_affine", 32),
+    "gptq-symmetric": ("gptq", {"symmetric": True, "group_size": 128, "kind": "qwen2"}, "int4", 128),
+    "gptq-bf16": ("gptq", {"symmetric": True, "dtype": BF16}, "int4_affine", 32),
+    "gptq-order": ("gptq", {"order": True}, "int4_affine", 32),
+    "gptq-order-symmetric": ("gptq", {"order": True, "symmetric": True, "kind": "qwen3"}, "int4", 32),
+    "gptq-rows": ("gptq", {"group_size": 0}, "int4_affine", 128),
+    "gptq_v2": ("gptq_v2", {"order": True}, "int4_affine", 32),
+    "packed": ("pack-quantized", {"symmetric": True, "dtype": BF16}, "int4_affine", 32),
+    "packed-half": ("pack-quantized", {"symmetric": True}, "int4", 32),
+    "packed-zeros": ("pack-quantized", {"dtype": BF16}, "int4_affine", 32),
+    "packed-order": ("pack-quantized", {"symmetric": True, "order": True}, "int4", 32),
+    "packed-8": ("pack-quantized", {"bits": 8, "group_size": 0}, "int8", 128),
+    "int8-rows": ("int-quantized", {"group_size": 0, "dtype": BF16}, "int8", 128),
+    "int8-groups": ("int-quantized", {"group_size": 32}, "int8", 32),
+}
+FEW = ("awq", "gptq-order", "packed-half", "int8-rows")
+
+
+def make(tmp_path, case: str):
+    method, options, *_ = CASES[case]
+    return write_quantized(tmp_path / "model", method, **options), tmp_path / "model"
+
+
+def unpacked(matrix) -> torch.Tensor:
+    out = torch.full((matrix.out_features, matrix.in_features), float("nan"))
+    _native.embedding(context("auto"), torch.arange(matrix.out_features, dtype=torch.int32), matrix, out)
+    return out
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_packed_weights_are_exactly_those_of_the_formula(tmp_path, case):
+    model, directory = make(tmp_path, case)
+    runner = make_runner(directory)
+    dtype, group_len = CASES[case][2:]
+    weights, seen = model.state_dict(), []
+    slots = runner.model.slots()
+    for name in ("q_proj", "k_proj", "v_proj"):
+        name = f"model.layers.1.self_attn.{name}.weight"
+        matrix = slots[name].matrix
+        if matrix not in seen:
+            seen.append(matrix)
+        assert (matrix.dtype, matrix.group_len) == (dtype, group_len)
+    ours = torch.cat([unpacked(matrix) for matrix in seen])
+    theirs = [weights[f"model.layers.1.self_attn.{name}.weight"] for name in ("q_proj", "k_proj", "v_proj")]
+    assert ours.equal(torch.cat(theirs))
+    assert len(seen) == (3 if "order" in case or case == "gptq_v2" else 1)
+    down = slots["model.layers.2.mlp.down_proj.weight"].matrix
+    assert unpacked(down).equal(weights["model.layers.2.mlp.down_proj.weight"])
+
+
+@pytest.mark.parametrize("case", FEW)
+def test_models_are_within_the_rounding_of_activations(tmp_path, case):
+    """No worse than twice what q8_0 activations do to the same weights, as for weights rounded at load."""
+    model, directory = make(tmp_path, case)
+    tokens = make_prompt(200)
+    exact, rounded = (
+        their_logits(m, tokens[:1], [*tokens[1:], 0]).double().log_softmax(-1)
+        for m in (model, with_rounded_weights(model, lambda weight: weight, q8_0))
+    )
+    runner, request = make_runner(directory), make_request(tokens)
+    ours = torch.stack([step_logits(runner, request, 1) for _ in tokens]).double().log_softmax(-1)
+    theirs, mine = (float((exact.exp() * (exact - x)).sum(-1).mean()) for x in (rounded, ours))
+    assert 0 < mine <= 2 * theirs
+
+
+@pytest.mark.parametrize("case", FEW)
+def test_the_kernels_agree_with_plain_pytorch(tmp_path, case):
+    _, directory = make(tmp_path, case)
+    ours, plain = (make_runner(directory, **ops) for ops in ({}, {"ops": reference}))
+    errors = []
+    for seed in range(5):
+        logits, expected = (
+            step_logits(runner, make_request(make_prompt(6 + seed)), 6) for runner in (ours, plain)
+        )
+        errors.append(float((logits - expected).abs().max() / expected.std()))
+    assert sorted(errors)[len(errors) // 2] <= 1e-4
+    assert max(errors) <= 0.5
+
+
+@pytest.mark.parametrize("case", FEW)
+def test_chunks_and_instruction_sets_change_nothing(tmp_path, case):
+    _, directory = make(tmp_path, case)
+    prompt = make_prompt(70)
+    tokens, first = generate(make_runner(directory), prompt, 5)
+    for isa in [isa for isa in _native.available_isas() if isa != "baseline"]:
+        again = generate(make_runner(directory, isa=isa), prompt, 5, 37)
+        assert again[0] == tokens
+        assert_same_bits(again[1], first)
+
+
+def test_the_packed_cache_keeps_the_order_of_columns(tmp_path):
+    _, directory = make(tmp_path, "gptq-order")
+    expected = cached_logits(directory, None)
+    for _ in range(2):
+        assert torch.equal(cached_logits(directory, tmp_path / "cache"), expected)
+
+
+def test_what_is_not_quantised_follows_the_flags(tmp_path):
+    _, directory = make(tmp_path, "awq")
+    slots = make_runner(directory, quantization="int8").model.slots()
+    assert slots["model.embed_tokens.weight"].matrix.dtype == "int8"
+    assert slots["model.layers.0.self_attn.o_proj.weight"].matrix.dtype == "int4_affine"
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+def refusal(directory) -> str:
+    with pytest.raises(ConfigError) as caught:
+        make_runner(directory)
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "message"),
+    [
+        ("awq", {"bits": 3}, "awq with 3 bits is not supported"),
+        ("awq", {"version": "gemv"}, "awq version 'gemv' is not supported"),
+        ("awq", {"zero_point": False}, "awq without zero points"),
+        ("awq", {"group_size": 48}, "group_size 48 is no multiple of 32"),
+        ("awq", {"group_size": "x"}, "group_size must be an integer"),
+        ("awq", {"group_size": 64}, r"qzeros has shape .*, expected"),
+        (
+            "awq",
+            {"quant_method": "bitsandbytes"},
+            "quantised by 'bitsandbytes' are not supported; supported: awq",
+        ),
+        ("awq", {"quant_method": None}, "quantised by None are not supported"),
+        ("gptq", {"bits": 8}, "gptq with 8 bits"),
+        ("gptq", {"checkpoint_format": "marlin"}, "checkpoint_format 'marlin'"),
+        ("gptq", {"sym": True}, "_proj: config.json says symmetric, but there are zero points"),
+        ("gptq-order", {"desc_act": False}, "g_idx has an order of its own"),
+        ("packed", {"format": "float-quantized"}, "format 'float-quantized' is not supported"),
+        ("packed", {"format": "int-quantized"}, "4 bits of type 'int' are not supported"),
+        ("packed", {"config_groups": {}}, "needs one config_group"),
+        ("packed", {"config_groups": 7}, "needs one config_group"),
+        ("int8-rows", {"format": "pack-quantized"}, "no tensor is stored so"),
+    ],
+)
+def test_what_config_says_wrongly_is_named(tmp_path, case, change, message):
+    _, directory = make(tmp_path, case)
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"] |= change
+    path.write_text(json.dumps(config))
+    assert re.search(message, refusal(directory))
+
+
+@pytest.mark.parametrize(
+    ("case", "part", "change", "message"),
+    [
+        ("awq", "qzeros", None, "the checkpoint lacks model.layers.1.mlp.up_proj.qzeros"),
+        ("awq", "scales", lambda t: t[:1], "up_proj.scales has shape"),
+        ("awq", "qweight", lambda t: t.float(), "up_proj.qweight is F32, expected one of I32"),
+        ("gptq", "g_idx", lambda t: t * 0, "up_proj: g_idx does not make groups of 32"),
+        ("gptq", "g_idx", lambda t: t - 5, "up_proj: g_idx does not make groups of 32"),
+        ("packed", "weight_shape", lambda t: t * 2, "up_proj: weight_shape says"),
+        ("packed", "weight_shape", lambda t: -t, "up_proj: weight_shape says"),
+        ("int8-rows", "weight", lambda t: t.half(), "up_proj.weight is F16, expected one of I8"),
+    ],
+)
+def test_wrong_tensors_are_named(tmp_path, case, part, change, message):
+    _, directory = make(tmp_path, case)
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    name = f"model.layers.1.mlp.up_proj.{part}"
+    tensor = tensors.pop(name)
+    if change is not None:
+        tensors[name] = change(tensor).contiguous()
+    save_file(tensors, path)
+    assert message in refusal(directory)
+
+
+def test_a_truncated_file_is_one_line(tmp_path):
+    _, directory = make(tmp_path, "awq")
+    path = directory / "model.safetensors"
+    whole = path.read_bytes()
+    for length in (0, 5, 8, 100, 5000, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert "model.safetensors is broken or truncated" in refusal(directory)
