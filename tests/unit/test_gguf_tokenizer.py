@@ -205,13 +205,15 @@ def test_a_space_in_front_is_optional(tmp_path):
         ({"tokenizer.ggml.merges": ["nothing here"]}, "cannot be built"),
         ({"tokenizer.ggml.eos_token_id": 10**6}, "has 1000000 for tokenizer.ggml.eos_token_id"),
         ({"tokenizer.ggml.tokens": "text"}, "has 'text' for tokenizer.ggml.tokens"),
+        ({"tokenizer.ggml.eot_token_id": [1]}, "has .1. for a token that ends an answer"),
+        ({"tokenizer.chat_template": 5}, "has 5 for tokenizer.chat_template"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, change, message):
     def fill(writer):
         add_tokenizer(writer, byte_level_tokenizer())
         for key, value in change.items():
-            del writer.kv_data[0][key]
+            writer.kv_data[0].pop(key, None)
             if value is not None:
                 add_value(writer, key, value)
 

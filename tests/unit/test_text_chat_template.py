@@ -241,7 +241,9 @@ def test_named_templates_are_chosen_by_tools():
 def test_a_model_without_template_says_so(directory):
     template = ChatTemplate.from_tokenizer(Tokenizer.from_directory(directory))
     assert not template.exists
-    with pytest.raises(InvalidRequest, match="no chat template comes with this model; use /v1/completions") as error:
+    with pytest.raises(
+        InvalidRequest, match="no chat template comes with this model; use /v1/completions"
+    ) as error:
         template.render([USER])
     assert (error.value.slug, error.value.param) == ("invalid_value", "messages")
 

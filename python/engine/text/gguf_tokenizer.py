@@ -105,14 +105,19 @@ def read_gguf_tokenizer(file: GGUFFile) -> GGUFTokenizer:
     special = {names[name]: tokens[i] for name, i in ids.items() if i is not None}
     _add_tokens(backend, tokens, fields)
     _add_template(backend, fields, tokens, ids["bos"], ids["eos"], is_sentencepiece=kind == "llama")
-    template = file.metadata.get("tokenizer.chat_template")
+    template = file.metadata.get("tokenizer.chat_template", "")
+    if not isinstance(template, str):
+        raise file.error(f"has {template!r:.80} for tokenizer.chat_template")
     return GGUFTokenizer(backend, special, ids["bos"], {"default": template} if template else {})
 
 
 def end_token_ids(file: GGUFFile) -> list[int]:
-    """Tokens that end an answer: those that the metadata name, and control tokens known to."""
+    """Tokens that end an answer: those that the metadata name, and control tokens of known spellings."""
     metadata = file.metadata
     found = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in _ENDS]
+    for value in found:
+        if value is not None and (type(value) is not int or value < 0):
+            raise file.error(f"has {value!r:.80} for a token that ends an answer")
     tokens = metadata.get("tokenizer.ggml.tokens")
     types = metadata.get("tokenizer.ggml.token_type")
     if isinstance(tokens, list) and isinstance(types, list):
