@@ -100,6 +100,32 @@ KINDS = {
     "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2}),
 }
 
+_MLA = {
+    "q_lora_rank": 48,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 32,
+    "v_head_dim": 32,
+    "head_dim": 16,
+    "num_key_value_heads": 4,
+}
+_ROUTED = {
+    "n_routed_experts": 32,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+    "moe_intermediate_size": 96,
+    "first_k_dense_replace": 1,
+}
+_OLMOE = {"num_experts": 8, "num_experts_per_tok": 3, "head_dim": 32}
+TRANSFORMERS_KINDS = {
+    "cohere2": ("Cohere2", {"sliding_window": WINDOW, "logit_scale": 1.0, "layer_types": _MIXED}),
+    "deepseek_v3": ("DeepseekV3", {**_MLA, **_ROUTED}),
+    "olmoe": ("Olmoe", _OLMOE),
+    "stablelm": ("StableLm", {"head_dim": 32, "use_qkv_bias": True}),
+}
+"""What runs through transformers: LayerNorm, partial and interleaved rotary positions, heads of two sizes,
+experts of two kinds, parallel blocks."""
 
 SEEDS = {"olmo2": 3, "qwen3_moe_shares": 2}
 """Where seed 0 makes a model that repeats itself."""
@@ -113,7 +139,7 @@ def make_model(kind: str, seed: int | None = None, **changes):
     """
     import transformers
 
-    family, fields = KINDS[kind]
+    family, fields = (KINDS | TRANSFORMERS_KINDS)[kind]
     config_class = getattr(transformers, f"{family}Config")
     config = config_class(**{**_SIZES, **fields, **changes})
     config._attn_implementation = "eager"
@@ -121,7 +147,7 @@ def make_model(kind: str, seed: int | None = None, **changes):
     model = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name:
+            if "norm" in name and not name.endswith("bias"):
                 parameter.copy_(_norm_weight(family, name) + 0.2 * torch.randn_like(parameter))
             elif name.endswith("sinks"):
                 parameter.normal_(2, 1)

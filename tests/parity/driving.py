@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine.models.registry import read_spec
+from engine.models.any_model import read_any_spec
 from engine.runner.model_runner import ModelRunner
 from engine.sampling.params import SamplingParams
 from engine.scheduling.request import Request
@@ -21,7 +21,7 @@ NUM_BLOCKS = 64
 def make_runner(directory: Path, *, dtype: str = "float32", **options) -> ModelRunner:
     """A small runner for a saved model."""
     return ModelRunner(
-        read_spec(directory),
+        read_any_spec(directory),
         directory,
         dtype=dtype,
         num_blocks=NUM_BLOCKS,

@@ -9,13 +9,13 @@ import pytest
 
 from engine import _native
 from engine.cache.prefix_cache import PrefixCache
-from engine.models.registry import read_spec
+from engine.models.any_model import read_any_spec
 from engine.runner.model_runner import ModelRunner
 from engine.sampling.params import SamplingParams
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.settings import SchedulerSettings
 from helpers.guessing import Oracle
-from helpers.tiny_models import KINDS, VOCAB_SIZE, make_model, save_model
+from helpers.tiny_models import KINDS, TRANSFORMERS_KINDS, VOCAB_SIZE, make_model, save_model
 
 BLOCK_SIZE = 16
 PLENTY_OF_BLOCKS = 400
@@ -88,7 +88,7 @@ class Machine:
 
     def __init__(self, directory, *, dtype="bfloat16", isa="auto", num_threads=2, **options) -> None:
         self.runner = ModelRunner(
-            read_spec(directory),
+            read_any_spec(directory),
             directory,
             dtype=dtype,
             num_blocks=PLENTY_OF_BLOCKS,
@@ -267,6 +267,17 @@ def test_other_families(tmp_path, mix, kind, dtype, monkeypatch):
     assert_same(machine.answer([few], chunk=16), expected)
     oracle(few, expected, error_rate=0.2).install(monkeypatch)
     assert_same(machine.answer([few], drafts=MAX_DRAFTS), expected)
+
+
+@pytest.mark.parametrize("kind", TRANSFORMERS_KINDS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_families_through_transformers(tmp_path, mix, kind, dtype):
+    machine = Machine(save_model(make_model(kind), tmp_path), dtype=dtype)
+    assert machine.runner.verdict == (True, "")
+    few = mix[::6]
+    expected = machine.answer([[ask] for ask in few], cached=False)
+    assert_same(machine.answer([few], chunk=16, num_blocks=FEW_BLOCKS), expected)
+    assert_same(machine.answer([few]), expected)
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4"])

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from helpers.tiny_models import CONTEXT, KINDS, VOCAB_SIZE, WINDOW, load_model, make_model, save_model
+from helpers.tiny_models import (
+    CONTEXT,
+    KINDS,
+    TRANSFORMERS_KINDS,
+    VOCAB_SIZE,
+    WINDOW,
+    load_model,
+    make_model,
+    save_model,
+)
 from parity.driving import generate, make_runner
 
 NUM_TOKENS = 64
@@ -46,7 +55,7 @@ def worst_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.std())
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[*KINDS, *TRANSFORMERS_KINDS])
 def pair(request, tmp_path_factory):
     model = make_model(request.param)
     return model, make_runner(save_model(model, tmp_path_factory.mktemp(request.param)))
@@ -101,6 +110,11 @@ def test_float32_agrees(pair, length):
         ("granite", {"logits_scaling": 0.6}),
         ("phi3", {"sliding_window": WINDOW + 1}),
         ("smollm3", {"no_rope_layer_interval": 3}),
+        ("cohere2", {"sliding_window": WINDOW + 1}),
+        ("cohere2", {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}),
+        ("stablelm", {"rope_parameters": {**ROPE_BASE, "partial_rotary_factor": 0.5}}),
+        ("deepseek_v3", {"routed_scaling_factor": 2.0}),
+        ("olmoe", {"norm_topk_prob": True}),
     ],
 )
 def test_comparison_notices_a_wrong_configuration(kind, changes, tmp_path):
@@ -123,7 +137,7 @@ def test_longrope_takes_its_long_factors_where_the_context_is_long(length, tmp_p
     assert worst_error(logits, their_logits(short, prompt, tokens)) > 10 * TOLERANCE
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *TRANSFORMERS_KINDS])
 def test_bfloat16_error_is_no_larger_than_theirs(kind, tmp_path):
     save_model(make_model(kind).bfloat16(), tmp_path)
     prompt = make_prompt(200)

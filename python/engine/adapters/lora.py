@@ -60,7 +60,10 @@ class AdapterReader:
         ops: ModuleType,
     ) -> None:
         self._sites = sites
-        self._headless_sites = [*map(_headless, sites[:-1]), sites[-1]._replace(parts=())]
+        self._headless_sites = [
+            *map(_headless, sites[:-1]),
+            *(site._replace(parts=()) for site in sites[-1:]),
+        ]
         self._base_directory = Path(base_directory)
         self._dtype, self._max_rank, self._ops = dtype, max_rank, ops
 
@@ -71,6 +74,8 @@ class AdapterReader:
         """
         directory = Path(directory)
         config_data = read_regular_file(directory / CONFIG_FILE, MAX_CONFIG_BYTES)
+        if not self._sites:
+            raise invalid_adapter("models that run through transformers take no adapters")
         config = PeftConfig.parse(config_data)
         path = directory / WEIGHTS_FILE
         if not path.exists() and (directory / "adapter_model.bin").exists():

@@ -39,6 +39,7 @@ class EngineConfig:
     packed_cache: str | None = None
     map_packed_cache: bool = False
     load_format: str = "auto"
+    trust_remote_code: bool = False
     context_length: int | None = None
     max_total_tokens: int | None = None
     page_size: int | None = None

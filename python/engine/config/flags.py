@@ -124,6 +124,11 @@ FLAGS: tuple[Flag, ...] = (
         EngineConfig, LOAD_FORMATS,
     ),
     Flag(
+        "--trust-remote-code", Kind.SWITCH, MODEL,
+        "Run Python code that a checkpoint brings along, where transformers has no model of its type.",
+        EngineConfig,
+    ),
+    Flag(
         "--context-length", Kind.INTEGER, MODEL, "Most tokens of prompt and answer together.",
         EngineConfig, unset="the model's",
     ),

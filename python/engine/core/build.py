@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 
 from engine.config.engine_config import EngineConfig
@@ -15,8 +16,10 @@ from engine.core.resolve import Machine, resolve
 from engine.core.step_board import StepBoard
 from engine.errors import ConfigError
 from engine.grammar.compiler import GrammarCompiler
-from engine.models.registry import read_spec
+from engine.models.any_model import read_any_spec
+from engine.models.spec import ModelSpec
 
+logger = logging.getLogger(__name__)
 Progress = Callable[[str, float], None]
 
 
@@ -33,7 +36,7 @@ def build_engine(
     config = dataclasses.replace(config, model_path=directory)
     if only_embeds(directory):
         return build_embedding_engine(config, progress, board)
-    spec = read_spec(directory)
+    spec = read_any_spec(directory, trusts_remote_code=config.trust_remote_code)
     machine = Machine.this()
     if config.embedding_model is not None:
         embedding_directory = str(locate_model(config.embedding_model))
@@ -118,6 +121,14 @@ def build_engine(
         embedding=embedding,
         board=board,
     )
+    if not isinstance(spec, ModelSpec):
+        logger.info(
+            "%s runs through transformers: its own modules on this engine's cache, attention and products; "
+            "batch_invariant %s%s",
+            spec.architecture,
+            "true" if runner.verdict.is_batch_invariant else "false: ",
+            runner.verdict.reason,
+        )
     ready = EngineReady(
         max_total_tokens=resolved.max_total_tokens,
         max_running_requests=resolved.max_running_requests,
@@ -129,5 +140,8 @@ def build_engine(
         num_threads=resolved.num_threads,
         max_queued_requests=resolved.max_queued_requests,
         embedding=None if embedding is None else embedding.info,
+        implementation="native" if isinstance(spec, ModelSpec) else "transformers",
+        is_batch_invariant=runner.verdict.is_batch_invariant,
+        batch_reason=runner.verdict.reason,
     )
     return core, ready

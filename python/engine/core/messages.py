@@ -253,7 +253,11 @@ class EmbeddingInfo(_Message):
 
 
 class EngineReady(_Message, tag=13):
-    """The model is loaded. Capacities are as resolved by the engine."""
+    """The model is loaded. Capacities are as resolved by the engine.
+
+    `implementation` is "native", or "transformers" for a model whose modules are not ours. Where answers
+    may depend on who shares their batch, `batch_reason` says why.
+    """
 
     max_total_tokens: int
     max_running_requests: int
@@ -266,6 +270,9 @@ class EngineReady(_Message, tag=13):
     max_queued_requests: int
     embedding: EmbeddingInfo | None = None
     generates: bool = True
+    implementation: str = "native"
+    is_batch_invariant: bool = True
+    batch_reason: str = ""
 
     @property
     def num_places(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.config.engine_config import EngineConfig
 from engine.errors import ConfigError
-from engine.models.spec import ModelSpec
+from engine.models.any_model import AnySpec
 from engine.runner.hardware import available_memory_bytes, usable_cores
 from engine.runner.memory import block_bytes, blocks_that_fit, weight_bytes
 from engine.scheduling.settings import SchedulerSettings
@@ -77,7 +77,7 @@ class ResolvedConfig:
         """Value and reason of each value that was worked out; for --print-config."""
         return {name: (getattr(self, name), reason) for name, reason in self.reasons.items()}
 
-    def scheduler_settings(self, spec: ModelSpec) -> SchedulerSettings:
+    def scheduler_settings(self, spec: AnySpec) -> SchedulerSettings:
         return SchedulerSettings(
             context_length=self.context_length,
             vocab_size=spec.vocab_size,
@@ -94,7 +94,7 @@ class ResolvedConfig:
         )
 
 
-def resolve(config: EngineConfig, spec: ModelSpec, machine: Machine | None = None) -> ResolvedConfig:
+def resolve(config: EngineConfig, spec: AnySpec, machine: Machine | None = None) -> ResolvedConfig:
     """Decide what was left open. Raises: `ConfigError` where choices contradict model or machine."""
     if config.device != "cpu":
         raise ConfigError(f"--device must be cpu, got {config.device!r}")
@@ -171,14 +171,14 @@ def resolve(config: EngineConfig, spec: ModelSpec, machine: Machine | None = Non
     )
 
 
-def _dtype(spec: ModelSpec) -> tuple[str, str]:
+def _dtype(spec: AnySpec) -> tuple[str, str]:
     if spec.dtype == "float16":
         return "float32", "the checkpoint is float16, which float32 keeps exactly"
     return spec.dtype, "that of the checkpoint"
 
 
 def _pool_tokens(
-    spec: ModelSpec,
+    spec: AnySpec,
     dtype: str,
     weights: int,
     page_size: int,

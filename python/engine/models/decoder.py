@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -11,12 +12,13 @@ import numpy as np
 import torch
 
 from engine.models.adapter_rows import AdapterRows
+from engine.models.checkpoint import load_weights
 from engine.models.decoder_layer import DecoderLayer, Mlp
 from engine.models.layers import FusedLinear, Norm
 from engine.models.lora_sites import EMBEDDING, Site
 from engine.models.rope import rope_tables
 from engine.models.spec import ModelSpec
-from engine.models.weights import Slot
+from engine.models.weights import Progress, Slot
 from engine.models.workspace import Heads, Rows, Workspace
 from engine.ops.attention_plan import AttentionPlan
 
@@ -112,6 +114,10 @@ class Decoder:
         return name.endswith(".rotary_emb.inv_freq") or (
             self._spec.tie_word_embeddings and name == "lm_head.weight"
         )
+
+    def load(self, directory: str | Path, slots: dict[str, Slot], progress: Progress | None) -> None:
+        """Fill the slots from the files of a checkpoint. Raises: `CheckpointError`."""
+        load_weights(directory, self._spec, slots, is_ignored=self.is_ignored, progress=progress)
 
     def forward(
         self, inputs: DecoderInputs, kv_layers: Sequence[tuple[torch.Tensor, torch.Tensor]]

@@ -110,8 +110,6 @@ def read_facts(
     if rope.kind == "yarn":
         max_positions = max(max_positions, int(rope.original_max_positions * rope.factor))
     vocab_size = integer(config, "vocab_size")
-    eos_source = generation if generation.get("eos_token_id") is not None else config
-    eos_token_ids = _token_ids(eos_source, "eos_token_id")
     return {
         "hidden_size": hidden_size,
         "num_layers": num_layers,
@@ -130,7 +128,7 @@ def read_facts(
         "mlp_bias": False,
         "qk_norm": "none",
         "max_position_embeddings": max_positions,
-        "eos_token_ids": tuple(i for i in eos_token_ids if i < vocab_size),  # others are never drawn
+        "eos_token_ids": eos_token_ids(config, generation, vocab_size),
         "dtype": dtype_of(config),
         "attention_scale": head_dim**-0.5,
     }
@@ -258,6 +256,14 @@ def dtype_of(config: Mapping[str, Any]) -> str:
     if name not in DTYPES:
         raise ConfigError(f"checkpoint dtype {name!r:.80} is not supported; supported: {', '.join(DTYPES)}")
     return name
+
+
+def eos_token_ids(
+    config: Mapping[str, Any], generation: Mapping[str, Any], vocab_size: int
+) -> tuple[int, ...]:
+    """The tokens that end an answer; those beyond the vocabulary are never drawn. Raises: `ConfigError`."""
+    source = generation if generation.get("eos_token_id") is not None else config
+    return tuple(i for i in _token_ids(source, "eos_token_id") if i < vocab_size)
 
 
 def _token_ids(config: Mapping[str, Any], key: str) -> tuple[int, ...]:

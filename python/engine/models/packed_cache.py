@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from engine.errors import CheckpointError, ConfigError, NativeError
-from engine.models.spec import ModelSpec
+from engine.models.any_model import AnySpec
 from engine.models.weights import Slot, checkpoint_files
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class PackedCache:
 
 
 def cache_key(
-    spec: ModelSpec, model_path: str | Path, *, load_format: str, dtype: str, quantization: str
+    spec: AnySpec, model_path: str | Path, *, load_format: str, dtype: str, quantization: str
 ) -> str:
     """What the packed bytes depend on, as 32 hexadecimal digits."""
     path = Path(model_path)

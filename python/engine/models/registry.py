@@ -59,6 +59,13 @@ def is_headless(config: Mapping[str, Any]) -> bool:
     return isinstance(names, list) and any(isinstance(name, str) and name in _HEADLESS for name in names)
 
 
+def has_native(config: Mapping[str, Any]) -> bool:
+    """Whether a model of ours serves this architecture."""
+    names = config.get("architectures")
+    known = FAMILIES.keys() | _HEADLESS.keys()
+    return isinstance(names, list) and any(isinstance(name, str) and name in known for name in names)
+
+
 def read_spec(directory: str | Path) -> ModelSpec:
     """The facts of a checkpoint, from its config.json and, if there is one, generation_config.json; those of
     a GGUF file from its metadata.

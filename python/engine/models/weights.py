@@ -72,7 +72,13 @@ def load_checkpoint(
 
 def tensor_names(directory: str | Path) -> frozenset[str]:
     """The names of all tensors of a checkpoint. Raises: `CheckpointError` as `load_checkpoint`."""
-    return frozenset(name for path in checkpoint_files(Path(directory)) for name in _read_header(path))
+    return frozenset(tensor_dtypes(directory))
+
+
+def tensor_dtypes(directory: str | Path) -> dict[str, str]:
+    """The dtype of every tensor by its name. Raises: `CheckpointError` as `load_checkpoint`."""
+    headers = [_read_header(path) for path in checkpoint_files(Path(directory))]
+    return {name: dtype for header in headers for name, (_, dtype) in header.items()}
 
 
 def _batches(names: list[str], slots: Mapping[str, Slot]) -> Iterator[list[str]]:

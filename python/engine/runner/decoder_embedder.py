@@ -13,6 +13,7 @@ import torch
 from engine.adapters.lora import AdapterReader
 from engine.core.messages import EmbeddingInfo
 from engine.models.adapter_rows import number_adapters
+from engine.models.any_model import AnyModel, AnySpec
 from engine.models.decoder import Decoder, DecoderInputs
 from engine.models.embedding_head import EmbeddingHead
 from engine.models.embedding_spec import EmbeddingSpec
@@ -36,8 +37,8 @@ class DecoderEmbedder:
 
     def __init__(
         self,
-        decoder: Decoder,
-        spec: ModelSpec,
+        decoder: AnyModel,
+        spec: AnySpec,
         head: EmbeddingHead,
         *,
         dtype: str,

@@ -8,7 +8,7 @@ import mmap
 
 import torch
 
-from engine.models.spec import ModelSpec
+from engine.models.any_model import AnySpec
 
 
 class KVCache:
@@ -21,7 +21,7 @@ class KVCache:
     the system has them.
     """
 
-    def __init__(self, spec: ModelSpec, *, num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
+    def __init__(self, spec: AnySpec, *, num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
         heads, dim = spec.num_kv_heads, spec.head_dim
         shapes = (num_blocks, heads, dim, block_size), (num_blocks, heads, block_size, dim)
         tensors = _allocate(2 * spec.num_layers * math.prod(shapes[0]), dtype).chunk(2 * spec.num_layers)

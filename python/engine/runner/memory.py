@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from engine.models.spec import ModelSpec, num_elements
+from engine.models.any_model import AnySpec
+from engine.models.spec import num_elements
 
 DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
 WEIGHT_BYTES = {**DTYPE_BYTES, "int8": 1 + 4 / 128, "int4": 1 / 2 + 2 / 32}
@@ -11,17 +12,17 @@ CODE_BYTES = {"int8": 1.0, "int4": 0.5, "int4_affine": 0.5}
 SCALE_BYTES = {"int8": 4, "int4": 2, "int4_affine": 8}
 
 
-def block_bytes(spec: ModelSpec, block_size: int, dtype: str) -> int:
+def block_bytes(spec: AnySpec, block_size: int, dtype: str) -> int:
     """Keys and values of one block, over all layers."""
     return 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * block_size * DTYPE_BYTES[dtype]
 
 
-def blocks_that_fit(spec: ModelSpec, block_size: int, dtype: str, budget_bytes: int) -> int:
+def blocks_that_fit(spec: AnySpec, block_size: int, dtype: str, budget_bytes: int) -> int:
     """Whole blocks in a budget; 0 when not even one fits."""
     return max(budget_bytes, 0) // block_bytes(spec, block_size, dtype)
 
 
-def weight_bytes(spec: ModelSpec, dtype: str) -> int:
+def weight_bytes(spec: AnySpec, dtype: str) -> int:
     """All matrices at `dtype`, or int8 or int4, but for those that the checkpoint has in few bits; norms and
     biases are within the rounding."""
     total = spec.num_parameters * WEIGHT_BYTES[dtype]

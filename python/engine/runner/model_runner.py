@@ -10,13 +10,12 @@ from typing import Any
 import torch
 
 from engine.adapters.lora import AdapterReader
-from engine.models.checkpoint import load_weights
-from engine.models.decoder import Decoder
+from engine.models.any_model import AnyModel, AnySpec, build_model
 from engine.models.packed_cache import PackedCache, cache_key
-from engine.models.spec import ModelSpec
 from engine.models.weights import Progress, Slot, load_dummy
 from engine.runner.batch_inputs import BatchInputs
 from engine.runner.kv_cache import KVCache
+from engine.runner.self_check import check_batches
 from engine.sampling.sampler import Sampler
 from engine.sampling.token_scorer import TokenScorer
 from engine.scheduling.step_plan import StepPlan, StepResult
@@ -36,7 +35,7 @@ class ModelRunner:
 
     def __init__(
         self,
-        spec: ModelSpec,
+        spec: AnySpec,
         model_path: str | Path,
         *,
         dtype: str,
@@ -63,8 +62,9 @@ class ModelRunner:
         if load_format == "dummy":
             spec = dataclasses.replace(spec, stored={})  # nothing comes in few bits
         self.spec = spec
-        self._model = Decoder(
+        self._model = build_model(
             spec,
+            model_path,
             dtype,
             ops=ops,
             ctx=self.context,
@@ -87,6 +87,7 @@ class ModelRunner:
                 slots, small = cache.recording(self._model.slots())
                 self._load(model_path, load_format, slots, progress)
                 cache.save(self.context, slots, small)
+        self.verdict = check_batches(self._model, spec, quantization)
         self.kv_cache = KVCache(
             spec, num_blocks=num_blocks, block_size=block_size, dtype=getattr(torch, dtype)
         )
@@ -109,11 +110,10 @@ class ModelRunner:
         if load_format == "dummy":
             load_dummy(slots, progress=progress)
         else:
-            ignored = self._model.is_ignored
-            load_weights(model_path, self.spec, slots, is_ignored=ignored, progress=progress)
+            self._model.load(model_path, slots, progress)
 
     @property
-    def model(self) -> Decoder:
+    def model(self) -> AnyModel:
         """The decoder, for other users of its weights between steps."""
         return self._model
 

@@ -105,12 +105,13 @@ def _explain(settings: Settings, engine_config: EngineConfig, server_config: Ser
     from engine.config.model_location import locate_model
     from engine.core.build_embedding import only_embeds
     from engine.core.resolve import resolve
-    from engine.models.registry import read_spec
+    from engine.models.any_model import read_any_spec
 
     directory = str(locate_model(engine_config.model_path))
     resolved: dict[str, Any] = {}
     if not only_embeds(directory):
-        resolved = resolve(engine_config, read_spec(directory)).explained()
+        spec = read_any_spec(directory, trusts_remote_code=engine_config.trust_remote_code)
+        resolved = resolve(engine_config, spec).explained()
     if settings.get("model_path") is None:
         resolved["model_path"] = (engine_config.model_path, "the bundled model")
     if settings.get("served_model_name") is None:

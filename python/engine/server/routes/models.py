@@ -109,6 +109,8 @@ def model_info(context: ServerContext) -> dict[str, Any]:
         "vocab_size": model.vocab_size,
         "context_length": ready.context_length,
         "max_model_len": ready.context_length,
+        "implementation": ready.implementation,
+        "batch_invariant": ready.is_batch_invariant,
         "load_format": config.load_format,
         "dtype": ready.dtype,
         "kv_cache_dtype": ready.dtype,

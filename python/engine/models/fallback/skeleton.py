@@ -1,0 +1,243 @@
+"""A transformers model whose matrices and attention are ours, before it has weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from engine.errors import ConfigError
+from engine.models.fallback import attention
+from engine.models.fallback.packed_weight import PackedStack, PackedWeight, UnknownUse, packed
+from engine.models.fallback.spec import TransformersSpec
+from engine.models.hf_config import LAYER_TYPES, dtype_of, eos_token_ids, read_json
+
+MAX_HEAD_DIM = 256
+_HEAD_DIM_STEP = 16
+_DRY_TOKENS = 4
+_CHUNKED = ("chunked_attention",)
+"""Left to the mask, which tells when a chunk is smaller than the context."""
+_ROPES = ("default", "linear", "llama3", "yarn", "proportional")
+"""Kinds whose angles do not depend on how long the longest text in a batch is."""
+
+
+class Skeleton:
+    """`model` computes logits, `base` in it, called `base_name`, hidden states.
+
+    Both use `weights` that are not there yet, and `plain` parameters and buffers, which stay torch's. Nothing
+    of the weights' size is touched.
+
+    Raises: `ConfigError`, one line, for models that cannot run this way.
+    """
+
+    def __init__(self, directory: str | Path, *, trusts_remote_code: bool) -> None:
+        directory = Path(directory)
+        raw = read_json(directory / "config.json")
+        _check_configuration(raw, trusts_remote_code)
+        self.model: nn.Module = _construct(directory, trusts_remote_code)
+        self.model.eval()
+        self.config = self.model.config.get_text_config()
+        _check_layers(self.config)
+        _check_rope(self.config)
+        if (
+            not isinstance(context := getattr(self.config, "max_position_embeddings", None), int)
+            or context < 1
+        ):
+            raise ConfigError("config.json: max_position_embeddings must be a positive number")
+        self.attention = attention.PagedAttention()
+        self.weights: dict[str, PackedWeight | PackedStack] = {}
+        self.plain: dict[str, torch.Tensor] = {}
+        logits = self._run_dry()
+        self.base: nn.Module = self.model.get_decoder()
+        names = [name for name, module in self.model.named_modules() if name and module is self.base]
+        if not names:
+            raise ConfigError(f"{type(self.model).__name__} has no body apart from its head")
+        self.base_name = names[0]
+        self.vocab_size = logits.shape[-1]
+        self._raw, self._directory, self._trusts_remote_code = raw, directory, trusts_remote_code
+
+    @property
+    def spec(self) -> TransformersSpec:
+        layers = self.attention.layers
+        head_dim = max(max(layer.key_dim, layer.value_dim) for layer in layers.values())
+        head_dim = -(-head_dim // _HEAD_DIM_STEP) * _HEAD_DIM_STEP
+        if head_dim > MAX_HEAD_DIM:
+            raise ConfigError(f"a head of {head_dim} numbers is not supported; at most {MAX_HEAD_DIM} are")
+        generation_path = self._directory / "generation_config.json"
+        generation = read_json(generation_path) if generation_path.exists() else {}
+        return TransformersSpec(
+            architecture=type(self.model).__name__,
+            hidden_size=self.config.hidden_size,
+            num_layers=len(layers),
+            num_kv_heads=max(layer.num_kv_heads for layer in layers.values()),
+            head_dim=head_dim,
+            vocab_size=self.vocab_size,
+            max_position_embeddings=self.config.max_position_embeddings,
+            eos_token_ids=eos_token_ids(self._raw, generation, self.vocab_size),
+            dtype=dtype_of(self._raw.get("text_config") or self._raw),
+            num_parameters=sum(weight.shape.numel() for weight in self.weights.values()),
+            layers=tuple(sorted(layers.items())),
+            trusts_remote_code=self._trusts_remote_code,
+        )
+
+    def _run_dry(self) -> torch.Tensor:
+        """Logits of a few tokens, all weights being 0; a parameter that is used in a way we do not know
+        stays torch's."""
+        kinds = type(self.model).__name__
+        parameters = dict(self.model.named_parameters())
+        kept: set[str] = set()
+        self._place_attention()
+        while True:
+            self._replace(parameters, kept)
+            self.attention.layers.clear()
+            try:
+                logits = self._logits_of_nothing()
+                break
+            except UnknownUse as use:
+                if use.name not in parameters or use.name in kept:
+                    raise ConfigError(f"{kinds} cannot run through transformers here: {use}") from None
+                kept.add(use.name)
+            except ConfigError:
+                raise
+            except Exception as error:  # whatever a module does without a cache of transformers
+                reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                raise ConfigError(f"{kinds} cannot run through transformers here: {reason}") from None
+        if not self.attention.layers:
+            raise ConfigError(f"the attention of {kinds} does not go through transformers' registry")
+        return logits
+
+    @torch.no_grad()
+    def _logits_of_nothing(self) -> torch.Tensor:
+        ids = torch.zeros(1, _DRY_TOKENS, dtype=torch.int64)
+        return self.model(input_ids=ids, position_ids=torch.arange(_DRY_TOKENS)[None], use_cache=False).logits
+
+    def _place_attention(self) -> None:
+        for module in self.model.modules():
+            module.engine_attention = self.attention
+
+    def _replace(self, parameters: Mapping[str, nn.Parameter], kept: set[str]) -> None:
+        """Put stand-ins where matrices were, and zeros where the rest was; what is tied stays tied."""
+        names = {id(parameter): name for name, parameter in reversed(list(parameters.items()))}
+        exact = set(_exact_names(self.model))
+        if not self.weights and not self.plain:
+            self._owners = [
+                (module, key, names[id(parameter)])
+                for module in self.model.modules()
+                for key, parameter in module._parameters.items()
+                if parameter is not None
+            ]
+        self.weights.clear()
+        self.plain = {name: buffer for name, buffer in _persistent_buffers(self.model)}
+        for module, key, name in self._owners:
+            shape = parameters[name].shape
+            module._parameters.pop(key, None)
+            module.__dict__.pop(key, None)
+            if len(shape) in (2, 3) and name not in kept:
+                if name not in self.weights:
+                    self.weights[name] = packed(name, shape, is_exact=name in exact)
+                setattr(module, key, self.weights[name])
+            else:
+                self.plain.setdefault(name, nn.Parameter(torch.zeros(shape), requires_grad=False))
+                module._parameters[key] = self.plain[name]
+
+
+def _exact_names(model: nn.Module) -> Iterator[str]:
+    """Matrices that are never quantized: routers, and tables other than that of tokens."""
+    tokens = model.get_input_embeddings()
+    for prefix, module in model.named_modules():
+        own = [f"{prefix}.{key}" for key, parameter in module._parameters.items() if parameter is not None]
+        if isinstance(module, nn.Embedding):
+            yield from own if module is not tokens else ()
+        elif not isinstance(module, nn.Linear) and type(module).__name__ != "Conv1D":
+            yield from (name for name in own if name.endswith(".weight"))
+        if "experts" in module._modules:
+            for child, part in module._modules.items():
+                if isinstance(part, nn.Linear):
+                    yield f"{prefix}.{child}.weight"
+
+
+def _persistent_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    for prefix, module in model.named_modules():
+        for key, buffer in module._buffers.items():
+            if buffer is not None and key not in module._non_persistent_buffers_set:
+                yield f"{prefix}.{key}" if prefix else key, buffer
+
+
+def _construct(directory: Path, trusts_remote_code: bool) -> nn.Module:
+    """The modules, their parameters in memory that nobody touches."""
+    import transformers
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    attention.register()
+    options: dict[str, Any] = {"trust_remote_code": trusts_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, **options)
+        if getattr(config, "is_encoder_decoder", False):
+            raise ConfigError("encoder-decoder models are not supported")
+        if hasattr(config, "output_router_logits"):
+            config.output_router_logits = False
+        options |= {"dtype": torch.float32, "attn_implementation": attention.NAME}
+        with no_init_weights():
+            model = AutoModelForCausalLM.from_config(config, **options)
+        if getattr(model, "_is_stateful", False):
+            raise ConfigError(
+                f"{type(model).__name__} keeps a state from token to token, as state-space and recurrent "
+                "models do, which is not supported"
+            )
+        if model._can_set_experts_implementation():
+            model.set_experts_implementation("eager")
+        model.tie_weights()
+        return model
+    except ConfigError:
+        raise
+    except KeyError as error:
+        if error.args == (attention.NAME,):
+            raise ConfigError(
+                "the attention of this model does not go through transformers' registry"
+            ) from None
+        raise ConfigError(f"transformers cannot build this model: it lacks {error}") from None
+    except Exception as error:  # a configuration is foreign input, and so is the code that reads it
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"transformers cannot build this model: {reason}") from None
+
+
+def _check_configuration(config: Mapping[str, Any], trusts_remote_code: bool) -> None:
+    """What can be said before transformers is imported. Raises: `ConfigError`."""
+    if config.get("quantization_config") is not None:
+        raise ConfigError("quantised checkpoints are not supported here; use the bfloat16 one")
+    if config.get("is_encoder_decoder"):
+        raise ConfigError("encoder-decoder models are not supported")
+    if isinstance(config.get("auto_map"), Mapping) and not trusts_remote_code:
+        from transformers import CONFIG_MAPPING
+
+        if config.get("model_type") not in CONFIG_MAPPING:
+            raise ConfigError(
+                f"the model type {config.get('model_type')!r:.80} is code in the checkpoint, which is run "
+                "only with --trust-remote-code"
+            )
+
+
+def _check_layers(config: Any) -> None:
+    others = set(getattr(config, "layer_types", None) or ()).difference(LAYER_TYPES, _CHUNKED)
+    if others:
+        kinds = ", ".join(sorted(map(str, others)))
+        raise ConfigError(f"layers of kind {kinds} keep more than keys and values, which is not supported")
+
+
+def _check_rope(config: Any) -> None:
+    parameters = getattr(config, "rope_parameters", None) or {}
+    if not isinstance(parameters, Mapping):
+        return
+    nested = [item for item in parameters.values() if isinstance(item, Mapping)]
+    for kind in (item.get("rope_type", "default") for item in nested or [parameters]):
+        if kind not in _ROPES:
+            raise ConfigError(
+                f"rope scaling {kind!r:.80} is not supported through transformers: its angles depend on the "
+                "longest text in a batch"
+            )

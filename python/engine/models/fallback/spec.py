@@ -1,0 +1,42 @@
+"""The facts of a model that runs through transformers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionLayer:
+    """What one call of attention needs. `key_dim` and `value_dim` are sizes of a head; `window` counts the
+    tokens that a query sees, itself included, 0 meaning all."""
+
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+    window: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformersSpec:
+    """What the engine must know before the weights are there; learnt from a dry run of the modules.
+
+    The cache has `num_layers` layers of `num_kv_heads` heads of `head_dim` numbers, which hold the largest
+    of `layers` (by the number that transformers gives a layer). `dtype` is that of the checkpoint.
+    """
+
+    architecture: str
+    hidden_size: int
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    eos_token_ids: tuple[int, ...]
+    dtype: str
+    num_parameters: int
+    layers: tuple[tuple[int, AttentionLayer], ...]
+    trusts_remote_code: bool
+    stored: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """None: only models of ours take matrices as few bits from a checkpoint."""

@@ -1,0 +1,67 @@
+"""A real server on a model that only transformers knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from helpers.server_process import ServerProcess, run
+from helpers.tiny_models import VOCAB_SIZE, make_model, save_model
+from helpers.tokenizers import byte_level_tokenizer, save_tokenizer
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = save_model(make_model("stablelm"), tmp_path_factory.mktemp("stablelm"))
+    save_tokenizer(byte_level_tokenizer(VOCAB_SIZE - 8), directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def server(directory: Path) -> Iterator[ServerProcess]:
+    with ServerProcess("--model-path", str(directory), "--pooling", "mean") as process:
+        process.wait_ready()
+        yield process
+        assert process.stop() == 0
+        assert "Traceback" not in process.log
+
+
+def test_what_it_says_of_itself(server: ServerProcess) -> None:
+    assert "StableLmForCausalLM runs through transformers" in server.log
+    assert "batch_invariant true" in server.log
+    info = server.http.get("/get_model_info").json()
+    assert (info["implementation"], info["batch_invariant"]) == ("transformers", True)
+
+
+def test_answers_do_not_depend_on_the_cache_or_the_way(server: ServerProcess) -> None:
+    body = {
+        "model": "default",
+        "prompt": "def add(a, b): " * 10,
+        "max_tokens": 24,
+        "temperature": 0,
+        "logprobs": 2,
+    }
+    first, second = (server.http.post("/v1/completions", json=body).json() for _ in range(2))
+    assert first["choices"] == second["choices"]
+    assert first["choices"][0]["logprobs"]["tokens"]
+    metrics = server.http.get("/server_info").json()
+    assert metrics["batch_invariant"] is True
+
+
+def test_it_embeds(server: ServerProcess) -> None:
+    answer = server.http.post("/v1/embeddings", json={"model": "default", "input": ["a", "b c"]})
+    assert [len(item["embedding"]) for item in answer.json()["data"]] == [128, 128]
+
+
+def test_a_kind_that_cannot_be_served_ends_the_start(tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1)
+    config.architectures = ["MambaForCausalLM"]
+    config.save_pretrained(tmp_path)
+    save_tokenizer(byte_level_tokenizer(64), tmp_path)
+    ended = run("--model-path", str(tmp_path), "--port", "0")
+    assert ended.returncode != 0 and "keeps a state from token to token" in ended.stderr
+    assert "Traceback" not in ended.stderr
