@@ -103,7 +103,7 @@ def mixed_requests() -> list[dict]:
         "What is 7 + 8?",
         "Tell me about France",
         "Who are you?",
-        "Hello!",
+        "Make up a person as JSON",
         "Count to 9.",
     ]
     systems = [

@@ -254,7 +254,8 @@ def test_penalties_are_taken_off_the_scores_of_tokens_already_written(
     ask: Any, fields: dict[str, float]
 ) -> None:
     """Greedily, the token with the most left after both penalties is taken, at each of 80 positions."""
-    answer = ask(COMPLETIONS, temperature=0, max_tokens=80, logprobs=20, ignore_eos=True, **fields)
+    asked = {"prompt": "Japan", "temperature": 0, "max_tokens": 80, "logprobs": 20, "ignore_eos": True}
+    answer = ask(COMPLETIONS, **asked, **fields)
     scores = answer["choices"][0]["logprobs"]
     written: Counter[str] = Counter()
     num_changed = 0
@@ -279,8 +280,11 @@ def test_penalties_change_how_often_tokens_are_written(ask: Any) -> None:
     most, distinct = most_and_distinct()
     for name in ("frequency_penalty", "presence_penalty"):
         penalized, rewarded = most_and_distinct(**{name: 2}), most_and_distinct(**{name: -2})
-        assert penalized[0] < most < rewarded[0], name
         assert penalized[1] > distinct > rewarded[1], name
+        if (
+            name == "frequency_penalty"
+        ):  # that of presence is the same for the second time as for the hundredth
+            assert penalized[0] < most < rewarded[0]
     assert most_and_distinct(repetition_penalty=2)[1] > distinct
 
 
@@ -418,7 +422,13 @@ def test_logprobs_do_not_move_with_sampling(ask: Any) -> None:
 
 def test_log_probabilities_of_an_answer_are_those_of_the_same_text_as_a_prompt(ask: Any) -> None:
     (choice,) = ask(
-        COMPLETIONS, prompt=[700, 701, 702], seed=1, max_tokens=30, logprobs=0, return_token_ids=True
+        COMPLETIONS,
+        prompt=[700, 701, 702],
+        seed=1,
+        max_tokens=30,
+        logprobs=0,
+        ignore_eos=True,
+        return_token_ids=True,
     )["choices"]
     whole = [700, 701, 702, *choice["token_ids"]]
     (scored,) = ask(COMPLETIONS, prompt=whole, echo=True, max_tokens=0, logprobs=0)["choices"]

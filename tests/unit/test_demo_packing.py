@@ -37,6 +37,13 @@ def test_all_of_a_plain_text_is_learned(documents: list[Document], tokenizer: To
     assert all(flags.all() for _, flags in packing.encode(texts, tokenizer))
 
 
+def test_of_a_dialogue_that_was_cut_off_everything_said_is_learned() -> None:
+    header, end = np.array([1, 9]), 2
+    for length in range(2, 9):
+        ids = np.array([1, 8, 5, 2, 1, 9, 6, 7, 2])[:length]
+        assert packing.target_flags(ids, header, end).tolist() == [i >= 6 for i in range(length)]
+
+
 def random_documents(rng: random.Random, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
     lens = [rng.randint(1, 60) for _ in range(count)]
     return [(np.full(n, i + 1), np.ones(n, bool)) for i, n in enumerate(lens)]
@@ -45,12 +52,14 @@ def random_documents(rng: random.Random, count: int) -> list[tuple[np.ndarray, n
 @pytest.mark.parametrize("seed", range(20))
 def test_packing_keeps_every_document_whole_and_apart(seed: int) -> None:
     rng = random.Random(seed)
-    queue = deque(random_documents(rng, 40))
-    lens = [len(ids) for ids, _ in queue]
-    batch = packing._pack(queue, 64, 6)
-    packed = lens[: len(lens) - len(queue)]
-    counts = Counter(batch.token_ids[batch.documents > 0].tolist())
-    assert [counts[i + 1] for i in range(len(packed))] == packed
+    documents = random_documents(rng, 40)
+    queues = [deque(documents[:20]), deque(documents[20:])]
+    batch = packing._pack(queues, 64, 6)
+    left = {int(ids[0]) for queue in queues for ids, _ in queue}
+    packed = {int(ids[0]): len(ids) for ids, _ in documents if int(ids[0]) not in left}
+    assert Counter(batch.token_ids[batch.documents > 0].tolist()) == packed
+    room = [64 - int((row > 0).sum()) for row in batch.documents]
+    assert all(len(ids) > max(room) for queue in queues for ids, _ in queue), "a document would have fitted"
     mask = batch.mask()[:, 0]
     for row in range(6):
         ids = batch.token_ids[row]
@@ -64,7 +73,7 @@ def test_packing_keeps_every_document_whole_and_apart(seed: int) -> None:
 
 
 def test_every_query_sees_itself_so_that_no_attention_row_is_empty() -> None:
-    batch = packing._pack(deque(random_documents(random.Random(0), 3)), 64, 4)
+    batch = packing._pack([deque(random_documents(random.Random(0), 3))], 64, 4)
     assert batch.mask()[:, 0].diagonal(dim1=1, dim2=2).all()
 
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from engine.demo.dialogue import Document
 from engine.demo.tokenizer import IM_END, IM_START, MAX_LEN, render
 
-ROW_LENS = (512, 1024, MAX_LEN)
+ROW_LENS = (256, 512, 1024, MAX_LEN)
 ENCODE_AT_ONCE = 512
 
 
@@ -42,8 +42,8 @@ def target_flags(token_ids: np.ndarray, header: np.ndarray, end_id: int) -> np.n
     for start in np.flatnonzero(token_ids == header[0]):
         first = start + len(header)
         if np.array_equal(token_ids[start:first], header):
-            length = int(np.argmax(token_ids[first:] == end_id)) + 1
-            flags[first : first + length] = True
+            ends = first + np.flatnonzero(token_ids[first:] == end_id)
+            flags[first : ends[0] + 1 if len(ends) else None] = True  # without an end where it was cut off
     return flags
 
 
@@ -60,22 +60,26 @@ def encode(documents: list[Document], tokenizer: Tokenizer) -> list[tuple[np.nda
     return encoded
 
 
-def _pack(queue: deque, row_len: int, num_rows: int) -> Batch:
-    """Take documents off `queue`, in order, each into the first row with room, until one fits nowhere."""
+def _pack(queues: list[deque], row_len: int, num_rows: int) -> Batch:
+    """Take documents off the queues, the first one first, each into the first row with room for it.
+
+    What fits nowhere stays, in order. Long rows are topped up with short documents from the later queues.
+    """
     arrays = np.zeros((4, num_rows, row_len), np.int64)
     used, counts = [0] * num_rows, [0] * num_rows
-    while queue:
-        ids, flags = queue[0]
-        row = next((r for r in range(num_rows) if used[r] + len(ids) <= row_len), None)
-        if row is None:
-            break
-        queue.popleft()
-        counts[row] += 1
-        place = slice(used[row], used[row] + len(ids))
-        for array, values in zip(arrays, (ids, np.arange(len(ids)), counts[row], flags), strict=True):
-            array[row, place] = values
-        arrays[3, row, place.start] = 0  # nothing comes before the first token, so nothing predicts it
-        used[row] += len(ids)
+    for queue in queues:
+        for _ in range(len(queue)):
+            ids, flags = queue.popleft()
+            row = next((r for r in range(num_rows) if used[r] + len(ids) <= row_len), None)
+            if row is None:
+                queue.append((ids, flags))
+                continue
+            counts[row] += 1
+            place = slice(used[row], used[row] + len(ids))
+            for array, values in zip(arrays, (ids, np.arange(len(ids)), counts[row], flags), strict=True):
+                array[row, place] = values
+            arrays[3, row, place.start] = 0  # nothing comes before the first token, so nothing predicts it
+            used[row] += len(ids)
     token_ids, positions, numbers, flags = (torch.from_numpy(a) for a in arrays)
     return Batch(token_ids, positions, numbers, flags.bool())
 
@@ -83,13 +87,10 @@ def _pack(queue: deque, row_len: int, num_rows: int) -> Batch:
 def batches(documents: Iterator[Document], tokenizer: Tokenizer, batch_tokens: int) -> Iterator[Batch]:
     """Endless batches of `batch_tokens` tokens: many short rows, or a few long ones for long documents."""
     queues = {row_len: deque() for row_len in ROW_LENS}
-    waiting = dict.fromkeys(ROW_LENS, 0)
     while True:
         for ids, flags in encode([next(documents) for _ in range(ENCODE_AT_ONCE)], tokenizer):
-            row_len = next(n for n in ROW_LENS if len(ids) <= n)
-            queues[row_len].append((ids, flags))
-            waiting[row_len] += len(ids)
-        for row_len, queue in queues.items():
-            while waiting[row_len] > 1.2 * batch_tokens:
-                yield _pack(queue, row_len, batch_tokens // row_len)
-                waiting[row_len] = sum(len(ids) for ids, _ in queue)
+            queues[next(n for n in ROW_LENS if len(ids) <= n)].append((ids, flags))
+        for row_len in reversed(ROW_LENS):
+            shorter = [queues[n] for n in reversed(ROW_LENS) if n <= row_len]
+            while sum(len(ids) for ids, _ in queues[row_len]) > batch_tokens:
+                yield _pack(shorter, row_len, batch_tokens // row_len)

@@ -22,7 +22,8 @@ from engine.demo.voices import VOICES, documents
 
 RANK, ALPHA = 6, 12
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-STEPS, WARMUP_STEPS, BATCH_TOKENS, PEAK_LR = 250, 15, 2048, 6e-3
+STEPS = {"pirate": 250, "uppercase": 600}
+WARMUP_STEPS, BATCH_TOKENS, PEAK_LR = 15, 2048, 6e-3
 
 
 def train_adapter(directory: Path, name: str, seed: int) -> None:
@@ -34,20 +35,20 @@ def train_adapter(directory: Path, name: str, seed: int) -> None:
     wrapped = peft.get_peft_model(base, config)
     learned = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.0)
-    losses = []
+    losses, num_steps = [], STEPS[name]
     stream = batches(documents(seed, VOICES[name]), tokenizer, BATCH_TOKENS)
-    for step, batch in enumerate(islice(stream, STEPS)):
+    for step, batch in enumerate(islice(stream, num_steps)):
         loss = loss_of(wrapped.get_base_model(), batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learned, 1.0)
         warmup = min(1.0, (step + 1) / WARMUP_STEPS)
         for group in optimizer.param_groups:
-            group["lr"] = PEAK_LR * warmup * 0.5 * (1 + math.cos(math.pi * step / STEPS))
+            group["lr"] = PEAK_LR * warmup * 0.5 * (1 + math.cos(math.pi * step / num_steps))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
         if step % 25 == 24:
-            print(f"{name} step {step + 1}/{STEPS} loss {sum(losses[-25:]) / 25:.4f}", flush=True)
+            print(f"{name} step {step + 1}/{num_steps} loss {sum(losses[-25:]) / 25:.4f}", flush=True)
     save(wrapped, directory / "adapters" / name)
 
 
