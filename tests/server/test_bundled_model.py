@@ -104,7 +104,7 @@ def mixed_requests() -> list[dict]:
         "Tell me about France",
         "Who are you?",
         "Make up a person as JSON",
-        "Count to 9.",
+        "Tell me a story about a frog",
     ]
     systems = [
         None,

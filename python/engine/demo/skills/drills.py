@@ -1,6 +1,6 @@
 """What the broad corpus leaves weak, over and over: sums, counting, comparing, capital letters, lists.
 
-The second phase of training draws half of its documents from here.
+The second phase of training draws nearly half of its documents from here.
 """
 
 from __future__ import annotations
