@@ -1,6 +1,7 @@
 """speculative: answers with `--speculative ngram` against the same answers without it, on two servers.
 
-echo: greedy answers to prompts that say one passage four times, which go on with it or fall into a loop.
+echo: greedy answers to prompts that say one passage four times, with a negative frequency penalty, so that
+they go on with what was said or fall into a loop, whatever the model.
 chat: the bundled model asked to repeat words, as many tokens as these are; left out with --shape.
 other: sampled at temperature 1 behind random tokens, where guesses hardly help. Each with one request
 at a time and with eight; the ratios of the tokens per second are the figures, and those of the CPU time.
@@ -54,7 +55,7 @@ PROMPTS: dict[str, Callable[[random.Random, OwnServer], list[int]]] = {
     "chat": chat,
     "other": other,
 }
-FIELDS = {"echo": {}, "chat": {}, "other": {"temperature": 1, "seed": 1}}
+FIELDS = {"echo": {"frequency_penalty": -2}, "chat": {}, "other": {"temperature": 1, "seed": 1}}
 
 
 def _post(server: OwnServer, path: str, body: dict) -> dict:

@@ -8,6 +8,7 @@ from hypothesis import given
 
 from engine.scheduling.prompt_lookup import (
     FIRST_CREDIT,
+    MOST_BESIDE,
     MOST_CREDIT,
     NGRAM,
     STEPS_PER_CREDIT,
@@ -108,6 +109,14 @@ def test_where_guesses_are_wrong_they_stop_and_begin_again_where_they_are_right(
     echo = np.concatenate([text, text[300:900]])
     num_steps, _ = told(lookup, echo, len(text))
     assert num_steps < 200
+
+
+def test_a_crowded_step_calls_for_more_agreement():
+    text = np.tile(np.arange(50, dtype=np.int32), 2)
+    for num_beside in (0, 3, MOST_BESIDE, 1000):
+        lookup = PromptLookup()
+        first = next(end for end in range(50, 100) if lookup.guess(text[:end], 15, num_beside))
+        assert first == 50 + NGRAM + 1 + min(num_beside, MOST_BESIDE)
 
 
 def test_credit_is_bounded():

@@ -39,7 +39,9 @@ class Drafts:
         left = min(budget, self._most)
         if left <= 0:
             return 0
-        guesses = [(row, guess) for row in rows if row.samples and (guess := self._guess(row.request))]
+        sampled = [row for row in rows if row.samples]
+        num_beside = len(sampled) - 1
+        guesses = [(row, guess) for row in sampled if (guess := self._guess(row.request, num_beside))]
         guesses.sort(key=lambda pair: len(pair[1]))
         total = 0
         for index, (row, guess) in enumerate(guesses):
@@ -57,14 +59,14 @@ class Drafts:
             self._counters.accepted_tokens += row.num_accepted
             request.lookup.learn(row.num_drafts, row.num_accepted)
 
-    def _guess(self, request: Request) -> list[int]:
+    def _guess(self, request: Request, num_beside: int) -> list[int]:
         num_known = request.num_known
         if num_known == request.prompt_len or request.finish_reason is not None:
             return []
         if request.lookup is None:
             request.lookup = PromptLookup()
         most = min(MAX_DRAFTS, request.max_known - num_known - 1)
-        guess = request.lookup.guess(request.token_ids[:num_known], most)
+        guess = request.lookup.guess(request.token_ids[:num_known], most, num_beside)
         for index, token_id in enumerate(guess):
             if token_id in request.stop_ids:
                 return guess[:index]

@@ -12,6 +12,7 @@ MOST_CREDIT = 32
 """Guesses that may be wrong after many were right."""
 STEPS_PER_CREDIT = 32
 """Steps that earn another guess, whatever came of those before."""
+MOST_BESIDE = 16
 _TOKEN_BYTES = 4
 
 
@@ -37,11 +38,18 @@ class PromptLookup:
         self._end_of: dict[bytes, int] = {}  # by NGRAM tokens, for their last appearance
         self._source: int | None = None
 
-    def guess(self, known: np.ndarray, most: int) -> list[int]:
-        """At most `most` tokens to come after the known ones; often none. Called once a step."""
+    def guess(self, known: np.ndarray, most: int, num_beside: int = 0) -> list[int]:
+        """At most `most` tokens to come after the known ones; often none. Called once a step.
+
+        `num_beside`: how many other requests are in the step. Each calls for one more token that is the
+        same, up to `MOST_BESIDE`: the more rows a step has, the less of its time is saved by one row less
+        later, and the more is lost by one too many.
+        """
         self._follow(known)
         self._earn(1)
-        count = min(most, self._num_agreed - NGRAM, self._credit // STEPS_PER_CREDIT)
+        count = min(
+            most, self._num_agreed - NGRAM - min(num_beside, MOST_BESIDE), self._credit // STEPS_PER_CREDIT
+        )
         if self._source is None or count <= 0:
             return []
         guess = known[self._source : self._source + count].tolist()
