@@ -94,8 +94,8 @@ def test_kinds_that_are_refused(tmp_path: Path, family: str, changes: dict, mess
     ("changes", "message"),
     [
         ({"quantization_config": {"quant_method": "awq"}}, "quantised checkpoints are not supported"),
-        ({"model_type": "made_up"}, "transformers cannot build this model"),
-        ({"model_type": None}, "transformers cannot build this model"),
+        ({"model_type": "made_up"}, "unsupported architecture: StableLmForCausalLM; neither"),
+        ({"model_type": ["a"]}, "unsupported architecture: StableLmForCausalLM; neither"),
         ({"hidden_size": "many"}, "transformers cannot build this model"),
         ({"num_attention_heads": 3}, "transformers cannot build this model"),
         ({"max_position_embeddings": -1}, "max_position_embeddings"),

@@ -208,19 +208,27 @@ def _construct(directory: Path, trusts_remote_code: bool) -> nn.Module:
 
 
 def _check_configuration(config: Mapping[str, Any], trusts_remote_code: bool) -> None:
-    """What can be said before transformers is imported. Raises: `ConfigError`."""
+    """What can be said before anything is built. Raises: `ConfigError`."""
     if config.get("quantization_config") is not None:
         raise ConfigError("quantised checkpoints are not supported here; use the bfloat16 one")
     if config.get("is_encoder_decoder"):
         raise ConfigError("encoder-decoder models are not supported")
-    if isinstance(config.get("auto_map"), Mapping) and not trusts_remote_code:
-        from transformers import CONFIG_MAPPING
+    from transformers import CONFIG_MAPPING
 
-        if config.get("model_type") not in CONFIG_MAPPING:
-            raise ConfigError(
-                f"the model type {config.get('model_type')!r:.80} is code in the checkpoint, which is run "
-                "only with --trust-remote-code"
-            )
+    kind = config.get("model_type")
+    if trusts_remote_code or (isinstance(kind, str) and kind in CONFIG_MAPPING):
+        return
+    if isinstance(config.get("auto_map"), Mapping):
+        raise ConfigError(
+            f"the model type {kind!r:.80} is code in the checkpoint, which is run "
+            "only with --trust-remote-code"
+        )
+    names = config.get("architectures")
+    found = ", ".join(map(str, names)) if isinstance(names, list) and names else "none in config.json"
+    raise ConfigError(
+        f"unsupported architecture: {found:.80}; neither this engine nor transformers knows the model type "
+        f"{kind!r:.80}"
+    )
 
 
 def _check_layers(config: Any) -> None:
