@@ -1,0 +1,141 @@
+"""Requests that end before they run: while their adapter is read, and while their constraint is compiled."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from engine.config.server_config import ServerConfig
+from helpers.http_server import Server, wait_until, write_adapter
+from helpers.server_process import ServerProcess
+
+BODIES = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hi"}]},
+    "/v1/completions": {"prompt": ["Hi", "Ho"], "n": 2, "stream": True},
+    "/v1/embeddings": {"input": "Hi"},
+    "/v1/rerank": {"query": "Hi", "documents": ["a", "b"]},
+}
+MANY_PATTERNS = [{"type": "string", "pattern": f"^([ab{i}]|c)*d{{1,60000}}$"} for i in range(300)]
+"""A schema that takes seconds to compile."""
+
+
+def in_thread(send: Callable[[], httpx.Response]) -> Callable[[], httpx.Response]:
+    """What waits for the answer."""
+    answers: list[httpx.Response] = []
+    thread = threading.Thread(target=lambda: answers.append(send()))
+    thread.start()
+
+    def answer() -> httpx.Response:
+        thread.join(20)
+        return answers[0]
+
+    return answer
+
+
+@pytest.fixture
+def lora(model_dir: Path, tmp_path: Path) -> Iterator[Server]:
+    """A server whose engine reads no adapter before `release`."""
+    write_adapter(tmp_path / "one", b"one")
+    with Server(model_dir, config=ServerConfig(lora_dir=(str(tmp_path),), queue_timeout=5)) as server:
+        server.call(server.engine.hold)
+        yield server
+        server.call(server.engine.release)
+        server.wait_idle()
+
+
+def assert_nothing_left(server: Server) -> None:
+    """And the adapter that was being read serves whoever comes next."""
+    wait_until(lambda: server.context.live.names() == [])
+    assert not server.engine.submitted and not server.engine.embedded
+    server.call(server.engine.release)
+    answer = server.post("/v1/completions", {"model": "default", "prompt": "Hi", "lora_path": "one"})
+    assert answer.status_code == 200, answer.text
+    (adapter,) = server.context.adapters
+    assert adapter.num_live == 0
+    assert len(server.engine.adapter_loads) == 1
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_an_abort_while_the_adapter_is_read(lora: Server, path: str) -> None:
+    body = {"model": "default", "lora_path": "one", "rid": "mine", **BODIES[path]}
+    answer = in_thread(lambda: lora.post(path, body))
+    wait_until(lambda: bool(lora.engine.adapter_loads))
+    assert lora.post("/abort_request", {"rid": "mine"}).json()["aborted"] == 1
+    assert (answer().status_code, answer().json()["error"]["code"]) == (400, "request_aborted")
+    assert_nothing_left(lora)
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_a_client_that_leaves_while_the_adapter_is_read(lora: Server, path: str) -> None:
+    body = {"model": "default", "lora_path": "one", **BODIES[path]}
+    with pytest.raises(httpx.ReadTimeout):
+        lora.http.post(path, json=body, timeout=httpx.Timeout(10, read=0.3))
+    assert lora.engine.adapter_loads
+    assert_nothing_left(lora)
+
+
+def test_reading_an_adapter_counts_as_waiting(model_dir: Path, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "one", b"one")
+    with Server(model_dir, config=ServerConfig(lora_dir=(str(tmp_path),), queue_timeout=0.2)) as server:
+        server.call(server.engine.hold)
+        for path in BODIES:
+            answer = server.post(path, {"model": "default", "lora_path": "one", **BODIES[path]})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "queue_timeout")
+        assert_nothing_left(server)
+
+
+def compiling(server: ServerProcess) -> list[psutil.Process]:
+    """Processes that try constraints out: children of the grammar helper."""
+    (engine,) = psutil.Process(server.process.pid).children()
+    return [trial for helper in engine.children() for trial in helper.children()]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("leaves", [False, True], ids=["abort", "leave"])
+def test_a_request_that_ends_while_its_constraint_compiles(
+    bundled: ServerProcess, stream: bool, leaves: bool
+) -> None:
+    rid = uuid.uuid4().hex
+    schema = {"anyOf": [*MANY_PATTERNS, {"const": rid}]}  # of its own: none is remembered
+    body: dict[str, Any] = {
+        "model": "default",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
+        "rid": rid,
+        "stream": stream,
+        "n": 2,
+    }
+    url = f"{bundled.url}/v1/chat/completions"
+    with httpx.Client(trust_env=False, timeout=60) as own:
+        answer = in_thread(lambda: _post(own, url, body))
+        wait_until(lambda: bool(compiling(bundled)))
+        if leaves:
+            own.close()
+        else:
+            assert bundled.http.post("/abort_request", json={"rid": rid}).json()["aborted"] == 1
+            assert (answer().status_code, answer().json()["error"]["code"]) == (400, "request_aborted")
+    wait_until(lambda: compiling(bundled) == [])
+    wait_until(lambda: not bundled.http.get("/v1/loads").json()["aggregate"]["num_total_reqs"])
+    state = bundled.http.get("/debug/state").json()
+    assert state["server"]["live_requests"] == []
+    assert not state["engine"]["running"] and not state["engine"]["waiting"]
+    assert state["engine"]["blocks"]["in_use"] == 0
+    quick = {**body, "rid": None, "stream": False, "response_format": None, "regex": "ok"}
+    assert (
+        bundled.http.post("/v1/chat/completions", json=quick).json()["choices"][1]["message"]["content"]
+        == "ok"
+    )
+
+
+def _post(http: httpx.Client, url: str, body: dict[str, Any]) -> httpx.Response:
+    try:
+        return http.post(url, json=body)
+    except httpx.TransportError:  # it left
+        return httpx.Response(0)
