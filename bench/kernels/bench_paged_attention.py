@@ -1,6 +1,6 @@
 """Paged attention, decoding and prefill, against what the machine can read and multiply.
 
-    python bench/kernels/bench_paged_attention.py [--threads 2] [--isa auto] [--dtype bfloat16]
+    python bench/kernels/bench_paged_attention.py [--threads 2] [--isa auto] [--dtype bfloat16|float32|int8]
 
 The cache is cold: each call finds its tokens in other blocks, which lie shuffled in more memory than
 any cache holds, in huge pages as the server's cache. "floor" is the larger of two times at the machine's
@@ -73,7 +73,8 @@ class Work:
     def __init__(self, shape: Shape, step: Step, dtype: torch.dtype) -> None:
         self.scale = shape.head_dim**-0.5
         blocks_each = step.kv_len // BLOCK_SIZE
-        block_bytes = 2 * BLOCK_SIZE * shape.kv_heads * shape.head_dim * dtype.itemsize
+        head_bytes = shape.head_dim * dtype.itemsize + (4 if dtype == torch.int8 else 0)
+        block_bytes = 2 * BLOCK_SIZE * shape.kv_heads * head_bytes
         shared = 0 if step.is_copied else step.shared_len // BLOCK_SIZE
         self.num_bytes = (step.batch * (blocks_each - shared) + shared) * block_bytes
         seen = step.rows * (2 * step.kv_len - step.rows + 1) // 2
@@ -82,9 +83,11 @@ class Work:
         num_blocks = num_copies * step.batch * blocks_each
         spec = SimpleNamespace(num_layers=1, num_kv_heads=shape.kv_heads, head_dim=shape.head_dim)
         cache = KVCache(spec, num_blocks=num_blocks, block_size=BLOCK_SIZE, dtype=dtype)
-        [(self.k_cache, self.v_cache)] = cache.layers
-        for tensor in cache.layers[0]:
-            tensor.normal_()
+        [self.cache] = cache.layers
+        for codes in (self.cache.keys, self.cache.values):
+            codes.random_(-127, 128) if dtype == torch.int8 else codes.normal_()
+        if self.cache.scales is not None:
+            self.cache.scales.fill_(1 / 73)  # the deviation of the codes
         self.q = torch.randn(step.batch * step.rows, shape.heads, shape.head_dim)
         self.out = torch.empty_like(self.q)
         tables = torch.randperm(num_blocks).int().view(num_copies, step.batch, blocks_each)
@@ -95,17 +98,20 @@ class Work:
 
     def run(self, ctx, plan: AttentionPlan | None = None) -> None:
         plan = plan or next(self.plans)
-        paged_attention(ctx, self.q, self.k_cache, self.v_cache, plan, self.scale, 0, 0.0, self.out)
+        keys, values, scales = self.cache
+        paged_attention(ctx, self.q, keys, values, plan, self.scale, 0, 0.0, self.out, None, scales)
 
     def check(self, ctx) -> None:
         """The last sequence's last row against float64: a wrong result is not worth timing."""
         plan = next(self.plans)
         self.run(ctx, plan)
         ends = torch.tensor([0, 1], dtype=torch.int32)
-        last = AttentionPlan(ends, plan.kv_lens[-1:], plan.block_tables[-1:])
+        blocks = plan.block_tables[-1].long()
+        last = AttentionPlan(ends, plan.kv_lens[-1:], torch.arange(len(blocks))[None])
+        keys, values, scales = (None if tensor is None else tensor[blocks] for tensor in self.cache)
         exact = torch.empty(1, *self.q.shape[1:], dtype=torch.float64)
         reference.paged_attention(
-            None, self.q[-1:], self.k_cache, self.v_cache, last, self.scale, 0, 0.0, exact
+            None, self.q[-1:], keys, values, last, self.scale, 0, 0.0, exact, None, scales
         )
         error = ((self.out[-1:] - exact).abs().max() / exact.std()).item()
         assert error < 1e-4, f"relative error {error}"
@@ -133,7 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--isa", default="auto")
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32", "int8"])
     parser.add_argument("--repeats", type=int, default=15)
     args = parser.parse_args()
     torch.manual_seed(0)

@@ -4,6 +4,7 @@
 
 #include "engine/error.h"
 #include "engine/tensor_spec.h"
+#include "ops/kv_cache.h"
 
 namespace engine::ops {
 namespace {
@@ -23,12 +24,12 @@ void check_slots(const int64_t* slot_ids, int64_t count, int64_t num_slots) {
 }  // namespace
 
 void append_kv(cpu::ExecutionContext& context, const TensorView& k, const TensorView& v,
-               const TensorView& k_cache, const TensorView& v_cache, const TensorView& slot_ids) {
+               const TensorView& k_cache, const TensorView& v_cache, const TensorView& slot_ids,
+               const TensorView* kv_scales) {
   Dim T("T"), G("G"), D("D"), N("N"), S("S");
   expect(k, "k", {DType::kFloat32}, {T, G, D}, Layout::kRows);
   expect(v, "v", {DType::kFloat32}, {T, G, D}, Layout::kRows);
-  expect(k_cache, "k_cache", {DType::kBFloat16, DType::kFloat32}, {N, G, D, S}, Layout::kRows);
-  expect(v_cache, "v_cache", {k_cache.dtype}, {N, G, S, D}, Layout::kRows);
+  const CacheFormat format = expect_cache(k_cache, v_cache, kv_scales, N, G, D, S);
   expect(slot_ids, "slot_ids", {DType::kInt64}, {T});
   check_slots(slot_ids.as<const int64_t>(), T, N * S);
   const AppendKvArgs args{
@@ -36,15 +37,17 @@ void append_kv(cpu::ExecutionContext& context, const TensorView& k, const Tensor
       .v = v.as<const float>(),
       .k_cache = k_cache.data,
       .v_cache = v_cache.data,
+      .kv_scales = kv_scales == nullptr ? nullptr : kv_scales->as<float>(),
       .slot_ids = slot_ids.as<const int64_t>(),
       .k_stride = k.strides[0],
       .v_stride = v.strides[0],
       .k_block_stride = k_cache.strides[0],
       .v_block_stride = v_cache.strides[0],
+      .scales_block_stride = kv_scales == nullptr ? 0 : kv_scales->strides[0],
       .G = G,
       .D = D,
       .S = S,
-      .cache_is_bf16 = k_cache.dtype == DType::kBFloat16,
+      .format = format,
   };
   const auto kernel = context.kernels().append_kv;
   context.pool().parallel_for(T, kTokensPerRange,

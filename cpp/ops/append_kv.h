@@ -7,6 +7,7 @@ namespace engine::ops {
 
 // Writes keys and values into the slots of their tokens; see python/engine/ops/append_kv.py.
 void append_kv(cpu::ExecutionContext& context, const TensorView& k, const TensorView& v,
-               const TensorView& k_cache, const TensorView& v_cache, const TensorView& slot_ids);
+               const TensorView& k_cache, const TensorView& v_cache, const TensorView& slot_ids,
+               const TensorView* kv_scales);
 
 }  // namespace engine::ops

@@ -7,6 +7,7 @@
 
 #include "engine/error.h"
 #include "engine/tensor_spec.h"
+#include "ops/kv_cache.h"
 
 namespace engine::ops {
 namespace {
@@ -85,11 +86,10 @@ void run(cpu::ExecutionContext& context, PagedAttentionArgs& args, const std::ve
 void paged_attention(cpu::ExecutionContext& context, const TensorView& q, const TensorView& k_cache,
                      const TensorView& v_cache, const TensorView& cu_seqlens_q, const TensorView& kv_lens,
                      const TensorView& block_tables, float scale, int64_t window, float softcap, bool is_causal,
-                     const TensorView& out, const TensorView* sinks) {
+                     const TensorView& out, const TensorView* sinks, const TensorView* kv_scales) {
   Dim T("T"), B("B"), H("H"), G("G"), D("D"), N("N"), S("S"), max_blocks("max_blocks");
   expect(q, "q", {DType::kFloat32}, {T, H, D}, Layout::kRows);
-  expect(k_cache, "k_cache", {DType::kBFloat16, DType::kFloat32}, {N, G, D, S}, Layout::kRows);
-  expect(v_cache, "v_cache", {k_cache.dtype}, {N, G, S, D}, Layout::kRows);
+  const CacheFormat format = expect_cache(k_cache, v_cache, kv_scales, N, G, D, S);
   expect(kv_lens, "kv_lens", {DType::kInt32}, {B});
   expect(cu_seqlens_q, "cu_seqlens_q", {DType::kInt32}, {B + 1});
   expect(block_tables, "block_tables", {DType::kInt32}, {B, max_blocks}, Layout::kRows);
@@ -101,6 +101,7 @@ void paged_attention(cpu::ExecutionContext& context, const TensorView& q, const 
       .out = out.as<float>(),
       .k_cache = k_cache.data,
       .v_cache = v_cache.data,
+      .kv_scales = kv_scales == nullptr ? nullptr : kv_scales->as<const float>(),
       .cu_seqlens_q = cu_seqlens_q.as<const int32_t>(),
       .kv_lens = kv_lens.as<const int32_t>(),
       .block_tables = block_tables.as<const int32_t>(),
@@ -112,6 +113,7 @@ void paged_attention(cpu::ExecutionContext& context, const TensorView& q, const 
       .out_stride = out.strides[0],
       .k_block_stride = k_cache.strides[0],
       .v_block_stride = v_cache.strides[0],
+      .scales_block_stride = kv_scales == nullptr ? 0 : kv_scales->strides[0],
       .block_tables_stride = block_tables.strides[0],
       .B = B,
       .H = H,
@@ -121,7 +123,7 @@ void paged_attention(cpu::ExecutionContext& context, const TensorView& q, const 
       .window = window,
       .scale = scale,
       .softcap = softcap,
-      .cache_is_bf16 = k_cache.dtype == DType::kBFloat16,
+      .format = format,
       .is_causal = is_causal,
   };
   check_sequences(args, T, N, max_blocks);

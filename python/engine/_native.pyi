@@ -159,7 +159,13 @@ def rope(
     ctx: ExecutionContext, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, positions: Tensor
 ) -> None: ...
 def append_kv(
-    ctx: ExecutionContext, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_ids: Tensor
+    ctx: ExecutionContext,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_ids: Tensor,
+    kv_scales: Tensor | None = None,
 ) -> None: ...
 def paged_attention(
     ctx: ExecutionContext,
@@ -175,6 +181,7 @@ def paged_attention(
     is_causal: bool,
     out: Tensor,
     sinks: Tensor | None = None,
+    kv_scales: Tensor | None = None,
 ) -> None: ...
 
 # --- activations ---------------------------------------------------------------------------------

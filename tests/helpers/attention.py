@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from engine.ops.attention_plan import AttentionPlan
+from engine.ops import reference
+from engine.ops.attention_plan import AttentionPlan, LayerCache
 
 UNREAD_BLOCK = 2**31 - 1  # a block id that must never be looked up
 
@@ -21,6 +22,18 @@ class AttentionCase:
     k_cache: torch.Tensor
     v_cache: torch.Tensor
     plan: AttentionPlan
+    kv_scales: torch.Tensor | None = None
+
+    def quantized(self) -> AttentionCase:
+        """The same with a cache of int8; scales are NaN where no token is."""
+        k_codes, k_scales = reference.quantize_heads(self.k_cache.float().transpose(2, 3))
+        v_codes, v_scales = reference.quantize_heads(self.v_cache.float())
+        return dataclasses.replace(
+            self,
+            k_cache=k_codes.transpose(2, 3).contiguous(),
+            v_cache=v_codes,
+            kv_scales=torch.stack([k_scales, v_scales], 2),
+        )
 
     @property
     def block_size(self) -> int:
@@ -50,7 +63,11 @@ def make_case(
     seed: int = 0,
 ) -> AttentionCase:
     """`sequences` are (query rows, tokens in the cache). Queries, keys and values depend on the seed
-    and the sequences, not on the block size; where the blocks lie depends on it."""
+    and the sequences, not on the block size; where the blocks lie depends on it. An int8 cache is the
+    float32 one quantized."""
+    if dtype == torch.int8:
+        sizes = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "block_size": block_size}
+        return make_case(sequences, **sizes, dtype=torch.float32, seed=seed).quantized()
     random = torch.Generator().manual_seed(seed)
     q = 2 * torch.randn(sum(rows for rows, _ in sequences), heads, head_dim, generator=random)
     contents = [torch.randn(2, kv_len, kv_heads, head_dim, generator=random) for _, kv_len in sequences]
@@ -68,3 +85,10 @@ def make_case(
         v_cache[blocks, :, offsets, :] = values.to(dtype)
     plan = make_plan([rows for rows, _ in sequences], [kv_len for _, kv_len in sequences], tables)
     return AttentionCase(q, k_cache, v_cache, plan)
+
+
+def poison(cache: LayerCache) -> None:
+    """What answers show if it is read: NaN, or codes with a scale that is NaN."""
+    for tensor in cache:
+        if tensor is not None:
+            tensor.fill_(float("nan") if tensor.is_floating_point() else 77)

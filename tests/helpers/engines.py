@@ -181,6 +181,7 @@ class FakeEngineClient:
             block_size=16,
             context_length=context_length,
             dtype="float32",
+            kv_cache_dtype="float32",
             device="cpu",
             cpu_isa="none",
             num_threads=1,

@@ -63,6 +63,40 @@ def test_rounding_is_to_nearest_even_for_every_kind_of_number(isa):
         assert same_bits(stored[~expected.isnan()], expected[~expected.isnan()])
 
 
+@pytest.mark.parametrize(("kv_heads", "head_dim", "block_size"), [(1, 64, 16), (2, 80, 32), (2, 5, 3)])
+@pytest.mark.parametrize("isa", ISAS)
+def test_codes_and_scales_are_the_reference(isa, kv_heads, head_dim, block_size):
+    torch.manual_seed(head_dim)
+    num_blocks, num_tokens = 5, 2 * block_size + 1
+    k, v = torch.randn(2, num_tokens, kv_heads, head_dim) * torch.logspace(-30, 30, num_tokens)[:, None, None]
+    k[1], v[2] = 0, 1e-36  # too small to divide by
+    k[3] = torch.arange(head_dim) - 127 + 0.5  # ties
+    slot_ids = torch.randperm(num_blocks * block_size)[:num_tokens]
+    caches = []
+    for append, ctx in ((append_kv, context(isa, 3)), (reference.append_kv, None)):
+        shapes = (kv_heads, head_dim, block_size), (kv_heads, block_size, head_dim)
+        codes = [torch.full((num_blocks, *shape), 7, dtype=torch.int8) for shape in shapes]
+        caches.append([*codes, torch.full((num_blocks, kv_heads, 2, block_size), 7.0)])
+        append(ctx, k, v, *caches[-1][:2], slot_ids, caches[-1][2])
+    for actual, expected in zip(*caches, strict=True):
+        assert torch.equal(actual, expected)
+    assert len(caches[0][2][caches[0][2] != 7]) == 2 * kv_heads * num_tokens
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_head_that_is_not_finite_has_no_scale(isa, bad):
+    k, v = torch.ones(2, 3, 2, 16)
+    k[1, 0, 5] = v[2, 1, 0] = bad
+    keys, values = (torch.zeros(1, 2, 16, 16, dtype=torch.int8) for _ in range(2))
+    scales = torch.zeros(1, 2, 2, 16)
+    append_kv(context(isa), k, v, keys, values, torch.arange(3), scales)
+    expected = torch.zeros(2, 2, 16, dtype=torch.bool)
+    expected[0, 0, 1] = expected[1, 1, 2] = True
+    assert torch.equal(scales[0].isnan(), expected)
+    assert (scales[0, :, :, :3][~expected[:, :, :3]] == torch.tensor(1 / 127)).all()
+
+
 def test_no_tokens():
     k_cache, v_cache = caches(torch.bfloat16, 2, 1, 16, 16)
     append_kv(
@@ -88,7 +122,10 @@ def test_no_tokens():
         ({"v": torch.zeros(2, 2, 16).bfloat16()}, "v: expected float32, got bfloat16"),
         ({"v_cache": torch.zeros(4, 2, 16, 16)}, "v_cache: expected bfloat16, got float32"),
         ({"v_cache": torch.zeros(4, 2, 32, 16).bfloat16()}, r"v_cache: expected \[N=4, G=2, S=16, D=16\]"),
-        ({"k_cache": torch.zeros(4, 2, 16, 16).half()}, "k_cache: expected bfloat16 or float32, got float16"),
+        (
+            {"k_cache": torch.zeros(4, 2, 16, 16).half()},
+            "k_cache: expected bfloat16 or float32 or int8, got float16",
+        ),
         (
             {"k_cache": torch.zeros(4, 2, 16, 16).bfloat16().transpose(2, 3)},
             "k_cache: expected contiguous rows",

@@ -18,7 +18,7 @@ from helpers.native import FMA_ISAS, ISAS, context
 
 # (query rows, cached tokens): whole prompts, decodes, and chunks after a cached prefix.
 MIX = [(1, 1), (15, 15), (1, 16), (17, 17), (3, 255), (1, 256), (2, 257), (9, 600), (0, 40)]
-BF16, FP32 = torch.bfloat16, torch.float32
+BF16, FP32, INT8 = torch.bfloat16, torch.float32, torch.int8
 
 
 def attend(
@@ -26,8 +26,9 @@ def attend(
 ) -> torch.Tensor:
     out = torch.full(case.q.shape, float("nan"))
     scale = case.q.shape[2] ** -0.5
+    caches, numbers = (case.k_cache, case.v_cache), (scale, window, softcap)
     paged_attention(
-        context(isa, num_threads), case.q, case.k_cache, case.v_cache, case.plan, scale, window, softcap, out
+        context(isa, num_threads), case.q, *caches, case.plan, *numbers, out, None, case.kv_scales
     )
     return out
 
@@ -36,15 +37,19 @@ def bound(case: AttentionCase, out_magnitude: torch.Tensor, softcap: float) -> t
     """Error of the weights times sum(weight |value|), plus that of summing.
 
     A score of D products has an absolute error of at most 2 (D + 2) roundings of |q| |k| scale, the
-    product unfused; a cap adds six roundings of its size. The exponent's subtractions, within a split
-    and between splits, are of numbers no larger than that. A weight is off by the errors of its own
-    score and, through the normalisation, by those of the others.
+    product unfused, and one more with a key's scale; a value's scale costs a weight one. A cap adds six
+    roundings of its size. The exponent's subtractions, within a split and between splits, are of numbers
+    no larger than that. A weight is off by the errors of its own score and, through the normalisation, by
+    those of the others.
     """
-    keys = torch.nan_to_num(case.k_cache.double()).norm(dim=2).amax()  # |q| |k| by Cauchy and Schwarz
+    keys = case.k_cache.double()
+    if case.kv_scales is not None:
+        keys = keys * case.kv_scales[:, :, 0, None, :].double()
+    keys = torch.nan_to_num(keys).norm(dim=2).amax()  # |q| |k| by Cauchy and Schwarz
     magnitude = case.q.double().norm(dim=2).amax() * keys * case.q.shape[2] ** -0.5
-    score = 2 * (case.q.shape[2] + 2) * magnitude + 6 * softcap + 4 * 2 * magnitude
+    score = (2 * (case.q.shape[2] + 2) + 1) * magnitude + 6 * softcap + 4 * 2 * magnitude
     num_splits = case.plan.kv_lens.max() / 256 + 1
-    summing = 2 * (2 * 256 + 16 + 6 * num_splits)
+    summing = 2 * (2 * 256 + 16 + 6 * num_splits) + 1
     return out_magnitude * (2 * score + summing) * EPSILON * 1.01 + 1e-30
 
 
@@ -60,11 +65,17 @@ def check(
     out = GuardedOutput(num_rows, heads * head_dim)
     rows = out.tensor.unflatten(1, (heads, head_dim))
     caches = case.k_cache, case.v_cache
-    paged_attention(context(isa), case.q, *caches, case.plan, scale, window, softcap, rows, sinks)
+    paged_attention(
+        context(isa), case.q, *caches, case.plan, scale, window, softcap, rows, sinks, case.kv_scales
+    )
     expected, magnitude = torch.empty(2, num_rows, heads, head_dim, dtype=torch.float64)
     arguments = (case.plan, scale, window, softcap)
-    reference.paged_attention(None, case.q, case.k_cache, case.v_cache, *arguments, expected, sinks)
-    reference.paged_attention(None, case.q, case.k_cache, case.v_cache.abs(), *arguments, magnitude, sinks)
+    reference.paged_attention(
+        None, case.q, case.k_cache, case.v_cache, *arguments, expected, sinks, case.kv_scales
+    )
+    reference.paged_attention(
+        None, case.q, case.k_cache, case.v_cache.abs(), *arguments, magnitude, sinks, case.kv_scales
+    )
     assert_close(rows, expected, bound(case, magnitude, softcap))
     out.assert_untouched_outside()
 
@@ -72,7 +83,7 @@ def check(
 @pytest.mark.parametrize("block_size", [16, 32])
 @pytest.mark.parametrize("group", [1, 2, 7])
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
-@pytest.mark.parametrize("dtype", [BF16, FP32])
+@pytest.mark.parametrize("dtype", [BF16, FP32, INT8])
 @pytest.mark.parametrize("isa", ISAS)
 def test_any_mix_of_rows_is_the_reference(isa, dtype, head_dim, group, block_size):
     check(
@@ -153,7 +164,7 @@ def test_more_heads_a_group_than_a_tile_holds(isa):
     group=st.integers(1, 9),
     head_dim=st.integers(1, 16).map(lambda vectors: 16 * vectors),
     block_size=st.sampled_from([16, 48, 112, 256]),
-    dtype=st.sampled_from([BF16, FP32]),
+    dtype=st.sampled_from([BF16, FP32, INT8]),
     window=st.sampled_from([0, 0, 3, 100, 300]),
     seed=st.integers(0, 100),
 )
@@ -195,7 +206,9 @@ def test_strided_and_misaligned_tensors(isa):
 # --- a row's bits depend on nothing else --------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=[(BF16, 0, 0.0), (FP32, 64, 20.0), (BF16, 300, 0.0)], ids=str)
+@pytest.fixture(
+    scope="module", params=[(BF16, 0, 0.0), (FP32, 64, 20.0), (BF16, 300, 0.0), (INT8, 0, 0.0)], ids=str
+)
 def promise(request):
     """A step, its options and its result, to be had again in every other way."""
     dtype, window, softcap = request.param
@@ -236,7 +249,9 @@ def test_bits_with_fewer_heads(promise):
     """A KV head's group alone gives what it gives among the others."""
     case, options, expected = promise
     k_cache, v_cache = case.k_cache[:, 1:].contiguous(), case.v_cache[:, 1:].contiguous()
-    part = dataclasses.replace(case, q=case.q[:, 3:].contiguous(), k_cache=k_cache, v_cache=v_cache)
+    scales = None if case.kv_scales is None else case.kv_scales[:, 1:].contiguous()
+    q = case.q[:, 3:].contiguous()
+    part = dataclasses.replace(case, q=q, k_cache=k_cache, v_cache=v_cache, kv_scales=scales)
     assert_same_bits(attend(part, FMA_ISAS[-1], **options), expected[:, 3:])
 
 
@@ -279,7 +294,7 @@ SHARING = [(1, 1400), (0, 600), (2, 1300), (1, 700), (1, 1290), (3, 800), (40, 9
 SHARED = [(2, 0, 40), (4, 2, 75), (5, 0, 10), (6, 0, 40), (7, 0, 32)]
 
 
-@pytest.mark.parametrize("dtype", [BF16, FP32])
+@pytest.mark.parametrize("dtype", [BF16, INT8])
 @pytest.mark.parametrize("isa", ISAS)
 def test_rows_that_share_blocks_are_the_reference(isa, dtype):
     case = make_case(SHARING, heads=6, kv_heads=2, head_dim=64, dtype=dtype)
@@ -431,6 +446,11 @@ def int32(*values: int) -> torch.Tensor:
             {"k_cache": torch.ones(6, 0, 64, 16).bfloat16(), "v_cache": torch.ones(6, 0, 16, 64).bfloat16()},
             "of G=0",
         ),
+        ({"kv_scales": torch.ones(6, 2, 2, 16)}, "kv_scales: expected None beside a cache of floats"),
+        (
+            {"k_cache": torch.ones(6, 2, 64, 16).char(), "v_cache": torch.ones(6, 2, 16, 64).char()},
+            "kv_scales: expected those of an int8 cache, got None",
+        ),
         ({"scale": float("nan")}, "scale: expected a finite number"),
         ({"scale": float("inf")}, "scale: expected a finite number"),
         ({"window": -1}, "window: expected 0 or more, got -1"),
@@ -448,6 +468,7 @@ def test_wrong_arguments_are_refused_and_write_nothing(change, message):
     )
     arguments = {"q": case.q, "k_cache": case.k_cache, "v_cache": case.v_cache, "plan": plan}
     arguments |= {"scale": 0.125, "window": 0, "softcap": 0.0, "out": torch.zeros(5, 4, 64), "sinks": None}
+    arguments |= {"kv_scales": None}
     arguments |= {name: value for name, value in change.items() if name in arguments}
     kept = arguments["out"].clone()
     with pytest.raises(NativeError, match=message):

@@ -16,6 +16,7 @@ from engine.runner.model_runner import ModelRunner
 from engine.sampling.params import SamplingParams
 from engine.scheduling.settings import SchedulerSettings
 from helpers.adapters import LINEAR, MODULES, make_adapter, save_adapter
+from helpers.attention import poison
 from helpers.guessing import Oracle
 from helpers.native import FMA_ISAS
 from helpers.tiny_models import VOCAB_SIZE, make_model, save_model
@@ -91,8 +92,7 @@ class Machine:
     ):
         """What came out, by name: token ids with their log-probabilities; each wave to its end."""
         for cache in self.runner.kv_cache.layers:
-            for tensor in cache:
-                tensor.fill_(float("nan"))
+            poison(cache)
         settings = SchedulerSettings(
             context_length=CONTEXT_LENGTH,
             vocab_size=VOCAB_SIZE,

@@ -14,6 +14,7 @@ from engine.runner.model_runner import ModelRunner
 from engine.sampling.params import SamplingParams
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.settings import SchedulerSettings
+from helpers.attention import poison
 from helpers.guessing import Oracle
 from helpers.tiny_models import KINDS, TRANSFORMERS_KINDS, VOCAB_SIZE, make_model, save_model
 
@@ -107,8 +108,7 @@ class Machine:
     ) -> Answers:
         """Serve each wave to its end, all its requests at once; one cache for all waves."""
         for cache in self.runner.kv_cache.layers:
-            for tensor in cache:
-                tensor.fill_(float("nan"))  # what was never written must not be read
+            poison(cache)  # what was never written must not be read
         settings = SchedulerSettings(
             context_length=CONTEXT_LENGTH,
             vocab_size=VOCAB_SIZE,
@@ -290,4 +290,21 @@ def test_quantized_weights(directory, mix, quantization, monkeypatch):
     assert_same(machine.answer([mix], drafts=MAX_DRAFTS), expected)
     for isa, num_threads in zip(FMA_ISAS, (1, 3, 1), strict=False):
         other = Machine(directory, isa=isa, num_threads=num_threads, quantization=quantization)
+        assert_same(other.answer([mix], chunk=64), expected)
+
+
+def test_int8_cache(directory, mix, monkeypatch):
+    """A prefix found in the cache is read as codes; so is one that was just computed."""
+    machine = Machine(directory, kv_cache_dtype="int8")
+    expected = machine.answer([[ask] for ask in mix], cached=False)
+    cached = machine.answer([mix, [dataclasses.replace(ask, name=f"again {ask.name}") for ask in mix]])
+    assert cached.num_cached > sum(len(ask.prompt) for ask in mix) / 2
+    for (name, choice), entries in expected.tokens.items():
+        assert cached.tokens[name, choice] == cached.tokens[f"again {name}", choice] == entries
+    assert_same(machine.answer([mix], chunk=16), expected)
+    assert_same(machine.answer([mix], num_blocks=FEW_BLOCKS), expected)
+    oracle(mix, expected, error_rate=0.2).install(monkeypatch)
+    assert_same(machine.answer([mix], drafts=MAX_DRAFTS), expected)
+    for isa, num_threads in zip(FMA_ISAS, (1, 3, 1), strict=False):
+        other = Machine(directory, isa=isa, num_threads=num_threads, kv_cache_dtype="int8")
         assert_same(other.answer([mix], chunk=64), expected)

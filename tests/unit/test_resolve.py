@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from engine.config.engine_config import PAGE_SIZES, EngineConfig
+from engine.core.build_embedding import build_embedding_engine
 from engine.core.resolve import Machine, resolve
 from engine.errors import ConfigError
 from engine.models.registry import spec_from_config
@@ -40,7 +41,7 @@ def spec(**fields):
 
 def test_defaults_have_values_and_reasons():
     resolved = resolve(config(), SPEC, MACHINE)
-    assert resolved.dtype == "bfloat16"
+    assert resolved.dtype == resolved.kv_cache_dtype == "bfloat16"
     assert resolved.context_length == 2048
     assert resolved.page_size == 16
     assert resolved.max_running_requests == 64
@@ -66,6 +67,7 @@ def test_defaults_have_values_and_reasons():
 def test_choices_win():
     chosen = {
         "dtype": "float32",
+        "kv_cache_dtype": "int8",
         "quantization": "int8",
         "context_length": 100,
         "page_size": 32,
@@ -121,6 +123,19 @@ def test_pool_takes_half_of_what_is_left_and_cuts_the_context():
     assert resolved.context_length == resolved.max_total_tokens
     assert "KV cache" in resolved.reasons["context_length"]
     assert "half" in resolved.reasons["max_total_tokens"]
+
+
+def test_models_that_only_embed_refuse_a_type_for_their_cache():
+    with pytest.raises(ConfigError, match="--kv-cache-dtype int8 is for models that generate, and /nowhere"):
+        build_embedding_engine(config(kv_cache_dtype="int8"), None, None)
+
+
+def test_an_int8_cache_holds_more_in_the_same_memory():
+    long = spec(max_position_embeddings=131072)
+    machine = dataclasses.replace(MACHINE, memory_bytes=GIB // 8)
+    wide, narrow = (resolve(config(kv_cache_dtype=dtype), long, machine) for dtype in ("auto", "int8"))
+    assert narrow.kv_cache_dtype == "int8" and "kv_cache_dtype" not in narrow.reasons
+    assert narrow.num_blocks / wide.num_blocks == pytest.approx(64 * 2 / (64 + 4), abs=0.01)
 
 
 @pytest.mark.parametrize(

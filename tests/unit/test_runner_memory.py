@@ -17,11 +17,11 @@ from helpers.tiny_models import LLAMA_CONFIG
 SPEC = spec_from_config(LLAMA_CONFIG)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int8"])
 @pytest.mark.parametrize("block_size", [1, 16, 32])
 def test_block_bytes_are_those_of_the_cache(dtype, block_size):
     cache = KVCache(SPEC, num_blocks=7, block_size=block_size, dtype=getattr(torch, dtype))
-    taken = sum(tensor.nbytes for layer in cache.layers for tensor in layer)
+    taken = sum(tensor.nbytes for layer in cache.layers for tensor in layer if tensor is not None)
     assert taken == 7 * block_bytes(SPEC, block_size, dtype)
 
 
@@ -30,6 +30,13 @@ def test_blocks_that_fit():
     assert [blocks_that_fit(SPEC, 16, "bfloat16", size) for size in (-1, 0, one - 1, one, 5 * one + 1)] == [
         0, 0, 0, 1, 5,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("head_dim", "ratio"), [(64, 1.88), (128, 1.93)])
+def test_int8_gives_nearly_twice_the_blocks(head_dim, ratio):
+    spec = dataclasses.replace(SPEC, head_dim=head_dim)
+    blocks = {dtype: blocks_that_fit(spec, 16, dtype, 2**30) for dtype in ("bfloat16", "int8")}
+    assert blocks["int8"] / blocks["bfloat16"] == pytest.approx(ratio, abs=0.01)
 
 
 def test_weight_bytes():

@@ -29,6 +29,11 @@ ENGINE_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 ENGINE_INLINE Vec16 load_cache(const float* p) { return load(p); }
 ENGINE_INLINE Vec16 load_cache(const uint16_t* p) { return load_bf16(p); }
+ENGINE_INLINE Vec16 load_cache(const int8_t* p) { return load_int8(p); }
+
+// Whether keys and values are codes, to be multiplied with their token's scale.
+template <typename Element>
+constexpr bool kIsQuantized = sizeof(Element) == 1;
 
 template <typename Element>
 constexpr int kLine = 64 / static_cast<int>(sizeof(Element));  // elements a cache line
@@ -46,6 +51,7 @@ struct Split {
   int64_t begin;  // absolute position
   const Element* keys[kSplit / kGroup];
   const Element* values[kSplit / kGroup];
+  const float* scales[kSplit / kGroup];  // of keys; those of values lie S behind. Only of codes
 };
 
 // What register tiles of one split work in.
@@ -65,6 +71,9 @@ template <int R, int C, typename Element>
 ENGINE_INLINE void score_groups(const PagedAttentionArgs& args, const float* const* query,
                                 const Split<Element>& split, int64_t group, Scratch& scratch) {
   Vec16 sum[R][C];
+  if constexpr (kIsQuantized<Element>) {
+    for (int c = 0; c < C; ++c) __builtin_prefetch(split.scales[group + c] + args.S);
+  }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
@@ -91,7 +100,9 @@ ENGINE_INLINE void score_groups(const PagedAttentionArgs& args, const float* con
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) {
-      store(&scratch.scores[r][(group + c) * kGroup], mul(sum[r][c], set1(args.scale)));
+      Vec16 scores = mul(sum[r][c], set1(args.scale));
+      if constexpr (kIsQuantized<Element>) scores = mul(scores, load(split.scales[group + c]));
+      store(&scratch.scores[r][(group + c) * kGroup], scores);
     }
   }
 }
@@ -129,6 +140,17 @@ ENGINE_INLINE void weigh(float* scores, Range seen, float softcap, float& maximu
   sum = reduce_add(lane_sums);
 }
 
+// Moves the scales of values into the weights of those that are seen.
+template <typename Element>
+ENGINE_INLINE void scale_weights(const Split<Element>& split, Range seen, int64_t S, float* weights) {
+  if constexpr (kIsQuantized<Element>) {
+    for (int64_t group = seen.begin / kGroup; group * kGroup < seen.end; ++group) {
+      float* of_group = weights + group * kGroup;
+      store(of_group, mul(load(of_group), load(split.scales[group] + S)));
+    }
+  }
+}
+
 // Adds the weighted values of `tokens`, which all R pairs see, for C vectors of the head dimension.
 template <int R, int C, typename Element>
 ENGINE_INLINE void add_value_columns(const PagedAttentionArgs& args, const Split<Element>& split,
@@ -144,6 +166,7 @@ ENGINE_INLINE void add_value_columns(const PagedAttentionArgs& args, const Split
     const int64_t group = token / kGroup;
     const int64_t stop = least((group + 1) * kGroup, tokens.end);
     const Element* value = split.values[group] + token % kGroup * args.D + column;
+    if constexpr (kIsQuantized<Element>) __builtin_prefetch(next.scales[group]);
     const Element* ahead = next.keys[group] + (column + token % kGroup * C) * args.S;
     for (; token < stop; ++token, value += args.D, ahead += C * args.S) {
       Vec16 x[C];

@@ -6,6 +6,7 @@
 //  - In a split: scores are summed over the head dimension in order, one token a lane; the maximum
 //    is exact; the weights' sum has one lane per token mod 16 and reduce_add's tree; values are added
 //    token by token, one element of the head dimension a lane.
+//  - Of a cache of codes, a score is times its key's scale, too, and a weight times its value's.
 //  - Splits are merged in order, by merge().
 // Tiles of pairs, register tiles and threads only choose which of these chains advance together.
 // A pair is one query row and one query head.
@@ -74,6 +75,7 @@ void attend_pairs(const PagedAttentionArgs& args, Tile& tile, int first, const S
   for (int r = 0; r < R; ++r) {
     if (seen[r].end <= seen[r].begin) continue;
     weigh(scratch.scores[r], seen[r], args.softcap, maximum[r], sum[r]);
+    scale_weights(split, seen[r], args.S, scratch.scores[r]);
     for (int64_t d = 0; d < args.D; d += 16) store(&scratch.values[r][d], zero());
     // Values that only some of the pairs see are added pair by pair, so that nobody reads, not even
     // with weight zero, a value that it does not see.
@@ -135,6 +137,9 @@ ENGINE_INLINE void locate(const PagedAttentionArgs& args, const int32_t* block_t
                         g * args.D * args.S + offset;
     split.values[group] = static_cast<const Element*>(args.v_cache) + block_id * args.v_block_stride +
                           (g * args.S + offset) * args.D;
+    if constexpr (kIsQuantized<Element>) {
+      split.scales[group] = args.kv_scales + block_id * args.scales_block_stride + 2 * g * args.S + offset;
+    }
   }
 }
 
@@ -207,10 +212,11 @@ ENGINE_INLINE void attend(const PagedAttentionArgs& args, const AttentionUnit& u
 void paged_attention(const PagedAttentionArgs& args, int64_t begin, int64_t end) {
   for (int64_t item = begin; item < end; ++item) {
     const AttentionUnit& unit = args.units[item / args.G];
-    if (args.cache_is_bf16) {
-      attend<uint16_t>(args, unit, item % args.G);
-    } else {
-      attend<float>(args, unit, item % args.G);
+    const int64_t g = item % args.G;
+    switch (args.format) {
+      case CacheFormat::kFloat32: attend<float>(args, unit, g); break;
+      case CacheFormat::kBFloat16: attend<uint16_t>(args, unit, g); break;
+      case CacheFormat::kInt8: attend<int8_t>(args, unit, g); break;
     }
   }
 }

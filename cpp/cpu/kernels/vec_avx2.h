@@ -63,6 +63,11 @@ ENGINE_INLINE __m256 load_eight_bf16(const uint16_t* p) {
 }
 ENGINE_INLINE Vec16 load_bf16(const uint16_t* p) { return {load_eight_bf16(p), load_eight_bf16(p + 8)}; }
 
+ENGINE_INLINE __m256 load_eight_int8(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+ENGINE_INLINE Vec16 load_int8(const int8_t* p) { return {load_eight_int8(p), load_eight_int8(p + 8)}; }
+
 ENGINE_INLINE Vec16 load_fp16(const uint16_t* p) {
   const __m128i* halves = reinterpret_cast<const __m128i*>(p);
   return {_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves + 1))};

@@ -72,6 +72,12 @@ ENGINE_INLINE Vec16 load_bf16(const uint16_t* p) {
   return a;
 }
 
+ENGINE_INLINE Vec16 load_int8(const int8_t* p) {
+  Vec16 a;
+  for (int i = 0; i < 16; ++i) a.v[i] = p[i];
+  return a;
+}
+
 ENGINE_INLINE float from_fp16(uint16_t x) {
   // The exponent's bias is made up for by a multiplication, which is exact and serves subnormals too.
   uint32_t bits = (x & 0x7fffu) << 13;

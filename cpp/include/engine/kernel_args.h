@@ -147,16 +147,21 @@ struct RopeArgs {
   int64_t half;  // elements i and i + half are a pair, i < half
 };
 
+// How keys and values are stored. kInt8: codes, each token and KV head with a scale of its own, beside them in
+// [N, G, 2, S], keys' before values'.
+enum class CacheFormat : uint8_t { kFloat32, kBFloat16, kInt8 };
+
 // Work item: one token.
 struct AppendKvArgs {
   const float* k;           // [T, G, D]
   const float* v;           // [T, G, D]
   void* k_cache;            // [N, G, D, S]
   void* v_cache;            // [N, G, S, D]
+  float* kv_scales;         // [N, G, 2, S], or null
   const int64_t* slot_ids;  // [T], each in [0, N * S)
-  int64_t k_stride, v_stride, k_block_stride, v_block_stride;
+  int64_t k_stride, v_stride, k_block_stride, v_block_stride, scales_block_stride;
   int64_t G, D, S;
-  bool cache_is_bf16;  // else float
+  CacheFormat format;
 };
 
 // Keys are walked in splits of so many tokens, at absolute positions that are multiples of it: where sums
@@ -195,6 +200,7 @@ struct PagedAttentionArgs {
   float* out;                   // [T, H, D]
   const void* k_cache;          // [N, G, D, S]
   const void* v_cache;          // [N, G, S, D]
+  const float* kv_scales;       // [N, G, 2, S], or null
   const int32_t* cu_seqlens_q;  // [B + 1]
   const int32_t* kv_lens;       // [B]
   const int32_t* block_tables;  // [B, max_blocks]
@@ -202,13 +208,13 @@ struct PagedAttentionArgs {
   const AttentionRow* rows;     // [T]
   const AttentionUnit* units;
   float* partials;
-  int64_t q_stride, out_stride, k_block_stride, v_block_stride, block_tables_stride;
+  int64_t q_stride, out_stride, k_block_stride, v_block_stride, scales_block_stride, block_tables_stride;
   int64_t B, H, G, D, S;
   int64_t window;  // keys that a query sees on each side that it sees, its own included; 0: all
   float scale;
-  float softcap;       // 0: none
-  bool cache_is_bf16;  // else float
-  bool is_causal;      // else later keys are seen, too
+  float softcap;  // 0: none
+  CacheFormat format;
+  bool is_causal;  // else later keys are seen, too
 };
 
 // How a packed matrix stores its weights; see cpu/packed_matrix.h.

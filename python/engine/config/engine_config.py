@@ -9,6 +9,7 @@ from engine.errors import ConfigError
 
 DTYPES = ("auto", "bfloat16", "float32")
 POOLINGS = ("mean", "cls", "last", "max")
+KV_CACHE_DTYPES = ("auto", "int8")
 QUANTIZATIONS = ("none", "int8", "int4")
 SCHEDULE_POLICIES = ("fcfs", "lpm")
 LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits")
@@ -36,6 +37,7 @@ class EngineConfig:
     device: str = "cpu"
     dtype: str = "auto"
     quantization: str = "none"
+    kv_cache_dtype: str = "auto"
     packed_cache: str | None = None
     map_packed_cache: bool = False
     load_format: str = "auto"
@@ -72,6 +74,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         _one_of("--dtype", self.dtype, DTYPES)
+        _one_of("--kv-cache-dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
         _one_of("--quantization", self.quantization, QUANTIZATIONS)
         _one_of("--schedule-policy", self.schedule_policy, SCHEDULE_POLICIES)
         _one_of("--speculative", self.speculative, SPECULATIONS)

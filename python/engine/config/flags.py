@@ -13,6 +13,7 @@ from typing import Any
 
 from engine.config.engine_config import (
     DTYPES,
+    KV_CACHE_DTYPES,
     LOAD_FORMATS,
     LOGPROBS_MODES,
     POOLINGS,
@@ -104,6 +105,11 @@ FLAGS: tuple[Flag, ...] = (
         ServerConfig, unset="the model path",
     ),
     Flag("--dtype", Kind.TEXT, MODEL, "Type of weights and of the KV cache.", EngineConfig, DTYPES),
+    Flag(
+        "--kv-cache-dtype", Kind.TEXT, MODEL,
+        "Type of the KV cache: that of --dtype, or int8 with a scale for each token and head.",
+        EngineConfig, KV_CACHE_DTYPES,
+    ),
     Flag(
         "--quantization", Kind.TEXT, MODEL,
         "Bits of the weights; the checkpoint is quantized while it is loaded. Activations become 8 bits.",

@@ -44,6 +44,11 @@ def build_embedding_engine(
 
     Raises: `ConfigError` or `CheckpointError`, one line, when it cannot be done.
     """
+    if config.kv_cache_dtype != "auto":
+        raise ConfigError(
+            f"--kv-cache-dtype {config.kv_cache_dtype} is for models that generate, "
+            f"and {config.model_path} only embeds"
+        )
     num_threads = config.num_threads or Machine.this().num_cores
     memory_bytes = Machine.this().memory_bytes
     needed_bytes = embedding_bytes(config, config.model_path)

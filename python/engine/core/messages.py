@@ -268,6 +268,9 @@ class EngineReady(_Message, tag=13):
     cpu_isa: str
     num_threads: int
     max_queued_requests: int
+    kv_cache_dtype: str | None = None
+    """None without a KV cache."""
+
     embedding: EmbeddingInfo | None = None
     generates: bool = True
     implementation: str = "native"

@@ -41,6 +41,7 @@ class ResolvedConfig:
     load_format: str
     dtype: str
     quantization: str
+    kv_cache_dtype: str
     context_length: int
     page_size: int
     max_total_tokens: int
@@ -111,6 +112,7 @@ def resolve(config: EngineConfig, spec: AnySpec, machine: Machine | None = None)
 
     page_size = choose("page_size", PAGE_SIZE, "the block of tokens that is cached and found again")
     dtype = choose("dtype", *_dtype(spec))
+    kv_cache_dtype = choose("kv_cache_dtype", dtype, "that of --dtype")
     weights = weight_bytes(spec, dtype if config.quantization == "none" else config.quantization)
     max_running = choose("max_running_requests", MAX_RUNNING_REQUESTS, "default on the CPU")
     context_length = choose(
@@ -123,12 +125,12 @@ def resolve(config: EngineConfig, spec: AnySpec, machine: Machine | None = None)
         )
     pool_tokens = choose(
         "max_total_tokens",
-        *_pool_tokens(spec, dtype, weights, page_size, context_length, max_running, machine),
+        *_pool_tokens(spec, kv_cache_dtype, weights, page_size, context_length, max_running, machine),
     )
     pool_tokens -= pool_tokens % page_size
     if pool_tokens < page_size:
         raise ConfigError(_no_room(config, dtype, weights, page_size, machine))
-    pool_bytes = pool_tokens // page_size * block_bytes(spec, page_size, dtype)
+    pool_bytes = pool_tokens // page_size * block_bytes(spec, page_size, kv_cache_dtype)
     if config.max_total_tokens is not None and weights + pool_bytes > machine.memory_bytes:
         raise ConfigError(
             f"--max-total-tokens {config.max_total_tokens} needs {pool_bytes / 2**30:.1f} GiB beside the "
@@ -148,6 +150,7 @@ def resolve(config: EngineConfig, spec: AnySpec, machine: Machine | None = None)
         load_format=config.load_format,
         dtype=dtype,
         quantization=config.quantization,
+        kv_cache_dtype=kv_cache_dtype,
         context_length=context_length,
         page_size=page_size,
         max_total_tokens=pool_tokens,
@@ -179,7 +182,7 @@ def _dtype(spec: AnySpec) -> tuple[str, str]:
 
 def _pool_tokens(
     spec: AnySpec,
-    dtype: str,
+    kv_cache_dtype: str,
     weights: int,
     page_size: int,
     context_length: int,
@@ -187,11 +190,11 @@ def _pool_tokens(
     machine: Machine,
 ) -> tuple[int, str]:
     """KV tokens and why: modest, but one whole context if half of the memory that is left allows it."""
-    one_block = block_bytes(spec, page_size, dtype)
+    one_block = block_bytes(spec, page_size, kv_cache_dtype)
     half_left = max(machine.memory_bytes - weights, 0) // 2
     one_context = -(-context_length // page_size) * one_block
     wanted = max(SMALL_POOL_BYTES, weights, one_context)
-    blocks = blocks_that_fit(spec, page_size, dtype, min(wanted, half_left))
+    blocks = blocks_that_fit(spec, page_size, kv_cache_dtype, min(wanted, half_left))
     most = max_running * -(-context_length // page_size)
     if blocks >= most:
         return most * page_size, "a whole context for each running request"

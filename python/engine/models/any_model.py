@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from engine.models.decoder import DecoderInputs
     from engine.models.lora_sites import Site
     from engine.models.weights import Progress, Slot
+    from engine.ops.attention_plan import LayerCache
 
 AnySpec = ModelSpec | TransformersSpec
 
@@ -32,9 +33,7 @@ class AnyModel(Protocol):
 
     def load(self, directory: str | Path, slots: dict[str, Slot], progress: Progress | None) -> None: ...
 
-    def forward(
-        self, inputs: DecoderInputs, kv_layers: Sequence[tuple[torch.Tensor, torch.Tensor]]
-    ) -> torch.Tensor: ...
+    def forward(self, inputs: DecoderInputs, kv_layers: Sequence[LayerCache]) -> torch.Tensor: ...
 
     def end_step(self) -> None: ...
 

@@ -20,7 +20,7 @@ from engine.models.rope import rope_tables
 from engine.models.spec import ModelSpec
 from engine.models.weights import Progress, Slot
 from engine.models.workspace import Heads, Rows, Workspace
-from engine.ops.attention_plan import AttentionPlan
+from engine.ops.attention_plan import AttentionPlan, LayerCache
 
 
 @dataclasses.dataclass(slots=True)
@@ -119,13 +119,10 @@ class Decoder:
         """Fill the slots from the files of a checkpoint. Raises: `CheckpointError`."""
         load_weights(directory, self._spec, slots, is_ignored=self.is_ignored, progress=progress)
 
-    def forward(
-        self, inputs: DecoderInputs, kv_layers: Sequence[tuple[torch.Tensor, torch.Tensor]]
-    ) -> torch.Tensor:
+    def forward(self, inputs: DecoderInputs, kv_layers: Sequence[LayerCache]) -> torch.Tensor:
         """What the head sees of the wanted rows, float32 [R, hidden size], valid until the next call.
 
-        Effects: writes the keys and values of all T tokens into `kv_layers` (key and value cache
-        of each layer).
+        Effects: writes the keys and values of all T tokens into `kv_layers`.
         """
         num_tokens, wanted = len(inputs.token_ids), inputs.logit_rows
         rows, heads = self._workspace.cut(num_tokens)
@@ -176,7 +173,7 @@ class Decoder:
         layer: DecoderLayer,
         rows: Rows,
         heads: Heads,
-        kv: tuple[torch.Tensor, torch.Tensor],
+        kv: LayerCache,
         inputs: DecoderInputs,
         adapters: AdapterRows | None,
     ) -> None:
@@ -189,10 +186,11 @@ class Decoder:
                 self._norm(x, norm, x)
         if layer.rope is not None:
             ops.rope(ctx, heads.q, heads.k, *self._rope_tables[layer.rope], inputs.positions)
-        ops.append_kv(ctx, heads.k, heads.v, *kv, inputs.slot_ids)
+        ops.append_kv(ctx, heads.k, heads.v, kv.keys, kv.values, inputs.slot_ids, kv.scales)
         numbers = spec.attention_scale, layer.window, spec.attention_softcap
         sinks = layer.sinks.scores if layer.sinks else None
-        ops.paged_attention(ctx, heads.q, *kv, inputs.plan, *numbers, heads.attended, sinks)
+        caches = kv.keys, kv.values
+        ops.paged_attention(ctx, heads.q, *caches, inputs.plan, *numbers, heads.attended, sinks, kv.scales)
 
     def _finish_layer(
         self, layer: DecoderLayer, rows: Rows, next_norm: Norm | None, adapters: AdapterRows | None

@@ -1,8 +1,9 @@
-"""Where the queries and the keys of one step lie: built once a step, read by every layer."""
+"""Where the queries and the keys of one step lie: built once a step, read by every layer; and the cache."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import torch
 
@@ -21,3 +22,15 @@ class AttentionPlan:
     kv_lens: torch.Tensor
     block_tables: torch.Tensor
     is_causal: bool = True
+
+
+class LayerCache(NamedTuple):
+    """The keys and values of one layer: N blocks of S tokens.
+
+    Shapes: `keys` [N, G, D, S] (transposed within a block, so that vector lanes run along tokens), `values`
+    [N, G, S, D]; where these are int8, `scales` float32 [N, G, 2, S], of each token's key and value.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    scales: torch.Tensor | None = None

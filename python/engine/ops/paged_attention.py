@@ -20,6 +20,7 @@ def paged_attention(
     softcap: float,
     out: torch.Tensor,
     sinks: torch.Tensor | None = None,
+    kv_scales: torch.Tensor | None = None,
 ) -> None:
     """out = softmax(cap(q kᵀ scale)) v for each query over the keys it may see.
 
@@ -30,7 +31,8 @@ def paged_attention(
     A row's result is the same to the last bit whatever the other rows, the chunk that it comes in, the
     blocks that hold its tokens, their size, and the number of threads.
     Shapes: `q`, `out` float32 [T, H, D]; `k_cache` [N, G, D, S] and `v_cache` [N, G, S, D], bfloat16 or
-    float32; `sinks` float32 [H]; H a multiple of G; D and S multiples of 16 up to 256.
+    float32, or int8 with `kv_scales` float32 [N, G, 2, S] as `append_kv` writes them; `sinks` float32 [H];
+    H a multiple of G; D and S multiples of 16 up to 256.
     Raises: NativeError where the plan does not fit the tensors, before anything is written. Only the
     part of a block table is read and checked that holds tokens which a row sees.
     Cost: each key and value is read once for 32 pairs of row and head of a group, and for sequences with few
@@ -52,4 +54,5 @@ def paged_attention(
         plan.is_causal,
         out,
         sinks,
+        kv_scales,
     )

@@ -137,11 +137,25 @@ def append_kv(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     slot_ids: torch.Tensor,
+    kv_scales: torch.Tensor | None = None,
 ) -> None:
     block_size = v_cache.shape[2]
     blocks, offsets = slot_ids // block_size, slot_ids % block_size
+    if kv_scales is not None:
+        k, kv_scales[blocks, :, 0, offsets] = quantize_heads(k)
+        v, kv_scales[blocks, :, 1, offsets] = quantize_heads(v)
     k_cache[blocks, :, :, offsets] = k.to(k_cache.dtype)
     v_cache[blocks, :, offsets, :] = v.to(v_cache.dtype)
+
+
+def quantize_heads(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes int8 [T, G, D] and scales [T, G] of float32 x, in the very roundings of the native op."""
+    largest = x.abs().amax(-1)
+    is_zero = largest < 1e-35
+    factor = torch.where(is_zero, 0, 127 / largest)
+    codes = torch.nan_to_num((x * factor[..., None]).round(), 0, 0, 0).to(torch.int8)
+    scales = torch.where(is_zero, 0, largest / 127)
+    return codes, scales.masked_fill(~x.isfinite().all(-1), float("nan"))
 
 
 def paged_attention(
@@ -155,8 +169,12 @@ def paged_attention(
     softcap: float,
     out: torch.Tensor,
     sinks: torch.Tensor | None = None,
+    kv_scales: torch.Tensor | None = None,
 ) -> None:
     block_size = v_cache.shape[2]
+    if kv_scales is not None:
+        k_cache = k_cache * kv_scales[:, :, 0, None, :].double()
+        v_cache = v_cache * kv_scales[:, :, 1, :, None].double()
     for row, kv_len in enumerate(plan.kv_lens.tolist()):
         first, last = plan.cu_seqlens_q[row : row + 2].tolist()
         blocks = plan.block_tables[row, : -(-kv_len // block_size)].long()

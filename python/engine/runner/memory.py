@@ -13,8 +13,9 @@ SCALE_BYTES = {"int8": 4, "int4": 2, "int4_affine": 8}
 
 
 def block_bytes(spec: AnySpec, block_size: int, dtype: str) -> int:
-    """Keys and values of one block, over all layers."""
-    return 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * block_size * DTYPE_BYTES[dtype]
+    """Keys and values of one block, over all layers; of int8 with the scales."""
+    head_bytes = spec.head_dim + 4 if dtype == "int8" else spec.head_dim * DTYPE_BYTES[dtype]
+    return 2 * spec.num_layers * spec.num_kv_heads * block_size * head_bytes
 
 
 def blocks_that_fit(spec: AnySpec, block_size: int, dtype: str, budget_bytes: int) -> int:

@@ -24,11 +24,10 @@ from engine.scheduling.step_plan import StepPlan, StepResult
 class ModelRunner:
     """Implements `scheduling.step_plan.Runner` on the CPU.
 
-    `dtype` is that of weights and cache, `quantization` other than "none" stores weights in fewer bits;
-    activations are float32. `max_tokens` and `max_rows`
+    `dtype` is that of weights and, unless `kv_cache_dtype` says "int8", of the cache; `quantization` other
+    than "none" stores weights in fewer bits; activations are float32. `max_tokens` and `max_rows`
     bound a step, `max_draws` (as many as rows unless told) what it draws, `context_length` the known tokens
-    of a request. `ops` is `engine.ops.native`
-    unless a test hands in `engine.ops.reference`.
+    of a request. `ops` is `engine.ops.native` unless a test hands in `engine.ops.reference`.
     `packed_cache` is a directory that keeps packed weights, `map_packed_cache` leaves them in its files.
     Raises: `ConfigError` or `CheckpointError` when the model cannot be loaded.
     """
@@ -51,6 +50,7 @@ class ModelRunner:
         logprobs_mode: str = "raw_logprobs",
         max_lora_rank: int = 0,
         quantization: str = "none",
+        kv_cache_dtype: str = "auto",
         packed_cache: str | None = None,
         map_packed_cache: bool = False,
         progress: Progress | None = None,
@@ -89,7 +89,10 @@ class ModelRunner:
                 cache.save(self.context, slots, small)
         self.verdict = check_batches(self._model, spec, quantization)
         self.kv_cache = KVCache(
-            spec, num_blocks=num_blocks, block_size=block_size, dtype=getattr(torch, dtype)
+            spec,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            dtype=getattr(torch, dtype if kv_cache_dtype == "auto" else kv_cache_dtype),
         )
         self._inputs = BatchInputs(
             max_tokens=max_tokens, max_rows=max_rows, max_positions=context_length, block_size=block_size

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from engine.errors import ConfigError
 from engine.models.fallback.spec import AttentionLayer
-from engine.ops.attention_plan import AttentionPlan
+from engine.ops.attention_plan import AttentionPlan, LayerCache
 
 NAME = "engine_paged"
 _UNDERSTOOD = ("scaling", "softcap", "s_aux", "is_causal", "sliding_window")
@@ -24,7 +24,7 @@ _HARMLESS = (
     "dropout", "position_ids", "cache_position", "position_embeddings", "logits_to_keep",
 )  # fmt: skip
 Layers = Mapping[int, AttentionLayer]
-KVLayers = Sequence[tuple[torch.Tensor, torch.Tensor]]
+KVLayers = Sequence[LayerCache]
 
 
 class PagedAttention:
@@ -66,10 +66,11 @@ class PagedAttention:
             return torch.zeros(1, query.shape[2], query.shape[1], value.shape[3])
         plan, slot_ids, kv_layers = self._step
         layer = self.layers[module.layer_idx]
-        keys, values = (cache[:, : layer.num_kv_heads] for cache in kv_layers[self._places[module.layer_idx]])
+        caches = kv_layers[self._places[module.layer_idx]]
+        keys, values, scales = (None if part is None else part[:, : layer.num_kv_heads] for part in caches)
         dim = keys.shape[2]
         q, k, v = (_rows(x, dim) for x in (query, key, value))
-        self._ops.append_kv(self._ctx, k, v, keys, values, slot_ids)
+        self._ops.append_kv(self._ctx, k, v, keys, values, slot_ids, scales)
         out = torch.empty_like(q)
         scale = settings.get("scaling")
         scale = query.shape[3] ** -0.5 if scale is None else float(scale)
@@ -77,7 +78,7 @@ class PagedAttention:
         if sinks is not None:
             sinks = sinks.detach().float().contiguous()
         numbers = scale, layer.window, float(softcap)
-        self._ops.paged_attention(self._ctx, q, keys, values, plan, *numbers, out, sinks)
+        self._ops.paged_attention(self._ctx, q, keys, values, plan, *numbers, out, sinks, scales)
         return out[None, :, :, : layer.value_dim]
 
     def _learn(

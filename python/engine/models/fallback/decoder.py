@@ -18,6 +18,7 @@ from engine.models.fallback.skeleton import Skeleton
 from engine.models.fallback.spec import TransformersSpec
 from engine.models.lora_sites import Site
 from engine.models.weights import FLOATS, Progress, Slot, load_checkpoint, tensor_dtypes
+from engine.ops.attention_plan import LayerCache
 
 
 class TransformersDecoder:
@@ -84,9 +85,7 @@ class TransformersDecoder:
         if progress is not None:
             progress("loading weights", 1.0)
 
-    def forward(
-        self, inputs: DecoderInputs, kv_layers: Sequence[tuple[torch.Tensor, torch.Tensor]]
-    ) -> torch.Tensor:
+    def forward(self, inputs: DecoderInputs, kv_layers: Sequence[LayerCache]) -> torch.Tensor:
         """What the head sees of the wanted rows, float32 [R, hidden size].
 
         Effects: writes the keys and values of all T tokens into `kv_layers`.

@@ -113,7 +113,7 @@ def model_info(context: ServerContext) -> dict[str, Any]:
         "batch_invariant": ready.is_batch_invariant,
         "load_format": config.load_format,
         "dtype": ready.dtype,
-        "kv_cache_dtype": ready.dtype,
+        "kv_cache_dtype": ready.kv_cache_dtype,
         "quantization": None if config.quantization == "none" else config.quantization,
         "device": ready.device,
         "cpu_isa": ready.cpu_isa,
