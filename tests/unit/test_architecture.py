@@ -98,6 +98,11 @@ def test_the_tree_is_the_tree():
                 assert name in listed, f"ARCHITECTURE.md does not list {name}"
 
 
+def test_decision_pages_are_numbered_without_repeats():
+    numbers = [page.name[:4] for page in (ROOT / "docs" / "decisions").iterdir()]
+    assert len(numbers) == len(set(numbers)) > 0
+
+
 def test_only_the_binding_knows_python():
     for path in [*(ROOT / "cpp").rglob("*.h"), *(ROOT / "cpp").rglob("*.cc")]:
         if path.relative_to(ROOT / "cpp").parts[0] != "binding":
