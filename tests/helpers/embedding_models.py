@@ -13,7 +13,7 @@ import torch
 from engine.config.engine_config import EngineConfig
 from engine.core.build_embedding import load_embedder
 from engine.core.embedding_core import EmbeddingCore
-from engine.core.messages import Embedded, EmbedRequest
+from engine.core.messages import Admitted, Embedded, EmbedRequest
 from engine.scheduling.settings import Places
 from helpers.native import context
 
@@ -92,14 +92,19 @@ def load(directory: Path, isa: str = "auto", num_threads: int = 2, **config: Any
     return EmbeddingCore(embedder, places=Places(max_running_requests=10, max_queued_requests=0))
 
 
-def embed(core: EmbeddingCore, texts: list[list[int]]) -> np.ndarray:
-    core.submit(EmbedRequest.of("a", texts))
+def answer_of(core: EmbeddingCore, request: EmbedRequest) -> Embedded:
+    """What a core that is otherwise idle answers: that the request is admitted, and then this."""
+    core.submit(request)
     answers = []
     while core:
         answers += core.step(0)
-    (answer,) = answers
-    assert isinstance(answer, Embedded), answer
-    return answer.matrix(core.info.size)
+    admitted, answer = answers
+    assert isinstance(admitted, Admitted) and isinstance(answer, Embedded), answers
+    return answer
+
+
+def embed(core: EmbeddingCore, texts: list[list[int]]) -> np.ndarray:
+    return answer_of(core, EmbedRequest.of("a", texts)).matrix(core.info.size)
 
 
 def random_texts(count: int, longest: int, seed: int = 0, vocab_size: int = VOCAB_SIZE) -> list[list[int]]:

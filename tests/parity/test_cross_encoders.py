@@ -12,7 +12,7 @@ import torch
 
 from engine.core.messages import EmbedRequest
 from engine.errors import ConfigError
-from helpers.embedding_models import load, make_model, random_texts
+from helpers.embedding_models import answer_of, load, make_model, random_texts
 
 _MEAN = {"classifier_pooling": "mean", "classifier_bias": True, "classifier_activation": "relu"}
 KINDS = [
@@ -22,11 +22,8 @@ KINDS = [
 
 
 def scores(core, pairs: list[tuple[list[int], list[int]]]) -> np.ndarray:
-    core.submit(EmbedRequest.of("a", [a + b for a, b in pairs], [len(a) for a, _ in pairs]))
-    answers = []
-    while core:
-        answers += core.step(0)
-    return answers[0].matrix(1)[:, 0]
+    request = EmbedRequest.of("a", [a + b for a, b in pairs], [len(a) for a, _ in pairs])
+    return answer_of(core, request).matrix(1)[:, 0]
 
 
 def reference(model, pairs: list[tuple[list[int], list[int]]], *, has_types: bool) -> np.ndarray:

@@ -92,7 +92,9 @@ def run_bench(*argv: str) -> dict:
 def test_a_whole_bench() -> None:
     result = run_bench(str(BENCH / "serving" / "bench_decode1.py"), "--rounds", "1")
     assert result["bench"] == "serving_decode1"
-    assert 0 < result["itl_p50_ms"] <= result["itl_p99_ms"]
+    assert (
+        0 <= result["itl_p50_ms"] <= result["itl_p99_ms"] > 0
+    )  # tokens that arrive at once have no time between
     assert result["decode_tok_s"] > 0 and result["client_cpu_us_per_token"] > 0
     assert result["own_cpu_us_per_token"] >= result["engine_around_model_us_per_token"] > 0
 
