@@ -123,6 +123,8 @@ def test_native_generate_takes_one(lora):
         ({"lora_path": "one/../../outside"}, 400, "invalid_value", "lora_path"),
         ({"lora_path": "{outside}/"}, 400, "invalid_value", "lora_path"),
         ({"lora_path": "/dev/zero"}, 400, "invalid_value", "lora_path"),
+        ({"lora_path": "x" * 300}, 404, "adapter_not_found", "lora_path"),
+        ({"lora_path": "{root}/" + "x" * 300 + "/one"}, 404, "adapter_not_found", "lora_path"),
         ({"lora_path": "~root"}, 404, "adapter_not_found", "lora_path"),
         ({"lora_path": "a\0b"}, 400, "invalid_value", "lora_path"),
         ({"lora_path": "x" * 5000}, 400, "invalid_value", "lora_path"),

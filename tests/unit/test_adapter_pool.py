@@ -161,6 +161,16 @@ def test_loads_are_answered_in_order_and_kept(make_pool, disk):
     assert disk.reads == ["a", "bad", "b"]
 
 
+def test_of_those_to_be_checked_one_is_in_memory_at_a_time(make_pool, disk):
+    pool = make_pool(2, 2)
+    for name in "abcdef":
+        pool.begin_load(name, False)
+    pool._reader.submit(lambda: None).result(10)  # after all that the reader was given
+    assert disk.reads == ["a"]
+    assert [answer.digest for answer in answers(pool)] == list("abcdef")
+    assert pool.num_loaded == 2
+
+
 def test_a_load_without_room_is_only_checked(make_pool, disk):
     pool = make_pool(1, 1)
     place = pool.try_take(ref("a"))
@@ -181,6 +191,15 @@ def test_pins_leave_a_place_for_others(make_pool):
     used(pool, "c")
 
 
+def test_requests_for_pinned_ones_leave_a_place_for_others_too(make_pool):
+    """As after a restart of the engine, which has forgotten what was pinned."""
+    pool = make_pool(2, 1)
+    pool.begin_load("a", True)
+    assert answers(pool)[0].error is None
+    used(pool, "b", is_pinned=True)
+    used(pool, "c")
+
+
 def test_an_unexpected_error_ends_one_load(make_pool, disk):
     pool = make_pool(2, 2)
     disk.errors["a"] = RuntimeError("oops")
@@ -198,6 +217,7 @@ def test_changed_files_are_not_served(make_pool, disk):
     settled(pool)
     assert place.weights is None and isinstance(place.error, NotFound)
     assert place.error.slug == "adapter_not_found" and "changed" in place.error.message
+    pool.check()
     pool.give_back(place)
     pool.check()
     assert pool.num_loaded == 0 and pool.num_in_use == 0

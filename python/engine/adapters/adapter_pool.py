@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,9 @@ class AdapterPool:
         self._max_loaded, self._max_in_use = max_loaded, max_in_use
         self._entries: OrderedDict[str, PoolEntry] = OrderedDict()  # least recently used first
         self._num_in_use = 0
-        self._loads: dict[Future[LoadedAdapter], PoolEntry | tuple[str, bool]] = {}
+        self._loads: dict[Future[LoadedAdapter], PoolEntry] = {}
+        self._asked: deque[tuple[str, bool]] = deque()  # of `begin_load`, the first one is being checked
+        self._checking: Future[LoadedAdapter] | None = None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="adapter-reader")
         self.num_evictions = 0
 
@@ -59,7 +61,7 @@ class AdapterPool:
 
     @property
     def is_loading(self) -> bool:
-        return bool(self._loads)
+        return bool(self._loads or self._asked)
 
     # --- for requests
 
@@ -73,7 +75,8 @@ class AdapterPool:
             if entry is None:
                 if not self._make_room():
                     return None
-                entry = self._entries[ref.digest] = PoolEntry(ref, is_pinned=ref.is_pinned)
+                entry = PoolEntry(ref, is_pinned=ref.is_pinned and self._may_pin())
+                self._entries[ref.digest] = entry
                 self._loads[self._reader.submit(self._load, ref.directory)] = entry
             self._num_in_use += 1
         entry.num_users += 1
@@ -83,7 +86,7 @@ class AdapterPool:
     def give_back(self, entry: PoolEntry) -> None:
         """End what `try_take` began, once for each call."""
         entry.num_users -= 1
-        if entry.num_users == 0:
+        if entry.num_users == 0 and entry.error is None:
             self._num_in_use -= 1
             if entry.is_forgotten:
                 self._drop(entry)
@@ -92,10 +95,9 @@ class AdapterPool:
         """Take over what has been read. Returns whether there was anything."""
         if not self._loads:
             return False
-        done = [load for load, target in self._loads.items() if load.done() and isinstance(target, PoolEntry)]
+        done = [load for load in self._loads if load.done()]
         for load in done:
             entry = self._loads.pop(load)
-            assert isinstance(entry, PoolEntry)
             try:
                 loaded = load.result()
                 if loaded.digest != entry.ref.digest:
@@ -103,23 +105,30 @@ class AdapterPool:
                 entry.weights = loaded.weights
             except Exception as error:
                 entry.error = _not_found(entry.ref, error)
+                self._num_in_use -= entry.num_users > 0
                 self._drop(entry)
         return bool(done)
 
     def wait(self, timeout_s: float) -> None:
         """Sleep until something has been read, at most `timeout_s`."""
-        wait(self._loads, timeout_s, "FIRST_COMPLETED")
+        checking = () if self._checking is None else (self._checking,)
+        wait((*self._loads, *checking), timeout_s, "FIRST_COMPLETED")
 
     # --- for whoever manages adapters
 
     def begin_load(self, directory: str, is_pinned: bool) -> None:
         """Read and check an adapter; `take_answers` tells how it went, in the order of these calls."""
-        self._loads[self._reader.submit(self._load, directory)] = (directory, is_pinned)
+        self._asked.append((directory, is_pinned))
+        self._check_next()
 
     def take_answers(self) -> list[AdapterLoaded]:
         """Results of `begin_load` since the last call."""
-        asked = [load for load, target in self._loads.items() if load.done() and isinstance(target, tuple)]
-        return [self._answer(load, *self._loads.pop(load)) for load in asked]  # type: ignore[misc]
+        answers = []
+        while self._checking is not None and self._checking.done():
+            load, self._checking = self._checking, None
+            answers.append(self._answer(load, *self._asked.popleft()))
+            self._check_next()
+        return answers
 
     def forget(self, digest: str) -> None:
         """Throw an adapter out, when its last user is gone. Unknown ones are ignored."""
@@ -149,6 +158,11 @@ class AdapterPool:
         assert in_use == self._num_in_use <= self._max_in_use
         assert all(entry.num_users >= 0 for entry in self._entries.values())
 
+    def _check_next(self) -> None:
+        """One after the other, as what has been read is in memory until it is answered."""
+        if self._checking is None and self._asked:
+            self._checking = self._reader.submit(self._load, self._asked[0][0])
+
     def _answer(self, load: Future[LoadedAdapter], directory: str, is_pinned: bool) -> AdapterLoaded:
         try:
             loaded = load.result()
@@ -164,8 +178,7 @@ class AdapterPool:
 
     def _keep(self, loaded: LoadedAdapter, ref: AdapterRef) -> None:
         entry = self._entries.get(ref.digest)
-        num_pinned = sum(other.is_pinned for other in self._entries.values() if other is not entry)
-        if ref.is_pinned and num_pinned >= self._max_loaded - 1:
+        if ref.is_pinned and not self._may_pin(entry):
             raise InvalidRequest(
                 f"all but one of the {self._max_loaded} places (--max-loaded-loras) are pinned already",
                 slug="too_many_pinned",
@@ -177,6 +190,11 @@ class AdapterPool:
             self._entries[ref.digest] = PoolEntry(ref, loaded.weights, is_pinned=ref.is_pinned)
         elif ref.is_pinned:
             raise InvalidRequest("all places (--max-loaded-loras) are in use", slug="too_many_pinned")
+
+    def _may_pin(self, entry: PoolEntry | None = None) -> bool:
+        """Whether a place for the others is left if one more, or `entry`, is pinned."""
+        num_pinned = sum(other.is_pinned for other in self._entries.values() if other is not entry)
+        return num_pinned < self._max_loaded - 1
 
     def _make_room(self) -> bool:
         if len(self._entries) < self._max_loaded:

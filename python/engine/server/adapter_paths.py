@@ -42,7 +42,7 @@ class AdapterRoots:
         if not all(map(self._is_allowed, real)):
             raise _refused("is outside of the directories that --lora-dir allows")
         for directory in real:
-            if directory.is_dir():
+            if os.path.isdir(directory):  # False also for names too long, where Path.is_dir raises
                 return self._checked(directory, path)
         raise _not_found(path)
 
