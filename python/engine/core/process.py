@@ -157,6 +157,7 @@ class ProcessClient:
     async def _admission(self, stream: TokenStream | EmbeddingAnswer) -> None:
         """Send a request and wait until it runs."""
         request = stream.request
+        self._drain_rate.note_begin()
         try:
             self._send(request)
             await stream.admission
@@ -180,12 +181,20 @@ class ProcessClient:
 
     def cancel(self, request_id: str) -> None:
         if self._streams.cancel(request_id):
-            self._drain_rate.note_end()
+            self._note_end()
             self._send(CancelRequest(request_id))
 
     def cancel_choice(self, request_id: str, choice: int) -> None:
+        num_before = len(self._streams)
         if self._streams.cancel_choice(request_id, choice):
             self._send(CancelChoice(request_id, choice))
+        if len(self._streams) < num_before:  # it was the last one
+            self._note_end()
+
+    def _note_end(self) -> None:
+        self._drain_rate.note_end()
+        if not len(self._streams):
+            self._drain_rate.note_idle()
 
     async def stats(self) -> EngineStats:
         """Raises: `Overloaded` when the engine is not there to answer."""
@@ -345,7 +354,7 @@ class ProcessClient:
                     if stream.is_overrun:
                         self._send(CancelRequest(stream.request.request_id))
                     self._suspects.note_end(stream.request)
-                    self._drain_rate.note_end()
+                    self._note_end()
                 for message in messages:
                     if type(message) is not TokenChunk:
                         self._handle(message)
@@ -385,6 +394,7 @@ class ProcessClient:
 
     def _fail_requests(self, error: EngineError) -> None:
         self._streams.fail_all(error)
+        self._drain_rate.note_idle()
         waiters, self._waiters = self._waiters, defaultdict(deque)
         for waiter in itertools.chain(*waiters.values()):
             if not waiter.done():
