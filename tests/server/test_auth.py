@@ -108,3 +108,22 @@ def test_without_keys_any_header_will_do(server: Server) -> None:
     assert (
         httpx.get(f"{server.url}/v1/models", headers={"authorization": "Bearer whatever"}).status_code == 200
     )
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"GET / HTTP/9.9\r\n\r\n", b"400"),
+        (
+            b"POST /v1/completions HTTP/1.1\r\nauthorization: Bearer first-key\r\ncontent-length: -5\r\n\r\n",
+            b"400",
+        ),
+        (b"GET / HTTP/1.1\r\nauthorization: Bearer first-key\r\nx: " + b"y" * 20_000 + b"\r\n\r\n", b"413"),
+        (b"NONE /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", b"401"),
+    ],
+    ids=["version", "length", "headers", "a method of that name"],
+)
+def test_what_cannot_be_read_is_not_blamed_on_the_key(guarded: Server, data: bytes, status: bytes) -> None:
+    answer = guarded.raw(data)
+    assert answer.split(b" ")[1] == status, answer
+    assert (b"api_key" in answer) == (status == b"401")

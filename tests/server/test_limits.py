@@ -201,3 +201,11 @@ def test_an_answer_that_takes_over_a_minute_arrives(server: Server) -> None:
     assert whole.status_code == streamed.status_code == 200
     assert whole.json()["choices"][0]["finish_reason"] == "stop"
     assert streamed.text.endswith("data: [DONE]\n\n")
+
+
+def test_a_client_that_asks_on_and_reads_nothing_is_cut_off(model_dir: Path) -> None:
+    with Server(model_dir, config=ServerConfig(limit=("send_s=0.3",))) as server:
+        with opened(server, b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 1000):
+            wait_until(lambda: server.call(lambda: any(c.is_answering for c in server.connections)))
+            wait_until(lambda: server.call(lambda: len(server.connections)) == 0)
+        assert server.get("/health").status_code == 200

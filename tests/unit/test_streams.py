@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from engine.core.messages import GenerateRequest, TokenChunk
-from engine.core.streams import TokenStream
+from engine.core.streams import StreamTable, TokenStream
+from engine.errors import Overloaded
 from engine.sampling.params import SamplingParams
 
 
@@ -28,3 +31,20 @@ def test_a_reader_that_catches_up_lets_others_run() -> None:
         return num_turns
 
     assert asyncio.run(run()) >= 50
+
+
+def test_a_reader_that_falls_behind_is_given_up() -> None:
+    async def run() -> None:
+        table = StreamTable()
+        stream = table.open(GenerateRequest("a", b"", SamplingParams()))
+        stream.max_unread = 3
+        assert [table.dispatch([TokenChunk("a", 0, [i])]) for i in range(3)] == [[]] * 3
+        assert table.dispatch([TokenChunk("a", 0, [3])]) == [stream]
+        assert stream.is_overrun and len(table) == 0
+        read = []
+        with pytest.raises(Overloaded) as caught:
+            async for chunk in stream:
+                read += chunk.token_ids
+        assert (read, caught.value.slug) == ([0, 1, 2, 3], "slow_reader")
+
+    asyncio.run(run())

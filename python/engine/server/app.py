@@ -74,7 +74,8 @@ def create_app(context: ServerContext) -> Sanic:
     # Runs for unknown routes too, and before any body is read.
     @app.on_request
     async def check_key(request: Request) -> None:
-        if origins.is_preflight(request):
+        # Without a head it is the framework's own, made up to refuse what could not be read.
+        if not request.head or origins.is_preflight(request):
             return
         log_of(request)
         client = request.ctx.client = keyring.client_of(request)

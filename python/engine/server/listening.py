@@ -42,6 +42,16 @@ class Connection(HttpProtocol):
         if self._http is not None and self._http.stage is Stage.REQUEST:
             self._time = began  # headers that come drop by drop do not get more time with every drop
 
+    async def send(self, data: bytes) -> None:
+        """As the framework's, but a client that does not take what was sent before is cut off in time."""
+        if not self._can_write.is_set():
+            timer = self.loop.call_later(self.app.ctx.server.limits.send_s, self.transport.abort)
+            try:
+                await self._can_write.wait()
+            finally:
+                timer.cancel()
+        await super().send(data)
+
     @property
     def is_idle(self) -> bool:
         """Between requests; what is still being received or answered is not."""
