@@ -373,7 +373,7 @@ class FakeStream:
                 -1 - i / 8, [(t + 1 + j) % 257 for j in range(wanted)], [-0.5 - j for j in range(wanted)]
             )
             for i, t in enumerate(request.prompt_ids[1:].tolist())
-        ]
+        ][max(0, request.params.prompt_logprobs_start - 1) :]
         return [
             TokenChunk(request.request_id, 0, [], prompt_logprobs=scores[i : i + 2])
             for i in range(0, len(scores), 2)

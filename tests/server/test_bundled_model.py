@@ -186,6 +186,28 @@ def test_tokens_get_the_same_scores_as_answer_and_as_prompt(client):
         assert token.startswith("bytes:") or text.startswith(token, offset)
 
 
+def test_what_comes_before_the_scores_is_taken_from_the_cache(bundled):
+    """The native request with logprob_start_len: the same scores as of the whole, to the last bit."""
+    ids = [900 + 3 * i % 800 for i in range(300)]
+
+    def ask(start: int) -> dict:
+        sampling = {"max_new_tokens": 2, "temperature": 0, "ignore_eos": True}
+        body = {"input_ids": ids, "sampling_params": sampling, "return_logprob": True}
+        body |= {"logprob_start_len": start, "top_logprobs_num": 2}
+        response = bundled.http.post("/generate", json=body)
+        assert response.status_code == 200, response.text
+        return response.json()["meta_info"]
+
+    whole = ask(0)
+    assert whole["cached_tokens"] == 0 and len(whole["input_token_logprobs"]) == 300
+    for start, cached in ((1, 0), (17, 16), (290, 288), (299, 288)):
+        rest = ask(start)
+        assert rest["cached_tokens"] == cached
+        for name in ("input_token_logprobs", "input_top_logprobs"):
+            assert rest[name] == whole[name][start:]
+        assert rest["output_token_logprobs"] == whole["output_token_logprobs"]
+
+
 def test_a_likely_continuation_scores_higher(client):
     def score(text: str) -> float:
         answer = client.completions.create(model=MODEL, prompt=text, max_tokens=0, echo=True, logprobs=0)

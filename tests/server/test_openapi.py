@@ -98,6 +98,16 @@ def test_it_is_served_and_hangs_together(server: Server) -> None:
 
 
 @pytest.fixture(scope="module")
+def guarded(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A key with hardly any requests, and another one that manages."""
+    keys = tmp_path_factory.mktemp("keys") / "keys.toml"
+    keys.write_text('[few]\nkey = "few"\nrequests_per_minute = 2\n')
+    config = ServerConfig(api_key_file=str(keys), admin_api_key="boss")
+    with Server(model_dir, config=config) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
 def shared_server(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     adapters = tmp_path_factory.mktemp("adapters")
     write_adapter(adapters / "tiny")
@@ -121,6 +131,20 @@ def test_answers_are_as_described(server: Server, operation: Any) -> None:
         refused = server.http.request(operation.method, path, content=b"[]")
         assert refused.status_code == 400 and "400" in operation.described()["responses"]
         assert fits(refused.json(), SCHEMAS["Error"])
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda o: f"{o.method} {o.path}")
+def test_refusals_for_the_sake_of_a_key_are_described(guarded: Server, operation: Any) -> None:
+    path = operation.path.replace("{model_id}", "default")
+    described = operation.described()["responses"]
+    found = set()
+    for key in ("none", "few", "few", "few"):
+        headers = {"authorization": f"Bearer {key}"}
+        body = {} if operation.request else None
+        response = guarded.http.request(operation.method, path, json=body, headers=headers)
+        found.add(str(response.status_code))
+    assert found - {"200"} <= set(described)
+    assert {"401", "403", "429"} & set(described) == {"401", "403", "429"} & found
 
 
 @pytest.mark.parametrize("name", REQUIRED)

@@ -209,6 +209,23 @@ def test_cached_positions_are_computed_again_for_scores_and_found_by_others():
     assert {m.cached_tokens for m in run(core) if isinstance(m, TokenChunk)} == {32}
 
 
+@pytest.mark.parametrize("start", [0, 1, 2, 16, 17, 33, 36, 39, 40])
+@pytest.mark.parametrize("max_tokens", [0, 2])
+def test_what_needs_no_scores_comes_from_the_cache(start, max_tokens):
+    core, _ = make_core()
+    core.handle(generate("plain", range(40)))
+    run(core)
+    asked = {"prompt_logprobs": 1, "prompt_logprobs_start": start, "max_tokens": max_tokens}
+    core.handle(generate("scored", range(40), n=2, **asked))
+    messages = run(core)
+    assert [s.top_ids[0] for s in scores_of(messages, "scored")] == list(range(max(1, start), 40))
+    assert len(tokens_of(messages, "scored")) == max_tokens
+    if start < 40:  # else there is nothing left to do, or what any other request does
+        cached = max(0, start - 1) // 16 * 16
+        own = [m for m in messages if isinstance(m, TokenChunk) and m.choice == 0]
+        assert {m.cached_tokens for m in own} == {cached}
+
+
 @pytest.mark.parametrize(
     ("request_", "kind", "slug"),
     [

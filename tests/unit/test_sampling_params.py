@@ -42,6 +42,8 @@ from engine.sampling.params import SamplingParams
         ("logprobs", 21),
         ("prompt_logprobs", -1),
         ("prompt_logprobs", 20.5),
+        ("prompt_logprobs_start", -1),
+        ("prompt_logprobs_start", 1.5),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(param, value):

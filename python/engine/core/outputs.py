@@ -43,7 +43,8 @@ class CompletionOutput:
 class RequestOutput:
     """One prompt with its choices. `prompt` is None when token ids were given.
 
-    `prompt_logprobs`, if asked for, has one entry for each prompt token but the first.
+    `prompt_logprobs`, if asked for, has one entry for each prompt token but the first, from
+    `prompt_logprobs_start` on.
     """
 
     prompt: str | None

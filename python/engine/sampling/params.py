@@ -18,7 +18,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     `max_tokens` None means as many as fit the context. `logprobs` is None for none, else the
     number of alternatives to report beside the sampled token (0: the sampled one only);
-    `prompt_logprobs` is the same for the tokens of the prompt, all but the first.
+    `prompt_logprobs` is the same for the tokens of the prompt, all but the first, from position
+    `prompt_logprobs_start` on: what comes before may be taken from the cache.
     `seed` None means that the engine draws one, and reports it. `repetition_penalty` follows
     Hugging Face (prompt and output); frequency and presence penalties see output tokens only.
 
@@ -46,6 +47,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     skip_special_tokens: bool = True
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    prompt_logprobs_start: int = 0
     constraint: Constraint | None = None
     thinking: Thinking | None = None
 
@@ -85,11 +87,19 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             _fail("top_logprobs", f"must be in [0, {MAX_TOP_LOGPROBS}], got {self.logprobs}")
         if self.prompt_logprobs is not None and not 0 <= self.prompt_logprobs <= MAX_TOP_LOGPROBS:
             _fail("prompt_logprobs", f"must be in [0, {MAX_TOP_LOGPROBS}], got {self.prompt_logprobs}")
+        if self.prompt_logprobs_start < 0:
+            _fail("prompt_logprobs_start", f"must be non-negative, got {self.prompt_logprobs_start}")
         for token_id, bias in self.logit_bias.items():
             if token_id < 0:
                 _fail("logit_bias", f"token ids must be non-negative, got {token_id}")
             if not -100 <= bias <= 100:
                 _fail("logit_bias", f"must be in [-100, 100], got {bias:g} for token {token_id}")
+
+    def num_prompt_scores(self, prompt_len: int) -> int:
+        """How many tokens of a prompt get a log-probability: the last ones, never the first token."""
+        if self.prompt_logprobs is None:
+            return 0
+        return max(0, prompt_len - max(1, self.prompt_logprobs_start))
 
     @property
     def is_greedy(self) -> bool:

@@ -104,8 +104,8 @@ class Scheduler:
             raise InvalidRequest("Invalid request: this engine takes no adapters", param="lora_path")
         if request_id in self._live:
             raise InvalidRequest(f"Invalid request: the request id {request_id!r} is in use")
-        num_to_score = 0 if params.prompt_logprobs is None else len(prompt) - 1
-        nothing_to_do = max_known == len(prompt) and not num_to_score
+        num_scores = params.num_prompt_scores(len(prompt))
+        nothing_to_do = max_known == len(prompt) and not num_scores
         if nothing_to_do:
             check_choices(n, self.settings.max_running_requests + self.settings.max_queued_requests)
         else:
@@ -132,7 +132,8 @@ class Scheduler:
                 client=client,
                 weight=weight,
                 stop_ids=stop_ids,
-                num_to_score=0 if choice else num_to_score,
+                num_to_score=0 if choice or not num_scores else len(prompt) - 1,
+                num_scored=0 if choice or not num_scores else len(prompt) - 1 - num_scores,
                 matcher=None if make_matcher is None else make_matcher(stop_ids),
                 num_sent=len(prompt),
             )

@@ -326,7 +326,7 @@ class Generation:
         request = self._requests[prompt]
         if request.params.prompt_logprobs is None:
             return deltas
-        return after_scores(deltas, len(request.prompt_ids) - 1)
+        return after_scores(deltas, request.params.num_prompt_scores(len(request.prompt_ids)))
 
     async def _running_deltas_of(self, prompt: int) -> AsyncIterator[tuple[int, TextDelta]]:
         request, processor = self._requests[prompt], self._processors[prompt]

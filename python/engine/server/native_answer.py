@@ -116,13 +116,14 @@ class NativeShape(Shape):
             entries: list[Entry] = []
             tops: list[list[Entry] | None] = []
             if start is not None and delta.prompt_logprobs is not None:
-                # Nothing comes before the first token, which has no score.
-                entries = [(None, ids[0], self._text(ids[0]))]
-                entries += [self._own(*token) for token in zip(ids[1:], delta.prompt_logprobs, strict=True)]
-                tops = [None, *(self._top(scores) for scores in delta.prompt_logprobs)]
-            made: dict[str, Any] = {"input_token_logprobs": entries[start:]}
+                if start == 0:  # nothing comes before the first token, which has no score
+                    entries, tops = [(None, ids[0], self._text(ids[0]))], [None]
+                scored = zip(ids[max(1, start) :], delta.prompt_logprobs, strict=True)
+                entries += [self._own(*token) for token in scored]
+                tops += [self._top(scores) for scores in delta.prompt_logprobs]
+            made: dict[str, Any] = {"input_token_logprobs": entries}
             if params.logprobs:
-                made["input_top_logprobs"] = tops[start:]
+                made["input_top_logprobs"] = tops
             self._inputs[prompt] = made
         return self._inputs[prompt]
 

@@ -7,17 +7,20 @@ import html
 from typing import Any
 
 import engine
-from engine.server.auth import OPEN_PATHS
+from engine.server.auth import ADMIN_PATHS, OPEN_PATHS
 from engine.server.openapi_schemas import NUMBER, SCHEMAS, TEXT, Schema, event, ref
 
 _JSON = "application/json"
 _ERRORS = {
     400: "The request is wrong as it is.",
     401: "No API key, or a wrong one.",
+    403: "The API key is not the one that manages the server.",
     404: "There is no such model.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
     415: "The body is not JSON.",
+    429: "Too much for the limits of this API key; the header retry-after says when.",
+    500: "The server failed; its log tells more.",
     503: "Not now: overloaded, loading or shutting down; the header retry-after says when.",
 }
 _WITH_BODY = (400, 408, 413, 415, 503)
@@ -56,7 +59,11 @@ class Operation:
 
     def described(self) -> dict[str, Any]:
         is_open = self.path in OPEN_PATHS
-        errors = self.errors if is_open else (401, *self.errors)
+        errors = self.errors if is_open else (401, 500, *self.errors)
+        if self.path in ADMIN_PATHS:
+            errors += (403,)
+        elif self.method == "post":  # as `create_app` counts them
+            errors += (429,)
         schema = ref(self.answer) if self.answer in SCHEMAS else TEXT
         content = {media: {"schema": schema if media == _JSON else TEXT} for media in self.media}
         if self.events is not None:

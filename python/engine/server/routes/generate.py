@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from sanic import HTTPResponse, Sanic
 from sanic.request import Request
 
@@ -76,13 +77,20 @@ def _encode(
             prompt for part in asked.parts for prompt in encode_prompts(model, part, context_length)[0]
         ]
         check_num_scores(prompts, asked.common.n)
-    for (ids, _), start in zip(prompts, asked.logprob_starts, strict=True):
-        if start is not None and start > len(ids):
-            raise InvalidRequest(
-                f"logprob_start_len is {start}, more than the {len(ids)} tokens of its prompt",
-                param="logprob_start_len",
-            )
-    return prompts
+    return [_scored_from(*prompt, start) for prompt, start in zip(prompts, asked.logprob_starts, strict=True)]
+
+
+def _scored_from(
+    ids: list[int], params: SamplingParams, start: int | None
+) -> tuple[list[int], SamplingParams]:
+    if not start:
+        return ids, params
+    if start > len(ids):
+        raise InvalidRequest(
+            f"logprob_start_len is {start}, more than the {len(ids)} tokens of its prompt",
+            param="logprob_start_len",
+        )
+    return ids, msgspec.structs.replace(params, prompt_logprobs_start=start)
 
 
 def _names(response_id: str, asked: NativeRequest, num_prompts: int) -> list[str]:
