@@ -1,6 +1,6 @@
 """What the broad corpus leaves weak, over and over: sums, counting, comparing, capital letters, lists.
 
-The second phase of training draws nearly half of its documents from here.
+A share of the training documents is drawn from here, in the second phase nearly half.
 """
 
 from __future__ import annotations
