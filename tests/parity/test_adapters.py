@@ -26,7 +26,7 @@ def random_subsets() -> list[tuple[str, ...]]:
 
 TARGETS = [*((module,) for module in MODULES), MODULES, LINEAR, *random_subsets()]
 CASES = [(targets, RANKS[index % 4]) for index, targets in enumerate(TARGETS)]
-CASES += [(MODULES, rank) for rank in RANKS if (MODULES, rank) not in CASES]
+CASES += [(MODULES, rank) for rank in (*RANKS, 256) if (MODULES, rank) not in CASES]
 ALL_CASES = [(targets, rank) for targets in TARGETS for rank in RANKS]
 
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import httpx
 import psutil
 import pytest
+import torch
 
 from engine import LLM, AsyncEngine, SamplingParams
 from engine.errors import InvalidRequest
@@ -108,6 +110,42 @@ def assert_idle(server: ServerProcess) -> None:
     wait_until(lambda: load_of(server)["num_total_reqs"] == 0 and load_of(server)["lora_num_in_use"] == 0)
     assert load_of(server)["num_used_tokens"] == 0
     assert load_of(server)["lora_pool_slots_used"] <= NUM_PLACES
+
+
+def cut_off(directory: Path) -> None:
+    weights = directory / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def pickled(directory: Path) -> None:
+    (directory / "adapter_model.safetensors").unlink()
+    torch.save({"x": torch.zeros(2)}, directory / "adapter_model.bin")
+
+
+def pickled_under_the_name(directory: Path) -> None:
+    torch.save({"x": torch.zeros(2)}, directory / "adapter_model.safetensors")
+
+
+def without_configuration(directory: Path) -> None:
+    (directory / "adapter_config.json").unlink()
+
+
+@pytest.mark.parametrize("damage", [cut_off, pickled, pickled_under_the_name, without_configuration])
+def test_nothing_of_a_damaged_adapter_is_loaded(
+    server: ServerProcess, files: Files, damage: Callable[[Path], None]
+) -> None:
+    directory = files.adapters / damage.__name__
+    shutil.copytree(files.adapters / "a2", directory)
+    damage(directory)
+    before = load_of(server)["lora_pool_slots_used"], server.http.get("/v1/models").json()
+    status, code = (404, "adapter_not_found") if damage is without_configuration else (400, "invalid_adapter")
+    for path, body, expected in (
+        ("/v1/completions", {"model": "base", "prompt": PROMPT, "lora_path": str(directory)}, status),
+        ("/load_lora_adapter", {"lora_name": "damaged", "lora_path": str(directory)}, 400),
+    ):
+        response = server.http.post(path, json=body)
+        assert (response.status_code, response.json()["error"]["code"]) == (expected, code), response.text
+    assert (load_of(server)["lora_pool_slots_used"], server.http.get("/v1/models").json()) == before
 
 
 def test_answers_differ(files):

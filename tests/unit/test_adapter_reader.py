@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,23 @@ def test_a_hostile_pattern_takes_no_time():
             PeftConfig.parse(json.dumps(config(target_modules=pattern)).encode())
     slow = PeftConfig.parse(json.dumps(config(target_modules=r".*.*.*.*x")).encode())
     assert not slow.is_targeted(name * 4)
+
+
+def test_many_hostile_patterns_take_no_time():
+    slow = {f".*.*.*.*x{number}": 4 for number in range(8)}
+    with pytest.raises(InvalidRequest, match="together have more than 32 repeats"):
+        PeftConfig.parse(json.dumps(config(rank_pattern={**slow, ".*x": 4})).encode())
+    with pytest.raises(InvalidRequest, match="at most 1024 patterns"):
+        PeftConfig.parse(json.dumps(config(rank_pattern=dict.fromkeys(map(str, range(1025)), 4))).encode())
+    most = {**slow, **{f"model.layers.{number}.mlp.up_proj": 2 for number in range(1000)}}
+    parsed = PeftConfig.parse(json.dumps(config(rank_pattern=most, alpha_pattern=most)).encode())
+    began_s = time.process_time()
+    for layer in range(24):
+        for name in ("self_attn.q_proj", "mlp.up_proj"):
+            module = f"model.layers.{layer}.{name}"
+            assert parsed.rank_of(module) == (2 if name == "mlp.up_proj" else config()["r"])
+            parsed.scale_of(module)
+    assert time.process_time() - began_s < 5
 
 
 @pytest.mark.parametrize(

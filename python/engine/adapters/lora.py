@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from engine.adapters.peft_config import MAX_CONFIG_BYTES, PeftConfig, invalid_adapter
-from engine.errors import EngineError, NativeError
+from engine.errors import EngineError, InvalidRequest, NativeError
 from engine.models.lora_sites import EMBEDDING, Part, Site
 from engine.models.weights import read_one_tensor
 
@@ -87,6 +87,10 @@ class AdapterReader:
         if not ranks:
             raise invalid_adapter("its target_modules name no module of this model")
         copies = _check_tensors(found, self._expected_shapes(config, sites))
+        embedding = self._sites[EMBEDDING]
+        for name in copies:  # before anything of it is read
+            if found[name][0] != (embedding.in_features, embedding.parts[0].num_columns):
+                raise _changed_base(name)
         data = read_regular_file(path)
         try:
             tensors = safetensors.torch.load(data)
@@ -126,9 +130,7 @@ class AdapterReader:
         except EngineError:
             base = None
         if base is None or base.shape != tensor.shape or not torch.equal(base.to(tensor.dtype), tensor):
-            raise invalid_adapter(
-                f"{name} is not the base model's: added or changed tokens are not supported"
-            )
+            raise _changed_base(name)
 
     def _pack(self, config: PeftConfig, sites: Sequence[Site], tensors: Mapping[str, torch.Tensor]) -> Any:
         shapes = [
@@ -210,6 +212,10 @@ def _check_tensors(
         if found[name][1] not in ("F32", "F16", "BF16"):
             raise invalid_adapter(f"{name} has type {found[name][1]}, expected F32, F16 or BF16")
     return copies
+
+
+def _changed_base(name: str) -> InvalidRequest:
+    return invalid_adapter(f"{name} is not the base model's: added or changed tokens are not supported")
 
 
 def _is_copy(name: str) -> bool:

@@ -12,7 +12,8 @@ from typing import Any
 from engine.errors import InvalidRequest
 
 MAX_CONFIG_BYTES = 1 << 20
-MAX_PATTERNS = 4096
+MAX_PATTERNS = 1024
+MAX_REPEATS_OF_ALL = 32
 MAX_PATTERN_CHARS = 512
 MAX_REPEATS = 4
 MAX_GROUPS = 8
@@ -58,8 +59,8 @@ class PeftConfig:
     targets: str | tuple[str, ...]
     excluded: str | tuple[str, ...]
     layers: frozenset[int] | None
-    rank_patterns: Mapping[str, int]
-    alpha_patterns: Mapping[str, float]
+    rank_patterns: Mapping[re.Pattern[str], int]
+    alpha_patterns: Mapping[re.Pattern[str], float]
 
     @classmethod
     def parse(cls, data: bytes) -> PeftConfig:
@@ -172,17 +173,28 @@ def _layers(fields: Mapping[str, Any]) -> frozenset[int] | None:
     return frozenset(items)
 
 
-def _patterns(fields: Mapping[str, Any], name: str, check: Any) -> dict[str, Any]:
+def _patterns(fields: Mapping[str, Any], name: str, check: Any) -> dict[re.Pattern[str], Any]:
+    """Compiled, because each is tried on the name of every module: on its end after a dot, or all of it."""
     value = fields.get(name) or {}
     if not isinstance(value, dict) or len(value) > MAX_PATTERNS:
-        raise invalid_adapter(f"{name} must be an object, got {value!r:.60}")
-    return {_checked_pattern(name, key): check(f"{name} of {key!r:.60}", item) for key, item in value.items()}
+        raise invalid_adapter(
+            f"{name} must be an object of at most {MAX_PATTERNS} patterns, got {value!r:.60}"
+        )
+    if sum(map(_num_repeats, value)) > MAX_REPEATS_OF_ALL:
+        raise invalid_adapter(f"{name}: the patterns together have more than {MAX_REPEATS_OF_ALL} repeats")
+    return {
+        re.compile(rf"(.*\.)?({_checked_pattern(name, key)})$"): check(f"{name} of {key!r:.60}", item)
+        for key, item in value.items()
+    }
+
+
+def _num_repeats(pattern: str) -> int:
+    return len(re.findall(r"(?<!\\)(?:\*|\+|\{|(?<![(*+?}])\?)", pattern))
 
 
 def _checked_pattern(name: str, pattern: str) -> str:
     """A regular expression that cannot take long: few groups, few repeats, and none of a group."""
-    repeats = len(re.findall(r"(?<!\\)(?:\*|\+|\{|(?<![(*+?}])\?)", pattern))
-    is_simple = repeats <= MAX_REPEATS and pattern.count("(") <= MAX_GROUPS
+    is_simple = _num_repeats(pattern) <= MAX_REPEATS and pattern.count("(") <= MAX_GROUPS
     if len(pattern) > MAX_PATTERN_CHARS or not is_simple or re.search(r"\)[*+{]", pattern):
         raise invalid_adapter(f"{name}: the pattern {pattern!r:.60} is too complicated")
     try:
@@ -198,9 +210,9 @@ def _is_named(names: str | Iterable[str], module: str) -> bool:
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 
-def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """The value of the first pattern that matches the end of the name after a dot, or all of it."""
+def _by_pattern(patterns: Mapping[re.Pattern[str], Any], module: str, default: Any) -> Any:
+    """The value of the first pattern that matches."""
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if pattern.match(module):
             return value
     return default
