@@ -26,12 +26,23 @@ WeightFormat format_of(const std::string& dtype) {
               "dtype: expected float32, bfloat16, int8, int4 or int4_affine, got '" + dtype + "'");
 }
 
-// Views of a list's tensors, which stay valid while the list does: none is made by a capsule here.
-std::vector<TensorView> views_of(const py::list& tensors) {
-  std::vector<TensorView> views;
-  for (const py::handle& tensor : tensors) views.push_back(tensor.cast<TensorView>());
-  return views;
-}
+// Views of a list's tensors, valid as long as this lives.
+class TensorList {
+ public:
+  explicit TensorList(const py::list& tensors) {
+    for (const py::handle& tensor : tensors) {
+      if (!view_of(tensor.ptr(), views_.emplace_back(), holds_.emplace_back())) {
+        throw py::type_error("parts: expected a list of tensors");
+      }
+    }
+  }
+
+  const std::vector<TensorView>& views() const { return views_; }
+
+ private:
+  std::vector<TensorView> views_;
+  std::vector<CapsuleHold> holds_;
+};
 
 }  // namespace
 
@@ -44,9 +55,9 @@ void bind_linear(py::module_& module) {
       .def(
           "balance_columns",
           [](PackedMatrix& self, ExecutionContext& ctx, const py::list& parts) {
-            const std::vector<TensorView> views = views_of(parts);
+            const TensorList tensors(parts);
             const py::gil_scoped_release release;
-            self.balance_columns(ctx.pool(), views);
+            self.balance_columns(ctx.pool(), tensors.views());
           },
           py::arg("ctx"), py::arg("parts"))
       .def(

@@ -64,7 +64,7 @@ void fill(TensorView& view, const DLTensor& tensor) {
   for (int i = tensor.ndim - 1; i >= 0; --i) {
     view.shape[i] = tensor.shape[i];
     view.strides[i] = tensor.strides != nullptr ? tensor.strides[i] : step;
-    step *= tensor.shape[i];
+    if (tensor.strides == nullptr) step *= tensor.shape[i];
   }
 }
 

@@ -14,7 +14,7 @@ constexpr size_t kHugePage = size_t{2} << 20;
 }  // namespace
 
 // A large mapping has room to start at the boundary of a huge page.
-LargeBuffer::LargeBuffer(int64_t num_bytes) : num_bytes_(num_bytes) {
+LargeBuffer::LargeBuffer(int64_t num_bytes) : num_bytes_(num_bytes), is_writable_(true) {
   const size_t size = static_cast<size_t>(num_bytes);
   const bool is_large = size >= kHugePage;
   mapping_bytes_ = is_large ? size + kHugePage : size;
@@ -33,7 +33,7 @@ LargeBuffer::LargeBuffer(int64_t num_bytes) : num_bytes_(num_bytes) {
 }
 
 LargeBuffer::LargeBuffer(int fd, int64_t offset, int64_t num_bytes)
-    : num_bytes_(num_bytes), mapping_bytes_(static_cast<size_t>(num_bytes)) {
+    : num_bytes_(num_bytes), is_writable_(false), mapping_bytes_(static_cast<size_t>(num_bytes)) {
   mapping_ = mmap(nullptr, mapping_bytes_, PROT_READ, MAP_SHARED, fd, offset);
   if (mapping_ == MAP_FAILED) throw Error(ErrorCode::kUnsupported, "file: the system refused to map it");
   data_ = mapping_;

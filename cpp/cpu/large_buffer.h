@@ -20,9 +20,11 @@ class LargeBuffer {
 
   void* data() const { return data_; }
   int64_t num_bytes() const { return num_bytes_; }
+  bool is_writable() const { return is_writable_; }
 
  private:
   int64_t num_bytes_;
+  bool is_writable_;
   void* mapping_;
   size_t mapping_bytes_;
   void* data_;

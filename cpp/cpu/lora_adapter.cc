@@ -52,10 +52,12 @@ std::vector<LoraAdapter::Place> LoraAdapter::places(std::vector<LoraSite> sites)
   for (LoraSite& site : sites) {
     check_range(site.in_features, 1, kMaxFeatures, "in_features");
     Place place{};
+    int64_t next_column = 0;  // threads write the columns of different modules at the same time
     for (const LoraModule& module : site.modules) {
       check_range(module.rank, 1, kMaxRank, "rank");
       check_range(module.num_columns, 1, kMaxFeatures, "num_columns");
-      check_range(module.first_column, 0, kMaxFeatures, "first_column");
+      check_range(module.first_column, next_column, kMaxFeatures, "first_column");
+      next_column = module.first_column + module.num_columns;
       place.parts.push_back({module.first_column, module.num_columns, module.rank, place.rank, nullptr});
       place.scales.insert(place.scales.end(), static_cast<size_t>(module.rank), module.scale);
       place.rank += module.rank;

@@ -32,7 +32,8 @@ struct LoraSite {
 // [ceil(N / 32)][rank][32]. In bf16 elements i and 16 + i of 32 are neighbours, as in PackedMatrix.
 class LoraAdapter {
  public:
-  // Throws kInvalidArgument for sizes that no model has.
+  // Throws kInvalidArgument for sizes that no model has, and for modules of a site that do not come in
+  // the order of their columns, or overlap.
   LoraAdapter(WeightFormat format, std::vector<LoraSite> sites);
 
   WeightFormat format() const { return format_; }

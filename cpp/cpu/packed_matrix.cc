@@ -104,6 +104,11 @@ void PackedMatrix::check_row_start(int64_t row_start, int64_t num_rows) const {
   }
 }
 
+void PackedMatrix::expect_writable() const {
+  if (buffer_->is_writable()) return;
+  throw Error(ErrorCode::kInvalidArgument, "weight: it lies in a file, and cannot be packed again");
+}
+
 void PackedMatrix::balance_columns(ThreadPool& pool, const std::vector<TensorView>& parts) {
   if (!is_quantized(format_)) {
     throw Error(ErrorCode::kInvalidArgument, "dtype: only quantised weights have column scales");
@@ -122,6 +127,7 @@ void PackedMatrix::balance_columns(ThreadPool& pool, const std::vector<TensorVie
 
 void PackedMatrix::pack_rows(ThreadPool& pool, int64_t row_start, const TensorView& weight) {
   check_rows(row_start, weight);
+  expect_writable();
   if (format_ == WeightFormat::kInt4Affine) {
     throw Error(ErrorCode::kInvalidArgument, "dtype: int4_affine weights are packed from their codes");
   }
@@ -151,6 +157,7 @@ void PackedMatrix::pack_codes(ThreadPool& pool, int64_t row_start, const TensorV
   }
   if (is_affine) expect(*offsets, "offsets", {DType::kFloat32}, {n, G}, Layout::kRows);
   check_row_start(row_start, n);
+  expect_writable();
   store_codes(pool, {codes, scales, offsets}, row_start, format_, layout_,
               static_cast<uint8_t*>(buffer_->data()));
   mark_packed(row_start, n);

@@ -73,6 +73,7 @@ class PackedMatrix {
   void check_rows(int64_t row_start, const TensorView& weight) const;
   void check_row_start(int64_t row_start, int64_t num_rows) const;
   void mark_packed(int64_t row_start, int64_t num_rows);
+  void expect_writable() const;
 
   int64_t out_features_;
   int64_t in_features_;

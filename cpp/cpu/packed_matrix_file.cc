@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
 #include <string>
 
 #include "cpu/packed_matrix.h"
@@ -30,6 +31,7 @@ bool transfer_all(char* data, int64_t num_bytes, int64_t offset, const Transfer&
 // The same for pieces of the buffer on all threads.
 template <typename Transfer>
 bool transfer_pieces(ThreadPool& pool, const LargeBuffer& buffer, int64_t offset, const Transfer& transfer) {
+  if (offset < 0 || offset > std::numeric_limits<int64_t>::max() - buffer.num_bytes()) return false;
   std::atomic<bool> is_complete{true};
   char* data = static_cast<char*>(buffer.data());
   pool.parallel_for((buffer.num_bytes() + kPiece - 1) / kPiece, 1, [&](int64_t begin, int64_t end) {
@@ -53,6 +55,7 @@ void PackedMatrix::write_file(ThreadPool& pool, int fd, int64_t offset) const {
 }
 
 void PackedMatrix::read_file(ThreadPool& pool, int fd, int64_t offset) {
+  expect_writable();
   const bool is_read = transfer_pieces(
       pool, *buffer_, offset, [fd](char* data, size_t size, int64_t at) { return pread(fd, data, size, at); });
   if (!is_read) refuse("it ends before the packed weights do");
@@ -61,7 +64,7 @@ void PackedMatrix::read_file(ThreadPool& pool, int fd, int64_t offset) {
 
 void PackedMatrix::map_file(int fd, int64_t offset) {
   struct stat status;
-  if (fstat(fd, &status) != 0 || status.st_size < offset + num_bytes()) {
+  if (fstat(fd, &status) != 0 || offset < 0 || offset > status.st_size - num_bytes()) {
     refuse("it ends before the packed weights do");  // touching what is missing would kill the process
   }
   buffer_ = std::make_unique<LargeBuffer>(fd, offset, num_bytes());

@@ -2,6 +2,7 @@
 
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -41,6 +42,11 @@ void note(int number, siginfo_t* info, void*) {
 }  // namespace
 
 ProgressBoard::ProgressBoard(int fd) {
+  struct stat status;
+  if (fstat(fd, &status) != 0 || status.st_size < static_cast<int64_t>(sizeof(Layout))) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "fd: expected a file of at least " + std::to_string(sizeof(Layout)) + " bytes for the board");
+  }
   void* const page = mmap(nullptr, sizeof(Layout), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (page == MAP_FAILED) {
     throw Error(ErrorCode::kUnsupported, std::string("fd: cannot map the board: ") + std::strerror(errno));

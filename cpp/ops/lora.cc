@@ -106,7 +106,7 @@ LoraPlan::LoraPlan(std::vector<std::shared_ptr<const cpu::LoraAdapter>> adapters
   if (std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end()) {
     refuse("row_ids: expected each row once");  // two adapters would write one row at the same time
   }
-  row_end_ = sorted.empty() ? 0 : sorted.back() + 1;
+  row_end_ = sorted.empty() ? 0 : int64_t{sorted.back()} + 1;
 }
 
 int64_t LoraPlan::num_rows(int64_t group) const {

@@ -1,6 +1,7 @@
 #include "engine/tensor_spec.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <string>
 
 #include "engine/error.h"
@@ -53,13 +54,25 @@ bool shape_agrees(const TensorView& view, std::initializer_list<Extent> shape) {
   return true;
 }
 
+uintptr_t num_bytes_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat64:
+    case DType::kInt64: return 8;
+    case DType::kFloat32:
+    case DType::kInt32: return 4;
+    case DType::kBFloat16:
+    case DType::kFloat16: return 2;
+    default: return 1;
+  }
+}
+
 // Extents of one and empty tensors constrain no stride.
 bool layout_agrees(const TensorView& view, Layout layout) {
   int64_t step = 1;
   for (int i = view.rank - 1; i >= 0; --i) {
     if (view.shape[i] == 0) return true;
-    const bool is_free = layout == Layout::kRows && i == 0;
-    if (!is_free && view.shape[i] != 1 && view.strides[i] != step) return false;
+    if (layout == Layout::kRows && i == 0) break;
+    if (view.shape[i] != 1 && view.strides[i] != step) return false;
     step *= view.shape[i];
   }
   return true;
@@ -99,6 +112,9 @@ void expect(const TensorView& view, const char* name, std::initializer_list<DTyp
     std::string got = "strides [";
     for (int i = 0; i < view.rank; ++i) got += (i ? ", " : "") + std::to_string(view.strides[i]);
     refuse(name, expected, got + "] for shape " + shape_text(view));
+  }
+  if (const uintptr_t size = num_bytes_of(view.dtype); reinterpret_cast<uintptr_t>(view.data) % size != 0) {
+    refuse(name, "elements at multiples of " + std::to_string(size) + " bytes", "others");
   }
   int i = 0;
   for (const Extent& extent : shape) {

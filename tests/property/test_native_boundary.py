@@ -1,13 +1,14 @@
 """Native calls with arguments that are almost right: each is computed or refused, and no more is touched.
 
-Every output lies between canaries, so that a write outside is seen here too. What else is wrong the
-sanitizers see: docs/reliability.md has the command, with which `BOUNDARY_EXAMPLES` may be more. No torch:
-numpy arrays cross the boundary in the same way.
+What a canary does not see the sanitizers do: docs/reliability.md has the command, with which
+`BOUNDARY_EXAMPLES` may be more.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -18,206 +19,179 @@ from hypothesis import HealthCheck, given, settings
 
 from engine import _native
 from engine.errors import NativeError
+from helpers.native import ISAS, context
+from helpers.native_calls import EXTREMES, FLOATS, OPS, Arguments, check, plain, spoiled
 
-REFUSALS = (NativeError, TypeError, ValueError, OverflowError, MemoryError)
-CANARY = 64
-DTYPES = ("float32", "float16", "float64", "int32", "int64", "int8", "uint8")
-EXTREMES = (-(2**31), -1, 0, 1, 2**31 - 1)
-Args = dict[str, Any]
+REFUSALS = (NativeError, TypeError, ValueError, OverflowError, MemoryError, BufferError)
+NUM_EXAMPLES = int(os.environ.get("BOUNDARY_EXAMPLES", "25"))
 FUZZ = settings(
-    max_examples=int(os.environ.get("BOUNDARY_EXAMPLES", "100")),
+    max_examples=NUM_EXAMPLES,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
+some_isa = st.sampled_from(ISAS)
 
 
-class Guarded:
-    """An array in the middle of a larger one, whose ends must stay as they are."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: str, fill: Callable[[int], np.ndarray] | None = None):
-        size = int(np.prod(shape))
-        self._memory = np.full(size + 2 * CANARY, 85, dtype)
-        self.array = self._memory[CANARY : CANARY + size].reshape(shape)
-        if fill is not None:
-            self.array[...] = fill(size).reshape(shape)
-
-    def check(self) -> None:
-        ends = np.concatenate([self._memory[:CANARY], self._memory[-CANARY:]])
-        assert (ends == 85).all(), "a write outside of the array"
-
-
-def floats(*shape: int) -> Guarded:
-    return Guarded(shape, "float32", lambda size: np.linspace(-2, 2, size, dtype="float32"))
-
-
-def ints(values: Any, dtype: str = "int32") -> Guarded:
-    values = np.asarray(values)
-    return Guarded(values.shape, dtype, lambda size: values.ravel())
-
-
-@pytest.fixture(scope="module")
-def ctx() -> _native.ExecutionContext:
-    return _native.ExecutionContext(2)
-
-
-def a_matrix(out_features: int, in_features: int, ctx: _native.ExecutionContext) -> _native.PackedMatrix:
-    matrix = _native.PackedMatrix(out_features, in_features, "float32")
-    matrix.pack_rows(ctx, 0, np.ones((out_features, in_features), "float32"))
-    return matrix
-
-
-def valid_calls(draw: Any, ctx: _native.ExecutionContext) -> dict[Callable[..., Any], Args]:
-    """Arguments with which each op computes, in the order of its parameters."""
-
-    def size(most: int = 6) -> int:
-        return draw(st.integers(1, most))
-
-    T, H, G, n, V, N = size(), size(3), 1, size(40), size(70), size(4)
-    D, S = 64, 16
-    ids = draw(st.lists(st.integers(0, V - 1), min_size=T, max_size=T))
-    slots = draw(st.permutations(range(N * S)))[:T]
-    lens = draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
-    kv_lens = [length + draw(st.integers(0, N * S - length)) for length in lens]
-    return {
-        _native.rms_norm: {"x": floats(T, n), "weight": floats(n), "eps": 1e-5, "out": floats(T, n)},
-        _native.add_rms_norm: {
-            "x": floats(T, n),
-            "residual": floats(T, n),
-            "weight": floats(n),
-            "eps": 1e-5,
-            "out": floats(T, n),
-        },
-        _native.silu_mul: {"gate_up": floats(T, 2 * n), "out": floats(T, n)},
-        _native.gelu_mul: {"gate_up": floats(T, 2 * n), "out": floats(T, n)},
-        _native.rope: {
-            "q": floats(T, H, D),
-            "k": floats(T, G, D),
-            "cos": floats(50, D // 2),
-            "sin": floats(50, D // 2),
-            "positions": ints(draw(st.lists(st.integers(0, 49), min_size=T, max_size=T))),
-        },
-        _native.append_kv: {
-            "k": floats(T, G, D),
-            "v": floats(T, G, D),
-            "k_cache": floats(N, G, D, S),
-            "v_cache": floats(N, G, S, D),
-            "slot_ids": ints(slots, "int64"),
-        },
-        _native.paged_attention: {
-            "q": floats(sum(lens), H, D),
-            "k_cache": floats(N, G, D, S),
-            "v_cache": floats(N, G, S, D),
-            "cu_seqlens_q": ints(np.cumsum([0, *lens])),
-            "kv_lens": ints(kv_lens),
-            "block_tables": ints([draw(st.permutations(range(N))) for _ in lens]),
-            "scale": 0.125,
-            "window": draw(st.integers(0, 20)),
-            "softcap": 0.0,
-            "is_causal": True,
-            "out": floats(sum(lens), H, D),
-        },
-        _native.linear: {
-            "x": floats(T, n),
-            "weight": a_matrix(V, n, ctx),
-            "bias": draw(st.sampled_from([None, floats(V)])),
-            "out": floats(T, V),
-        },
-        _native.embedding: {"token_ids": ints(ids), "weight": a_matrix(V, n, ctx), "out": floats(T, n)},
-        _native.score_tokens: {
-            "logits": floats(T, V),
-            "token_ids": ints(ids),
-            "num_top_logprobs": ints([min(2, V)] * T),
-            "out_logprobs": floats(T),
-            "top_ids": ints(np.zeros((T, min(2, V)), int)),
-            "top_logprobs": floats(T, min(2, V)),
-            "reports_logits": False,
-        },
-    }
-
-
-def spoiled(draw: Any, value: Any) -> Any:
-    """Something like `value` that is perhaps wrong."""
-    if not isinstance(value, Guarded):
-        if isinstance(value, (int, float)):
-            return draw(st.sampled_from([*EXTREMES, 0.5, float("nan"), float("inf")]))
-        return draw(st.sampled_from([None, value, 3]))
-    array = value.array
-    how = draw(st.integers(0, 6))
-    if how == 0:
-        return Guarded(array.shape, draw(st.sampled_from(DTYPES)))
-    if how == 1:
-        shape = draw(st.lists(st.integers(0, 70), max_size=5))
-        return Guarded(tuple(shape), str(array.dtype))
-    if how == 2 and array.ndim:
-        axis = draw(st.integers(0, array.ndim - 1))
-        shape = list(array.shape)
-        shape[axis] = max(0, shape[axis] + draw(st.sampled_from([-1, 1, 3])))
-        return Guarded(tuple(shape), str(array.dtype))
-    if how == 3 and array.size:  # a value out of its range
-        at = draw(st.integers(0, array.size - 1))
-        extremes = EXTREMES if array.dtype.kind == "i" else (np.nan, np.inf, -np.inf, 1e38)
-        array.reshape(-1)[at] = draw(st.sampled_from(extremes))
-    elif how == 4 and array.ndim:
-        return _Strided(value, array[tuple([slice(None)] * (array.ndim - 1) + [slice(None, None, -1)])])
-    elif how == 5 and array.ndim >= 2:
-        return _Strided(value, np.swapaxes(array, 0, 1))
-    return value
-
-
-class _Strided:
-    """A view of a guarded array with odd strides."""
-
-    def __init__(self, base: Guarded, array: np.ndarray) -> None:
-        self._base, self.array = base, array
-
-    def check(self) -> None:
-        self._base.check()
-
-
+@pytest.mark.parametrize("op", OPS)
 @FUZZ
 @given(data=st.data())
-def test_an_op_computes_or_refuses(ctx: _native.ExecutionContext, data: st.DataObject) -> None:
-    calls = valid_calls(data.draw, ctx)
-    op = data.draw(st.sampled_from(list(calls)))
-    args = calls[op]
-    for name in data.draw(st.lists(st.sampled_from(list(args)), max_size=2)):
+def test_an_op_computes_or_refuses(op: str, data: st.DataObject) -> None:
+    ctx = context(data.draw(some_isa))
+    args = getattr(Arguments(data.draw, ctx), op)()
+    for name in data.draw(st.lists(st.sampled_from(list(args)), min_size=1, max_size=2)):
         args[name] = spoiled(data.draw, args[name])
-    plain = {name: value.array if hasattr(value, "array") else value for name, value in args.items()}
-    try:
-        op(ctx, *plain.values())
-    except REFUSALS:
-        assert args, "a refusal is as good as an answer"
-    for value in args.values():
-        if hasattr(value, "check"):
-            value.check()
+    with contextlib.suppress(*REFUSALS):
+        getattr(_native, op)(ctx, **plain(args))
+    check(args)
 
 
+@pytest.mark.parametrize("op", OPS)
 @FUZZ
 @given(data=st.data())
-def test_what_is_right_is_computed(ctx: _native.ExecutionContext, data: st.DataObject) -> None:
+def test_what_is_right_is_computed(op: str, data: st.DataObject) -> None:
     """Else the test above could pass because everything is refused."""
-    for op, args in valid_calls(data.draw, ctx).items():
-        op(ctx, *[value.array if isinstance(value, Guarded) else value for value in args.values()])
-        for value in args.values():
-            if isinstance(value, Guarded):
-                value.check()
+    ctx = context(data.draw(some_isa))
+    args = getattr(Arguments(data.draw, ctx), op)()
+    getattr(_native, op)(ctx, **plain(args))
+    check(args)
 
 
-_IDS = st.lists(st.integers(-3, 40) | st.sampled_from(EXTREMES), max_size=40)
+_SIZES = st.integers(-1, 300) | st.sampled_from(EXTREMES)
+_FORMATS = st.sampled_from(["float32", "bfloat16", "int8", "int4", "float64", "", "\0"])
+
+
+@settings(FUZZ, max_examples=4 * NUM_EXAMPLES)
+@given(data=st.data())
+def test_a_matrix_is_packed_or_refused(data: st.DataObject) -> None:
+    """No call is prepared for the one before it; what is complete in the end can be used."""
+    draw, ctx = data.draw, context(data.draw(some_isa))
+    arguments = Arguments(draw, ctx)
+    columns = draw(st.integers(1, 200))
+    try:
+        matrix = _native.PackedMatrix(
+            draw(_SIZES), columns, draw(_FORMATS), draw(st.sampled_from((0, 32, 128, -1)))
+        )
+    except REFUSALS:
+        return
+    with tempfile.TemporaryFile() as file:
+        file.truncate(draw(st.sampled_from((0, 1, 4096, 2**16, 2**22))))
+        fd = draw(st.sampled_from((file.fileno(), file.fileno(), -1, 2**31 - 1)))
+        offset = draw(st.sampled_from((0, 0, 1, 4096, -4096, -(2**63), 2**63 - 1, 2**62)))
+        for _ in range(draw(st.integers(1, 5))):
+            weight = arguments.rows(
+                draw(st.integers(0, 40)), columns, dtype=draw(st.sampled_from(("float32", "bfloat16")))
+            )
+            if draw(st.booleans()):
+                weight = spoiled(draw, weight)
+            call = draw(
+                st.sampled_from(
+                    (
+                        lambda weight=weight: matrix.pack_rows(
+                            ctx, draw(_SIZES), *plain({"weight": weight}).values()
+                        ),
+                        lambda weight=weight: matrix.balance_columns(
+                            ctx, [*plain({"weight": weight}).values()]
+                        ),
+                        lambda: setattr(
+                            matrix,
+                            "column_scales",
+                            [draw(st.sampled_from(FLOATS))] * draw(st.sampled_from((0, 1, columns))),
+                        ),
+                        lambda: matrix.write_file(ctx, fd, min(offset, 2**20)),
+                        lambda: matrix.read_file(ctx, fd, offset),
+                        lambda: matrix.map_file(fd, offset),
+                    )
+                )
+            )
+            with contextlib.suppress(*REFUSALS):
+                call()
+        if matrix.is_complete and matrix.out_features <= 300:
+            x, out = np.ones((3, columns), "float32"), np.empty((3, matrix.out_features), "float32")
+            _native.linear(ctx, x, matrix, None, out)
+
+
+_MODULES = st.lists(
+    st.tuples(_SIZES, _SIZES, st.integers(-1, 40) | st.sampled_from(EXTREMES), st.sampled_from(FLOATS)),
+    max_size=3,
+)
+
+
+@settings(FUZZ, max_examples=4 * NUM_EXAMPLES)
+@given(data=st.data())
+def test_an_adapter_adds_or_is_refused(data: st.DataObject) -> None:
+    """Sites, modules and plans made up, in any order and with any overlap."""
+    draw, ctx = data.draw, context(data.draw(some_isa))
+    arguments = Arguments(draw, ctx)
+    sites = draw(st.lists(st.tuples(_SIZES, st.booleans(), _MODULES), min_size=1, max_size=2))
+    with contextlib.suppress(*REFUSALS):
+        adapter = _native.LoraAdapter(draw(_FORMATS), sites)
+        for site, (in_features, _, modules) in enumerate(sites):
+            for module, (_, num_columns, rank, _) in enumerate(modules):
+                if max(in_features, num_columns) > 300:
+                    return
+                a, b = arguments.rows(rank, in_features), arguments.rows(num_columns, rank)
+                adapter.pack(site, module, a.tensor, b.tensor)
+        rows = draw(st.lists(st.integers(0, 9), unique=True, max_size=10))
+        rows += draw(st.lists(st.sampled_from((-1, 3, 10, 2**31 - 1, -(2**31))), max_size=1))
+        ends = draw(st.sampled_from(([0, len(rows)], [0, 0], [0, 2**31 - 1], [-1, len(rows)], [0], [])))
+        plan = _native.LoraPlan(
+            [adapter] * draw(st.integers(0, 2)), np.array(ends, "int32"), np.array(rows, "int32")
+        )
+        x, out = arguments.rows(10, max(sites[0][0], 0)), arguments.rows(10, draw(st.integers(0, 310)))
+        workspace, site = arguments.floats(draw(st.sampled_from((0, 5, 1000)))), draw(st.integers(-1, 2))
+        try:
+            _native.lora(ctx, x.tensor, site, plan, workspace.tensor, out.tensor)
+        except NativeError:
+            _native.lora_embedding(ctx, arguments.ids(10, 9).tensor, site, plan, workspace.tensor, out.tensor)
+        finally:
+            check({"x": x, "out": out, "workspace": workspace})
 
 
 @FUZZ
 @given(
+    num_threads=st.sampled_from([x for x in EXTREMES if not 0 < x < 2**31]) | st.integers(1, 3),
+    isa=st.text(max_size=9) | some_isa,
+)
+def test_a_context_is_made_or_refused(num_threads: int, isa: str) -> None:
+    with contextlib.suppress(*REFUSALS):
+        assert _native.ExecutionContext(num_threads, isa).num_threads == num_threads
+
+
+@pytest.mark.parametrize("num_bytes", [0, 15, 16, 4096])
+def test_a_board_needs_its_bytes(num_bytes: int) -> None:
+    """To touch what a file does not have would kill the process."""
+    with tempfile.TemporaryFile() as file:
+        file.truncate(num_bytes)
+        if num_bytes >= 16:
+            assert _native.ProgressBoard(file.fileno()).num_ops == 0
+            return
+        with pytest.raises(NativeError):
+            _native.ProgressBoard(file.fileno())
+    with pytest.raises(NativeError):
+        _native.ProgressBoard(-1)
+
+
+_IDS = st.lists(
+    st.integers(-3, 40) | st.sampled_from([x for x in EXTREMES if abs(x) <= 2**31 - 1]), max_size=40
+)
+
+
+@settings(FUZZ, max_examples=4 * NUM_EXAMPLES)
+@given(
     num_blocks=st.integers(1, 32),
     block_size=st.sampled_from([1, 4, 16]),
-    calls=st.lists(st.tuples(st.integers(0, 9), _IDS, _IDS, st.integers(-5, 40)), max_size=40),
+    hash_mask=st.sampled_from([2**32 - 1, 3, 0]),
+    calls=st.lists(
+        st.tuples(st.integers(0, 11), _IDS, _IDS, st.integers(-5, 40) | st.sampled_from(EXTREMES)),
+        max_size=40,
+    ),
 )
 def test_tree_and_allocator_refuse_nonsense_and_stay_whole(
-    num_blocks: int, block_size: int, calls: list[tuple[int, list[int], list[int], int]]
+    num_blocks: int, block_size: int, hash_mask: int, calls: list[tuple[int, list[int], list[int], int]]
 ) -> None:
     """No call is prepared for the one before it: nodes, blocks and counts are mostly nonsense."""
     allocator = _native.BlockAllocator(num_blocks)
-    tree = _native.RadixTree(allocator, block_size)
+    tree = _native.RadixTree(allocator, block_size, hash_mask)
     for what, first, second, number in calls:
         try:
             _act(tree, allocator, what, np.array(first, np.int32), np.array(second, np.int32), number)
@@ -247,5 +221,20 @@ def _act(
         lambda: tree.unlock(number),
         lambda: tree.evict(number),
         lambda: tree.match_length("\x00é", tokens),
+        lambda: tree.path_len(number),
+        lambda: tree.clear(),
     )
     actions[what]()
+
+
+@pytest.mark.parametrize(
+    "make", [lambda n: _native.BlockAllocator(n), lambda n: _native.RadixTree(_native.BlockAllocator(4), n)]
+)
+@pytest.mark.parametrize("number", [-(2**63), -1, 2**31, 2**62, 2**63])
+def test_a_tree_or_allocator_of_an_impossible_size_is_refused(
+    make: Callable[[int], Any], number: int
+) -> None:
+    with contextlib.suppress(*REFUSALS):
+        made = make(number)
+        assert number > 0
+        made.check()
