@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from asyncio.transports import Transport
+from time import monotonic
 
 from sanic import Sanic
 from sanic.application.state import ApplicationServerInfo
@@ -25,6 +26,7 @@ class Connection(HttpProtocol):
     __slots__ = ()
 
     def connection_made(self, transport: Transport) -> None:
+        self._http, self._time = None, monotonic()  # the framework does so a turn of the loop later
         super().connection_made(transport)
         if len(self.connections) <= self.app.ctx.server.limits.connections:
             return
