@@ -50,6 +50,7 @@ def test_values_are_typed() -> None:
     }
     assert read("--default-max-tokens-chat", "context") == {"default_max_tokens_chat": None}
     assert read("--model", "m") == {"model_path": "m"}
+    assert read("serve", "--port", "1") == read("--port", "1") == {"port": 1}
     assert read() == {}
 
 
@@ -129,7 +130,8 @@ def test_mistakes_in_yaml(tmp_path: Path, content: str, message: str) -> None:
         (["--pagesize=3"], "unknown flag --pagesize; did you mean --page-size?"),
         (["--zzz"], "unknown flag --zzz; --help lists them all"),
         (["--mode", "x"], "unknown flag --mode; did you mean --model?"),
-        (["serve"], "unexpected argument 'serve'; --help lists the flags"),
+        (["start"], "unexpected argument 'start'; --help lists the flags"),
+        (["serve", "serve"], "unexpected argument 'serve'; --help lists the flags"),
         (["--port"], "--port: expected one argument"),
         (["--port", "x"], "--port expects a whole number, got 'x'"),
         (["--port", "1.5"], "--port expects a whole number, got '1.5'"),

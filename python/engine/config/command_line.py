@@ -42,8 +42,11 @@ class Settings:
 
 
 def read_settings(argv: Sequence[str], environment: Environment) -> Settings:
-    """Read `argv` (without the program's name). Raises `ConfigError`; --help exits the process."""
-    given = vars(_parser().parse_args(argv))
+    """Read `argv` (without the program's name). Raises `ConfigError`; --help exits the process.
+
+    A first word `serve`, as other servers want it, changes nothing.
+    """
+    given = vars(_parser().parse_args(argv[1:] if list(argv[:1]) == ["serve"] else argv))
     chosen: dict[str, Setting] = {}
     if (path := given.get("config")) is not None:
         chosen |= _read_file(path)
@@ -83,7 +86,7 @@ _NAMES = tuple(name for flag in FLAGS for name in (flag.name, flag.alias) if nam
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m engine.server",
-        usage="python -m engine.server [flags]",
+        usage="python -m engine.server [serve] [flags]",
         description="Serve a model over an OpenAI-compatible HTTP API.",
         epilog=f"Environment: {API_KEY} adds an API key; {CPU_ISA} names the instruction set of the kernels.",
         allow_abbrev=False,
