@@ -6,6 +6,7 @@ Wrong bodies, fields, methods and paths are in test_refusals.py.
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -100,10 +101,9 @@ def test_broken_http(server: Server, data: bytes) -> None:
 
 
 def test_a_request_id_that_could_harm_is_replaced(server: Server) -> None:
-    for bad in ("a b", "x" * 129, "é".encode(), "<script>", "a\tb", "%0d%0a"):
+    for bad in ("", "x" * 257, "é".encode(), "a\tb", "a\x7fb", "a\x1b[2Jb", "日本".encode(), b"\xff"):
         answer = server.get("/health", headers={"x-request-id": bad})
-        assert answer.headers["x-request-id"].startswith("req-")
-    assert server.get("/health", headers={"x-request-id": "x" * 128}).headers["x-request-id"] == "x" * 128
+        assert re.fullmatch("req-[0-9a-f]{32}", answer.headers["x-request-id"]), bad
 
 
 def test_pipelined_requests_are_answered_in_order(server: Server) -> None:

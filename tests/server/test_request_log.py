@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import string
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -65,6 +66,21 @@ def test_a_refusal_has_one_line_too(
     endpoint = path if path.startswith("/v1") else "other"
     assert (line["request_id"], line["endpoint"]) == ("mine", endpoint)
     assert (line["status"], line["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("x" * 256, "a/b+c==", "me@example.com", "Root=1-67891233-abcdef012345678912345678", "a b"),
+        *string.punctuation,
+    ],
+)
+def test_an_id_of_printable_ascii_is_given_back_and_logged(server: Server, lines: Lines, given: str) -> None:
+    for path in ("/v1/completions", "/nowhere"):
+        body = {"model": "default", "prompt": "x"}
+        answer = server.http.post(path, json=body, headers={"x-request-id": given})
+        assert answer.headers["x-request-id"] == given
+    assert [line["request_id"] for line in lines()] == [given] * 2
 
 
 def test_an_overloaded_engine_and_a_failure_in_a_stream(server: Server, lines: Lines) -> None:

@@ -8,7 +8,9 @@ import uuid
 from sanic.request import Request
 
 HEADER = "x-request-id"
-_HARMLESS = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+MAX_CHARS = 256
+_HARMLESS = re.compile(rf"[ -~]{{1,{MAX_CHARS}}}")
+"""Printable ASCII: nothing that ends a line of a header or of a log."""
 
 
 def request_id_of(request: Request) -> str:
