@@ -50,11 +50,12 @@ def test_the_prompt_is_the_rendered_template(server: Server) -> None:
             {"role": "user", "content": None},
             {"role": "assistant"},
             {"role": "tool", "content": "T", "tool_call_id": "1"},
+            {"role": "function", "content": "F", "name": "f"},
         ],
         chat_template_kwargs={"suffix": "!"},
     )
     (request,) = server.engine.submitted
-    assert server.prompt_text(request) == "s:S;s:D;u:ab;a:;u:;a:;t:T;a:!"
+    assert server.prompt_text(request) == "s:S;s:D;u:ab;a:;u:;a:;t:T;t:F;a:!"
 
 
 def test_continue_final_message_leaves_the_last_turn_open(server: Server) -> None:

@@ -466,6 +466,10 @@ def test_ways_to_say_the_same(ask: Any) -> None:
         [{"role": "system", "content": "Be brief.", "name": None}, *GREETING],
     ):
         assert prompt_of(ask, messages) == plain
+    called = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    asked = [*GREETING, {"role": "assistant", "tool_calls": [called]}]
+    told = [*asked, {"role": "tool", "content": "4", "tool_call_id": "1"}]
+    assert prompt_of(ask, [*asked, {"role": "function", "content": "4", "name": "f"}]) == prompt_of(ask, told)
     silent = [*GREETING, {"role": "assistant", "content": ""}, *GREETING]
     for said in ({"content": None}, {}):
         assert prompt_of(ask, [*GREETING, {"role": "assistant", **said}, *GREETING]) == prompt_of(ask, silent)

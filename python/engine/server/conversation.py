@@ -9,6 +9,9 @@ from engine.server.fields import Fields
 ROLES = ("system", "user", "assistant", "tool", "developer", "function")
 MAX_MESSAGES = 16384
 MAX_CALLS = 1024
+_MEANT = {"developer": "system", "function": "tool"}
+"""Roles of OpenAI's that templates do not know, and those that they do."""
+
 _ASSISTANT_ONLY: dict[str, tuple[Any, ...]] = {
     "tool_calls": ([],),
     "reasoning_content": ("",),
@@ -46,7 +49,7 @@ def _message(fields: Fields) -> dict[str, Any]:
     if role != "assistant" and not fields.is_given("content"):
         raise fields.fail("content", "is required", slug="missing_required_parameter")
     fields.refuse({"function_call": (), "audio": ()}, ("function_call", "audio"))
-    message = {"role": "system" if role == "developer" else role, "content": _content(fields)}
+    message = {"role": _MEANT.get(role, role), "content": _content(fields)}
     for name in ("name", "tool_call_id"):
         if (value := fields.text(name)) is not None:
             message[name] = value
