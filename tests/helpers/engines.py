@@ -339,6 +339,8 @@ class FakeStream:
         seed = request.params.seed
         self.admitted = Admitted(request.request_id, 0, 4711 if seed is None else seed)
 
+    has_unread = False
+
     async def __aiter__(self) -> AsyncIterator[TokenChunk]:
         client, request = self._client, self._request
         todo = [self._chunks(choice) for choice in range(request.n)]

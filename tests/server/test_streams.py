@@ -6,6 +6,7 @@ import contextlib
 import gc
 import json
 import logging
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import pytest
 from engine.config.server_config import ServerConfig
 from engine.server.schema import ChatRequest
 from helpers.http_server import EOS, Server, wait_until
+from helpers.server_process import ServerProcess
 
 CHAT = {"model": "default", "messages": [{"role": "user", "content": "x"}]}
 
@@ -124,6 +126,49 @@ def test_no_status_line_before_admission_and_the_role_at_once_after(server: Serv
         assert read_until(opened, b'"role":"assistant"').startswith(b"HTTP/1.1 200 ")
         server.call(server.engine.release)
         read_until(opened, b"data: [DONE]\n\n\r\n0\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "first"),
+    [
+        ("/v1/chat/completions", {}, b'"role":"assistant"'),
+        ("/v1/completions", {"prompt": "Echo", "echo": True}, b'"text":"Echo"'),
+    ],
+)
+def test_what_comes_before_the_first_token_waits_for_it_on_request(
+    held: Server, path: str, fields: dict[str, Any], first: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The status line and comments do not."""
+    keep_alive_every(0.05, held, monkeypatch)
+    options = {"stream": True, "stream_options": {"await_first_token": True}}
+    with connection(held, path, {**CHAT, **fields, **options}) as opened:
+        silence = read_until(opened, b": keep-alive")
+        assert silence.startswith(b"HTTP/1.1 200 ") and b"data:" not in silence
+        held.call(held.engine.release)
+        said = read_until(opened, b"[DONE]").split(b"data: ")
+        assert first in said[1] and not any(first in event for event in said[2:])
+
+
+def test_choices_that_grow_together_go_out_together(bundled: ServerProcess) -> None:
+    """One write a step, which is one chunk of the transfer."""
+    body = {**CHAT, "n": 8, "max_tokens": 20, "ignore_eos": True, "stream": True, "seed": 1}
+    with bundled.http.stream("POST", "/v1/chat/completions", json=body) as response:
+        raw = b"".join(response.iter_raw())
+    whole = bundled.http.post("/v1/chat/completions", json={**body, "stream": False}).json()
+    texts = [""] * 8
+    for line in raw.decode().split("\n\n")[:-2]:
+        (choice,) = json.loads(line.removeprefix("data: "))["choices"]
+        texts[choice["index"]] += choice["delta"].get("content", "")
+    assert texts == [choice["message"]["content"] for choice in whole["choices"]]
+    url = httpx.URL(bundled.url)
+    content = json.dumps(body).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+    with socket.create_connection((url.host, url.port), timeout=10) as opened:
+        opened.sendall(head.encode() + content)
+        framed = read_until(opened, b"\r\n0\r\n\r\n").partition(b"\r\n\r\n")[2]
+    num_writes = len(re.findall(rb"(?:^|\r\n)[0-9a-f]+\r\n", framed)) - 1
+    assert framed.count(b"data: ") > 8 * 12
+    assert num_writes <= 20 + 2, "the roles, a write for each token, and the end with the last one"
 
 
 def test_no_event_waits_for_the_acknowledgement_of_another(held: Server) -> None:

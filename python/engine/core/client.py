@@ -37,6 +37,11 @@ class RequestStream(Protocol):
     max_unread: int | None
     """Chunks that may lie unread before the request is given up as too slow; None: any number."""
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether the next chunk is there already."""
+        ...
+
     def __aiter__(self) -> AsyncIterator[TokenChunk]:
         """Chunks until every choice has had its last one. Raises `EngineError` when the request dies."""
         ...

@@ -42,6 +42,11 @@ class TokenStream:
         """Whether a choice is still to come to its end."""
         return bool(self._open) and self._error is None
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether the next chunk is there already."""
+        return bool(self._chunks)
+
     def __aiter__(self) -> AsyncIterator[TokenChunk]:
         return self
 

@@ -151,15 +151,20 @@ class Answer:
 
     async def _stream_choices(self, generation: Generation, events: Events, stream: EventStream) -> None:
         """Send every event but those of the last delta, which go out with the end of the stream."""
-        opening = iter(self.shape.opening(events))
-        await stream.send(next(opening, b""))  # the headers go out now, also without an event
-        for event in opening:
-            await stream.send(event)
+        opening: Iterable[bytes] = self.shape.opening(events)
+        if self.asked.await_first_token:
+            await stream.send(b"")  # the headers do not wait
+        else:
+            await stream.send_all(opening)
+            opening = ()
         deltas = generation.deltas()
         interval = self.asked.stream_interval or self.config.stream_interval
         if interval > 1:
             deltas = in_intervals(deltas, interval)
         async for index, delta in deltas:
+            if opening:
+                await stream.send_all(opening)
+                opening = ()
             self._note_end(index, delta)
             extra: dict[str, Any] = {"usage": self._usage(generation)} if self.asked.continuous_usage else {}
             is_last = len(self.finish_reasons) == generation.num_choices
@@ -169,10 +174,11 @@ class Answer:
             if delta.prompt_logprobs is not None:
                 made = await asyncio.to_thread(list, made)
             for event in made:
-                if is_last:
-                    stream.hold(event)
-                else:
-                    await stream.send(event)
+                stream.hold(event)
+            # Choices that grew in the same step go out together.
+            is_followed = is_last or (interval == 1 and generation.has_unread)
+            if stream.is_full or not is_followed:
+                await stream.flush()
         if self.asked.include_usage:
             stream.hold(events.usage(self._usage(generation), **self._details(generation)))
 

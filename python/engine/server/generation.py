@@ -292,6 +292,11 @@ class Generation:
             usage["completion_tokens_details"] = {"reasoning_tokens": self.reasoning_tokens}
         return usage
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether `deltas` will give another one at once. Not known where prompts take turns."""
+        return len(self._streams) == 1 and self._streams[0].has_unread
+
     def deltas(self) -> AsyncIterator[tuple[int, TextDelta]]:
         """(index, delta) until every choice has ended. Raises `EngineError` when a prompt dies."""
         return self._deltas_of(0) if len(self._streams) == 1 else self._merged_deltas()

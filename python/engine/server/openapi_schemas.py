@@ -138,7 +138,9 @@ GENERATION: dict[str, Schema] = {
     "stream": BOOLEAN,
     "stream_options": {
         "type": "object",
-        "properties": {"include_usage": optional(BOOLEAN), "continuous_usage_stats": optional(BOOLEAN)},
+        "properties": dict.fromkeys(
+            ("include_usage", "continuous_usage_stats", "await_first_token"), optional(BOOLEAN)
+        ),
     },
     "return_cached_tokens_details": BOOLEAN,
     "return_token_ids": BOOLEAN,

@@ -108,6 +108,9 @@ class GenerationRequest:
     stream: bool
     include_usage: bool
     continuous_usage: bool
+    await_first_token: bool
+    """Whether a stream says nothing but its headers before there is a token."""
+
     return_cached_details: bool
     return_token_ids: bool
     cache_salt: str
@@ -239,6 +242,7 @@ def _common(
         "stream": fields.boolean("stream"),
         "include_usage": stream_options.boolean("include_usage"),
         "continuous_usage": stream_options.boolean("continuous_usage_stats"),
+        "await_first_token": stream_options.boolean("await_first_token"),
         "return_cached_details": fields.boolean("return_cached_tokens_details"),
         "return_token_ids": fields.boolean("return_token_ids"),
         "cache_salt": _cache_salt(fields),

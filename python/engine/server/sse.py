@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -19,6 +19,8 @@ HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 CONTENT_TYPE = "text/event-stream; charset=utf-8"
 DONE = b"data: [DONE]\n\n"
 _COMMENT = b": keep-alive\n\n"
+_WRITE_BYTES = 1 << 14
+"""Held events are written when they are that large together: a larger write costs hardly less."""
 
 encode_json = msgspec.json.encode
 
@@ -174,9 +176,27 @@ class EventStream:
         """Effects: waits while the client reads more slowly than events are made."""
         await self._write(event, is_last=False)
 
+    async def send_all(self, events: Iterable[bytes]) -> None:
+        """Send events in few writes; one of them, for the headers, if there is no event."""
+        for event in events:
+            self.hold(event)
+            if self.is_full:
+                await self.flush()
+        await self.send(b"")
+
     def hold(self, event: bytes) -> None:
         """Keep an event until the next is sent, or the response ends: a write costs more than an event."""
         self._held += event
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so much is held that it had better be sent."""
+        return len(self._held) >= _WRITE_BYTES
+
+    async def flush(self) -> None:
+        """Send what is held, if there is anything. Effects: as `send`."""
+        if self._held:
+            await self._write(b"", is_last=False)
 
     async def _write(self, event: bytes, *, is_last: bool) -> None:
         if self._held:
