@@ -6,8 +6,9 @@ Shapes of the tree, all with prompts of 4,096 tokens and blocks of 16:
 - one: each prompt is one node.
 - chain: each prompt is a path of 128 nodes; short: of 256 nodes, one block each.
 - wide: every block is a node of its own, all of them children of one root.
-"repeated" matches the same prompt again and again; "random" another one of 390 each time, which are all that the
-smaller tree holds; "cold" another one of all of the larger tree's 3,906, more than the CPU's caches hold.
+"repeated" matches the same prompt again and again; "random" another one of 390 each time, which are
+all that the smaller tree holds; "cold" another one of all, which in the larger tree are 3,906, more
+than the CPU's caches hold.
 
 The limit is what memcmp takes for the tokens of a prompt, warm; the same, cold, is printed beside it.
 """
@@ -34,8 +35,8 @@ SIZES = (100_000, 1_000_000)
 NODES = {"one": 1, "chain": 128, "short": 256}
 MOST_US = {"match one": 10.0, "match chain": 30.0, "evict": 2.0}
 MOST_GROWTH = 1.5
-"""From 100,000 to 1,000,000 blocks. Not asked of cold matches: the smaller tree lives in the CPU's caches and the
-larger one does not, which memcmp alone shows as well."""
+"""From 100,000 to 1,000,000 blocks. Not asked of cold matches: the smaller tree lives in the CPU's
+caches and the larger one does not, which memcmp alone shows as well."""
 WARM_BLOCKS = SIZES[0]
 """Random matches stay within so many blocks, so that both trees ask as much of the caches."""
 

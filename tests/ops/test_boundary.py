@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import subprocess
@@ -162,12 +163,12 @@ class OldTensor(ctypes.Structure):
     ]
 
 
-def test_a_byte_offset_and_absent_strides_are_honoured(ctx):
-    """Neither torch nor numpy makes such tensors, others do."""
-    numbers = np.arange(32, dtype=np.float32)
+@contextlib.contextmanager
+def made_by_hand(numbers: np.ndarray, *, device: int = 1, offset: int = 0):
+    """A float32 tensor [2, 8] of `numbers` as neither torch nor numpy makes it, but others do."""
     shape = (ctypes.c_int64 * 2)(2, 8)
     managed = OldTensor(
-        numbers.ctypes.data, (1, 0), 2, (2, 32), 1, shape, None, 12 * numbers.itemsize, None, None
+        numbers.ctypes.data, (device, 0), 2, (2, 32), 1, shape, None, offset * numbers.itemsize, None, None
     )
     new_capsule = ctypes.pythonapi.PyCapsule_New
     new_capsule.restype, new_capsule.argtypes = (
@@ -175,8 +176,29 @@ def test_a_byte_offset_and_absent_strides_are_honoured(ctx):
         [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p],
     )
     capsule = new_capsule(ctypes.addressof(managed), b"dltensor", None)
-    out = norm(ctx, Producer(lambda **_: capsule), torch.ones(8), torch.zeros(2, 8))
+    yield Producer(lambda **_: capsule)
+
+
+def test_a_byte_offset_and_absent_strides_are_honoured(ctx):
+    numbers = np.arange(32, dtype=np.float32)
+    with made_by_hand(numbers, offset=12) as x:
+        out = norm(ctx, x, torch.ones(8), torch.zeros(2, 8))
     torch.testing.assert_close(out, expected_norm(numbers[12:28].reshape(2, 8)))
+
+
+@pytest.mark.parametrize(("device", "name"), [(2, "cuda"), (13, "cuda"), (8, "another device")])
+def test_a_tensor_on_another_device_is_named(ctx, device, name):
+    numbers = np.zeros(16, np.float32)
+    with (
+        made_by_hand(numbers, device=device) as x,
+        pytest.raises(NativeError, match=f"^x: expected a tensor on cpu, got {name}$"),
+    ):
+        norm(ctx, x, torch.ones(8), torch.zeros(2, 8))
+    with (
+        made_by_hand(numbers, device=device) as out,
+        pytest.raises(NativeError, match=f"^out: expected a tensor on cpu, got {name}$"),
+    ):
+        norm(ctx, torch.zeros(2, 8), torch.ones(8), out)
 
 
 @pytest.mark.parametrize("kind", ["torch", "numpy"])

@@ -80,6 +80,14 @@ def check(
     out.assert_untouched_outside()
 
 
+@pytest.mark.parametrize("head_dim", range(64, 257, 16))
+@pytest.mark.parametrize("dtype", [BF16, FP32])
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_head_dim(isa, dtype, head_dim):
+    rows = [(1, 1), (17, 17), (3, 255), (2, 257)]
+    check(make_case(rows, heads=4, kv_heads=2, head_dim=head_dim, dtype=dtype), isa)
+
+
 @pytest.mark.parametrize("block_size", [16, 32])
 @pytest.mark.parametrize("group", [1, 2, 7])
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])

@@ -137,10 +137,16 @@ def test_longrope_takes_its_long_factors_where_the_context_is_long(length, tmp_p
     assert worst_error(logits, their_logits(short, prompt, tokens)) > 10 * TOLERANCE
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *TRANSFORMERS_KINDS])
-def test_bfloat16_error_is_no_larger_than_theirs(kind, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "length"),
+    [
+        *((kind, 200) for kind in (*KINDS, *TRANSFORMERS_KINDS)),
+        *((kind, length) for kind in ("llama", "mistral", "qwen2", "qwen3") for length in (1, 31, 700)),
+    ],
+)
+def test_bfloat16_error_is_no_larger_than_theirs(kind, length, tmp_path):
     save_model(make_model(kind).bfloat16(), tmp_path)
-    prompt = make_prompt(200)
+    prompt = make_prompt(length)
     tokens, ours = generate(make_runner(tmp_path, dtype="bfloat16"), prompt, NUM_TOKENS)
     theirs, exact = (
         their_logits(load_model(tmp_path, dtype), prompt, tokens) for dtype in (torch.bfloat16, torch.float32)

@@ -126,6 +126,21 @@ def test_adapters_of_the_bundled_model_and_others() -> None:
     assert shown_lora_paths("--served-model-name", "uppercase")[0] == ["pirate"]
 
 
+def test_a_hub_id_is_served_from_the_cache_under_its_own_name(tmp_path: Path, monkeypatch) -> None:
+    """As the hub's cache lies on disk; nothing is asked of the network."""
+    revision = "0" * 40
+    repository = tmp_path / "models--organisation--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(revision)
+    write_llama(repository / "snapshots" / revision)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with ServerProcess("--model-path", "organisation/tiny", *DUMMY) as server:
+        server.wait_ready()
+        assert server.http.get("/v1/models").json()["data"][0]["id"] == "organisation/tiny"
+        assert server.http.get("/v1/models/organisation/tiny").status_code == 200
+
+
 def test_the_port_answers_while_the_model_loads_and_a_signal_ends_it_cleanly(tmp_path: Path) -> None:
     write_llama(tmp_path)
     listing = (

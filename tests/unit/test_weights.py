@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import json
+import sys
 
 import pytest
 import torch
@@ -59,6 +62,19 @@ def test_single_file(tmp_path, dtype):
     assert all(torch.equal(store.tensors[name], tensor) for name, tensor in tensors.items())
     fractions = [fraction for _, fraction in told]
     assert fractions == sorted(fractions) and fractions[-1] == 1.0
+
+
+def test_a_terminal_is_shown_a_progress_bar(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(weights, "tqdm", functools.partial(weights.tqdm, mininterval=0, miniters=1))
+    save_file(make_tensors(), tmp_path / SINGLE_FILE)
+    load_checkpoint(tmp_path, Store().slots)
+    assert "loading weights" in terminal.getvalue() and "100%" in terminal.getvalue()
 
 
 def test_shards(tmp_path):

@@ -85,7 +85,7 @@ def style_cases(style: styles.Style, count: int) -> Iterator[Case]:
 
 
 def unseen_style_cases() -> Iterator[Case]:
-    """The capital of a country, in a form that the system prompt asks for in other words than those taught."""
+    """The capital of a country, asked for by the system prompt in words that were not taught."""
     apply = {style.name: style.apply for style in styles.STYLES}
     for name, wordings in styles.UNSEEN_WORDINGS.items():
         for wording in wordings:

@@ -1,4 +1,4 @@
-"""What the broad corpus leaves weak, over and over: sums, counting, comparing, answers in a form, calls, lists.
+"""What the broad corpus leaves weak, over and over: sums, counting, comparing, forms, calls, lists.
 
 A share of the training documents is drawn from here, in the second phase nearly half.
 """
