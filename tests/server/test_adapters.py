@@ -15,8 +15,9 @@ import openai
 import pytest
 
 from engine.config.server_config import ServerConfig
-from engine.errors import ConfigError
+from engine.errors import ConfigError, InvalidRequest
 from engine.server.adapter_paths import AdapterRoots
+from engine.server.adapters import MAX_UNLOADED
 from helpers.http_server import MODEL_PATH, Server, wait_until, write_adapter
 
 BASE = "org/base:7b"
@@ -143,11 +144,89 @@ def test_what_is_not_there_or_not_allowed(lora, root, outside, route, fields, st
     assert digests(lora) == [] and len(lora.engine.adapter_loads) == num_loads
 
 
-def test_any_model_name_is_no_adapter_name(model_dir, root):
-    config = ServerConfig(served_model_name=("base",), allow_any_model_name=True, lora_dir=(str(root),))
+ALL_INPUTS = {**INPUTS, "/generate": {"text": "Hi"}, "/tokenize": {"prompt": "Hi"}}
+
+
+@pytest.fixture
+def any_name(model_dir: Path, root: Path) -> Iterator[Server]:
+    """As `lora`, but every other name is one of the model too."""
+    config = ServerConfig(
+        served_model_name=("base",),
+        allow_any_model_name=True,
+        lora_paths=(f"first={root}/one",),
+        lora_dir=(str(root),),
+    )
     with Server(model_dir, config=config) as server:
-        assert server.chat(model="gpt-9").status_code == 200
-        assert server.chat(model="base:pirate").status_code == 404
+        server.run(server.context.adapters.load_first())
+        yield server
+        server.wait_idle()
+
+
+@pytest.mark.parametrize("route", ALL_INPUTS)
+def test_any_model_name_is_no_adapter_name(any_name, root, route):
+    """What is not there is never answered by the base, whatever stands before it."""
+
+    def status(model: str) -> int:
+        response = any_name.post(route, {**ALL_INPUTS[route], "model": model})
+        if response.status_code != 200:
+            assert response.json()["error"]["code"] == "adapter_not_found", response.text
+            assert response.json()["param"] == "model"
+        return response.status_code
+
+    assert load(any_name, "x:y", root / "two").status_code == 200
+    for model in ("other:pirate", "base:pirate", "llama3:8b", "other:", "base:first:8b", "first:other"):
+        assert status(model) == 404, model
+    assert digests(any_name) == []
+    found = {"gpt-9": None, "base": None, "first": "one", "base:first": "one", "gpt-9:first": "one"}
+    found |= {"llama3:8b:first": "one", "org/m:x:y": "two"}
+    assert [status(model) for model in found] == [200] * len(found)
+    assert digests(any_name) == ([] if route == "/tokenize" else list(found.values()))
+    for name in ("first", "x:y"):
+        assert unload(any_name, name).status_code == 200
+        for model in (name, f"base:{name}", f"gpt-9:{name}"):
+            assert status(model) == 404, "the base does not answer for what has been unloaded either"
+    assert load(any_name, "first", root / "two").status_code == 200
+    assert status("first") == status("gpt-9:first") == 200
+
+
+@pytest.mark.parametrize("route", ALL_INPUTS)
+def test_any_model_name_with_a_tag_where_adapters_never_were(model_dir, route):
+    with Server(model_dir, config=ServerConfig(allow_any_model_name=True)) as server:
+        for model in ("llama3:8b", "gpt-9"):
+            assert server.post(route, {**ALL_INPUTS[route], "model": model}).status_code == 200
+        assert server.post(route, {**ALL_INPUTS[route], "model": f"{MODEL_PATH}:8b"}).status_code == 404
+
+
+def test_names_of_adapters_that_were_are_remembered_within_bounds(any_name, root):
+    registry = any_name.context.adapters
+    for number in range(3):
+        assert load(any_name, f"x{number}", root / "two").status_code == 200
+    any_name.call(lambda: registry._unloaded.update(dict.fromkeys(map(str, range(MAX_UNLOADED)))))
+    for number in range(3):
+        assert unload(any_name, f"x{number}").status_code == 200
+    assert any_name.call(lambda: len(registry._unloaded)) == MAX_UNLOADED
+    assert any_name.chat(model="x2").status_code == 404
+
+
+@pytest.mark.parametrize("implementation", ["native", "transformers"])
+def test_a_model_that_takes_no_adapters_says_so(model_dir, root, implementation):
+    with Server(model_dir, config=ServerConfig(lora_dir=(str(root),))) as server:
+        server.engine.ready = msgspec.structs.replace(
+            server.engine.ready, takes_adapters=False, implementation=implementation
+        )
+        assert server.get("/get_model_info").json()["lora"]["enabled"] is False
+        for route in ("/v1/chat/completions", "/v1/completions", "/generate"):
+            for path in (str(root / "one"), "one", "none", "/etc"):
+                body = {**ALL_INPUTS[route], "model": "default", "lora_path": path}
+                response = server.post(route, body)
+                assert response.status_code == 400, response.text
+                assert response.json()["error"]["code"] == "unsupported_parameter"
+                assert ("transformers" in response.json()["message"]) == (implementation != "native")
+        response = load(server, "x", root / "one")
+        assert response.status_code == 400 and "takes no adapters" in response.json()["error_message"]
+        assert server.engine.adapter_loads == [] and digests(server) == []
+        with pytest.raises(InvalidRequest, match="takes no adapters"):
+            server.run(server.context.adapters.load("x", str(root / "one")))
 
 
 def test_links_and_odd_files_lead_nowhere(lora, root, outside):

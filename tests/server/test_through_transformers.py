@@ -50,6 +50,21 @@ def test_answers_do_not_depend_on_the_cache_or_the_way(server: ServerProcess) ->
     assert metrics["batch_invariant"] is True
 
 
+def test_it_takes_no_adapters_and_says_so(server: ServerProcess, directory: Path) -> None:
+    info = server.http.get("/get_model_info").json()
+    assert info["lora"]["enabled"] is info["embedding"]["takes_adapters"] is False
+    for path, body in (
+        ("/v1/completions", {"model": "default", "prompt": "x", "lora_path": "pirate"}),
+        ("/v1/embeddings", {"model": "default", "input": "x", "lora_path": "pirate"}),
+        ("/load_lora_adapter", {"lora_name": "pirate", "lora_path": "pirate"}),
+    ):
+        response = server.http.post(path, json=body)
+        assert (response.status_code, response.json()["param"]) == (400, "lora_path"), response.text
+        assert "takes no adapters" in response.json()["message"]
+    ended = run("--model-path", str(directory), "--port", "0", "--lora-paths", f"x={directory}")
+    assert ended.returncode == 1 and "takes no adapters, as it runs through transformers" in ended.stderr
+
+
 def test_it_embeds(server: ServerProcess) -> None:
     answer = server.http.post("/v1/embeddings", json={"model": "default", "input": ["a", "b c"]})
     assert [len(item["embedding"]) for item in answer.json()["data"]] == [128, 128]

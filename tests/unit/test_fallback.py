@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from engine.errors import CheckpointError, ConfigError, InvalidRequest
+from engine.errors import CheckpointError, ConfigError
 from engine.models.any_model import read_any_spec
 from engine.models.fallback import skeleton
 from engine.models.fallback.packed_weight import UnknownUse, packed
@@ -160,11 +160,9 @@ def test_quantized_weights_stay_close(tmp_path: Path, quantization: str) -> None
     assert not torch.equal(exact, rounded)
 
 
-def test_adapters_are_refused(tmp_path: Path) -> None:
+def test_it_takes_no_adapters(tmp_path: Path) -> None:
     runner = make_runner(write_config(tmp_path, "StableLm"), load_format="dummy")
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(InvalidRequest, match="through transformers take no adapters"):
-        runner.adapter_reader.load(tmp_path)
+    assert runner.adapter_reader is None
 
 
 def test_packed_weights_are_found_again(tmp_path: Path) -> None:

@@ -74,8 +74,6 @@ class AdapterReader:
         """
         directory = Path(directory)
         config_data = read_regular_file(directory / CONFIG_FILE, MAX_CONFIG_BYTES)
-        if not self._sites:
-            raise invalid_adapter("models that run through transformers take no adapters")
         config = PeftConfig.parse(config_data)
         path = directory / WEIGHTS_FILE
         if not path.exists() and (directory / "adapter_model.bin").exists():

@@ -211,7 +211,8 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag(
         "--allow-any-model-name", Kind.SWITCH, HTTP,
-        "Answer requests for models that this server does not have, instead of 404.", ServerConfig,
+        "Answer requests for models that this server does not have, instead of 404. Where there are "
+        "adapters, a name with a colon must end in one of them.", ServerConfig,
     ),
     Flag(
         "--strict-params", Kind.SWITCH, HTTP,

@@ -85,12 +85,14 @@ def build_engine(
     if board is not None:
         runner.context.report_to(ProgressBoard(board.fd))
     cache = PrefixCache(resolved.num_blocks, resolved.page_size, enabled=not resolved.disable_radix_cache)
-    adapters = AdapterPool(
-        runner.adapter_reader.load,
-        max_loaded=config.max_loaded_loras,
-        max_in_use=config.max_loras_per_batch,
-    )
-    adapter_queue = AdapterQueue(adapters)
+    adapters = adapter_queue = None
+    if runner.adapter_reader is not None:
+        adapters = AdapterPool(
+            runner.adapter_reader.load,
+            max_loaded=config.max_loaded_loras,
+            max_in_use=config.max_loras_per_batch,
+        )
+        adapter_queue = AdapterQueue(adapters)
     grammars = GrammarCompiler(
         str(locate_model(config.tokenizer_path)) if config.tokenizer_path else directory,
         spec.vocab_size,
@@ -108,7 +110,9 @@ def build_engine(
     )
     settings = resolved.scheduler_settings(spec)
     if embedder is not None:
-        embedding = EmbeddingCore(embedder, places=settings, board=board, adapters=adapter_queue.line())
+        embedding = EmbeddingCore(
+            embedder, places=settings, board=board, adapters=adapter_queue and adapter_queue.line()
+        )
     # Processed scores depend on what was sampled beside: nobody but the sampler can tell them.
     is_raw = not config.logprobs_mode.startswith("processed_")
     settings = dataclasses.replace(settings, scores_known_tokens=is_raw)
@@ -142,6 +146,7 @@ def build_engine(
         num_threads=resolved.num_threads,
         max_queued_requests=resolved.max_queued_requests,
         embedding=None if embedding is None else embedding.info,
+        takes_adapters=adapters is not None,
         implementation="native" if isinstance(spec, ModelSpec) else "transformers",
         is_batch_invariant=runner.verdict.is_batch_invariant,
         batch_reason=runner.verdict.reason,

@@ -100,6 +100,7 @@ def build_embedding_engine(
         max_queued_requests=queued,
         embedding=embedding.info,
         generates=False,
+        takes_adapters=adapters is not None,
     )
     return core, ready
 

@@ -148,7 +148,10 @@ class EngineCore:
             case FlushCache():
                 self._outbox.append(CacheFlushed(self.flush()))
             case LoadAdapter() if self._adapters is None:
-                self._outbox.append(AdapterLoaded(message.directory, error="this engine takes no adapters"))
+                error = "the model takes no adapters"
+                self._outbox.append(
+                    AdapterLoaded(message.directory, error=error, slug="unsupported_parameter")
+                )
             case LoadAdapter():
                 self._adapters.begin_load(message.directory, message.is_pinned)
             case UnloadAdapter() if self._adapters is not None:

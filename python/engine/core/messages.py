@@ -273,6 +273,7 @@ class EngineReady(_Message, tag=13):
 
     embedding: EmbeddingInfo | None = None
     generates: bool = True
+    takes_adapters: bool = True
     implementation: str = "native"
     is_batch_invariant: bool = True
     batch_reason: str = ""

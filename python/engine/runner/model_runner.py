@@ -74,9 +74,12 @@ class ModelRunner:
             max_lora_rank=max_lora_rank,
             quantization=quantization,
         )
-        self.adapter_reader = AdapterReader(
-            self._model.lora_sites(), model_path, dtype=dtype, max_rank=max_lora_rank, ops=ops
+        sites = self._model.lora_sites()
+        self.adapter_reader = (
+            AdapterReader(sites, model_path, dtype=dtype, max_rank=max_lora_rank, ops=ops) if sites else None
         )
+        """None for a model that takes no adapters."""
+
         if packed_cache is None:
             self._load(model_path, load_format, self._model.slots(), progress)
         else:

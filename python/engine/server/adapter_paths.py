@@ -27,6 +27,10 @@ class AdapterRoots:
                 raise ConfigError(f"--lora-dir: no such directory: {root}")
         self._registered = frozenset(registered)
 
+    def __bool__(self) -> bool:
+        """Whether there is a place where requests may look for adapters."""
+        return bool(self._roots)
+
     def find(self, path: str) -> tuple[str, tuple[int, ...]]:
         """The real directory of an adapter and a signature of its files, which changes when they do.
 

@@ -18,6 +18,8 @@ from engine.server.model_names import ModelNames
 MAX_NAME_CHARS = 256
 MAX_UNNAMED = 1024
 """Adapters that are known by nothing but their directory; the one not used for longest is forgotten."""
+MAX_UNLOADED = 4096
+"""Names that adapters had which are remembered, the latest."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -53,6 +55,7 @@ class AdapterRegistry:
         self._roots = AdapterRoots(roots, [source.path for source in self._sources])
         self._named: dict[str, Adapter] = {}
         self._unnamed: OrderedDict[str, Adapter] = OrderedDict()  # by directory
+        self._unloaded: OrderedDict[str, None] = OrderedDict()  # names, some of which mean another one now
         self._reading: dict[str, asyncio.Task[Adapter]] = {}
         self._endings: set[asyncio.Task[None]] = set()
         for source in self._sources:
@@ -65,6 +68,15 @@ class AdapterRegistry:
     def find(self, name: str) -> Adapter | None:
         """The adapter that is listed under `name`."""
         return self._named.get(name) or self._unnamed.get(name)
+
+    def was_unloaded(self, name: str) -> bool:
+        """Whether it was the name of an adapter, and is none any more."""
+        return name in self._unloaded and self.find(name) is None
+
+    @property
+    def may_be_named(self) -> bool:
+        """Whether requests have, had or could have adapters to name here."""
+        return bool(self._named or self._unnamed or self._unloaded or self._sources or self._roots)
 
     @property
     def paths(self) -> dict[str, str]:
@@ -84,6 +96,7 @@ class AdapterRegistry:
             adapter = self.find(name)
             assert adapter is not None
         elif lora_path:
+            self._require_taken()
             adapter = await self._at(lora_path)
         else:
             return None
@@ -151,6 +164,7 @@ class AdapterRegistry:
 
         Raises: `InvalidRequest` or `NotFound`.
         """
+        self._require_taken()
         self._check_name(name, InvalidRequest)
         directory, signature = await asyncio.to_thread(self._roots.find, path)
         adapter = await self._read(name, path, directory, is_pinned, signature)
@@ -181,6 +195,10 @@ class AdapterRegistry:
 
     def _end(self, adapter: Adapter) -> asyncio.Task[None]:
         """Throw out what is no longer named, as soon as its last request is over."""
+        self._unloaded[adapter.name] = None
+        self._unloaded.move_to_end(adapter.name)
+        if len(self._unloaded) > MAX_UNLOADED:
+            self._unloaded.popitem(last=False)
         task = asyncio.create_task(self._unload_when_idle(adapter))
         self._endings.add(task)
         task.add_done_callback(self._endings.discard)
@@ -191,6 +209,16 @@ class AdapterRegistry:
             await adapter.is_idle.wait()
         if all(other.ref.digest != adapter.ref.digest for other in self):
             self._client.unload_adapter(adapter.ref.digest)
+
+    def _require_taken(self) -> None:
+        info = self._client.info
+        if info is not None and not info.takes_adapters:
+            reason = ", as it runs through transformers" if info.implementation == "transformers" else ""
+            raise InvalidRequest(
+                f"the model {self._model_names.primary!r} takes no adapters{reason}",
+                slug="unsupported_parameter",
+                param="lora_path",
+            )
 
     def _check_name(self, name: str, kind: type[EngineError]) -> None:
         if not 1 <= len(name) <= MAX_NAME_CHARS or not name.isprintable():

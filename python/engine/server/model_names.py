@@ -12,12 +12,16 @@ ANY_NAME = "default"
 
 class _Adapters(Protocol):
     def find(self, name: str) -> Any: ...
+    def was_unloaded(self, name: str) -> bool: ...
+    @property
+    def may_be_named(self) -> bool: ...
 
 
 class ModelNames:
     """The served names, the first of which is the model's id, and the names that also work.
 
-    An adapter is named by itself, or after a name of the model and a colon.
+    An adapter is named by itself, or after a name of the model and a colon. Where every other name is
+    accepted as well, one is named after any of them: see `_behind_any_name`.
     """
 
     def __init__(
@@ -64,7 +68,7 @@ class ModelNames:
         adapter = self._split(name)
         if adapter is None and not self._accepts_any:
             raise self._not_found(name)
-        return adapter
+        return adapter or self._behind_any_name(name)
 
     def check_embedding(self, name: str) -> None:
         """Raises for a name that no request for embeddings may give: `NotFound`, or `InvalidRequest` when it
@@ -106,12 +110,31 @@ class ModelNames:
             return None
         adapter = name[len(max(bases, key=len)) + 1 :]
         if not self._has_adapter(adapter):
-            raise NotFound(
-                f"The model {self.primary!r} has no adapter {adapter[:200]!r}.",
-                slug="adapter_not_found",
-                param="model",
-            )
+            raise _no_adapter(f"The model {self.primary!r} has no adapter {adapter[:200]!r}.")
         return adapter
+
+    def _behind_any_name(self, name: str) -> str | None:
+        """The adapter in a name that begins with none of the model's; None for the model alone.
+
+        What stands behind a colon is an adapter or a tag, as in "llama3:8b": only a server that never had
+        adapters takes it for a tag. Raises `NotFound`: the model does not answer for an adapter that is not
+        there, nor for one that is not there any more.
+        """
+        if self.adapters is None:
+            return None
+        if self.adapters.was_unloaded(name):
+            raise _no_adapter(f"The adapter {name[:200]!r} has been unloaded.")
+        _, colon, after_first = name.partition(":")
+        after_last = name.rpartition(":")[2]
+        for adapter in (after_first, after_last) if colon else ():
+            if self._has_adapter(adapter):
+                return adapter
+        if colon and self.adapters.may_be_named:
+            raise _no_adapter(
+                f"There is no adapter {after_first[:200]!r}. If all of {name[:200]!r} is to name the model, "
+                "start the server with it as --served-model-name."
+            )
+        return None
 
     def _has_adapter(self, name: str) -> bool:
         return self.adapters is not None and self.adapters.find(name) is not None
@@ -122,3 +145,7 @@ class ModelNames:
             slug="model_not_found",
             param="model",
         )
+
+
+def _no_adapter(message: str) -> NotFound:
+    return NotFound(message, slug="adapter_not_found", param="model")

@@ -60,7 +60,7 @@ class TransformersDecoder:
         return slots
 
     def lora_sites(self) -> list[Site]:
-        """None: adapters name the layers of native models."""
+        """None, as adapters name the layers of native models: this one takes no adapters."""
         return []
 
     @torch.no_grad()

@@ -128,7 +128,7 @@ def model_info(context: ServerContext) -> dict[str, Any]:
         "enable_radix_cache": not config.disable_radix_cache,
         "enable_cache_report": context.config.enable_cache_report,
         "lora": {
-            "enabled": ready.generates or (embedding is not None and embedding.info.takes_adapters),
+            "enabled": ready.takes_adapters,
             "max_loras_per_batch": config.max_loras_per_batch,
             "max_loaded_loras": config.max_loaded_loras,
             "max_lora_rank": config.max_lora_rank,
