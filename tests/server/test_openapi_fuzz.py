@@ -17,7 +17,7 @@ from schemathesis.config import GenerationConfig, ProjectConfig, ProjectsConfig,
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from engine.server.openapi import OPERATIONS, document
-from engine.server.openapi_schemas import CONSTRAINTS
+from engine.server.openapi_requests import CONSTRAINTS
 from helpers.server_process import ServerProcess, write_llama
 
 CONTEXT_LENGTH, VOCAB_SIZE = 128, 257

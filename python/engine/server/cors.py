@@ -8,15 +8,12 @@ from collections.abc import Iterable
 from sanic import HTTPResponse, Sanic
 from sanic.request import Request
 
-from engine.server.openapi import HEADERS
+from engine.server.openapi_headers import READABLE
 
 ANY = "*"
 _MAX_AGE_S = 600
 _HEADER_NAMES = re.compile(r"[A-Za-z0-9-]+(, ?[A-Za-z0-9-]+)*")
-_RATE_LIMITS = tuple(
-    f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")
-)
-_EXPOSED = ", ".join((*HEADERS, *_RATE_LIMITS, "retry-after", "retry-after-ms", "x-should-retry"))
+_EXPOSED = ", ".join(READABLE)
 
 
 class AllowedOrigins:

@@ -8,7 +8,19 @@ from typing import Any
 
 import engine
 from engine.server.auth import ADMIN_PATHS, OPEN_PATHS
-from engine.server.openapi_schemas import NUMBER, SCHEMAS, TEXT, Schema, event, ref
+from engine.server.openapi_answers import ANSWERS, event
+from engine.server.openapi_headers import (
+    GENERATED,
+    HEADERS,
+    PARAMETERS,
+    REQUEST_ID,
+    SECURITY,
+    STREAMED,
+    of_answer,
+    of_error,
+)
+from engine.server.openapi_requests import REQUESTS
+from engine.server.openapi_words import NUMBER, TEXT, Schema, ref
 
 _JSON = "application/json"
 _ERRORS = {
@@ -25,15 +37,7 @@ _ERRORS = {
 }
 _WITH_BODY = (400, 408, 413, 415, 503)
 
-
-HEADERS = {
-    "x-request-id": "The request's own header of that name, or one made up for the log.",
-    "x-ignored-params": "Fields of the request that mean nothing here.",
-    "x-seed": "The seeds drawn for a request without one, one for each of the first prompts.",
-    "x-default-max-tokens": "The default that limited the answer, or may limit it.",
-    "x-truncated-prompt-tokens": "How many tokens were cut from the prompts, if any were.",
-    "server-timing": "Where the time went, with return_timings.",
-}
+SCHEMAS: dict[str, Schema] = {**REQUESTS, **ANSWERS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Operation:
     """Schema of each event, if the answer can be a stream of them."""
 
     headers: tuple[str, ...] = ()
-    """Those that the answer may have, of HEADERS."""
+    """Those that the answer may have besides those of every answer, and those of a stream."""
 
     method: str = "get"
 
@@ -71,31 +75,38 @@ class Operation:
         described: dict[str, Any] = {
             "operationId": f"{self.method}{self.path.translate(_ID_CHARS)}",
             "summary": self.summary,
+            "parameters": [
+                {"$ref": f"#/components/parameters/{REQUEST_ID}"},
+                *(
+                    {"in": place, "name": name, "required": place == "path", "schema": schema}
+                    for place, name, schema in self.parameters
+                ),
+            ],
             "responses": {"200": self._answer(content)}
-            | {str(status): _error(status) for status in sorted(errors)},
+            | {str(status): {"$ref": f"#/components/responses/{status}"} for status in sorted(errors)},
         }
         if is_open:
             described["security"] = []
         if self.request is not None:
             body = {"required": True, "content": {_JSON: {"schema": ref(self.request)}}}
             described["requestBody"] = body
-        if self.parameters:
-            described["parameters"] = [
-                {"in": place, "name": name, "required": place == "path", "schema": schema}
-                for place, name, schema in self.parameters
-            ]
         return described
 
     def _answer(self, content: dict[str, Any]) -> dict[str, Any]:
-        names = ("x-request-id", *self.headers)
-        headers = {name: {"description": HEADERS[name], "schema": TEXT} for name in names}
+        streamed = STREAMED if self.events is not None else ()
+        headers = of_answer(*self.headers, *streamed)
         return {"description": "The answer.", "headers": headers, "content": content}
 
 
-_ABOUT = "GET routes but /flush_cache also answer HEAD. Unknown parameters of a query are ignored."
+_ABOUT = (
+    "GET routes but /flush_cache also answer HEAD. Unknown parameters of a query are ignored. Bodies are "
+    "JSON in UTF-8; one with a content-encoding is refused with 415. /metrics and /v1/loads answer in the "
+    "format of OpenMetrics where accept names it. With --allowed-origins every route answers the OPTIONS of "
+    "a browser, which carries no key."
+)
 _ID_CHARS = str.maketrans({"/": "_", "{": "", "}": "", ".": "_"})
 _EVENTS = "text/event-stream"
-_GENERATED = tuple(name for name in HEADERS if name != "x-request-id")
+_GENERATED = tuple(GENERATED)
 _IGNORED = ("x-ignored-params",)
 _WAIT = ("query", "timeout", {**NUMBER, "minimum": 0, "maximum": 60})
 
@@ -204,7 +215,11 @@ OPERATIONS = (
 
 
 def _error(status: int) -> dict[str, Any]:
-    return {"description": _ERRORS[status], "content": {_JSON: {"schema": ref("Error")}}}
+    return {
+        "description": _ERRORS[status],
+        "headers": of_error(status),
+        "content": {_JSON: {"schema": ref("Error")}},
+    }
 
 
 def document() -> dict[str, Any]:
@@ -212,7 +227,6 @@ def document() -> dict[str, Any]:
     paths: dict[str, Any] = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method] = operation.described()
-    scheme = {"type": "http", "scheme": "bearer", "description": "Only where the server has API keys."}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -221,8 +235,14 @@ def document() -> dict[str, Any]:
             "description": _ABOUT,
         },
         "paths": paths,
-        "security": [{"key": []}, {}],
-        "components": {"schemas": SCHEMAS, "securitySchemes": {"key": scheme}},
+        "security": [*({name: []} for name in SECURITY), {}],
+        "components": {
+            "schemas": SCHEMAS,
+            "responses": {str(status): _error(status) for status in _ERRORS},
+            "headers": HEADERS,
+            "parameters": PARAMETERS,
+            "securitySchemes": SECURITY,
+        },
     }
 
 

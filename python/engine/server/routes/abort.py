@@ -12,14 +12,14 @@ from engine.server.context import ServerContext
 from engine.server.fields import Fields
 from engine.server.ignored import ignored_header
 from engine.server.json_response import json_response
-from engine.server.openapi_schemas import SCHEMAS
+from engine.server.openapi_requests import REQUESTS
 
 
 def add_routes(app: Sanic, context: ServerContext) -> None:
     @app.post("/abort_request", stream=True)
     async def abort_request(request: Request) -> HTTPResponse:
         rid, ignored = await read_request(request, _parse)
-        context.ignored.check(ignored, SCHEMAS["AbortRequest"]["properties"])
+        context.ignored.check(ignored, REQUESTS["AbortRequest"]["properties"])
         num_aborted = context.live.abort_all() if rid is None else context.live.abort(rid)
         return json_response({"aborted": num_aborted}, ignored_header(ignored))
 

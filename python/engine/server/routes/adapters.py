@@ -14,7 +14,7 @@ from engine.server.error_map import HttpError, to_http
 from engine.server.fields import Fields
 from engine.server.ignored import ignored_header
 from engine.server.json_response import json_response
-from engine.server.openapi_schemas import SCHEMAS
+from engine.server.openapi_requests import REQUESTS
 from engine.server.request_id import request_id_of
 
 
@@ -23,7 +23,7 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
     @app.post("/v1/load_lora_adapter", name="v1_load_lora_adapter", stream=True)
     async def load(request: Request) -> HTTPResponse:
         (name, path, is_pinned), ignored = await read_request(request, _parse_load)
-        context.ignored.check(ignored, SCHEMAS["LoadAdapterRequest"]["properties"])
+        context.ignored.check(ignored, REQUESTS["LoadAdapterRequest"]["properties"])
         context.require_ready()
         try:
             await context.adapters.load(name, path, is_pinned)
@@ -35,7 +35,7 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
     @app.post("/v1/unload_lora_adapter", name="v1_unload_lora_adapter", stream=True)
     async def unload(request: Request) -> HTTPResponse:
         name, ignored = await read_request(request, _parse_unload)
-        context.ignored.check(ignored, SCHEMAS["UnloadAdapterRequest"]["properties"])
+        context.ignored.check(ignored, REQUESTS["UnloadAdapterRequest"]["properties"])
         context.require_ready()
         try:
             await context.adapters.unload(name)

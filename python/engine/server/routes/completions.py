@@ -17,7 +17,7 @@ from engine.server.context import ServerContext
 from engine.server.generation import Generation, cut_left, encode, fit_context
 from engine.server.logprobs import CompletionLogprobs
 from engine.server.model_files import ModelFiles
-from engine.server.openapi_schemas import SCHEMAS
+from engine.server.openapi_requests import REQUESTS
 from engine.server.prompt_scores import token_offsets
 from engine.server.schema import (
     DEFAULT_MAX_TOKENS,
@@ -62,7 +62,7 @@ def _parse(context: ServerContext, model: ModelFiles, body: dict[str, Any]) -> C
     defaults = Defaults(max_tokens=DEFAULT_MAX_TOKENS, sampling=model.sampling_defaults)
     asked = parse_completion(body, defaults, model.vocab_size)
     check_token_ids(asked.params, model.vocab_size)
-    context.ignored.check(asked.ignored, SCHEMAS["CompletionRequest"]["properties"])
+    context.ignored.check(asked.ignored, REQUESTS["CompletionRequest"]["properties"])
     return asked
 
 

@@ -19,7 +19,7 @@ from engine.server.body import read_request
 from engine.server.context import ServerContext
 from engine.server.embedding import EmbeddingRequest, check_lora_path, compute_vectors, parse_embedding
 from engine.server.ignored import ignored_header
-from engine.server.openapi_schemas import SCHEMAS
+from engine.server.openapi_requests import REQUESTS
 from engine.server.schema import model_of
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ def _parse(context: ServerContext, embedding: EmbeddingIO, body: dict[str, Any])
     asked = parse_embedding(body, embedding.info.vocab_size)
     embedding.check_dimensions(asked.dimensions)
     check_lora_path(embedding, asked.lora_path)
-    context.ignored.check(asked.ignored, SCHEMAS["EmbeddingRequest"]["properties"])
+    context.ignored.check(asked.ignored, REQUESTS["EmbeddingRequest"]["properties"])
     return asked
 
 

@@ -22,7 +22,7 @@ from engine.server.generate_schema import (
 from engine.server.generation import Generation
 from engine.server.model_files import ModelFiles
 from engine.server.native_answer import NativeAnswer, NativeShape
-from engine.server.openapi_schemas import SCHEMAS
+from engine.server.openapi_requests import REQUESTS
 from engine.server.routes.completions import check_num_scores, encode_prompts
 from engine.server.schema import Defaults, check_token_ids
 
@@ -64,7 +64,7 @@ def _parse(context: ServerContext, model: ModelFiles, body: dict[str, Any]) -> N
     with native_names("text"):
         for part in asked.parts:
             check_token_ids(part.params, model.vocab_size)
-    context.ignored.check(asked.ignored, SCHEMAS["GenerateRequest"]["properties"])
+    context.ignored.check(asked.ignored, REQUESTS["GenerateRequest"]["properties"])
     return asked
 
 

@@ -20,7 +20,7 @@ from engine.server.embedding import MAX_INPUTS, check_lora_path, compute_vectors
 from engine.server.fields import Fields, json_type
 from engine.server.ignored import ignored_header
 from engine.server.json_response import json_response
-from engine.server.openapi_schemas import SCHEMAS
+from engine.server.openapi_requests import REQUESTS
 from engine.server.schema import ignored_names, model_of, read_rid, read_user
 
 
@@ -78,7 +78,7 @@ def _parse(
     asked = parse(fields)
     check_lora_path(embedding, asked.lora_path)
     asked = dataclasses.replace(asked, ignored=ignored_names(fields))
-    context.ignored.check(asked.ignored, SCHEMAS[schema]["properties"])
+    context.ignored.check(asked.ignored, REQUESTS[schema]["properties"])
     return asked
 
 

@@ -15,7 +15,7 @@ from engine.server.generation import cut_left, encode
 from engine.server.ignored import ignored_header
 from engine.server.json_response import json_response
 from engine.server.model_files import ModelFiles
-from engine.server.openapi_schemas import SCHEMAS
+from engine.server.openapi_requests import REQUESTS
 from engine.server.routes import chat
 from engine.server.schema import MAX_PROMPTS, token_ids
 
@@ -64,7 +64,7 @@ def _tokenize_text(
     is_list = isinstance(fields.peek("prompt"), list)
     prompts = fields.texts("prompt")
     add_special_tokens = fields.boolean("add_special_tokens", default=True)
-    context.ignored.check(fields.unread(), SCHEMAS["TokenizeRequest"]["properties"])
+    context.ignored.check(fields.unread(), REQUESTS["TokenizeRequest"]["properties"])
     if len(prompts) > MAX_PROMPTS:
         raise fields.fail("prompt", f"may hold at most {MAX_PROMPTS} prompts, got {len(prompts)}")
     tokens = [
@@ -88,7 +88,7 @@ def _detokenize(context: ServerContext, model: ModelFiles, body: dict[str, Any])
     fields.require("tokens")
     tokens = fields.items("tokens")
     skips = fields.boolean("skip_special_tokens", default=True)
-    context.ignored.check(fields.unread(), SCHEMAS["DetokenizeRequest"]["properties"])
+    context.ignored.check(fields.unread(), REQUESTS["DetokenizeRequest"]["properties"])
     text: str | list[str]
     if tokens and isinstance(tokens[0], list):
         lists = [token_ids(fields, "tokens", ids, model.vocab_size) for ids in tokens]
