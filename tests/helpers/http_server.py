@@ -161,7 +161,7 @@ class Server:
             )
         listener = socket.create_server(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
-        server = await start_serving(create_app(self.context), listener)
+        server = await start_serving(create_app(self.context), listener, backlog=1024)
         self.connections = server.connections
         self._started.set()
         await self._stop.wait()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import socket
 import subprocess
 import sys
@@ -269,16 +268,3 @@ def test_an_engine_that_dies_again_and_again_ends_the_server(tmp_path: Path) -> 
         assert server.process.returncode == 1
         last = server.log.splitlines()[-1]
         assert last == "error: giving up: the engine was killed by SIGKILL 7 times in a row"
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGQUIT])
-def test_no_process_outlives_the_server(tmp_path: Path, number: signal.Signals) -> None:
-    write_llama(tmp_path)
-    with ServerProcess("--model-path", str(tmp_path), *DUMMY) as server:
-        server.wait_ready()
-        children = psutil.Process(server.process.pid).children(recursive=True)
-        assert children
-        server.process.send_signal(number)
-        server.process.wait(30)
-        _, left = psutil.wait_procs(children, 10)
-        assert not left

@@ -17,6 +17,7 @@ from engine.config.limits import Limits, parse_limits
 from engine.config.server_config import ServerConfig
 from engine.errors import ConfigError
 from helpers.http_server import Server, wait_until
+from helpers.server_process import ServerProcess, command, write_llama
 
 CHAT = "/v1/chat/completions"
 HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -98,6 +99,45 @@ def test_one_connection_too_many_is_refused(small: Server) -> None:
         assert json.loads(content)["error"]["code"] == "too_many_connections"
         small.call(small.engine.release)
         assert all(answer.result(20).choices for answer in answers)
+
+
+def test_connections_that_come_in_one_turn_of_the_loop(
+    small: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each must know at once whether it is idle: the one after it may ask."""
+    go_on = threading.Event()
+    small.loop.call_soon_threadsafe(go_on.wait)
+    opened_at_once = [opened(small) for _ in range(40)]  # the system accepts them meanwhile
+    go_on.set()
+    wait_until(lambda: small.call(lambda: len(small.connections)) <= 4)
+    for connection in opened_at_once[:-4]:
+        assert connection.recv(1) == b"", "the first ones were idle for longest"
+    for connection in opened_at_once[-4:]:
+        connection.sendall(HEALTH)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+    for connection in opened_at_once:
+        connection.close()
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+
+
+def test_there_are_never_more_connections_than_the_system_allows(tmp_path: Path) -> None:
+    """With room for 256 open files and 300 clients who stay, there is still an answer for another."""
+    write_llama(tmp_path)
+    program = ["sh", "-c", 'ulimit -n 256; exec "$@"', "sh", *command()]
+    with ServerProcess("--model-path", str(tmp_path), "--load-format", "dummy", program=program) as server:
+        server.wait_ready()
+        port = int(server.url.rsplit(":", 1)[1])
+        staying = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(300)]
+        for connection in staying[-50:]:
+            connection.sendall(HEALTH)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        for _ in range(20):
+            assert httpx.get(f"{server.url}/health", trust_env=False).status_code == 200
+        for connection in staying:
+            connection.close()
+        assert server.stop() == 0
+    assert "leaves room for 96 connections at once, not 4096; see ulimit -Hn" in server.log
+    assert "out of system resource" not in server.log and "Traceback" not in server.log
 
 
 def test_headers_that_drip_do_not_hold_a_connection(small: Server) -> None:

@@ -103,9 +103,11 @@ class _Helper:
 
     def _begin(self, job: Job) -> None:
         ours, theirs = multiprocessing.connection.Pipe(duplex=False)
+        helper_pid = os.getpid()
         pid = os.fork()
         if pid == 0:
             try:
+                die_with_parent(helper_pid)  # a fork does not inherit that
                 theirs.send_bytes(msgspec.msgpack.encode(self._try(job.constraint)))
             finally:
                 os._exit(0)

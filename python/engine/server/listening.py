@@ -16,7 +16,6 @@ from sanic.server.protocols.http_protocol import HttpProtocol
 from engine.errors import Overloaded
 from engine.server.error_map import to_http
 
-BACKLOG = 1024
 _DRAIN_POLL_S = 0.02
 
 
@@ -28,10 +27,13 @@ class Connection(HttpProtocol):
     def connection_made(self, transport: Transport) -> None:
         self._http, self._time = None, monotonic()  # the framework does so a turn of the loop later
         super().connection_made(transport)
-        if len(self.connections) <= self.app.ctx.server.limits.connections:
+        most = self.app.ctx.server.limits.connections
+        if len(self.connections) <= most:
             return
-        idle = [c for c in self.connections if c is not self and c.is_idle]
-        if idle:
+        staying = [c for c in self.connections if not c.transport.is_closing()]
+        if len(staying) <= most:
+            return
+        if idle := [c for c in staying if c is not self and c.is_idle]:
             min(idle, key=lambda connection: connection._time).close()
         else:
             self.app.ctx.server.metrics.count_rejection("too_many_connections")
@@ -77,15 +79,15 @@ def _refusal(error_format: str) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-async def start_serving(app: Sanic, listener: socket.socket) -> AsyncioServer:
-    """Answer on a bound socket, in the running event loop."""
+async def start_serving(app: Sanic, listener: socket.socket, backlog: int) -> AsyncioServer:
+    """Answer on a bound socket, in the running event loop, which takes up to `backlog` connections a turn."""
     # Connections inherit it. Without it the second token of a stream waits for the client's delayed
     # acknowledgement of the first, some 40 ms; asyncio sets it only on listeners that it made itself.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # Without this note about itself the framework sends an empty alt-svc header with every answer.
     app.state.server_info.append(ApplicationServerInfo(settings={"version": HTTP.VERSION_1}))
     server = await app.create_server(
-        sock=listener, backlog=BACKLOG, protocol=Connection, asyncio_server_kwargs={"start_serving": False}
+        sock=listener, backlog=backlog, protocol=Connection, asyncio_server_kwargs={"start_serving": False}
     )
     await server.startup()
     await server.start_serving()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import signal
 import socket
@@ -20,6 +21,7 @@ from engine.server.app import create_app
 from engine.server.context import ServerContext
 from engine.server.listening import cut_off, drain, start_serving
 from engine.server.model_files import ModelFiles
+from engine.server.open_files import Room, room_for
 from engine.server.probe import compute_something
 
 logger = logging.getLogger(__name__)
@@ -37,11 +39,12 @@ async def serve(
     """
     client.attach()
     context = ServerContext(client=client, config=config, engine_config=engine_config)
+    room = _make_room(context)
     signals: asyncio.Queue[None] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, None)
-    server = await start_serving(create_app(context), listener)
+    server = await start_serving(create_app(context), listener, room.backlog)
     is_in_time = False
     try:
         host, port = listener.getsockname()[:2]
@@ -59,6 +62,16 @@ async def serve(
         await drain(server, LAST_WORDS_S)
         await cut_off(server)
         logger.info("stopped")
+
+
+def _make_room(context: ServerContext) -> Room:
+    wanted = context.limits.connections
+    room = room_for(wanted)
+    if room.connections < wanted:
+        message = "the limit on open files leaves room for %d connections at once, not %d; see ulimit -Hn"
+        logger.warning(message, room.connections, wanted)
+        context.limits = dataclasses.replace(context.limits, connections=room.connections)
+    return room
 
 
 async def _load(client: ProcessClient, context: ServerContext) -> None:

@@ -1,0 +1,95 @@
+"""No process outlives the one that started it: engine, grammar helper and its trials, whoever is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import signal
+import threading
+
+import httpx
+import psutil
+import pytest
+
+from helpers.http_server import wait_until
+from helpers.server_process import ServerProcess
+
+FLAGS = (
+    *("--grammar-timeout", "60", "--drain-timeout", "1"),
+    *("--max-total-tokens", "2048", "--num-threads", "1"),
+)
+_numbers = itertools.count()
+
+
+def slow_schema() -> dict[str, object]:
+    """One that takes seconds to compile, and that nobody asked for before."""
+    number = next(_numbers)
+    patterns = [f"^([ab{number}x{i}]|c)*d{{1,60000}}$" for i in range(300)]
+    return {"anyOf": [{"type": "string", "pattern": pattern} for pattern in patterns]}
+
+
+def family(server: ServerProcess) -> list[psutil.Process]:
+    """Engine, helper and trial, each the child of the one before it. The trial is stopped and does not end."""
+
+    def look() -> bool:
+        found.clear()
+        with contextlib.suppress(psutil.NoSuchProcess, ValueError):  # one of them is not there yet
+            parent = server.process.pid
+            for _ in range(3):
+                (child,) = psutil.Process(parent).children()
+                found.append(child)
+                parent = child.pid
+        return len(found) == 3
+
+    def ask() -> None:
+        body = {
+            "model": "default",
+            "messages": [{"role": "user", "content": "Hi"}],
+            "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": slow_schema()}},
+        }
+        with contextlib.suppress(httpx.TransportError):
+            httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60, trust_env=False)
+
+    found: list[psutil.Process] = []
+    threading.Thread(target=ask, daemon=True).start()
+    wait_until(look, 30)
+    found[-1].suspend()
+    return found
+
+
+def assert_gone(processes: list[psutil.Process]) -> None:
+    _, left = psutil.wait_procs(processes, 10)
+    assert not left
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGQUIT, signal.SIGHUP])
+def test_no_process_outlives_the_server(number: signal.Signals) -> None:
+    with ServerProcess(*FLAGS) as server:
+        server.wait_ready()
+        children = family(server)
+        if number is signal.SIGKILL:  # those that are stopped do not live on either
+            for child in children[:-1]:
+                child.suspend()
+        server.process.send_signal(number)
+        assert server.process.wait(30) == -number
+        assert_gone(children)
+
+
+def test_no_process_outlives_the_engine_or_the_helper() -> None:
+    with ServerProcess(*FLAGS) as server:
+        for number in (signal.SIGKILL, signal.SIGSEGV):
+            server.wait_ready()
+            engine, helper, trial = family(server)
+            helper.send_signal(number)
+            assert_gone([helper, trial])
+            assert engine.is_running() and server.http.get("/health").status_code == 200
+        for number in (signal.SIGKILL, signal.SIGABRT):
+            server.wait_ready()
+            engine, *others = family(server)
+            engine.send_signal(number)
+            assert_gone([engine, *others])
+        server.wait_ready()
+        children = family(server)
+        assert server.stop() == 0
+        assert_gone(children)
+    assert "Traceback" not in server.log
