@@ -200,6 +200,7 @@ class FakeEngineClient:
         self.num_flushes = 0
         self.adapter_loads: list[tuple[str, bool]] = []
         self.adapter_unloads: list[str] = []
+        self.adapter_unpins: list[str] = []
         self.closed = False
         self.refuse_with: EngineError | None = None
         """Raised by every submit while set."""
@@ -320,10 +321,13 @@ class FakeEngineClient:
         if "broken" in directory:
             return AdapterLoaded(directory, error="It is broken.", slug="invalid_adapter")
         data = (Path(directory) / "adapter_model.safetensors").read_bytes()
-        return AdapterLoaded(directory, hashlib.sha256(data).hexdigest(), 8, 100)
+        return AdapterLoaded(directory, hashlib.sha256(data).hexdigest(), 8)
 
     def unload_adapter(self, digest: str) -> None:
         self.adapter_unloads.append(digest)
+
+    def unpin_adapter(self, digest: str) -> None:
+        self.adapter_unpins.append(digest)
 
     async def close(self) -> None:
         self.closed = True

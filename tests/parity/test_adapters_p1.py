@@ -102,7 +102,7 @@ class Machine:
             max_step_drafts=drafts,
             debug_checks=True,
         )
-        self.pool = AdapterPool(self.runner.adapter_reader.load, max_loaded=places, max_in_use=in_use)
+        self.pool = AdapterPool(self.runner.adapter_reader, max_loaded=places, max_in_use=in_use)
         cache = PrefixCache(num_blocks, BLOCK_SIZE, enabled=cached)
         self.core = EngineCore(settings, self.runner, cache, adapters=self.pool)
         if places >= NUM_ADAPTERS:  # read before, so that who shares a step does not hang on the disk

@@ -341,6 +341,32 @@ def test_two_names_of_one_content_and_a_name_with_new_content(lora, root):
     wait_until(lambda: lora.call(lambda: lora.engine.adapter_unloads) == [old])
 
 
+def test_pins_follow_the_names_that_have_them(lora, root):
+    """A place is pinned as long as one of the names of its contents is."""
+
+    def unpins() -> int:
+        return lora.call(lambda: len(lora.engine.adapter_unpins))
+
+    load(lora, "a", root / "two", pinned=True)
+    load(lora, "b", root / "two", pinned=True)
+    load(lora, "c", root / "two")
+    load(lora, "a", root / "two")
+    assert unpins() == 0, "b is still pinned"
+    assert unload(lora, "b").status_code == 200
+    assert unpins() == 1
+    load(lora, "a", root / "two", pinned=True)
+    assert unpins() == 1
+    load(lora, "a", root / "two", pinned=False)
+    assert unpins() == 2
+    load(lora, "a", root / "one", pinned=True)
+    load(lora, "a", root / "two")
+    assert unpins() == 3
+    one, two = lora.call(lambda: (lora.engine.adapter_unpins[2], lora.engine.adapter_unpins[0]))
+    assert one != two == lora.call(lambda: lora.engine.adapter_unpins[1])
+    assert lora.chat(model="a").status_code == 200
+    assert not lora.call(lambda: lora.engine.submitted[-1].adapter.is_pinned)
+
+
 def test_a_directory_that_changes_is_read_again(lora, root):
     for content in (b"two", b"three"):
         (root / "two" / "adapter_model.safetensors").write_bytes(content)

@@ -20,6 +20,7 @@ from engine.core.messages import (
     LoadAdapter,
     TokenChunk,
     UnloadAdapter,
+    UnpinAdapter,
 )
 from engine.errors import InvalidRequest
 from engine.sampling.params import SamplingParams
@@ -44,20 +45,22 @@ class Loaded:
     digest: str
     weights: object
     rank: int = 1
-    num_bytes: int = 1
 
 
 class Engine:
-    """A core whose adapters are read when the test says so; a directory called bad is bad."""
+    """A core, and the reader of its adapters: read when the test says so; a directory called bad is bad."""
 
     def __init__(self, max_loaded: int = 2, max_in_use: int = 2) -> None:
         self.gate = threading.Event()
-        self.pool = AdapterPool(self._load, max_loaded=max_loaded, max_in_use=max_in_use)
+        self.pool = AdapterPool(self, max_loaded=max_loaded, max_in_use=max_in_use)
         self.runner = FakeRunner(64, 16)
         self.core = EngineCore(SETTINGS, self.runner, PlainPrefixCache(64, 16), adapters=self.pool)
         self.messages: list = []
 
-    def _load(self, directory: str) -> Loaded:
+    def check(self, directory: str) -> Loaded:
+        return self.load(directory)
+
+    def load(self, directory: str) -> Loaded:
         assert self.gate.wait(10)
         if directory == "bad":
             raise InvalidRequest("it is bad", slug="invalid_adapter")
@@ -174,10 +177,28 @@ def test_loads_are_answered_in_order_beside_requests(engine):
     assert engine.core.stats().num_adapters_loaded == 1
 
 
+@pytest.mark.parametrize("message", [UnpinAdapter, UnloadAdapter])
+def test_a_pinned_one_that_may_go_makes_room_for_who_waits(engine, message):
+    engine.gate.set()
+    engine.core.handle(LoadAdapter("a", True))
+    engine.step_until(lambda: engine.messages)
+    engine.ask("b", "b")
+    engine.step_until(lambda: engine.tokens("b"))
+    engine.ask("c", "c")
+    engine.messages += engine.core.step()
+    assert engine.pool.num_in_use == 1
+    engine.core.handle(message("a"))
+    engine.messages += engine.core.step()
+    assert engine.pool.num_in_use == 2 and not engine.is_over("b")
+    engine.step_until(lambda: engine.is_over("c"))
+    engine.run_out()
+
+
 def test_an_engine_without_adapters_says_so():
     core = EngineCore(SETTINGS, FakeRunner(64, 16), PlainPrefixCache(64, 16))
     core.handle(LoadAdapter("a"))
     core.handle(UnloadAdapter("a"))
+    core.handle(UnpinAdapter("a"))
     core.handle(GenerateRequest("r", PROMPT, PARAMS, adapter=AdapterRef("a", "a")))
     answer, failed = core.step()
     assert isinstance(answer, AdapterLoaded) and answer.error

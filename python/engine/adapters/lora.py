@@ -10,7 +10,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -29,15 +29,30 @@ _HEADLESS = re.compile(r"base_model\.model\.(layers|embed_tokens)\.")
 _NAMES_SHOWN = 3
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LoadedAdapter:
-    """An adapter ready for use. `digest` names the contents of its files."""
+@dataclasses.dataclass(frozen=True)
+class CheckedAdapter:
+    """An adapter that can be used. `digest` names the contents of its files."""
 
-    weights: Any
     digest: str
     rank: int
     """The largest of its modules."""
-    num_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedAdapter(CheckedAdapter):
+    """An adapter in use."""
+
+    weights: Any
+
+
+class _Contents(NamedTuple):
+    """What its files hold, checked."""
+
+    config: PeftConfig
+    sites: Sequence[Site]
+    tensors: Mapping[str, torch.Tensor]
+    digest: str
+    rank: int
 
 
 class AdapterReader:
@@ -67,12 +82,21 @@ class AdapterReader:
         self._base_directory = Path(base_directory)
         self._dtype, self._max_rank, self._ops = dtype, max_rank, ops
 
-    def load(self, directory: str | Path) -> LoadedAdapter:
-        """Everything is checked before anything is packed.
+    def check(self, directory: str | Path) -> CheckedAdapter:
+        """Everything is looked at, nothing is kept; while it runs, the weights are in memory, at most twice.
 
         Raises: `InvalidRequest` (invalid_adapter) that names the field or tensor at fault.
         """
-        directory = Path(directory)
+        contents = self._read(Path(directory))
+        return CheckedAdapter(contents.digest, contents.rank)
+
+    def load(self, directory: str | Path) -> LoadedAdapter:
+        """Checked and packed for use. Raises as `check`."""
+        contents = self._read(Path(directory))
+        weights = self._pack(contents.config, contents.sites, contents.tensors)
+        return LoadedAdapter(contents.digest, contents.rank, weights)
+
+    def _read(self, directory: Path) -> _Contents:
         config_data = read_regular_file(directory / CONFIG_FILE, MAX_CONFIG_BYTES)
         config = PeftConfig.parse(config_data)
         path = directory / WEIGHTS_FILE
@@ -90,19 +114,14 @@ class AdapterReader:
             if found[name][0] != (embedding.in_features, embedding.parts[0].num_columns):
                 raise _changed_base(name)
         data = read_regular_file(path)
+        digest = _digest(config_data, data)
         try:
             tensors = safetensors.torch.load(data)
         except (SafetensorError, ValueError) as error:
             raise invalid_adapter(f"{WEIGHTS_FILE} is broken: {_one_line(error)}") from None
         for name in copies:
             self._check_copy(name, tensors[name])
-        weights = self._pack(config, sites, tensors)
-        return LoadedAdapter(
-            weights=weights,
-            digest=_digest(config_data, data),
-            rank=max(ranks),
-            num_bytes=weights.num_bytes,
-        )
+        return _Contents(config, sites, tensors, digest, max(ranks))
 
     def _expected_shapes(self, config: PeftConfig, sites: Sequence[Site]) -> dict[str, tuple[int, int]]:
         expected = {}

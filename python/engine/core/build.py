@@ -88,7 +88,7 @@ def build_engine(
     adapters = adapter_queue = None
     if runner.adapter_reader is not None:
         adapters = AdapterPool(
-            runner.adapter_reader.load,
+            runner.adapter_reader,
             max_loaded=config.max_loaded_loras,
             max_in_use=config.max_loras_per_batch,
         )

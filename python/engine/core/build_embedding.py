@@ -69,7 +69,7 @@ def build_embedding_engine(
     adapters = adapter_queue = None
     if embedder.adapter_reader is not None:
         adapters = AdapterPool(
-            embedder.adapter_reader.load,
+            embedder.adapter_reader,
             max_loaded=config.max_loaded_loras,
             max_in_use=config.max_loras_per_batch,
         )

@@ -115,6 +115,10 @@ class EngineClient(Protocol):
         """Throw an adapter out as soon as no request uses it. Unknown ones are ignored."""
         ...
 
+    def unpin_adapter(self, digest: str) -> None:
+        """Let an adapter make room for others again. Unknown ones are ignored."""
+        ...
+
     async def close(self) -> None:
         """Stop the engine and wait until its process is gone."""
         ...

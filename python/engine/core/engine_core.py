@@ -33,6 +33,7 @@ from engine.core.messages import (
     TokenLogprobs,
     ToServer,
     UnloadAdapter,
+    UnpinAdapter,
 )
 from engine.core.state_dump import describe_engine
 from engine.core.step_board import StepBoard
@@ -156,6 +157,8 @@ class EngineCore:
                 self._adapters.begin_load(message.directory, message.is_pinned)
             case UnloadAdapter() if self._adapters is not None:
                 self._adapters.forget(message.digest)
+            case UnpinAdapter() if self._adapters is not None:
+                self._adapters.unpin(message.digest)
 
     def submit(self, request: GenerateRequest) -> None:
         """Queue a request, once its constraint is compiled. A refusal is answered with `Failed`."""

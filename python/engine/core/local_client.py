@@ -21,6 +21,7 @@ from engine.core.messages import (
     GenerateRequest,
     LoadAdapter,
     UnloadAdapter,
+    UnpinAdapter,
 )
 from engine.core.streams import StreamTable, TokenStream
 from engine.errors import InternalError, Overloaded
@@ -96,6 +97,9 @@ class LocalClient:
 
     def unload_adapter(self, digest: str) -> None:
         self._core.handle(UnloadAdapter(digest))
+
+    def unpin_adapter(self, digest: str) -> None:
+        self._core.handle(UnpinAdapter(digest))
 
     async def close(self) -> None:
         self.state, self.state_reason = EngineState.DRAINING, "the engine is closed"

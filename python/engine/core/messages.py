@@ -93,6 +93,12 @@ class UnloadAdapter(_Message, tag=31):
     digest: str
 
 
+class UnpinAdapter(_Message, tag=33):
+    """An adapter may make room for others again. Unknown ones are ignored."""
+
+    digest: str
+
+
 class DumpState(_Message, tag=7):
     """Ask for a `StateDump` message."""
 
@@ -154,6 +160,7 @@ ToEngine = (
     | DumpState
     | LoadAdapter
     | UnloadAdapter
+    | UnpinAdapter
     | Shutdown
     | EmbedRequest
 )
@@ -346,7 +353,6 @@ class AdapterLoaded(_Message, tag=32):
     directory: str
     digest: str = ""
     rank: int = 0
-    num_bytes: int = 0
     error: str | None = None
     slug: str = ""
 

@@ -39,6 +39,7 @@ from engine.core.messages import (
     TokenChunk,
     ToServer,
     UnloadAdapter,
+    UnpinAdapter,
 )
 from engine.core.streams import EmbeddingAnswer, StreamTable, TokenStream
 from engine.core.suspects import Suspects
@@ -210,6 +211,9 @@ class ProcessClient:
 
     def unload_adapter(self, digest: str) -> None:
         self._send(UnloadAdapter(digest))
+
+    def unpin_adapter(self, digest: str) -> None:
+        self._send(UnpinAdapter(digest))
 
     async def dump_state(self) -> bytes:
         """Raises: `Overloaded` when the engine is not there to answer."""

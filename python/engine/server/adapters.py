@@ -199,10 +199,17 @@ class AdapterRegistry:
         self._unloaded.move_to_end(adapter.name)
         if len(self._unloaded) > MAX_UNLOADED:
             self._unloaded.popitem(last=False)
+        if adapter.ref.is_pinned:
+            self._unpin(adapter.ref.digest)
         task = asyncio.create_task(self._unload_when_idle(adapter))
         self._endings.add(task)
         task.add_done_callback(self._endings.discard)
         return task
+
+    def _unpin(self, digest: str) -> None:
+        """Of several names of the same contents one is enough to pin them."""
+        if not any(other.ref.is_pinned for other in self if other.ref.digest == digest):
+            self._client.unpin_adapter(digest)
 
     async def _unload_when_idle(self, adapter: Adapter) -> None:
         if adapter.num_live:
