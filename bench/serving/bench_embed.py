@@ -91,7 +91,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, float]:
 
 
 class PlainClient:
-    """Asks one text a request, over kept connections and plain streams: client libraries cost more than we do."""
+    """Asks one text a request, over kept connections and plain streams: it must take less than the server."""
 
     def __init__(self, url: str, encoding_format: str) -> None:
         self._address, self._encoding_format = urlsplit(url), encoding_format

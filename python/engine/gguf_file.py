@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import mmap
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,8 @@ _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _ALIGNMENT = 32
 _MAX_DIMENSIONS = 4
+_MAX_PARTS = 1000
+_PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 
@@ -67,9 +70,15 @@ class TensorInfo:
     def num_bytes(self) -> int:
         return math.prod(self.shape) // self.type.block_len * self.type.block_bytes
 
+    def part(self, index: int) -> TensorInfo:
+        """One of the tensors that are stacked in this one."""
+        part = dataclasses.replace(self, shape=self.shape[1:])
+        return dataclasses.replace(part, offset=self.offset + index * part.num_bytes)
+
 
 class GGUFFile:
-    """The metadata and the list of tensors of one file; `read` maps the data of a tensor.
+    """The metadata and the list of tensors of one file, or of one in parts that is given by its first; `read`
+    maps the data of a tensor.
 
     `metadata` values are numbers, booleans, strings, and lists of one kind of these.
     Raises: `CheckpointError`, one line that names the file, for whatever is not as it should be.
@@ -77,16 +86,28 @@ class GGUFFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.metadata, self.tensors = self._load(self.path)
+        self.paths = _parts_of(self)
+        """Of all parts, in order."""
+        self._part_of = dict.fromkeys(self.tensors, self.path)
+        for number, part in enumerate(self.paths[1:], 1):
+            metadata, tensors = self._load(part)
+            if (metadata.get("split.no"), metadata.get("split.count")) != (number, len(self.paths)):
+                raise self.error(f"has {part.name} beside it, which is not part {number + 1} of it")
+            if twice := tensors.keys() & self.tensors.keys():
+                raise self.error(f"has tensor {min(twice)!r:.80} twice, again in {part.name}")
+            self.tensors |= tensors
+            self._part_of |= dict.fromkeys(tensors, part)
+        expected = self.metadata.get("split.tensors.count")
+        if len(self.paths) > 1 and expected != len(self.tensors):
+            raise self.error(f"has {len(self.tensors)} tensors in its parts, not {expected!r:.20}")
+
+    def _load(self, path: Path) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
         try:
-            with (
-                self.path.open("rb") as file,
-                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-            ):
-                self.metadata, self.tensors = _parse(data)
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _parse(data)
         except (OSError, ValueError) as error:  # an empty file cannot be mapped
-            raise self.error(" ".join(str(error).split())[:200]) from None
-        if self.metadata.get("split.count", 0) not in (0, 1):
-            raise self.error("is one of several parts; merge them first (llama-gguf-split --merge)")
+            raise CheckpointError(f"{path.name}: {' '.join(str(error).split())[:200]}") from None
 
     @property
     def architecture(self) -> str:
@@ -99,7 +120,7 @@ class GGUFFile:
         """The bytes of a tensor, uint8. They are mapped as long as the array lives, and may be written to."""
         start = info.offset - info.offset % mmap.ALLOCATIONGRANULARITY
         skipped = info.offset - start
-        with self.path.open("rb") as file:
+        with self._part_of[info.name].open("rb") as file:
             try:
                 data = mmap.mmap(
                     file.fileno(), skipped + info.num_bytes, access=mmap.ACCESS_COPY, offset=start
@@ -110,6 +131,22 @@ class GGUFFile:
 
     def error(self, what: str) -> CheckpointError:
         return CheckpointError(f"{self.path.name}: {what}")
+
+
+def _parts_of(file: GGUFFile) -> tuple[Path, ...]:
+    """The files that llama.cpp's splitter makes are called NAME-00001-of-00003.gguf."""
+    count = file.metadata.get("split.count", 1)
+    if count in (0, 1):
+        return (file.path,)
+    match = _PART.fullmatch(file.path.name)
+    if match is None or int(match[2]) != count or count > _MAX_PARTS:
+        raise file.error(f"is one of {count!r:.20} parts, but not called so (NAME-00001-of-00003.gguf)")
+    paths = [file.path.with_name(f"{match[1]}-{n:05}-of-{count:05}{SUFFIX}") for n in range(1, count + 1)]
+    if file.metadata.get("split.no") != 0 or file.path != paths[0]:
+        raise file.error(f"is not the first of its parts; give {paths[0].name}")
+    if missing := [path.name for path in paths if not path.is_file()]:
+        raise file.error(f"lacks its part {missing[0]}")
+    return tuple(paths)
 
 
 def is_gguf(path: str | Path) -> bool:

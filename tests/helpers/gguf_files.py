@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +16,9 @@ from gguf import GGMLQuantizationType, GGUFValueType
 
 from helpers.tokenizers import byte_level_tokenizer
 
-LAYER_NAMES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-PLAIN_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-
-
-def gguf_name(name: str) -> str:
-    stem, _, kind = name.rpartition(".")
-    if stem in PLAIN_NAMES:
-        return f"{PLAIN_NAMES[stem]}.{kind}"
-    _, _, layer, rest = stem.split(".", 3)
-    return f"blk.{layer}.{LAYER_NAMES[rest]}.{kind}"
+ARCHITECTURES = {"gemma3_text": "gemma3", "mistral": "llama", "mixtral": "llama", "qwen3_moe": "qwen3moe"}
+"""Where llama.cpp has another name than transformers' model_type."""
+SIDE_BY_SIDE = ("llama", "granite", "smollm3")
 
 
 def side_by_side(rows: np.ndarray, num_heads: int) -> np.ndarray:
@@ -85,12 +67,38 @@ def write_gguf(
     pre: str = "gpt-2",
     metadata: Mapping[str, Any] | None = None,
     extra: Mapping[str, np.ndarray] | None = None,
+    tensors_a_part: int = 0,
 ) -> Path:
     """Write a transformers model; matrices (not norms and biases) get the type that `kind_of` their GGUF name
-    says, and the model gets the numbers that they stand for."""
+    says, and the model gets the numbers that they stand for. Returns the file; the first one if it is cut
+    into parts of `tensors_a_part`."""
     config = model.config
-    architecture = architecture or config.model_type
-    writer = gguf.GGUFWriter(path, architecture)
+    kind = ARCHITECTURES.get(config.model_type, config.model_type)
+    architecture = architecture or kind
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=tensors_a_part)
+    _add_facts(writer, config)
+    add_tokenizer(writer, tokenizer, pre)
+    for key, value in (metadata or {}).items():
+        add_value(writer, key, value)
+    tied = config.tie_word_embeddings
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not (tied and name == "lm_head.weight"):
+                for theirs, part in _tensors(kind, config.num_hidden_layers, name, parameter):
+                    _add_tensor(writer, kind, config, theirs, part, kind_of)
+    for name, values in (extra or {}).items():
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return next(path.parent.glob(f"{path.stem}-00001-of-*.gguf")) if tensors_a_part else path
+
+
+def _add_facts(writer: gguf.GGUFWriter, config) -> None:
+    """As the converter does for each architecture, but for what is not written where it is the default."""
+    rope = config.rope_parameters
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -98,36 +106,63 @@ def write_gguf(
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
     writer.add_key_length(head_dim)
-    add_tokenizer(writer, tokenizer, pre)
-    for key, value in (metadata or {}).items():
-        add_value(writer, key, value)
-    tied = config.tie_word_embeddings
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if tied and name == "lm_head.weight":
-                continue
-            _add_tensor(writer, architecture, config, name, parameter, kind_of)
-    for name, values in (extra or {}).items():
-        writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    if config.model_type in ("gemma2", "gemma3_text", "phi3"):
+        writer.add_sliding_window(config.sliding_window or 0)
+    if config.model_type == "gemma2":
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if config.model_type == "gemma3_text":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["full_attention"]["factor"])
+    if config.model_type == "granite":
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
+    if config.model_type == "phi3":
+        writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1)))
+        if rope["rope_type"] == "longrope":
+            original = rope["original_max_position_embeddings"]
+            factor = config.max_position_embeddings / original
+            writer.add_rope_scaling_orig_ctx_len(original)
+            writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(factor) / math.log(original)))
+            for length in ("long", "short"):
+                factors = np.array(rope[f"{length}_factor"], np.float32)
+                writer.add_tensor(f"rope_factors_{length}.weight", factors)
+    if config.model_type in ("mixtral", "qwen3_moe"):
+        writer.add_expert_count(config.num_local_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+    if config.model_type == "qwen3_moe":
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
 
 
-def _add_tensor(writer, architecture: str, config, name: str, parameter: torch.Tensor, kind_of) -> None:
-    theirs = gguf_name(name)
+def _tensors(
+    kind: str, num_layers: int, name: str, parameter: torch.Tensor
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """A parameter by the name that the package gives it; gate and up of experts are two tensors there."""
+    (arch,) = (arch for arch, known in gguf.MODEL_ARCH_NAMES.items() if known == kind)
+    names = gguf.get_tensor_name_map(arch, num_layers)
+    if name.endswith("experts.gate_up_proj"):
+        for part, values in zip(("gate", "up"), parameter.chunk(2, dim=1), strict=True):
+            yield f"blk.{name.split('.')[2]}.ffn_{part}_exps.weight", values
+        return
+    theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
+    assert theirs is not None, name
+    yield theirs if theirs.endswith((".weight", ".bias")) else f"{theirs}.weight", parameter
+
+
+def _add_tensor(writer, architecture: str, config, theirs: str, parameter: torch.Tensor, kind_of) -> None:
     values = parameter.float().numpy()
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    num_heads = heads.get(name.split(".")[-2]) if architecture == "llama" else None
-    kind = kind_of(theirs) if values.ndim == 2 else "F32"
-    data = encode(values if num_heads is None else side_by_side(values, num_heads), kind)
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    num_heads = heads.get(theirs.split(".")[-2]) if architecture in SIDE_BY_SIDE else None
+    offset = float(architecture.startswith("gemma") and theirs.endswith("norm.weight"))
+    kind = kind_of(theirs) if values.ndim > 1 and "ffn_gate_inp" not in theirs else "F32"
+    values = values + offset if num_heads is None else side_by_side(values, num_heads)
+    data = encode(np.ascontiguousarray(values), kind)
     writer.add_tensor(theirs, data, raw_dtype=GGMLQuantizationType[kind])
-    decoded = decode(data, kind).reshape(values.shape)
+    decoded = decode(data, kind).reshape(values.shape) - offset
     if num_heads is not None:  # the inverse: what was put side by side goes half a head apart
         pairs = decoded.reshape(num_heads, len(decoded) // num_heads // 2, 2, *decoded.shape[1:])
         decoded = pairs.swapaxes(1, 2).reshape(decoded.shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import gguf
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from engine.errors import CheckpointError
 from engine.models.coded_weight import CodedWeight
 from engine.models.gguf_blocks import TAKE_APART
 from engine.models.gguf_names import STORED
+from engine.models.registry import read_spec
 from engine.ops import reference
 from helpers.compare import assert_same_bits
 from helpers.gguf_files import decode, encode, random_blocks, write_gguf
@@ -24,13 +27,25 @@ from parity.test_transformers import TOLERANCE, make_prompt, their_greedy, their
 
 NUM_TOKENS = 24
 FLOATS = ("F32", "F16", "BF16")
+WITHOUT_BIASES = {"attention_bias": False, "mlp_bias": False}
 LLAMA3_FACTORS = np.linspace(1, 8, 32, dtype=np.float32)
 
 
+AS_THERE = {
+    "gemma2": {"query_pre_attn_scalar": 64, "tie_word_embeddings": True},
+    "gemma3": {"query_pre_attn_scalar": 64, "num_hidden_layers": 7, "layer_types": None},
+    "mixtral": {"sliding_window": None},
+    "qwen2": {"use_sliding_window": False},
+    "qwen3": {"use_sliding_window": False},
+    "qwen3_moe": {"mlp_only_layers": []},
+    "smollm3": {"num_hidden_layers": 4, "no_rope_layer_interval": 4},
+}
+"""What a file cannot say otherwise, because llama.cpp knows it by the architecture."""
+FAMILIES = ("gemma2", "gemma3", "granite", "mixtral", "olmo2", "phi3", "phi3_long", "qwen3_moe", "smollm3")
+
+
 def make(kind: str, **changes):
-    if kind != "llama":
-        changes |= {"use_sliding_window": False}
-    return make_model(kind, **changes)
+    return make_model(kind, **AS_THERE.get(kind, {}), **changes)
 
 
 def q4_k_m(name: str) -> str:
@@ -67,8 +82,41 @@ def test_full_precision_agrees_with_transformers(tmp_path, arch, kind):
     assert worst_error(logits, their_logits(model, prompt, tokens)) <= TOLERANCE
 
 
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_every_family_agrees_with_transformers(tmp_path, kind):
+    """In types by turns, experts of all of them included; across a window, and in chunks bit for bit."""
+    model = make(kind, hidden_size=256, intermediate_size=256)
+    types = {"ffn_gate": "Q8_0", "ffn_up": "F16", "attn_q": "BF16"}
+    path = write_gguf(
+        tmp_path / "model.gguf",
+        model,
+        lambda name: types.get(name.split(".")[-2].removesuffix("_exps"), "F32"),
+    )
+    exact = write_gguf(tmp_path / "exact.gguf", model)
+    prompt = make_prompt(80)
+    runner = make_runner(exact)
+    tokens, logits = generate(runner, prompt, NUM_TOKENS)
+    assert tokens == their_greedy(model, prompt)[:NUM_TOKENS]
+    assert worst_error(logits, their_logits(model, prompt, tokens)) <= TOLERANCE
+    first = generate(make_runner(path), prompt, 4)
+    again = generate(make_runner(path), prompt, 4, 37)
+    assert again[0] == first[0]
+    assert_same_bits(again[1], first[1])
+    # 8 bits of activations and of nothing else; a part in a wrong place would be far away.
+    assert worst_error(first[1], their_logits(model, prompt, first[0])) <= 0.1
+
+
+@pytest.mark.parametrize(("kind", "num_layers", "scalar"), [("gemma2", 46, 64), ("gemma3", 62, 64)])
+def test_the_27_billion_sizes_of_gemma_scale_by_another_number(tmp_path, kind, num_layers, scalar):
+    model = make(kind, hidden_size=128, intermediate_size=32)
+    path = write_gguf(tmp_path / "model.gguf", model)
+    assert read_spec(path).attention_scale == scalar**-0.5
+    path = write_gguf(tmp_path / "large.gguf", model, metadata={f"{kind}.block_count": num_layers})
+    assert read_spec(path).attention_scale == (128 / 4) ** -0.5
+
+
 def test_llama_without_biases_and_with_a_head_of_its_own(tmp_path):
-    model = make("llama", attention_bias=False, mlp_bias=False)
+    model = make("llama", **WITHOUT_BIASES)
     runner = make_runner(write_gguf(tmp_path / "model.gguf", model))
     prompt = make_prompt(40)
     tokens, logits = generate(runner, prompt, 8)
@@ -79,12 +127,11 @@ def test_rotary_factors_of_llama_3_are_read(tmp_path):
     """They come as a tensor, one factor for each frequency."""
     rope = {"rope_type": "longrope", "rope_theta": 10000.0, "attention_factor": 1.0}
     factors = {"short_factor": LLAMA3_FACTORS.tolist(), "long_factor": LLAMA3_FACTORS.tolist()}
-    options = {"attention_bias": False, "mlp_bias": False}
-    plain = make("llama", **options)
+    plain = make("llama", **WITHOUT_BIASES)
     extra = {"rope_freqs.weight": LLAMA3_FACTORS}
     runner = make_runner(write_gguf(tmp_path / "model.gguf", plain, extra=extra))
     scaled = {**rope, **factors, "original_max_position_embeddings": 1024}
-    model = make("llama", rope_parameters=scaled, **options)
+    model = make("llama", rope_parameters=scaled, **WITHOUT_BIASES)
     prompt = make_prompt(200)
     tokens, logits = generate(runner, prompt, 8)
     assert worst_error(logits, their_logits(model, prompt, tokens)) <= TOLERANCE
@@ -174,6 +221,51 @@ def test_the_packed_cache_keeps_them(tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
+def test_parts_are_one_model(tmp_path):
+    """As llama.cpp's splitter cuts them; a changed part is another model for the packed cache."""
+    whole, first = (
+        write_gguf(
+            tmp_path / name,
+            make("llama", **WITHOUT_BIASES, hidden_size=256, intermediate_size=512),
+            q4_k_m,
+            tensors_a_part=count,
+        )
+        for name, count in (("whole.gguf", 0), ("model.gguf", 9))
+    )
+    parts = sorted(tmp_path.glob("model-*.gguf"))
+    assert len(parts) == 4 and first == parts[0]
+    expected = cached_logits(whole, None)
+    for _ in range(2):
+        assert torch.equal(cached_logits(first, tmp_path / "cache"), expected)
+    parts[2].touch()
+    assert torch.equal(cached_logits(first, tmp_path / "cache"), expected)
+    assert len(list((tmp_path / "cache").iterdir())) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda parts: parts[0].unlink(), "No such file"),
+        (lambda parts: parts[2].unlink(), "lacks its part model-00003-of-00004.gguf"),
+        (
+            lambda parts: shutil.copy(parts[1], parts[2]),
+            "has model-00003-of-00004.gguf beside it, which is not",
+        ),
+        (lambda parts: shutil.copy(parts[1], parts[0]), "is not the first of its parts; give model-00001-of"),
+        (
+            lambda parts: parts[3].write_bytes(parts[3].read_bytes()[:-99]),
+            "model-00004-of-00004.gguf: is trunc",
+        ),
+        (lambda parts: parts[3].write_bytes(b"GG"), "model-00004-of-00004.gguf: is no GGUF file"),
+    ],
+)
+def test_wrong_parts_are_named(tmp_path, change, message):
+    first = write_gguf(tmp_path / "model.gguf", make("llama", **WITHOUT_BIASES), tensors_a_part=9)
+    change(sorted(tmp_path.glob("model-*.gguf")))
+    with pytest.raises(CheckpointError, match=message):
+        make_runner(first)
+
+
 def test_dummy_weights_need_no_codes(tmp_path):
     path = write_gguf(tmp_path / "model.gguf", make("llama", hidden_size=256, intermediate_size=512), q4_k_m)
     assert make_runner(path, load_format="dummy", quantization="int4").spec.stored == {}
@@ -187,9 +279,10 @@ def test_dummy_weights_need_no_codes(tmp_path):
             {"blk.0.attn_norm.extra": np.ones(4, np.float32)},
             "has tensors that this architecture does not",
         ),
-        ({"llama.expert_count": 8}, {}, "mixtures of experts are not supported"),
+        ({"llama.expert_count": 8}, {}, "lacks llama.expert_used_count"),
+        ({"llama.expert_count": 8, "llama.expert_used_count": 2}, {}, "lacks blk.0.ffn_gate_inp.weight"),
         ({"llama.rope.scaling.type": "odd"}, {}, "rope scaling 'odd' is not supported"),
-        ({"split.count": 2}, {}, "one of several parts"),
+        ({"split.count": 2}, {}, "is one of 2 parts, but not called so"),
         ({"llama.rope.dimension_count": 32}, {}, "rotates 32 of 64"),
     ],
 )
@@ -213,7 +306,7 @@ def test_wrong_tensors_are_named(tmp_path, change, monkeypatch):
     message = {
         "lacks": "lacks blk.1.ffn_up.weight",
         "shape": r"tensor blk.1.ffn_down.weight has shape \[128, 64\], expected \[128, 192\]",
-        "foreign": "unsupported architecture: mamba; supported: llama, qwen2, qwen3",
+        "foreign": "unsupported architecture: mamba; supported: gemma2, gemma3, granite, llama",
     }[change]
     with pytest.raises(CheckpointError, match=message):
         make_runner(path)

@@ -15,6 +15,8 @@ from engine.gguf_file import GGUFFile
 from engine.text.gguf_tokenizer import end_token_ids
 
 _ROPE_FACTORS = "rope_freqs.weight"
+_SHORT_FACTORS, _LONG_FACTORS = "rope_factors_short.weight", "rope_factors_long.weight"  # of LongRoPE
+_ROUTER = ".ffn_gate_inp."
 
 
 class _Architecture(NamedTuple):
@@ -29,18 +31,15 @@ def config_of(file: GGUFFile) -> dict[str, Any]:
     if architecture is None:
         supported = ", ".join(_ARCHITECTURES)
         raise file.error(f"unsupported architecture: {file.architecture:.80}; supported: {supported}")
-    if _fact(file, "expert_count", 0):
-        raise file.error("mixtures of experts are not supported in GGUF files")
     if "token_embd.weight" not in file.tensors:
         raise file.error("lacks token_embd.weight")
     heads = _fact(file, "attention.head_count")
     hidden_size = _fact(file, "embedding_length")
-    sizes = {"attention.head_count": heads, "embedding_length": hidden_size}
-    for key, value in sizes.items():
-        if type(value) is not int or value < 1:
-            raise file.error(f"has {value!r:.80} for {key}")
+    _check_sizes(file, {"attention.head_count": heads, "embedding_length": hidden_size})
     head_dim = _fact(file, "attention.key_length", hidden_size // heads)
-    if (rotary := _fact(file, "rope.dimension_count", head_dim)) != head_dim:
+    rotary = _fact(file, "rope.dimension_count", head_dim)
+    _check_sizes(file, {"attention.key_length": head_dim, "rope.dimension_count": rotary})
+    if rotary != head_dim and file.architecture != "phi3":
         raise file.error(
             f"rotates {rotary!r:.20} of {head_dim!r:.20} dimensions of a head, which is not supported"
         )
@@ -62,8 +61,15 @@ def config_of(file: GGUFFile) -> dict[str, Any]:
         "rope_scaling": _rope_scaling(file, context_length),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "eos_token_id": end_token_ids(file),
+        "partial_rotary_factor": rotary / head_dim,
         **architecture.facts(file),
     }
+
+
+def _check_sizes(file: GGUFFile, sizes: Mapping[str, Any]) -> None:
+    for key, value in sizes.items():
+        if type(value) is not int or value < 1:
+            raise file.error(f"has {value!r:.80} for {key}")
 
 
 def as_gguf_error(file: GGUFFile, error: ConfigError) -> ConfigError:
@@ -83,21 +89,27 @@ def _fact(file: GGUFFile, key: str, default: Any = None) -> Any:
 
 def _dtype(file: GGUFFile) -> str:
     """Of what is not in few bits: the widest type of a matrix; that of embeddings where all are in few."""
-    names = {info.type.name for info in file.tensors.values() if len(info.shape) > 1}
+    tensors = file.tensors.values()
+    names = {i.type.name for i in tensors if len(i.shape) > 1 and _ROUTER not in i.name}  # always F32
     return "float32" if "F32" in names else "float16" if "F16" in names else "bfloat16"
+
+
+def _numbers(file: GGUFFile, name: str) -> list[float]:
+    """Of a tensor that is a part of the configuration."""
+    info = file.tensors[name]
+    if info.type.name != "F32":
+        raise file.error(f"has {name} as {info.type.name}, expected F32")
+    return [float(value) for value in file.read(info).view(np.float32)]
 
 
 def _rope_scaling(file: GGUFFile, context_length: int) -> dict[str, Any] | None:
     if _ROPE_FACTORS in file.tensors:
         # Llama 3.1's scaling comes as one factor for each frequency.
-        info = file.tensors[_ROPE_FACTORS]
-        if info.type.name != "F32":
-            raise file.error(f"has {_ROPE_FACTORS} as {info.type.name}, expected F32")
-        factors = [float(factor) for factor in file.read(info).view(np.float32)]
+        factors = _numbers(file, _ROPE_FACTORS)
         scaling = {"rope_type": "longrope", "short_factor": factors, "long_factor": factors}
         return {**scaling, "attention_factor": 1.0, "original_max_position_embeddings": context_length}
     kind = _fact(file, "rope.scaling.type", "none")
-    if kind == "none":
+    if kind == "none" or _LONG_FACTORS in file.tensors:
         return None
     if kind not in ("linear", "yarn"):
         raise file.error(f"rope scaling {kind!r:.80} is not supported; supported: linear, yarn")
@@ -108,11 +120,84 @@ def _rope_scaling(file: GGUFFile, context_length: int) -> dict[str, Any] | None:
     return scaling
 
 
-def _llama(file: GGUFFile) -> dict[str, Any]:
+def _biases(file: GGUFFile) -> dict[str, Any]:
     has_bias = "blk.0.attn_q.bias" in file.tensors
     if has_bias != ("blk.0.attn_output.bias" in file.tensors):
         raise file.error("has biases of attention, but not of all four projections")
     return {"attention_bias": has_bias, "mlp_bias": "blk.0.ffn_down.bias" in file.tensors}
+
+
+def _llama(file: GGUFFile) -> dict[str, Any]:
+    """Mixtral, too, comes by this name."""
+    if not (num_experts := _fact(file, "expert_count", 0)):
+        return _biases(file)
+    return {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "num_local_experts": num_experts,
+        "num_experts_per_tok": _fact(file, "expert_used_count"),
+    }
+
+
+def _qwen3_moe(file: GGUFFile) -> dict[str, Any]:
+    return {
+        "num_experts": _fact(file, "expert_count"),
+        "num_experts_per_tok": _fact(file, "expert_used_count"),
+        "moe_intermediate_size": _fact(file, "expert_feed_forward_length"),
+        "norm_topk_prob": True,  # as llama.cpp takes it, without a word in the file
+    }
+
+
+def _granite(file: GGUFFile) -> dict[str, Any]:
+    return {
+        **_biases(file),
+        "attention_multiplier": _fact(file, "attention.scale", 1.0),
+        "embedding_multiplier": _fact(file, "embedding_scale", 1.0),
+        "residual_multiplier": _fact(file, "residual_scale", 1.0),
+        "logits_scaling": _fact(file, "logit_scale", 1.0),
+    }
+
+
+def _gemma(file: GGUFFile, num_layers_27b: int) -> dict[str, Any]:
+    """Scores of the 27-billion sizes are scaled by another number, which no file says, as llama.cpp knows."""
+    scalar = _fact(file, "attention.key_length")
+    if _fact(file, "block_count") == num_layers_27b:
+        scalar = _fact(file, "embedding_length") / _fact(file, "attention.head_count")
+    return {
+        "sliding_window": _fact(file, "attention.sliding_window"),
+        "query_pre_attn_scalar": scalar,
+        "attn_logit_softcapping": _fact(file, "attn_logit_softcapping", 0) or None,
+        "final_logit_softcapping": _fact(file, "final_logit_softcapping", 0) or None,
+    }
+
+
+def _gemma2(file: GGUFFile) -> dict[str, Any]:
+    return _gemma(file, 46)
+
+
+def _gemma3(file: GGUFFile) -> dict[str, Any]:
+    return {**_gemma(file, 62), "rope_local_base_freq": _fact(file, "rope.freq_base_swa", 10000.0)}
+
+
+def _phi3(file: GGUFFile) -> dict[str, Any]:
+    facts: dict[str, Any] = {"sliding_window": _fact(file, "attention.sliding_window", 0) or None}
+    if _LONG_FACTORS not in file.tensors:
+        return facts
+    original = _fact(file, "rope.scaling.original_context_length")
+    scaling = {
+        "rope_type": "longrope",
+        "short_factor": _numbers(file, _SHORT_FACTORS),
+        "long_factor": _numbers(file, _LONG_FACTORS),
+        "attention_factor": _fact(file, "rope.scaling.attn_factor", 1.0),
+        "original_max_position_embeddings": original,
+    }
+    return {**facts, "rope_scaling": scaling}
+
+
+def _olmo2(file: GGUFFile) -> dict[str, Any]:
+    if _fact(file, "attention.sliding_window", 0):
+        raise file.error("has windows (OLMo 3), which are not supported in GGUF files")
+    return {"attention_bias": False}
 
 
 def _no_more(file: GGUFFile) -> dict[str, Any]:
@@ -120,7 +205,14 @@ def _no_more(file: GGUFFile) -> dict[str, Any]:
 
 
 _ARCHITECTURES: Mapping[str, _Architecture] = {
+    "gemma2": _Architecture("Gemma2ForCausalLM", "gemma2", _gemma2),
+    "gemma3": _Architecture("Gemma3ForCausalLM", "gemma3_text", _gemma3),
+    "granite": _Architecture("GraniteForCausalLM", "granite", _granite),
     "llama": _Architecture("LlamaForCausalLM", "llama", _llama),
+    "olmo2": _Architecture("Olmo2ForCausalLM", "olmo2", _olmo2),
+    "phi3": _Architecture("Phi3ForCausalLM", "phi3", _phi3),
     "qwen2": _Architecture("Qwen2ForCausalLM", "qwen2", _no_more),
     "qwen3": _Architecture("Qwen3ForCausalLM", "qwen3", _no_more),
+    "qwen3moe": _Architecture("Qwen3MoeForCausalLM", "qwen3_moe", _qwen3_moe),
+    "smollm3": _Architecture("SmolLM3ForCausalLM", "smollm3", _biases),
 }

@@ -19,7 +19,10 @@ from engine.models.weights import NAMES_SHOWN, Progress, Slot, progress_bar
 
 log = logging.getLogger(__name__)
 
-_IGNORED = frozenset(["rope_freqs.weight"])  # part of the configuration
+_IGNORED = frozenset(
+    ["rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"]
+)  # part of the configuration
+_SIDE_BY_SIDE = frozenset(["granite", "llama", "smollm3"])
 _FLOATS = MappingProxyType({"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16})
 
 
@@ -36,7 +39,7 @@ def load_gguf(
     Effects: warns of matrices that are dequantised, because no packed matrix holds what they are.
     Raises: `CheckpointError` that names the tensor at fault.
     """
-    infos = {name: _checked(file, name, slot) for name, slot in slots.items()}
+    infos = {name: _checked(file, spec, name, slot) for name, slot in slots.items()}
     left_over = file.tensors.keys() - {info.name for info in infos.values()} - _IGNORED
     if left_over:
         listed = ", ".join(sorted(left_over)[:NAMES_SHOWN])
@@ -49,13 +52,17 @@ def load_gguf(
             advance(math.prod(slot.shape))
 
 
-def _checked(file: GGUFFile, name: str, slot: Slot) -> TensorInfo:
-    info = file.tensors.get(gguf_name(name))
+def _checked(file: GGUFFile, spec: ModelSpec, name: str, slot: Slot) -> TensorInfo:
+    theirs, expert = gguf_name(file.architecture, name)
+    info = file.tensors.get(theirs)
     if info is None:
-        raise file.error(f"lacks {gguf_name(name)}")
-    if info.shape != slot.shape:
-        raise file.error(f"tensor {info.name} has shape {list(info.shape)}, expected {list(slot.shape)}")
-    return info
+        raise file.error(f"lacks {theirs}")
+    shape = slot.shape
+    if expert is not None and spec.experts is not None:
+        shape = (spec.experts.num_experts, *shape)
+    if info.shape != shape:
+        raise file.error(f"tensor {info.name} has shape {list(info.shape)}, expected {list(shape)}")
+    return info if expert is None else info.part(expert)
 
 
 def _weight(file: GGUFFile, info: TensorInfo) -> torch.Tensor | CodedWeight:
@@ -77,10 +84,11 @@ def _weight(file: GGUFFile, info: TensorInfo) -> torch.Tensor | CodedWeight:
 def _in_our_order(
     weight: torch.Tensor | CodedWeight, file: GGUFFile, spec: ModelSpec, name: str
 ) -> torch.Tensor | CodedWeight:
-    """Undo what llama.cpp does to query and key rows of the llama architecture: it puts next to each other
-    the two rows of a head that rotate together, which stand half a head apart here."""
+    """Undo what llama.cpp does to query and key rows of the llama architecture and of those that it computes
+    alike: it puts next to each other the two rows of a head that rotate together, which stand half a head
+    apart here."""
     is_key = ".k_proj." in name
-    if file.architecture != "llama" or not (is_key or ".q_proj." in name):
+    if file.architecture not in _SIDE_BY_SIDE or not (is_key or ".q_proj." in name):
         return weight
     heads = spec.num_kv_heads if is_key else spec.num_heads
     order = torch.arange(heads * spec.head_dim).view(heads, -1, 2).transpose(1, 2).flatten()
@@ -89,13 +97,14 @@ def _in_our_order(
 
 def _warn_of_dequantised(file: GGUFFile, infos: Mapping[str, TensorInfo]) -> None:
     held = TAKE_APART.keys() | _FLOATS.keys()
-    others = [info for info in infos.values() if info.type.name not in held]
+    tensors = {info.name: info.type.name for info in infos.values()}
+    others = [kind for kind in tensors.values() if kind not in held]
     if others:
-        kinds = ", ".join(sorted({info.type.name for info in others}))
+        kinds = ", ".join(sorted(set(others)))
         log.warning(
             "%s: %d of %d tensors are %s, which no packed format holds; they become bfloat16",
             file.path.name,
             len(others),
-            len(infos),
+            len(tensors),
             kinds,
         )

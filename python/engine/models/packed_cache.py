@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from engine.errors import CheckpointError, ConfigError, NativeError
+from engine.gguf_file import GGUFFile, is_gguf
 from engine.models.any_model import AnySpec
 from engine.models.weights import Slot, checkpoint_files
 
@@ -130,10 +131,14 @@ def cache_key(
 ) -> str:
     """What the packed bytes depend on, as 32 hexadecimal digits."""
     path = Path(model_path)
-    files = [] if load_format == "dummy" else [path] if path.is_file() else checkpoint_files(path)
+    files = [] if load_format == "dummy" else _files(path)
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     facts = [LAYOUT, load_format == "dummy", stats, repr(spec), dtype, quantization]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _files(path: Path) -> Sequence[Path]:
+    return GGUFFile(path).paths if is_gguf(path) else checkpoint_files(path)
 
 
 def _columns(index: int) -> str:

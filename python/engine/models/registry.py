@@ -95,7 +95,8 @@ def _read_gguf_spec(file: GGUFFile) -> ModelSpec:
         raise
     except ConfigError as error:
         raise as_gguf_error(file, error) from None
-    return dataclasses.replace(spec, stored=gguf_formats(file))
+    # Norm weights are what is multiplied by: the offset of Gemma's is in them.
+    return dataclasses.replace(spec, norm_offset=0.0, stored=gguf_formats(file))
 
 
 def spec_from_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelSpec:
