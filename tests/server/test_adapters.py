@@ -229,27 +229,70 @@ def test_a_model_that_takes_no_adapters_says_so(model_dir, root, implementation)
             server.run(server.context.adapters.load("x", str(root / "one")))
 
 
-def test_links_and_odd_files_lead_nowhere(lora, root, outside):
+@pytest.fixture
+def tricks(root: Path, outside: Path) -> None:
+    """Links and files in the root that lead elsewhere or nowhere."""
     (root / "link").symlink_to(outside)
     (root / "inner").symlink_to(root / "two")
-    weights = write_adapter(root / "linked") / "adapter_model.safetensors"
-    weights.unlink()
-    weights.symlink_to("/etc/passwd")
-    pipe = write_adapter(root / "pipe") / "adapter_config.json"
-    pipe.unlink()
-    os.mkfifo(pipe)
-    device = write_adapter(root / "device") / "adapter_model.safetensors"
-    device.unlink()
-    device.symlink_to("/dev/zero")
     (root / "loop").symlink_to(root / "loop")
+    (root / "devices").symlink_to("/dev")
     (root / "file").write_text("x")
-    for path in ("link", "linked", "pipe", "device"):
-        response = lora.chat(model="base", lora_path=str(root / path))
-        assert response.status_code == 400 and response.json()["param"] == "lora_path", path
-    for path in ("loop", "file"):
-        assert lora.chat(model="base", lora_path=str(root / path)).status_code == 404, path
-    assert digests(lora) == []
+    (root / "bare").mkdir()
+    for name, file, target in (
+        ("weights", "adapter_model.safetensors", outside / "adapter_model.safetensors"),
+        ("configuration", "adapter_config.json", outside / "adapter_config.json"),
+        ("device", "adapter_model.safetensors", Path("/dev/zero")),
+    ):
+        path = write_adapter(root / name) / file
+        path.unlink()
+        path.symlink_to(target)
+    for name, file in (("pipe", "adapter_config.json"), ("pipes", "adapter_model.safetensors")):
+        path = write_adapter(root / name) / file
+        path.unlink()
+        os.mkfifo(path)
+
+
+REFUSED = (
+    "link", "devices", "weights", "configuration", "device", "pipe", "pipes", "..", "../outside",
+    "one/../../outside", "link/../outside", "{root}/../outside", "{root}/link", "/", "/etc/passwd",
+    "/dev/zero", "/dev", "{outside}/", "a\0b",
+)  # fmt: skip
+ABSENT = ("loop", "file", "bare", "deep", "nothing", "{root}", "{root}/bare", "{root}/one/../none")
+
+
+@pytest.mark.parametrize("path", [*REFUSED, *ABSENT])
+@pytest.mark.usefixtures("tricks")
+def test_paths_that_lead_elsewhere_or_nowhere(lora, root, outside, path):
+    status, code = (400, "invalid_value") if path in REFUSED else (404, "adapter_not_found")
+    path = path.format(root=root, outside=outside)
+    before, num_loads = lora.get("/v1/models").json(), len(lora.engine.adapter_loads)
+    for route, inputs in INPUTS.items():
+        response = lora.post(route, {**inputs, "model": "base", "lora_path": path})
+        assert (response.status_code, response.json()["error"]["code"]) == (status, code), response.text
+        assert response.json()["param"] == "lora_path"
+    for route in ("/load_lora_adapter", "/v1/load_lora_adapter"):
+        response = lora.post(route, {"lora_name": "x", "lora_path": path})
+        assert (response.status_code, response.json()["error"]["code"]) == (400, code), response.text
+        assert response.json()["success"] is False and "x" not in response.json()["loaded_adapters"]
+    assert lora.get("/v1/models").json() == before
+    assert digests(lora) == [] and len(lora.engine.adapter_loads) == num_loads
+
+
+@pytest.mark.usefixtures("tricks")
+def test_links_within_are_followed(lora, root):
     assert lora.chat(model="base", lora_path=str(root / "inner")).status_code == 200
+    assert load(lora, "x", "inner").status_code == 200
+
+
+@pytest.mark.usefixtures("tricks")
+def test_paths_of_the_operator_may_lead_anywhere_but_to_odd_files(root, outside):
+    paths = {name: str(root / name) for name in ("link", "weights", "device", "pipe", "pipes")}
+    roots = AdapterRoots([], paths.values())
+    for name in ("link", "weights"):
+        assert roots.find(paths[name])[0] == str(outside if name == "link" else root / name)
+    for name in ("device", "pipe", "pipes"):
+        with pytest.raises(InvalidRequest, match="no regular file"):
+            roots.find(paths[name])
 
 
 def test_unusable_files_say_why(lora, root):

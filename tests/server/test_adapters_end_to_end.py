@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
 import psutil
@@ -21,6 +23,7 @@ import torch
 from engine import LLM, AsyncEngine, SamplingParams
 from engine.errors import InvalidRequest
 from helpers.adapters import LINEAR, MODULES, make_adapter, save_adapter
+from helpers.crowd import proportional_bytes
 from helpers.http_server import wait_until, write_model
 from helpers.server_process import ServerProcess, run
 from helpers.tiny_models import make_model, save_model
@@ -30,10 +33,17 @@ NUM_PLACES = 8
 PROMPT = "The quick brown fox jumps over the lazy dog, and then it comes back."
 MAX_TOKENS = 12
 RACE_S = 3.0
+NOISE_BYTES = 8 << 20
+"""What processes that do the same again and again may grow by, or else shrink."""
+
+T = TypeVar("T")
 
 
 class Files(NamedTuple):
-    """A model with a hundred adapters in one directory, named a0 to a99, and what each answers."""
+    """A model with a hundred adapters in one directory, named a0 to a99, and what each answers.
+
+    The adapters are large for their model, so that it shows in a process whether it holds some or all.
+    """
 
     model: Path
     adapters: Path
@@ -50,7 +60,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     adapters = directory / "adapters"
     for number in range(NUM_ADAPTERS):
         targets = (LINEAR, MODULES, ("q_proj", "v_proj", "up_proj"))[number % 3]
-        wrapped = make_adapter(model, targets, rank=1 + number % 5, seed=number)
+        wrapped = make_adapter(model, targets, rank=60 + number % 5, seed=number)
         save_adapter(wrapped, adapters / f"a{number}")
         model = wrapped.unload()
     names = [None, *(f"a{number}" for number in range(NUM_ADAPTERS))]
@@ -63,19 +73,19 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return Files(base, adapters, dict(zip(names, texts, strict=True)), dict(zip(names, vectors, strict=True)))
 
 
-def flags(files: Files) -> tuple[str, ...]:
+def flags(files: Files, *more: str) -> tuple[str, ...]:
     return (
         "--model-path", str(files.model), "--served-model-name", "base", "--num-threads", "2",
-        "--lora-dir", str(files.adapters), "--lora-paths", f"first={files.adapters}/a0",
-        "--lora-paths", str(files.adapters / "a1"),
+        "--lora-dir", str(files.adapters),
         "--max-loras-per-batch", str(NUM_PLACES), "--max-loaded-loras", str(NUM_PLACES),
-        "--enable-cache-report", "--pooling", "mean",
+        "--enable-cache-report", "--pooling", "mean", *more,
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def server(files: Files):
-    with ServerProcess(*flags(files)) as process:
+    named = (f"first={files.adapters}/a0", str(files.adapters / "a1"))
+    with ServerProcess(*flags(files, "--lora-paths", named[0], "--lora-paths", named[1])) as process:
         process.wait_ready()
         yield process
         assert process.stop() == 0
@@ -130,7 +140,35 @@ def without_configuration(directory: Path) -> None:
     (directory / "adapter_config.json").unlink()
 
 
-@pytest.mark.parametrize("damage", [cut_off, pickled, pickled_under_the_name, without_configuration])
+def a_pipe(directory: Path) -> None:
+    (directory / "adapter_model.safetensors").unlink()
+    os.mkfifo(directory / "adapter_model.safetensors")
+
+
+def a_device(directory: Path) -> None:
+    (directory / "adapter_model.safetensors").unlink()
+    (directory / "adapter_model.safetensors").symlink_to("/dev/zero")
+
+
+def weights_from_outside(directory: Path) -> None:
+    outside = directory.parents[1] / "outside.safetensors"
+    (directory / "adapter_model.safetensors").replace(outside)
+    (directory / "adapter_model.safetensors").symlink_to(outside)
+
+
+DAMAGES = {
+    cut_off: "invalid_adapter",
+    pickled: "invalid_adapter",
+    pickled_under_the_name: "invalid_adapter",
+    without_configuration: "adapter_not_found",
+    a_pipe: "invalid_value",
+    a_device: "invalid_value",
+    weights_from_outside: "invalid_value",
+}
+"""And the codes of their refusals."""
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_nothing_of_a_damaged_adapter_is_loaded(
     server: ServerProcess, files: Files, damage: Callable[[Path], None]
 ) -> None:
@@ -138,10 +176,13 @@ def test_nothing_of_a_damaged_adapter_is_loaded(
     shutil.copytree(files.adapters / "a2", directory)
     damage(directory)
     before = load_of(server)["lora_pool_slots_used"], server.http.get("/v1/models").json()
-    status, code = (404, "adapter_not_found") if damage is without_configuration else (400, "invalid_adapter")
+    code, asked = DAMAGES[damage], {"model": "base", "lora_path": str(directory)}
+    status = 404 if code == "adapter_not_found" else 400
     for path, body, expected in (
-        ("/v1/completions", {"model": "base", "prompt": PROMPT, "lora_path": str(directory)}, status),
+        ("/v1/completions", {**asked, "prompt": PROMPT}, status),
+        ("/v1/embeddings", {**asked, "input": PROMPT}, status),
         ("/load_lora_adapter", {"lora_name": "damaged", "lora_path": str(directory)}, 400),
+        ("/v1/load_lora_adapter", {"lora_name": "damaged", "lora_path": damage.__name__}, 400),
     ):
         response = server.http.post(path, json=body)
         assert (response.status_code, response.json()["error"]["code"]) == (expected, code), response.text
@@ -188,29 +229,63 @@ def test_cached_prefixes_are_those_of_the_same_adapter(server, files):
     assert cached(model="first") > 200
 
 
-def test_a_hundred_adapters_in_eight_places(server, files):
-    chooser = random.Random(1)
-    wanted = [chooser.choice([None, *(f"a{n}" for n in range(NUM_ADAPTERS))]) for _ in range(200)]
-    is_over = threading.Event()
-    most_used = []
+@contextmanager
+def sampled(read: Callable[[], T]) -> Iterator[list[T]]:
+    """What `read` tells again and again until the end."""
+    samples, is_over = [read()], threading.Event()
 
     def watch() -> None:
-        while not is_over.wait(0.02):
-            most_used.append(load_of(server)["lora_pool_slots_used"])
+        while not is_over.wait(0.01):
+            samples.append(read())
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def exchange(server: ServerProcess, files: Files, wanted: list[str | None]) -> int:
+    """A text with each adapter and a vector with every fourth, 16 at once, all of which must be right; the
+    peak of the memory of all processes."""
+
+    def read() -> tuple[int, int, int]:
+        load = load_of(server)
+        return proportional_bytes(server.process.pid), load["lora_pool_slots_used"], load["lora_num_in_use"]
+
     embedded = wanted[::-4]
-    with ThreadPoolExecutor(16) as pool:
+    with sampled(read) as samples, ThreadPoolExecutor(16) as pool:
         answers = pool.map(lambda name: text_of(ask(server, lora_path=name)), wanted)
         vectors = list(pool.map(lambda name: embed(server, lora_path=name), embedded))
         assert list(answers) == [files.answers[name] for name in wanted]
-    is_over.set()
-    watcher.join()
     assert vectors == [files.vectors[name] for name in embedded]
-    assert max(most_used) <= NUM_PLACES
-    assert load_of(server)["lora_num_evictions"] >= len(set(wanted)) - NUM_PLACES - 1
+    peak_bytes, most_loaded, most_in_use = map(max, zip(*samples, strict=True))
+    assert most_loaded <= NUM_PLACES and most_in_use <= NUM_PLACES
     assert_idle(server)
+    return peak_bytes
+
+
+def test_a_hundred_adapters_in_eight_places(files):
+    """Memory is bounded by the flags; what else grows is at its most before the first adapter comes."""
+    chooser = random.Random(1)
+    wanted = [chooser.choice([None, *(f"a{n}" for n in range(NUM_ADAPTERS))]) for _ in range(200)]
+    sizes = [
+        (files.adapters / f"a{n}" / "adapter_model.safetensors").stat().st_size for n in range(NUM_ADAPTERS)
+    ]
+    # Each place holds at most as much as the largest file, float32 like the base; one more is read, twice.
+    allowed_bytes = (NUM_PLACES + 2) * max(sizes) + NOISE_BYTES
+    assert sum(sizes[int(name[1:])] for name in {*wanted} - {None}) > 2 * allowed_bytes, "it would not show"
+    with ServerProcess(*flags(files, "--max-total-tokens", "4096")) as server:
+        server.wait_ready()
+        assert ask(server, regex="[a-z]{3}").status_code == 200, "which starts the process that compiles"
+        before_bytes = [exchange(server, files, [None] * 200) for _ in range(3)][-1]
+        assert load_of(server)["lora_pool_slots_used"] == 0
+        grown_bytes = exchange(server, files, wanted) - before_bytes
+        assert grown_bytes <= allowed_bytes
+        assert load_of(server)["lora_num_evictions"] >= len({*wanted} - {None}) - NUM_PLACES
+        assert server.stop() == 0
 
 
 def race(server: ServerProcess, files: Files, seconds: float) -> None:

@@ -83,6 +83,9 @@ def reader(base: Path) -> AdapterReader:
 def refusal(reader: AdapterReader, directory: Path) -> str:
     with pytest.raises(InvalidRequest) as caught:
         reader.load(directory)
+    with pytest.raises(InvalidRequest) as checked:
+        reader.check(directory)
+    assert checked.value.message == caught.value.message
     assert caught.value.slug == "invalid_adapter" and "\n" not in caught.value.message
     return caught.value.message
 
@@ -91,6 +94,15 @@ def test_reads_what_is_right(reader, tmp_path):
     loaded = reader.load(write(tmp_path / "a"))
     assert loaded.rank == 4 and loaded.weights.sites[1] == (E, False, [(0, E, 4, 2.0)])
     assert [len(modules) for _, _, modules in loaded.weights.sites] == [0, 1, 0, 0, 1, 1, 0, 0, 1, 0]
+
+
+def test_a_check_packs_nothing(base, tmp_path, monkeypatch):
+    reader = AdapterReader(sites(), base, dtype="float32", max_rank=64, ops=reference)
+    loaded = reader.load(write(tmp_path / "a"))
+    monkeypatch.delattr(reference, "LoraAdapter")
+    checked = reader.check(tmp_path / "a")
+    assert (checked.digest, checked.rank) == (loaded.digest, loaded.rank)
+    assert not hasattr(checked, "weights")
 
 
 def headless(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
