@@ -54,8 +54,8 @@ DEMANDS = (
     (EIGHT_QV, "share", 0.08),
     (ONE, "share", 0.08),
 )
-"""(workload, figure, at most). A share is of the time of a step without adapters, `times_ideal` of the time to
-read the adapters once."""
+"""(workload, figure, at most). A share is of the time of a step without adapters, `times_ideal` of the time
+to read the adapters once."""
 
 
 def shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -345,6 +346,28 @@ def test_load_and_unload(lora, root):
     assert lora.chat(model="second").status_code == 404
     assert len(lora.engine.adapter_unloads) == 1
     assert lora.post("/v1/load_lora_adapter", {"lora_name": "x", "lora_path": "two"}).status_code == 200
+
+
+def test_a_load_whose_client_leaves_is_done_all_the_same(lora, root):
+    """Or the engine would keep, pinned, what nobody can name."""
+    lora.call(lora.engine.hold)
+    body = {"lora_name": "left", "lora_path": "two", "pinned": True}
+    with pytest.raises(httpx.ReadTimeout):
+        lora.http.post("/load_lora_adapter", json=body, timeout=httpx.Timeout(10, read=0.3))
+    assert lora.engine.adapter_loads[-1] == (str(root / "two"), True)
+    lora.call(lora.engine.release)
+    wait_until(lambda: lora.get("/v1/models/left").status_code == 200)
+    assert unload(lora, "left").status_code == 200
+    wait_until(lambda: len(lora.call(lambda: lora.engine.adapter_unloads)) == 1)
+
+
+def test_pinned_from_the_start(model_dir, root):
+    source = json.dumps({"lora_name": "p", "lora_path": str(root / "one"), "pinned": True})
+    with Server(model_dir, config=ServerConfig(lora_paths=(source,))) as server:
+        server.run(server.context.adapters.load_first())
+        assert server.engine.adapter_loads == [(str(root / "one"), True)]
+        assert server.chat(model="p").status_code == 200
+        assert server.call(lambda: server.engine.submitted[-1].adapter.is_pinned)
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,23 @@ def test_cached_prefixes_are_those_of_the_same_adapter(server, files):
     assert cached(model="first") > 200
 
 
+def test_a_name_with_other_weights_never_meets_old_prefixes(server, files):
+    """What was cached under it is not found, and is again when the weights come back."""
+    prompt = "Yet another one. " + PROMPT * 4
+    fields = {"prompt": prompt, "model": "name"}
+    cached, texts = [], []
+    for path in ("a40", "a41", "a40"):
+        body = {"lora_name": "name", "lora_path": path}
+        assert server.http.post("/load_lora_adapter", json=body).is_success
+        for _ in range(2):
+            response = ask(server, **fields)
+            texts.append(text_of(response))
+            cached.append(response.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+    assert (cached[0], cached[2]) == (0, 0) and cached[1] == cached[3] == cached[4] == cached[5] > 200
+    assert texts[0] == texts[1] == texts[4] == texts[5] != texts[2] == texts[3]
+    assert server.http.post("/unload_lora_adapter", json={"lora_name": "name"}).is_success
+
+
 @contextmanager
 def sampled(read: Callable[[], T]) -> Iterator[list[T]]:
     """What `read` tells again and again until the end."""

@@ -6,7 +6,8 @@ import asyncio
 import dataclasses
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
+from typing import Any, TypeVar
 
 from engine.config.adapter_source import AdapterSource
 from engine.core.client import EngineClient
@@ -14,6 +15,8 @@ from engine.core.messages import AdapterLoaded, AdapterRef
 from engine.errors import ConfigError, EngineError, InvalidRequest, NotFound
 from engine.server.adapter_paths import AdapterRoots
 from engine.server.model_names import ModelNames
+
+T = TypeVar("T")
 
 MAX_NAME_CHARS = 256
 MAX_UNNAMED = 1024
@@ -57,7 +60,7 @@ class AdapterRegistry:
         self._unnamed: OrderedDict[str, Adapter] = OrderedDict()  # by directory
         self._unloaded: OrderedDict[str, None] = OrderedDict()  # names, some of which mean another one now
         self._reading: dict[str, asyncio.Task[Adapter]] = {}
-        self._endings: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()  # which go on when whoever asked for them is gone
         for source in self._sources:
             self._check_name(source.name, ConfigError)
 
@@ -162,10 +165,14 @@ class AdapterRegistry:
     async def load(self, name: str, path: str, is_pinned: bool = False) -> Adapter:
         """Register an adapter, or register it anew: requests that run keep what they began with.
 
+        Once begun it is done also if the caller is cancelled: the engine must hold nothing that has no name.
         Raises: `InvalidRequest` or `NotFound`.
         """
         self._require_taken()
         self._check_name(name, InvalidRequest)
+        return await asyncio.shield(self._start(self._register(name, path, is_pinned)))
+
+    async def _register(self, name: str, path: str, is_pinned: bool) -> Adapter:
         directory, signature = await asyncio.to_thread(self._roots.find, path)
         adapter = await self._read(name, path, directory, is_pinned, signature)
         before = self._named.get(name)
@@ -201,9 +208,12 @@ class AdapterRegistry:
             self._unloaded.popitem(last=False)
         if adapter.ref.is_pinned:
             self._unpin(adapter.ref.digest)
-        task = asyncio.create_task(self._unload_when_idle(adapter))
-        self._endings.add(task)
-        task.add_done_callback(self._endings.discard)
+        return self._start(self._unload_when_idle(adapter))
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         return task
 
     def _unpin(self, digest: str) -> None:
