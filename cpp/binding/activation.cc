@@ -12,8 +12,6 @@ namespace engine::binding {
 
 namespace py = pybind11;
 
-namespace {
-
 Activation activation_of(const std::string& name) {
   if (name == "gelu") return Activation::kGelu;
   if (name == "gelu_tanh") return Activation::kTanhGelu;
@@ -23,8 +21,6 @@ Activation activation_of(const std::string& name) {
   throw Error(ErrorCode::kInvalidArgument,
               "activation: expected gelu, gelu_tanh, silu, relu or tanh, got '" + name + "'");
 }
-
-}  // namespace
 
 void bind_activation(py::module_& module) {
   module.def("silu_mul", &ops::silu_mul, py::arg("ctx"), py::arg("gate_up"), py::arg("out"), ReleaseGil());

@@ -22,6 +22,17 @@ void bind_attention(py::module_& module) {
       py::arg("ctx"), py::arg("k"), py::arg("v"), py::arg("k_cache"), py::arg("v_cache"), py::arg("slot_ids"),
       py::arg("kv_scales") = py::none(), ReleaseGil());
   module.def(
+      "rope_append_kv",
+      [](cpu::ExecutionContext& ctx, const TensorView& q, const TensorView& k, const TensorView& v,
+         const TensorView& cos, const TensorView& sin, const TensorView& positions, const TensorView& k_cache,
+         const TensorView& v_cache, const TensorView& slot_ids, const std::optional<TensorView>& kv_scales) {
+        ops::rope_append_kv(ctx, q, k, v, cos, sin, positions, k_cache, v_cache, slot_ids,
+                            kv_scales ? &*kv_scales : nullptr);
+      },
+      py::arg("ctx"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("cos"), py::arg("sin"),
+      py::arg("positions"), py::arg("k_cache"), py::arg("v_cache"), py::arg("slot_ids"),
+      py::arg("kv_scales") = py::none(), ReleaseGil());
+  module.def(
       "paged_attention",
       [](cpu::ExecutionContext& ctx, const TensorView& q, const TensorView& k_cache, const TensorView& v_cache,
          const TensorView& cu_seqlens_q, const TensorView& kv_lens, const TensorView& block_tables, float scale,

@@ -103,6 +103,14 @@ void bind_linear(py::module_& module) {
          const std::optional<TensorView>& bias,
          const TensorView& out) { ops::linear(ctx, x, weight, bias ? &*bias : nullptr, out); },
       py::arg("ctx"), py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("out"), ReleaseGil());
+  module.def(
+      "gated_linear",
+      [](ExecutionContext& ctx, const TensorView& x, const PackedMatrix& weight,
+         const std::optional<TensorView>& bias, const std::string& activation, const TensorView& out) {
+        ops::gated_linear(ctx, x, weight, bias ? &*bias : nullptr, activation_of(activation), out);
+      },
+      py::arg("ctx"), py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("activation"), py::arg("out"),
+      ReleaseGil());
   module.def("embedding", &ops::embedding, py::arg("ctx"), py::arg("token_ids"), py::arg("weight"),
              py::arg("out"), ReleaseGil());
 }

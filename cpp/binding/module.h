@@ -3,6 +3,10 @@
 
 #include <pybind11/pybind11.h>
 
+#include <string>
+
+#include "engine/kernel_args.h"
+
 namespace engine::binding {
 
 // Errors of the native side become engine.errors.NativeError.
@@ -15,9 +19,11 @@ void bind_norm(pybind11::module_& module);
 void bind_sampling(pybind11::module_& module);
 // silu_mul, gelu_mul, clamped_swiglu, softcap.
 void bind_activation(pybind11::module_& module);
-// rope, append_kv, paged_attention.
+// By its name in Python.
+Activation activation_of(const std::string& name);
+// rope, append_kv, rope_append_kv, paged_attention.
 void bind_attention(pybind11::module_& module);
-// PackedMatrix, linear, embedding.
+// PackedMatrix, linear, gated_linear, embedding.
 void bind_linear(pybind11::module_& module);
 // LoraAdapter, LoraPlan, lora, lora_embedding.
 void bind_lora(pybind11::module_& module);

@@ -23,16 +23,16 @@ void check_slots(const int64_t* slot_ids, int64_t count, int64_t num_slots) {
 
 }  // namespace
 
-void append_kv(cpu::ExecutionContext& context, const TensorView& k, const TensorView& v,
-               const TensorView& k_cache, const TensorView& v_cache, const TensorView& slot_ids,
-               const TensorView* kv_scales) {
+AppendKvArgs append_kv_args(const TensorView& k, const TensorView& v, const TensorView& k_cache,
+                            const TensorView& v_cache, const TensorView& slot_ids,
+                            const TensorView* kv_scales) {
   Dim T("T"), G("G"), D("D"), N("N"), S("S");
   expect(k, "k", {DType::kFloat32}, {T, G, D}, Layout::kRows);
   expect(v, "v", {DType::kFloat32}, {T, G, D}, Layout::kRows);
   const CacheFormat format = expect_cache(k_cache, v_cache, kv_scales, N, G, D, S);
   expect(slot_ids, "slot_ids", {DType::kInt64}, {T});
   check_slots(slot_ids.as<const int64_t>(), T, N * S);
-  const AppendKvArgs args{
+  return {
       .k = k.as<const float>(),
       .v = v.as<const float>(),
       .k_cache = k_cache.data,
@@ -49,8 +49,14 @@ void append_kv(cpu::ExecutionContext& context, const TensorView& k, const Tensor
       .S = S,
       .format = format,
   };
+}
+
+void append_kv(cpu::ExecutionContext& context, const TensorView& k, const TensorView& v,
+               const TensorView& k_cache, const TensorView& v_cache, const TensorView& slot_ids,
+               const TensorView* kv_scales) {
+  const AppendKvArgs args = append_kv_args(k, v, k_cache, v_cache, slot_ids, kv_scales);
   const auto kernel = context.kernels().append_kv;
-  context.pool().parallel_for(T, kTokensPerRange,
+  context.pool().parallel_for(k.shape[0], kTokensPerRange,
                               [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 

@@ -4,8 +4,8 @@
 
 #include "engine/error.h"
 #include "engine/tensor_spec.h"
+#include "ops/products.h"
 #include "ops/quantized_linear.h"
-#include "ops/row_blocks.h"
 
 namespace engine::ops {
 namespace {
@@ -20,34 +20,62 @@ void expect_complete(const cpu::PackedMatrix& weight) {
   }
 }
 
+GateKernel gate_kernel(const cpu::KernelTable& kernels, Activation activation) {
+  switch (activation) {
+    case Activation::kSilu: return kernels.silu_mul;
+    case Activation::kTanhGelu: return kernels.gelu_mul;
+    case Activation::kGelu: return kernels.erf_gelu_mul;
+    default: throw Error(ErrorCode::kInvalidArgument, "activation: expected silu, gelu_tanh or gelu");
+  }
+}
+
+// out [T, N], or with a gate [T, N / 2].
+void multiply(cpu::ExecutionContext& context, const TensorView& x, const cpu::PackedMatrix& weight,
+              const TensorView* bias, GateKernel gate, const TensorView& out) {
+  Dim T("T"), K("K", weight.in_features()), N("N", weight.out_features());
+  Dim columns(gate == nullptr ? "N" : "N/2", gate == nullptr ? N : N / 2);
+  expect(x, "x", {DType::kFloat32}, {T, K}, Layout::kRows);
+  if (bias != nullptr) expect(*bias, "bias", {DType::kFloat32}, {N});
+  expect(out, "out", {DType::kFloat32}, {T, columns}, Layout::kRows);
+  expect_complete(weight);
+  if (T == 0) return;
+  const float* bias_data = bias != nullptr ? bias->as<const float>() : nullptr;
+  if (is_quantized(weight.format())) return quantized_linear(context, x, weight, bias_data, gate, out);
+  const LinearArgs args{
+      .x = x.as<const float>(),
+      .weight = weight.data(),
+      .bias = bias_data,
+      .out = out.as<float>(),
+      .x_stride = x.strides[0],
+      .out_stride = out.strides[0],
+      .num_rows = T,
+      .in_features = K,
+      .out_features = N,
+      .rows_per_block = 0,
+      .format = weight.format(),
+      .is_out_of_item = false,
+  };
+  const auto kernel = context.kernels().linear;
+  if (gate == nullptr) return run_product<kMaxRowsPerBlock>(context, args, kernel);
+  run_gated_product<kMaxRowsPerBlock>(context, args, kernel, gate);
+}
+
 }  // namespace
 
 void linear(cpu::ExecutionContext& context, const TensorView& x, const cpu::PackedMatrix& weight,
             const TensorView* bias, const TensorView& out) {
-  Dim T("T"), K("K", weight.in_features()), N("N", weight.out_features());
-  expect(x, "x", {DType::kFloat32}, {T, K}, Layout::kRows);
-  if (bias != nullptr) expect(*bias, "bias", {DType::kFloat32}, {N});
-  expect(out, "out", {DType::kFloat32}, {T, N}, Layout::kRows);
-  expect_complete(weight);
-  if (T == 0) return;
-  const float* bias_data = bias != nullptr ? bias->as<const float>() : nullptr;
-  if (is_quantized(weight.format())) return quantized_linear(context, x, weight, bias_data, out);
-  LinearArgs args{};
-  args.x = x.as<const float>();
-  args.x_stride = x.strides[0];
-  args.weight = weight.data();
-  args.format = weight.format();
-  args.bias = bias_data;
-  args.out = out.as<float>();
-  args.out_stride = out.strides[0];
-  args.num_rows = T;
-  args.in_features = K;
-  args.out_features = N;
-  const RowBlocks blocks(T, N, kMaxRowsPerBlock, context.pool().num_threads());
-  args.rows_per_block = blocks.rows_per_block;
-  const auto kernel = context.kernels().linear;
-  context.pool().parallel_for(blocks.num_items, blocks.grain,
-                              [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  multiply(context, x, weight, bias, nullptr, out);
+}
+
+void gated_linear(cpu::ExecutionContext& context, const TensorView& x, const cpu::PackedMatrix& weight,
+                  const TensorView* bias, Activation activation, const TensorView& out) {
+  const GateKernel gate = gate_kernel(context.kernels(), activation);
+  if (weight.out_features() % (2 * kPanelColumns) != 0) {
+    throw Error(ErrorCode::kInvalidArgument, "weight: expected a multiple of " +
+                                                 std::to_string(2 * kPanelColumns) + " rows, got " +
+                                                 std::to_string(weight.out_features()));
+  }
+  multiply(context, x, weight, bias, gate, out);
 }
 
 void embedding(cpu::ExecutionContext& context, const TensorView& token_ids, const cpu::PackedMatrix& weight,

@@ -1,7 +1,5 @@
 #include "ops/quantized_linear.h"
 
-#include "ops/row_blocks.h"
-
 namespace engine::ops {
 namespace {
 
@@ -49,7 +47,7 @@ void put_in_order(const TensorView& x, const int32_t* order, int64_t begin, int6
 }  // namespace
 
 void quantized_linear(cpu::ExecutionContext& context, const TensorView& x, const cpu::PackedMatrix& weight,
-                      const float* bias, const TensorView& out) {
+                      const float* bias, GateKernel gate, const TensorView& out) {
   const int64_t num_rows = x.shape[0], num_k = weight.in_features();
   const int64_t group_len = weight.layout().group_len;
   const auto scratch = context.scratch().take(lay_out(nullptr, num_rows, weight).num_bytes);
@@ -73,7 +71,7 @@ void quantized_linear(cpu::ExecutionContext& context, const TensorView& x, const
     quantize_rows(quantize, begin, end);
   });
 
-  QuantizedLinearArgs args{
+  const QuantizedLinearArgs args{
       .x = quantize.x,
       .column_scales = quantize.column_scales,
       .rows = rows,
@@ -88,12 +86,11 @@ void quantized_linear(cpu::ExecutionContext& context, const TensorView& x, const
       .rows_per_block = 0,
       .group_len = group_len,
       .format = weight.format(),
+      .is_out_of_item = false,
   };
-  const RowBlocks blocks(num_rows, weight.out_features(), kQuantizedRows, context.pool().num_threads());
-  args.rows_per_block = blocks.rows_per_block;
   const auto kernel = context.kernels().quantized_linear;
-  context.pool().parallel_for(blocks.num_items, blocks.grain,
-                              [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  if (gate == nullptr) return run_product<kQuantizedRows>(context, args, kernel);
+  run_gated_product<kQuantizedRows>(context, args, kernel, gate);
 }
 
 }  // namespace engine::ops

@@ -4,11 +4,12 @@
 #include "cpu/execution_context.h"
 #include "cpu/packed_matrix.h"
 #include "engine/tensor_view.h"
+#include "ops/products.h"
 
 namespace engine::ops {
 
-// As linear(), which has checked the arguments.
+// As linear() or gated_linear(), which have checked the arguments.
 void quantized_linear(cpu::ExecutionContext& context, const TensorView& x, const cpu::PackedMatrix& weight,
-                      const float* bias, const TensorView& out);
+                      const float* bias, GateKernel gate, const TensorView& out);
 
 }  // namespace engine::ops

@@ -4,6 +4,7 @@
 
 #include "engine/error.h"
 #include "engine/tensor_spec.h"
+#include "ops/append_kv.h"
 
 namespace engine::ops {
 namespace {
@@ -20,10 +21,9 @@ void check_positions(const int32_t* positions, int64_t count, int64_t limit) {
   }
 }
 
-}  // namespace
-
-void rope(cpu::ExecutionContext& context, const TensorView& q, const TensorView& k, const TensorView& cos,
-          const TensorView& sin, const TensorView& positions) {
+// Checks the tensors.
+RopeArgs rope_args(const TensorView& q, const TensorView& k, const TensorView& cos, const TensorView& sin,
+                   const TensorView& positions) {
   Dim T("T"), H("H"), G("G"), D("D"), P("P"), half("R/2");
   expect(q, "q", {DType::kFloat32}, {T, H, D}, Layout::kRows);
   expect(k, "k", {DType::kFloat32}, {T, G, D}, Layout::kRows);
@@ -35,7 +35,7 @@ void rope(cpu::ExecutionContext& context, const TensorView& q, const TensorView&
                 "cos: expected at most D/2=" + std::to_string(D / 2) + " columns, got " + std::to_string(half));
   }
   check_positions(positions.as<const int32_t>(), T, P);
-  const RopeArgs args{
+  return {
       .q = q.as<float>(),
       .k = k.as<float>(),
       .cos = cos.as<const float>(),
@@ -48,9 +48,29 @@ void rope(cpu::ExecutionContext& context, const TensorView& q, const TensorView&
       .D = D,
       .half = half,
   };
+}
+
+}  // namespace
+
+void rope(cpu::ExecutionContext& context, const TensorView& q, const TensorView& k, const TensorView& cos,
+          const TensorView& sin, const TensorView& positions) {
+  const RopeArgs args = rope_args(q, k, cos, sin, positions);
   const auto kernel = context.kernels().rope;
-  context.pool().parallel_for(T, kTokensPerRange,
+  context.pool().parallel_for(positions.shape[0], kTokensPerRange,
                               [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+void rope_append_kv(cpu::ExecutionContext& context, const TensorView& q, const TensorView& k,
+                    const TensorView& v, const TensorView& cos, const TensorView& sin,
+                    const TensorView& positions, const TensorView& k_cache, const TensorView& v_cache,
+                    const TensorView& slot_ids, const TensorView* kv_scales) {
+  const RopeArgs turn = rope_args(q, k, cos, sin, positions);
+  const AppendKvArgs append = append_kv_args(k, v, k_cache, v_cache, slot_ids, kv_scales);
+  const cpu::KernelTable& kernels = context.kernels();
+  context.pool().parallel_for(positions.shape[0], kTokensPerRange, [&](int64_t begin, int64_t end) {
+    kernels.rope(turn, begin, end);
+    kernels.append_kv(append, begin, end);
+  });
 }
 
 }  // namespace engine::ops

@@ -158,6 +158,19 @@ def score_tokens(
 def rope(
     ctx: ExecutionContext, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, positions: Tensor
 ) -> None: ...
+def rope_append_kv(
+    ctx: ExecutionContext,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_ids: Tensor,
+    kv_scales: Tensor | None = None,
+) -> None: ...
 def append_kv(
     ctx: ExecutionContext,
     k: Tensor,
@@ -259,6 +272,9 @@ class PackedMatrix:
 
 def linear(
     ctx: ExecutionContext, x: Tensor, weight: PackedMatrix, bias: Tensor | None, out: Tensor
+) -> None: ...
+def gated_linear(
+    ctx: ExecutionContext, x: Tensor, weight: PackedMatrix, bias: Tensor | None, activation: str, out: Tensor
 ) -> None: ...
 def embedding(ctx: ExecutionContext, token_ids: Tensor, weight: PackedMatrix, out: Tensor) -> None: ...
 

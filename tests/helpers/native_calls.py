@@ -216,6 +216,18 @@ class Arguments:
             "slot_ids": self.ints(self._draw(st.permutations(range(N * S)))[:T], "int64"),
         }
 
+    def rope_append_kv(self) -> Args:
+        append = self.append_kv()
+        T, G, D = append["k"].tensor.shape
+        half = self.size(D // 2)
+        turn = {
+            "q": self.rows(T, self.size(3), D),
+            "cos": self.floats(50, half),
+            "sin": self.floats(50, half),
+            "positions": self.ids(T, 50),
+        }
+        return {**append, **turn}
+
     def paged_attention(self) -> Args:
         G, N = self.size(2), self.size(6)
         H = G * self.size(3)
@@ -244,6 +256,16 @@ class Arguments:
             "weight": self.matrix(N, K),
             "bias": self.one_of(None, self.floats(N)),
             "out": self.rows(T, N),
+        }
+
+    def gated_linear(self) -> Args:
+        T, K, n = self.size(40, 0), self.size(300), 32 * self.size(2)
+        return {
+            "x": self.rows(T, K),
+            "weight": self.matrix(2 * n, K),
+            "bias": self.one_of(None, self.floats(2 * n)),
+            "activation": self.one_of("silu", "gelu_tanh", "gelu"),
+            "out": self.rows(T, n),
         }
 
     def embedding(self) -> Args:

@@ -41,7 +41,12 @@ def test_error_is_bounded_by_that_of_a_known_format(model_and_tokens):
     def append_rounded(ctx, k, v, k_cache, v_cache, slot_ids, kv_scales=None):
         reference.append_kv(ctx, q8_0(k), q8_0(v), k_cache, v_cache, slot_ids)
 
-    known = SimpleNamespace(**{**vars(reference), "append_kv": append_rounded})
+    def rope_append_rounded(ctx, q, k, v, cos, sin, positions, *cache):
+        reference.rope(ctx, q, k, cos, sin, positions)
+        append_rounded(ctx, k, v, *cache)
+
+    rounded = {"append_kv": append_rounded, "rope_append_kv": rope_append_rounded}
+    known = SimpleNamespace(**{**vars(reference), **rounded})
     exact = logprobs(*model_and_tokens)
     theirs = divergence(exact, logprobs(*model_and_tokens, ops=known))
     ours = divergence(exact, logprobs(*model_and_tokens, kv_cache_dtype="int8"))

@@ -124,7 +124,7 @@ void run_tiles(Tile tile, int64_t num_rows, const typename Weights::Element* wei
 void run_panel(const LinearArgs& args, int64_t panel, int64_t first_row, int64_t num_rows) {
   const int64_t column = panel * kPanelColumns;
   Tile tile;
-  tile.out = args.out + first_row * args.out_stride + column;
+  tile.out = args.is_out_of_item ? args.out : args.out + first_row * args.out_stride + column;
   tile.bias = args.bias != nullptr ? args.bias + column : nullptr;
   tile.x_stride = args.x_stride;
   tile.out_stride = args.out_stride;

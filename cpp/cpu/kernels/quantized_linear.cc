@@ -216,10 +216,11 @@ void add_outliers(const QuantizedLinearArgs& args, const Tile& tile, int64_t row
 
 ENGINE_INLINE void finish(const QuantizedLinearArgs& args, int64_t first_row, int64_t num_rows, int64_t column,
                           const float (*sums)[kPanelColumns]) {
+  float* first = args.is_out_of_item ? args.out : args.out + first_row * args.out_stride + column;
   for (int64_t from = 0; from < kPanelColumns && column + from < args.out_features; from += 16) {
     const int64_t left = args.out_features - column - from;
     const int64_t n = left < 16 ? left : 16;
-    float* out = args.out + first_row * args.out_stride + column + from;
+    float* out = first + from;
     if (args.bias == nullptr) {
       for (int64_t row = 0; row < num_rows; ++row)
         store_first(out + row * args.out_stride, load(&sums[row][from]), n);

@@ -235,6 +235,7 @@ struct LinearArgs {
   int64_t num_rows, in_features, out_features;  // T, K, N
   int64_t rows_per_block;
   WeightFormat format;
+  bool is_out_of_item;  // out is [rows_per_block, 32], of the one item that is computed
 };
 
 // Quantised products: k that share one scale of the activations, and k that are stored together.
@@ -307,6 +308,7 @@ struct QuantizedLinearArgs {
   int64_t rows_per_block;                       // at most kQuantizedRows
   int64_t group_len;
   WeightFormat format;
+  bool is_out_of_item;  // as of LinearArgs
 };
 
 // Work item: one token.

@@ -77,7 +77,6 @@ class Decoder:
         if not spec.tie_word_embeddings:
             head = [("lm_head", spec.vocab_size)]
             self._head = FusedLinear(ops, ctx, head, size, stored, stored=in_few_bits)
-        self._multiply = ops.silu_mul if spec.activation == "silu" else ops.gelu_mul
         self._rope_tables = {rope: rope_tables(rope, num_positions) for rope in set(spec.ropes) if rope}
         # Rounded as the embeddings are, which is how such models were trained.
         self._embedding_scale = torch.tensor(spec.embedding_scale, dtype=getattr(torch, dtype)).item()
@@ -184,12 +183,14 @@ class Decoder:
             for x, norm in ((heads.q, layer.q_norm), (heads.k, layer.k_norm)):
                 x = x.flatten(1) if spec.qk_norm == "row" else x
                 self._norm(x, norm, x)
+        caches = kv.keys, kv.values
         if layer.rope is not None:
-            ops.rope(ctx, heads.q, heads.k, *self._rope_tables[layer.rope], inputs.positions)
-        ops.append_kv(ctx, heads.k, heads.v, kv.keys, kv.values, inputs.slot_ids, kv.scales)
+            turn = *self._rope_tables[layer.rope], inputs.positions
+            ops.rope_append_kv(ctx, heads.q, heads.k, heads.v, *turn, *caches, inputs.slot_ids, kv.scales)
+        else:
+            ops.append_kv(ctx, heads.k, heads.v, *caches, inputs.slot_ids, kv.scales)
         numbers = spec.attention_scale, layer.window, spec.attention_softcap
         sinks = layer.sinks.scores if layer.sinks else None
-        caches = kv.keys, kv.values
         ops.paged_attention(ctx, heads.q, *caches, inputs.plan, *numbers, heads.attended, sinks, kv.scales)
 
     def _finish_layer(
@@ -199,8 +200,11 @@ class Decoder:
         self._linear(rows.attended, layer.output, rows.update, adapters)
         self._add_update(rows, layer.attention_norm, layer.mlp_norm)
         if isinstance(layer.mlp, Mlp):
-            self._linear(rows.normed, layer.mlp.gate_up, rows.gate_up, adapters)
-            self._multiply(self._ctx, rows.gate_up, rows.product)
+            if adapters is None:
+                layer.mlp.gate_up.multiply_gated(rows.normed, rows.gate_up, rows.product)
+            else:
+                self._linear(rows.normed, layer.mlp.gate_up, rows.gate_up, adapters)
+                layer.mlp.gate_up.join(rows.gate_up, rows.product)
             self._linear(rows.product, layer.mlp.down, rows.update, adapters)
         else:
             layer.mlp.forward(rows.normed, rows.update)

@@ -7,14 +7,14 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from engine.models.experts import Experts
-from engine.models.layers import FusedLinear, NamedSlots, Norm, Sinks
+from engine.models.layers import FusedLinear, GatedLinear, NamedSlots, Norm, Sinks
 from engine.models.spec import ModelSpec
 
 
 class Mlp(NamedTuple):
     """A gated MLP. Biases follow from the parts."""
 
-    gate_up: FusedLinear
+    gate_up: GatedLinear
     down: FusedLinear
 
     def slots(self) -> NamedSlots:
@@ -70,8 +70,9 @@ class DecoderLayer:
             self.mlp = Experts(ops, ctx, spec.experts, hidden, module, dtype, spec.stored)
         else:
             down = [(f"{mlp}.down_proj", hidden)]
+            gated = functools.partial(GatedLinear, ops, ctx, stored=spec.stored, activation=spec.activation)
             self.mlp = Mlp(
-                linear(gate_up, hidden, dtype, has_bias=spec.mlp_bias),
+                gated(gate_up, hidden, dtype, has_bias=spec.mlp_bias),
                 linear(down, spec.intermediate_size, dtype, has_bias=spec.mlp_bias),
             )
 

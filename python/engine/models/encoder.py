@@ -11,7 +11,7 @@ import torch
 
 from engine.models.encoder_layers import EncoderLayer, LayerNorm, Table
 from engine.models.encoder_spec import EncoderSpec
-from engine.models.layers import FusedLinear
+from engine.models.layers import FusedLinear, GatedLinear
 from engine.models.rope import rope_tables
 from engine.models.spec import RopeSpec
 from engine.models.weights import Slot
@@ -60,10 +60,6 @@ class Encoder:
         if names.final_norm is not None:
             self._final_norm = LayerNorm(names.final_norm, hidden, has_bias=spec.has_norm_bias)
         self._rope = {theta: self._rope_tables(theta) for theta in set(spec.rope_thetas)}
-        self._multiply = {"gelu": ops.erf_gelu_mul, "gelu_tanh": ops.gelu_mul, "silu": ops.silu_mul}.get(
-            spec.activation
-        )
-
         inner = spec.intermediate_size
         self._hidden, self._normed, self._attended, self._update = (
             torch.empty(max_tokens, hidden) for _ in range(4)
@@ -126,22 +122,24 @@ class Encoder:
         ops, ctx, spec = self._ops, self._ctx, self._spec
         qkv = self._linear(x, layer.qkv, self._qkv)
         q, k, v = qkv.unflatten(1, (3, spec.num_heads, spec.head_dim)).unbind(1)
+        caches = self._keys, self._values
         if spec.rope_thetas:
-            ops.rope(ctx, q, k, *self._rope[spec.rope_thetas[index]], inputs.positions)
-        ops.append_kv(ctx, k, v, self._keys, self._values, inputs.slot_ids)
+            turn = *self._rope[spec.rope_thetas[index]], inputs.positions
+            ops.rope_append_kv(ctx, q, k, v, *turn, *caches, inputs.slot_ids)
+        else:
+            ops.append_kv(ctx, k, v, *caches, inputs.slot_ids)
         attended = self._attended[: len(x)].unflatten(1, (spec.num_heads, spec.head_dim))
         scale = spec.head_dim**-0.5
-        ops.paged_attention(ctx, q, self._keys, self._values, inputs.plan, scale, layer.window, 0.0, attended)
+        ops.paged_attention(ctx, q, *caches, inputs.plan, scale, layer.window, 0.0, attended)
 
     def _activate(self, layer: EncoderLayer, x: torch.Tensor) -> torch.Tensor:
+        if isinstance(layer.up, GatedLinear):
+            product = self._product[: len(x)]
+            layer.up.multiply_gated(x, self._up[: len(x)], product)
+            return product
         up = self._linear(x, layer.up, self._up)
-        if not self._spec.is_gated:
-            self._ops.activate(self._ctx, up, self._spec.activation, up)
-            return up
-        assert self._multiply is not None
-        product = self._product[: len(x)]
-        self._multiply(self._ctx, up, product)
-        return product
+        self._ops.activate(self._ctx, up, self._spec.activation, up)
+        return up
 
     def _linear(self, x: torch.Tensor, layer: FusedLinear, buffer: torch.Tensor) -> torch.Tensor:
         out = buffer[: len(x)]

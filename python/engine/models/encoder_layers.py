@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from types import ModuleType
 from typing import Any
 
 import torch
 
 from engine.models.encoder_spec import EncoderSpec
-from engine.models.layers import FusedLinear, NamedSlots
+from engine.models.layers import FusedLinear, GatedLinear, NamedSlots
 from engine.models.weights import Slot
 
 
@@ -44,9 +45,9 @@ class EncoderLayer:
         names, hidden, inner = spec.names, spec.hidden_size, spec.intermediate_size
         prefix = names.layer.format(index)
 
-        def linear(*parts: tuple[str, int], in_features: int) -> FusedLinear:
+        def linear(*parts: tuple[str, int], in_features: int, kind: Any = FusedLinear) -> Any:
             named = [(prefix + name, rows) for name, rows in parts]
-            return FusedLinear(ops, ctx, named, in_features, dtype, has_bias=spec.has_bias)
+            return kind(ops, ctx, named, in_features, dtype, has_bias=spec.has_bias)
 
         def norm(name: str) -> LayerNorm:
             return LayerNorm(prefix + name, hidden, has_bias=spec.has_norm_bias)
@@ -55,7 +56,11 @@ class EncoderLayer:
         self.window = spec.windows[index]
         self.qkv = linear(*((name, rows) for name in names.qkv), in_features=hidden)
         self.output = linear((names.attention_output, hidden), in_features=hidden)
-        self.up = linear((names.up, (2 if spec.is_gated else 1) * inner), in_features=hidden)
+        if spec.is_gated:
+            gated = functools.partial(GatedLinear, activation=spec.activation)
+            self.up = linear((names.up, 2 * inner), in_features=hidden, kind=gated)
+        else:
+            self.up = linear((names.up, inner), in_features=hidden)
         self.down = linear((names.down, hidden), in_features=inner)
         self.attention_norm = None if spec.is_pre_norm and index == 0 else norm(names.attention_norm)
         self.mlp_norm = norm(names.mlp_norm)

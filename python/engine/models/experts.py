@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from engine.models.layers import FusedLinear, NamedSlots
+from engine.models.layers import FusedLinear, GatedLinear, NamedSlots
 from engine.models.spec import ExpertsSpec, StoredFormat
 from engine.models.stacked_experts import stacked_slots
 
@@ -36,6 +36,9 @@ class Experts:
         exact = dtype if dtype in ("bfloat16", "float32") else "float32"
         router = [(f"{prefix}.{spec.router_name}", spec.num_experts)]
         linear = functools.partial(FusedLinear, ops, ctx, has_bias=spec.has_bias, stored=stored)
+        gated = functools.partial(
+            GatedLinear, ops, ctx, activation="silu", has_bias=spec.has_bias, stored=stored
+        )
         self._router = linear(router, hidden_size, exact)
         self._prefix = f"{prefix}.experts"
         gate, up, down = spec.projection_names
@@ -43,7 +46,7 @@ class Experts:
         for expert in range(spec.num_experts):
             name, inner = f"{self._prefix}.{expert}", spec.intermediate_size
             parts = [(f"{name}.{gate}", inner), (f"{name}.{up}", inner)]
-            self._gate_up.append(linear(parts, hidden_size, dtype))
+            self._gate_up.append(gated(parts, hidden_size, dtype))
             parts = [(f"{name}.{down}", hidden_size)]
             self._down.append(linear(parts, inner, dtype))
 
@@ -90,9 +93,9 @@ class Experts:
         gate_up, down = self._gate_up[expert], self._down[expert]
         inner = torch.empty(len(rows), gate_up.out_features)
         product = torch.empty(len(rows), self._spec.intermediate_size)
-        gate_up.multiply(rows, inner)
         if self._spec.swiglu is None:
-            self._ops.silu_mul(self._ctx, inner, product)
+            gate_up.multiply_gated(rows, inner, product)
         else:
+            gate_up.multiply(rows, inner)
             self._ops.clamped_swiglu(self._ctx, inner, *self._spec.swiglu, product)
         down.multiply(product, rows)

@@ -14,9 +14,14 @@ from engine.models.coded_weight import CodedWeight
 from engine.models.lora_sites import Site
 from engine.models.spec import StoredFormat
 from engine.models.weights import Slot
+from engine.ops.gated import GATE_UP_MULTIPLE
 
 NamedSlots = Iterator[tuple[str, Slot]]
 NOTHING_STORED: Mapping[str, StoredFormat] = MappingProxyType({})
+
+ONE_PASS_ROWS = 48
+"""From so many rows on a gated product is one pass. Gate and up of fewer stay in the caches, and two passes
+read the weights in longer stretches; see docs/experiments.md."""
 
 
 class _Segment:
@@ -132,6 +137,32 @@ class FusedLinear:
         """Store the whole matrix, given in pieces of rows. For layers of which nothing is in few bits."""
         (segment,) = self._segments
         segment.fill(parts)
+
+
+class GatedLinear(FusedLinear):
+    """Gate and up projections of an MLP, in this order, and what is made of them: activation(gate) * up, with
+    "silu", "gelu_tanh" or "gelu"."""
+
+    def __init__(self, *args: Any, activation: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._activation = activation
+        ops = self._ops
+        self._join = {"silu": ops.silu_mul, "gelu_tanh": ops.gelu_mul, "gelu": ops.erf_gelu_mul}[activation]
+        self._is_one_op = len(self._segments) == 1 and self.out_features % GATE_UP_MULTIPLE == 0
+
+    def multiply_gated(self, x: torch.Tensor, gate_up: torch.Tensor, out: torch.Tensor) -> None:
+        """out = activation(gate) * up. Shapes: x float32 [T, in_features], out float32 [T, I], `gate_up`
+        float32 [T, 2 I], memory that may be used."""
+        if self._is_one_op and len(x) >= ONE_PASS_ROWS:
+            matrix = self._segments[0].matrix
+            self._ops.gated_linear(self._ctx, x, matrix, self.bias, self._activation, out)
+        else:
+            self.multiply(x, gate_up)
+            self.join(gate_up, out)
+
+    def join(self, gate_up: torch.Tensor, out: torch.Tensor) -> None:
+        """The same from gate and up, to which an adapter has added; with the same bits."""
+        self._join(self._ctx, gate_up, out)
 
 
 class Norm:

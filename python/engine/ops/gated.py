@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 
 from engine import _native
-from engine._native import ExecutionContext
+from engine._native import ExecutionContext, PackedMatrix
+
+GATE_UP_MULTIPLE = 64
+"""Of the rows of a matrix for `gated_linear`, so that gate and up each fill whole panels."""
 
 
 def silu_mul(ctx: ExecutionContext, gate_up: torch.Tensor, out: torch.Tensor) -> None:
@@ -24,6 +27,23 @@ def gelu_mul(ctx: ExecutionContext, gate_up: torch.Tensor, out: torch.Tensor) ->
 def erf_gelu_mul(ctx: ExecutionContext, gate_up: torch.Tensor, out: torch.Tensor) -> None:
     """out = gelu(gate) * up, gelu in its exact form, as ModernBERT uses it. Shapes: as `silu_mul`."""
     _native.erf_gelu_mul(ctx, gate_up, out)
+
+
+def gated_linear(
+    ctx: ExecutionContext,
+    x: torch.Tensor,
+    weight: PackedMatrix,
+    bias: torch.Tensor | None,
+    activation: str,
+    out: torch.Tensor,
+) -> None:
+    """`linear` to gate and up, then activation(gate) * up: "silu", "gelu_tanh" or "gelu". In one pass, which
+    neither writes nor reads gate and up as a whole; with the bits of the two ops.
+
+    Shapes: x float32 [T, K]; weight [2 I, K], gate first, 2 I a multiple of `GATE_UP_MULTIPLE`; bias float32
+    [2 I]; out float32 [T, I], which must not overlap x.
+    """
+    _native.gated_linear(ctx, x, weight, bias, activation, out)
 
 
 def activate(ctx: ExecutionContext, x: torch.Tensor, activation: str, out: torch.Tensor) -> None:

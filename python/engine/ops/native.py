@@ -6,14 +6,14 @@ from engine._native import ExecutionContext
 from engine.ops.append_kv import append_kv
 from engine.ops.clamped_swiglu import clamped_swiglu
 from engine.ops.embedding import embedding
-from engine.ops.gated import activate, erf_gelu_mul, gelu_mul, silu_mul
+from engine.ops.gated import activate, erf_gelu_mul, gated_linear, gelu_mul, silu_mul
 from engine.ops.layer_norm import layer_norm
 from engine.ops.linear import PackedMatrix, linear
 from engine.ops.lora import LoraAdapter, LoraPlan, lora, lora_embedding
 from engine.ops.paged_attention import paged_attention
 from engine.ops.pool import pool
 from engine.ops.rms_norm import add_rms_norm, rms_norm
-from engine.ops.rope import rope
+from engine.ops.rope import rope, rope_append_kv
 from engine.ops.sampling import sample, score_tokens
 from engine.ops.softcap import softcap
 
@@ -28,6 +28,7 @@ __all__ = [
     "clamped_swiglu",
     "embedding",
     "erf_gelu_mul",
+    "gated_linear",
     "gelu_mul",
     "layer_norm",
     "linear",
@@ -37,6 +38,7 @@ __all__ = [
     "pool",
     "rms_norm",
     "rope",
+    "rope_append_kv",
     "sample",
     "score_tokens",
     "silu_mul",

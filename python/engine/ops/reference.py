@@ -130,6 +130,13 @@ def rope(
         heads[..., : 2 * half] = turned.to(heads.dtype)
 
 
+def rope_append_kv(
+    ctx, q, k, v, cos, sin, positions, k_cache, v_cache, slot_ids, kv_scales: torch.Tensor | None = None
+) -> None:
+    rope(ctx, q, k, cos, sin, positions)
+    append_kv(ctx, k, v, k_cache, v_cache, slot_ids, kv_scales)
+
+
 def append_kv(
     ctx,
     k: torch.Tensor,
@@ -238,6 +245,15 @@ def softcap(ctx, x: torch.Tensor, cap: float) -> None:
 def erf_gelu_mul(ctx, gate_up: torch.Tensor, out: torch.Tensor) -> None:
     gate, up = gate_up.double().chunk(2, -1)
     out.copy_(torch.nn.functional.gelu(gate) * up)
+
+
+def gated_linear(
+    ctx, x: torch.Tensor, weight: PackedMatrix, bias: torch.Tensor | None, activation: str, out: torch.Tensor
+) -> None:
+    gate_up = torch.empty(len(x), 2 * out.shape[1])
+    linear(ctx, x, weight, bias, gate_up)
+    multiply = {"silu": silu_mul, "gelu_tanh": gelu_mul, "gelu": erf_gelu_mul}[activation]
+    multiply(ctx, gate_up, out)
 
 
 def activate(ctx, x: torch.Tensor, activation: str, out: torch.Tensor) -> None:

@@ -26,3 +26,23 @@ def rope(
     Source: Su et al. 2021.
     """
     _native.rope(ctx, q, k, cos, sin, positions)
+
+
+def rope_append_kv(
+    ctx: ExecutionContext,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    positions: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    slot_ids: torch.Tensor,
+    kv_scales: torch.Tensor | None = None,
+) -> None:
+    """`rope`, and then `append_kv` of the rotated keys, in one call and while they are cached.
+
+    Raises: NativeError as both, before anything is written.
+    """
+    _native.rope_append_kv(ctx, q, k, v, cos, sin, positions, k_cache, v_cache, slot_ids, kv_scales)
