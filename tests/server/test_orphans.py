@@ -29,7 +29,7 @@ def slow_schema() -> dict[str, object]:
 
 
 def family(server: ServerProcess) -> list[psutil.Process]:
-    """Engine, helper and trial, each the child of the one before it. The trial is stopped and does not end."""
+    """Engine, helper and trial, each the child of the one before. The trial is stopped and does not end."""
 
     def look() -> bool:
         found.clear()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from helpers.embedding_models import MINILM, make_model
@@ -86,6 +88,31 @@ def test_an_embedding_model_scores_by_cosine(server: Server) -> None:
     same, other = (item["score"] for item in answer["data"])
     assert abs(same - 1) < 1e-9 and other < 1
     assert answer["usage"]["prompt_tokens"] == 4  # "a", "ab" and "b": each is computed once
+
+
+def test_the_measure_is_the_checkpoints(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors are lengths and token ids here: far apart by distance where their angle is small."""
+    embedding = server.context.embedding
+    assert embedding is not None
+    found = {}
+    for name in ("cosine", "dot", "euclidean", "manhattan"):
+        spec = dataclasses.replace(embedding.spec, similarity=name)
+        monkeypatch.setattr(server.context, "embedding", dataclasses.replace(embedding, spec=spec))
+        answer = server.post("/v1/score", {"model": "default", "text_1": "a", "text_2": ["a", "ab"]}).json()
+        found[name] = [item["score"] for item in answer["data"]]
+    vectors = [
+        np.array(
+            server.post("/v1/embeddings", {"model": "default", "input": text}).json()["data"][0]["embedding"]
+        )
+        for text in ("a", "ab")
+    ]
+    difference = vectors[0] - vectors[1]
+    assert np.allclose(found["dot"], [vectors[0] @ vectors[0], vectors[0] @ vectors[1]])
+    assert np.allclose(found["euclidean"], [0, -np.linalg.norm(difference)])
+    assert np.allclose(found["manhattan"], [0, -np.abs(difference).sum()])
+    assert len({round(scores[1], 6) for scores in found.values()}) == 4
+    ranked = server.post("/v1/rerank", {"model": "default", "query": "a", "documents": ["ab", "a"]}).json()
+    assert [item["index"] for item in ranked["results"]] == [1, 0]
 
 
 @pytest.mark.parametrize(

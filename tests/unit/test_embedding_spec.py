@@ -27,6 +27,7 @@ def test_minilm() -> None:
     spec = read_embedding_spec(MINILM)
     assert (spec.pooling, spec.is_normalized, spec.max_len) == (("mean",), True, 256)
     assert (spec.dimensions, spec.any_dimension, spec.prompts) == ((), False, {})
+    assert spec.similarity == "cosine"
 
 
 def test_everything_is_read(directory: Path) -> None:
@@ -42,12 +43,16 @@ def test_everything_is_read(directory: Path) -> None:
         ("Dropout", {}),
         NORMALIZE,
         sentence_bert_config={"max_seq_length": 99, "do_lower_case": True},
-        config_sentence_transformers={"prompts": prompts, "default_prompt_name": "document"},
+        config_sentence_transformers={
+            "prompts": prompts,
+            "default_prompt_name": "document",
+            "similarity_fn_name": "dot",
+        },
     )
     spec = read_embedding_spec(directory)
     assert (spec.pooling, spec.is_normalized, spec.max_len, spec.lowers_case) == (("last",), True, 99, True)
     assert (spec.prompts, spec.default_prompt, spec.dimensions) == (prompts, "document", (32, 64))
-    assert spec.size(8) == 4
+    assert spec.size(8) == 4 and spec.similarity == "dot"
     with pytest.raises(ConfigError, match="in_features is 8, but it is given 16"):
         spec.size(16)
     assert read_embedding_spec(directory, pooling="cls").pooling == ("cls",)
@@ -138,6 +143,11 @@ def test_broken_lists_of_modules(directory: Path, content: str, message: str) ->
         ({"config_sentence_transformers": {"activation_fn": 3}}, "activation_fn must be a name"),
         ({"config_sentence_transformers": {"prompts": {"a": 3}}}, "prompts must map"),
         ({"config_sentence_transformers": {"prompts": [1]}}, "prompts must map"),
+        (
+            {"config_sentence_transformers": {"similarity_fn_name": "maxsim"}},
+            "similarity_fn_name 'maxsim' is not supported; supported: cosine, dot",
+        ),
+        ({"config_sentence_transformers": {"similarity_fn_name": [1]}}, r"similarity_fn_name \[1\] is not"),
         ({"config_sentence_transformers": {"default_prompt_name": "a"}}, "there is no prompt 'a'"),
         ({"config": {"matryoshka_dimensions": [0]}}, "matryoshka_dimensions must be positive"),
         ({"config": {"matryoshka_dimensions": "64"}}, "matryoshka_dimensions must be positive"),

@@ -14,7 +14,6 @@ from engine.core.messages import EngineReady
 from engine.core.resolve import MAX_QUEUED_REQUESTS, MAX_RUNNING_REQUESTS, Machine
 from engine.core.step_board import StepBoard
 from engine.errors import ConfigError
-from engine.gguf_file import is_gguf
 from engine.models.embedding_spec import EmbeddingSpec, is_embedding_checkpoint, read_embedding_spec
 from engine.models.encoder_registry import is_encoder, read_encoder_spec
 from engine.models.hf_config import read_config
@@ -159,10 +158,9 @@ def load_embedder(
         "is_dummy": config.load_format == "dummy",
         "progress": progress,
     }
-    if is_gguf(path) or read_config(path).get("quantization_config"):
-        raise ConfigError(f"{path.name}: embedding models are read in full precision only")
-    if config.quantization != "none":
-        raise ConfigError(f"--quantization {config.quantization} is not supported for embedding models")
+    quantization = _quantization(config)
+    if is_encoder(read_config(path)) and quantization != "none":
+        raise ConfigError(f"--quantization {quantization} is not supported for encoders; {path.name} is one")
     if is_encoder(read_config(path)) and (spec := read_encoder_spec(path)).num_labels:
         from engine.runner.cross_encoder import CrossEncoder
 
@@ -175,13 +173,13 @@ def load_embedder(
         return EncoderEmbedder(read_encoder_spec(path), embedding, path, **common)
     from engine.runner.decoder_embedder import load_decoder_embedder
 
-    spec = dataclasses.replace(read_spec(path), tie_word_embeddings=True)  # nobody reads the head
     return load_decoder_embedder(
-        spec,
+        read_spec(path),
         embedding,
         path,
         max_tokens=config.chunked_prefill_size or CHUNK,
         max_lora_rank=max_lora_rank,
+        quantization=quantization,
         **common,
     )
 
@@ -191,7 +189,13 @@ def embedding_bytes(config: EngineConfig, directory: str) -> int:
     dtype = _dtype(config, _checkpoint_dtype(directory))
     if is_encoder(read_config(directory)):
         return read_encoder_spec(directory).num_parameters * DTYPE_BYTES[dtype]
-    return weight_bytes(read_spec(directory), dtype)
+    quantization = _quantization(config)
+    return weight_bytes(read_spec(directory), dtype if quantization == "none" else quantization)
+
+
+def _quantization(config: EngineConfig) -> str:
+    """Beside a chat model it is that which the flag means."""
+    return config.quantization if config.embedding_model is None else "none"
 
 
 def _embedding_spec(config: EngineConfig, directory: str) -> EmbeddingSpec:

@@ -10,6 +10,7 @@ import numpy as np
 from engine.config.engine_config import EngineConfig
 from engine.config.model_location import locate_model
 from engine.core.messages import EmbeddingInfo
+from engine.core.similarity import MEASURES
 from engine.errors import InvalidRequest
 from engine.models.embedding_spec import EmbeddingSpec, read_embedding_spec
 from engine.models.sentence_files import read_sentence_files
@@ -119,6 +120,11 @@ class EmbeddingIO:
         cut = vectors[:, :dimensions].astype(np.float64)
         norms = np.sqrt(np.square(cut).sum(axis=1, keepdims=True))
         return (cut / np.maximum(norms, 1e-12)).astype(np.float32)
+
+    def likenesses(self, vectors: np.ndarray, pairs: Sequence[tuple[int, int]]) -> list[float]:
+        """How much alike two rows of `vectors` are, for each pair, by the measure of the checkpoint."""
+        measure, wide = MEASURES[self.spec.similarity], vectors.astype(np.float64)
+        return [float(measure(wide[first], wide[second])) for first, second in pairs]
 
     def _prompt(self, name: str | None) -> str:
         name = name or self.spec.default_prompt

@@ -24,7 +24,7 @@ def load_weights(
 ) -> None:
     """Store every tensor of the checkpoint in its slot. Raises: `CheckpointError`, as the loaders."""
     if is_gguf(path):
-        load_gguf(GGUFFile(path), spec, slots, progress=progress)
+        load_gguf(GGUFFile(path), spec, slots, is_ignored=is_ignored, progress=progress)
         return
     if spec.stored and (quantization := read_quantization(read_config(path))):
         slots = with_quantized(slots, quantization, spec.stored)

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ConfigError
+from engine.gguf_file import GGUFFile, is_gguf
+from engine.models.gguf_config import gguf_pooling
 from engine.models.hf_config import flag, integer, read_config, read_json
-from engine.models.sentence_files import read_sentence_files
+from engine.models.sentence_files import SIMILARITIES, read_sentence_files
 
 POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
@@ -57,6 +59,8 @@ class EmbeddingSpec:
     default_prompt: str | None = None
     dimensions: tuple[int, ...] = ()
     any_dimension: bool = False
+    similarity: str = SIMILARITIES[0]
+    """By which measure vectors are compared."""
 
     def size(self, hidden_size: int) -> int:
         """Numbers of a vector, for a model of this hidden size. Raises: `ConfigError` for a misfit."""
@@ -72,6 +76,8 @@ class EmbeddingSpec:
 
 def is_embedding_checkpoint(directory: Path) -> bool:
     """Whether a checkpoint was made for embedding, whatever its architecture."""
+    if is_gguf(directory):
+        return gguf_pooling(GGUFFile(directory)) is not None
     return (directory / "modules.json").is_file()
 
 
@@ -85,18 +91,26 @@ def read_embedding_spec(
     Raises: `ConfigError`, one line, for what is broken, contradicts itself or is not supported, and when
     neither the files nor `pooling` say how to pool.
     """
-    spec = _read_modules(directory) if is_embedding_checkpoint(directory) else None
+    spec = _read_own(directory) if is_embedding_checkpoint(directory) else None
     if spec is None:
         if pooling is None:
             raise ConfigError(
-                f"{directory.name} does not say how to make one vector of a text (it has no modules.json); "
-                "give --pooling mean, cls, last or max"
+                f"{directory.name} does not say how to make one vector of a text (no modules.json, nor a "
+                "pooling_type); give --pooling mean, cls, last or max"
             )
         spec = EmbeddingSpec(pooling=(pooling,), is_normalized=True)
     elif pooling is not None:
         spec = dataclasses.replace(spec, pooling=(pooling,))
     config = read_config(directory)
     return dataclasses.replace(spec, **_dimensions(config, dimensions))
+
+
+def _read_own(directory: Path) -> EmbeddingSpec:
+    if is_gguf(directory):
+        pooling = gguf_pooling(GGUFFile(directory))
+        assert pooling is not None
+        return EmbeddingSpec(pooling=(pooling,), is_normalized=True)  # as llama.cpp does, whatever it is
+    return _read_modules(directory)
 
 
 def _read_modules(directory: Path) -> EmbeddingSpec:
@@ -128,6 +142,7 @@ def _read_modules(directory: Path) -> EmbeddingSpec:
         lowers_case=files.lowers_case,
         prompts=files.prompts,
         default_prompt=files.default_prompt,
+        similarity=files.similarity,
     )
 
 

@@ -6,6 +6,7 @@ Source: the GGUF specification, and what llama.cpp's convert_hf_to_gguf.py makes
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from engine.text.gguf_tokenizer import end_token_ids
 
 _ROPE_FACTORS = "rope_freqs.weight"
 _SHORT_FACTORS, _LONG_FACTORS = "rope_factors_short.weight", "rope_factors_long.weight"  # of LongRoPE
+_POOLINGS = MappingProxyType({0: None, 1: "mean", 2: "cls", 3: "last"})
 _ROUTER = ".ffn_gate_inp."
 
 
@@ -70,6 +72,15 @@ def _check_sizes(file: GGUFFile, sizes: Mapping[str, Any]) -> None:
     for key, value in sizes.items():
         if type(value) is not int or value < 1:
             raise file.error(f"has {value!r:.80} for {key}")
+
+
+def gguf_pooling(file: GGUFFile) -> str | None:
+    """How a model that embeds pools, None for one that does not. Raises: `CheckpointError`."""
+    kind = file.metadata.get(f"{file.architecture}.pooling_type", 0)
+    if type(kind) is not int or kind not in _POOLINGS:
+        known = ", ".join(f"{number} ({name})" for number, name in _POOLINGS.items() if name)
+        raise file.error(f"has {kind!r:.80} for pooling_type, which is not supported; supported: {known}")
+    return _POOLINGS[kind]
 
 
 def as_gguf_error(file: GGUFFile, error: ConfigError) -> ConfigError:

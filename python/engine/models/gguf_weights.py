@@ -41,6 +41,7 @@ def load_gguf(
     """
     infos = {name: _checked(file, spec, name, slot) for name, slot in slots.items()}
     left_over = file.tensors.keys() - {info.name for info in infos.values()} - _IGNORED
+    left_over = {name for name in left_over if not is_ignored(name)}
     if left_over:
         listed = ", ".join(sorted(left_over)[:NAMES_SHOWN])
         raise file.error(f"has tensors that this architecture does not: {listed}")

@@ -15,6 +15,7 @@ from engine.models.hf_config import flag, integer, read_json
 
 LIMITS_FILE = "sentence_bert_config.json"
 PROMPTS_FILE = "config_sentence_transformers.json"
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 _TASKS = ("feature-extraction", "sequence-classification")
 _OUTPUTS = ("last_hidden_state", "logits")
 _REFUSED = (
@@ -28,13 +29,15 @@ _NO_LIMIT = 10**9
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SentenceFiles:
     """`max_len` is the limit that the checkpoint gives, in tokens, None if it gives none. `activation` names
-    the class that a cross-encoder puts its scores through; it is compared, never imported."""
+    the class that a cross-encoder puts its scores through; it is compared, never imported. `similarity` is
+    the measure by which vectors are to be compared, one of `SIMILARITIES`."""
 
     max_len: int | None = None
     lowers_case: bool = False
     prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     default_prompt: str | None = None
     activation: str | None = None
+    similarity: str = SIMILARITIES[0]
 
 
 def read_sentence_files(directory: Path) -> SentenceFiles:
@@ -45,12 +48,19 @@ def read_sentence_files(directory: Path) -> SentenceFiles:
     activation = settings.get("activation_fn")
     if activation is not None and not isinstance(activation, str):
         raise ConfigError(f"{PROMPTS_FILE}: activation_fn must be a name, got {activation!r:.80}")
+    similarity = settings.get("similarity_fn_name") or SIMILARITIES[0]
+    if similarity not in SIMILARITIES:
+        known = ", ".join(SIMILARITIES)
+        raise ConfigError(
+            f"{PROMPTS_FILE}: similarity_fn_name {similarity!r:.80} is not supported; supported: {known}"
+        )
     return SentenceFiles(
         max_len=_max_len(limits, directory),
         lowers_case=flag(limits, "do_lower_case"),
         prompts=prompts,
         default_prompt=default_prompt,
         activation=activation,
+        similarity=similarity,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -12,17 +13,22 @@ import torch
 
 from engine.adapters.lora import AdapterReader
 from engine.core.messages import EmbeddingInfo
+from engine.gguf_file import is_gguf
 from engine.models.adapter_rows import number_adapters
 from engine.models.any_model import AnyModel, AnySpec
+from engine.models.checkpoint import load_weights
 from engine.models.decoder import Decoder, DecoderInputs
 from engine.models.embedding_head import EmbeddingHead
 from engine.models.embedding_spec import EmbeddingSpec
 from engine.models.spec import ModelSpec
-from engine.models.weights import Progress, load_checkpoint, load_dummy, tensor_names
+from engine.models.weights import Progress, load_dummy, tensor_names
 from engine.runner.kv_cache import KVCache
 from engine.runner.text_batch import TextBatch
 
 BLOCK_SIZE = 16
+_PREFIX, _HEAD = "model.", "lm_head"
+_HEADS = (f"{_HEAD}.", "output.")
+"""What names of tensors of the head begin with, the second in GGUF files."""
 
 
 class DecoderEmbedder:
@@ -106,17 +112,23 @@ def load_decoder_embedder(
     dtype: str,
     max_tokens: int,
     max_lora_rank: int = 0,
+    quantization: str = "none",
     is_dummy: bool = False,
     progress: Progress | None = None,
 ) -> DecoderEmbedder:
-    """A decoder that only embeds, with or without "model." before its names, its head left alone. Without a
-    `max_lora_rank` it takes no adapters.
+    """A decoder that only embeds, in any form that `load_weights` reads, with or without "model." before its
+    names, its head left alone. Without a `max_lora_rank` it takes no adapters.
 
     Raises: `ConfigError` or `CheckpointError` when it cannot be loaded.
     """
     max_len = min(spec.max_position_embeddings, embedding.max_len or spec.max_position_embeddings)
+    stored = {name: kept for name, kept in spec.stored.items() if name != _HEAD}
+    has_prefix = (
+        is_gguf(directory) or is_dummy or any(name.startswith(_PREFIX) for name in tensor_names(directory))
+    )
+    ours = stored if has_prefix else {_PREFIX + name: kept for name, kept in stored.items()}
     decoder = Decoder(
-        spec,
+        dataclasses.replace(spec, tie_word_embeddings=True, stored=ours),  # nobody reads the head
         dtype,
         ops=ops,
         ctx=ctx,
@@ -124,17 +136,19 @@ def load_decoder_embedder(
         max_rows=1,
         num_positions=max_len,
         max_lora_rank=max_lora_rank,
+        quantization=quantization,
     )
     slots = decoder.slots()
     if is_dummy:
         load_dummy(slots, progress=progress)
     else:
-        known = tensor_names(directory)
-        slots = {name if name in known else name.removeprefix("model."): slot for name, slot in slots.items()}
-        load_checkpoint(
+        if not has_prefix:
+            slots = {name.removeprefix(_PREFIX): slot for name, slot in slots.items()}
+        load_weights(
             directory,
+            dataclasses.replace(spec, stored=stored),
             slots,
-            is_ignored=lambda name: name == "lm_head.weight" or decoder.is_ignored(name),
+            is_ignored=lambda name: name.startswith(_HEADS) or decoder.is_ignored(name),
             progress=progress,
         )
     head = EmbeddingHead(embedding, spec.hidden_size, ops=ops, ctx=ctx)

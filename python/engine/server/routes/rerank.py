@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from sanic import HTTPResponse, Sanic
 from sanic.request import Request
 
@@ -149,7 +148,8 @@ async def _score(
 ) -> tuple[list[float], int]:
     """The score of each pair, and the tokens that were read for them.
 
-    A cross-encoder reads the pairs; of another model the cosines of the vectors are the scores.
+    A cross-encoder reads the pairs; the vectors of another model are compared by the
+    measure that its checkpoint names, cosines where it names none.
     """
     starts: Sequence[int] = ()
     if embedding.info.scores_pairs:
@@ -162,9 +162,7 @@ async def _score(
     num_tokens = sum(map(len, texts))
     if embedding.info.scores_pairs:
         return vectors[:, 0].tolist(), num_tokens
-    wide = vectors.astype(np.float64)
-    wide /= np.maximum(np.sqrt(np.square(wide).sum(axis=1, keepdims=True)), 1e-12)
-    return [float((wide[order[a]] * wide[order[b]]).sum()) for a, b in asked.pairs], num_tokens
+    return embedding.likenesses(vectors, [(order[a], order[b]) for a, b in asked.pairs]), num_tokens
 
 
 def _ranking(asked: ScoringRequest, response_id: str, scores: list[float], num_tokens: int) -> dict[str, Any]:
