@@ -1,9 +1,9 @@
 """http: 400 requests of 16 tokens in and 16 out, 32 at a time: what the server itself costs.
 
-On the bundled model. Its figures are requests_s and, of our server, own_cpu_us_per_token: CPU time of the
-HTTP process, and of the engine's thread outside the runner. The model's own time is
-in neither: the thread inside the runner, and the pool's threads, which compute, or spin for up to 200 µs
-after a parallel region. engine_cpu_us_per_token counts those too.
+On the bundled model. Its figures are requests_s and, of our server, own_cpu_us_per_token: CPU time of both
+processes, from getrusage, less that of the forward's native code. That is what runs in parallel regions:
+the pool's threads, which compute, or spin for up to 200 µs behind a region, and the engine's thread inside
+of regions. All Python counts, that of the runner between two kernels included; the client does not.
 
     python bench/serving/bench_http.py [--base-url URL --model NAME] [-- FLAGS]
 """

@@ -16,35 +16,41 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-import psutil
-
 START_S = 300.0
 _POLL_S = 0.02
 _MOST_LOG_BYTES = 1 << 26
 _LISTENING = re.compile(r"listening on (http://\S+?),")
-_LAST_WORDS = re.compile(
-    r"served (\d+) tokens .*: ([\d.]+) s in the model, ([\d.]+) s around it; ([\d.]+) s of CPU time"
-)
+_CPU_SECONDS = re.compile(r'engine:cpu_seconds_total{part="(\w+)"} (\S+)')
 
 
 @dataclasses.dataclass(frozen=True)
 class CpuTime:
-    """CPU seconds so far, user and system: of the process that speaks HTTP, and of the engine's."""
+    """CPU seconds so far, user and system, as the processes' own getrusage tells.
 
-    http_s: float
+    `server_s`: of the process that speaks HTTP. `engine_s`: of the engine's process, all its threads.
+    `kernels_s`: the part of that in the forward's native code, which is what runs in parallel regions: all
+    of the kernels' own threads, and of the engine's thread what it spends inside of regions.
+    """
+
+    server_s: float
     engine_s: float
+    kernels_s: float
+
+    @property
+    def own_s(self) -> float:
+        """What is not the model's arithmetic: HTTP, text, messages, scheduling, and all Python of a step."""
+        return self.server_s + self.engine_s - self.kernels_s
 
     def __sub__(self, earlier: CpuTime) -> CpuTime:
-        return CpuTime(self.http_s - earlier.http_s, self.engine_s - earlier.engine_s)
+        return CpuTime(
+            self.server_s - earlier.server_s,
+            self.engine_s - earlier.engine_s,
+            self.kernels_s - earlier.kernels_s,
+        )
 
 
 class OwnServer:
-    """`python -m engine.server` with `argv`, on a free port.
-
-    At its end it says how long the engine's thread was in the model and awake outside of it, by the clock,
-    and its CPU time. What is outside of the model is reckoned by its part of the clock's time: too much on
-    a machine without a free core, where whoever gets a message takes the core of its sender.
-    """
+    """`python -m engine.server` with `argv`, on a free port."""
 
     model = "default"
 
@@ -52,25 +58,19 @@ class OwnServer:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (open as long as this object)
         command = [sys.executable, "-m", "engine.server", "--port", "0", *argv]
         self._process = subprocess.Popen(command, stderr=self._log)
-        self._watched = psutil.Process(self._process.pid)
         self._wait(lambda: _LISTENING.search(self._text()))
         self.base_url = _LISTENING.search(self._text())[1]
         self._wait(self._is_ready)
 
     def cpu_time(self) -> CpuTime:
-        children = self._watched.children(recursive=True)
-        return CpuTime(_cpu_s(self._watched), sum(map(_cpu_s, children)))
+        with urlopen(f"{self.base_url}/metrics", timeout=START_S) as answer:
+            parts = {part: float(value) for part, value in _CPU_SECONDS.findall(answer.read().decode())}
+        return CpuTime(parts["server"], parts["engine"], parts["kernels"])
 
-    def stop(self) -> float | None:
-        """End it; CPU microseconds of the engine's thread outside the model, a token served."""
+    def stop(self) -> None:
         self._process.terminate()
         self._process.wait(60)
-        found = _LAST_WORDS.search(self._text())
         self._log.close()
-        if not found or not int(found[1]):
-            return None
-        model_s, around_s, cpu_s = map(float, found.groups()[1:])
-        return cpu_s * around_s / (model_s + around_s) / int(found[1]) * 1e6
 
     def _is_ready(self) -> bool:
         try:
@@ -89,11 +89,6 @@ class OwnServer:
 
     def _text(self) -> str:
         return os.pread(self._log.fileno(), _MOST_LOG_BYTES, 0).decode()  # the server writes at its own place
-
-
-def _cpu_s(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return times.user + times.system
 
 
 @contextmanager

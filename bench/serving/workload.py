@@ -79,13 +79,12 @@ def main(name: str, description: str, run: Run, **fields: Any) -> None:
         # Special tokens are shown so that every token has a text, and so a time.
         extra = {"skip_special_tokens": False, **fields, **args.extra}
         client = Client(base_url, args.model, args.api_key, **extra)
-        around_us = None
         try:
             rounds = asyncio.run(_measure(client, name, run, args.rounds, server))
         finally:
             if server is not None:
-                around_us = server.stop()
-    _show(name, args, rounds, around_us)
+                server.stop()
+    _show(name, args, rounds)
 
 
 async def _measure(
@@ -137,8 +136,13 @@ def _figures(
         }
     figures["client_cpu_us_per_token"] = client_s / num_tokens * 1e6
     if cpu is not None:
-        figures["http_cpu_us_per_token"] = cpu.http_s / num_tokens * 1e6
-        figures["engine_cpu_us_per_token"] = cpu.engine_s / num_tokens * 1e6
+        for part, seconds in (
+            ("server", cpu.server_s),
+            ("engine", cpu.engine_s),
+            ("kernels", cpu.kernels_s),
+            ("own", cpu.own_s),
+        ):
+            figures[f"{part}_cpu_us_per_token"] = seconds / num_tokens * 1e6
     return figures
 
 
@@ -147,9 +151,7 @@ def percentile(samples: list[float], percent: int) -> float:
     return sorted(samples)[-(-len(samples) * percent // 100) - 1]
 
 
-def _show(
-    name: str, args: argparse.Namespace, rounds: list[dict[str, float]], around_us: float | None
-) -> None:
+def _show(name: str, args: argparse.Namespace, rounds: list[dict[str, float]]) -> None:
     results: dict[str, Any] = {}
     print(f"{machine()}\n{name}, {len(rounds)} rounds after one of warming up\n")
     print(f"{'':26}    median    lowest   highest")
@@ -158,14 +160,8 @@ def _show(
         results[figure] = statistics.median(samples)
         results[f"{figure}_range"] = [min(samples), max(samples)]
         print(f"{figure:26}{results[figure]:10.2f}{min(samples):10.2f}{max(samples):10.2f}")
-    if around_us is not None:
-        http_us = results["http_cpu_us_per_token"]
-        results["engine_around_model_us_per_token"] = around_us
-        results["own_cpu_us_per_token"] = http_us + around_us
-        print(
-            f"\nown cost, CPU µs per output token: {http_us:.1f} of the HTTP process (median round) + "
-            f"{around_us:.1f} of the engine's thread around the model (its whole life)"
-        )
+    if "own_cpu_us_per_token" in results:
+        print("\nown = server + engine - kernels: CPU time outside of the forward's native code")
     print()
     setting = {"base_url": args.base_url, "shape": args.shape, "flags": args.flags, "rounds": args.rounds}
     report(f"serving_{name}", {**setting, **results})

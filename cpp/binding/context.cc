@@ -2,6 +2,8 @@
 
 #include <pybind11/stl.h>
 
+#include <utility>
+
 #include "cpu/execution_context.h"
 #include "cpu/progress_board.h"
 #include "device.h"
@@ -28,6 +30,10 @@ void bind_context(py::module_& module) {
           },
           py::arg("board"))
       .def_property_readonly("isa", [](const ExecutionContext& self) { return cpu::isa_name(self.isa()); })
+      .def_property_readonly("kernel_seconds",
+                             [](ExecutionContext& self) {
+                               return std::pair(self.pool().caller_seconds(), self.pool().worker_seconds());
+                             })
       .def_property_readonly("num_threads", [](ExecutionContext& self) { return self.pool().num_threads(); });
 
   module.def("available_isas", [] {

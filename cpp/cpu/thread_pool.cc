@@ -1,5 +1,8 @@
 #include "cpu/thread_pool.h"
 
+#include <pthread.h>
+#include <time.h>
+
 #include <algorithm>
 #include <chrono>
 #include <string>
@@ -61,11 +64,29 @@ void ThreadPool::stop() {
   for (std::thread& worker : workers_) worker.join();
 }
 
+double ThreadPool::worker_seconds() const {
+  double seconds = 0;
+  for (const std::thread& worker : workers_) {
+    clockid_t clock;
+    timespec time;
+    const auto handle = const_cast<std::thread&>(worker).native_handle();
+    if (pthread_getcpuclockid(handle, &clock) != 0 || clock_gettime(clock, &time) != 0) continue;
+    seconds += static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+  }
+  return seconds;
+}
+
 void ThreadPool::run(int64_t num_items, int64_t grain, RangeFunction function, const void* context) {
   if (num_items <= 0) return;
-  // Not an addition in one: that costs more, and a count lost between two callers harms nothing.
+  // Not an addition in one: that costs more, and what is lost between two callers harms nothing.
   num_regions_->store(num_regions_->load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
-  grain = std::max<int64_t>(grain, 1);
+  const auto began = std::chrono::steady_clock::now();
+  run_region(num_items, std::max<int64_t>(grain, 1), function, context);
+  const std::chrono::nanoseconds taken = std::chrono::steady_clock::now() - began;
+  caller_ns_.store(caller_ns_.load(std::memory_order_relaxed) + taken.count(), std::memory_order_relaxed);
+}
+
+void ThreadPool::run_region(int64_t num_items, int64_t grain, RangeFunction function, const void* context) {
   if (workers_.empty() || num_items <= grain) {
     function(context, 0, num_items);
     return;

@@ -25,6 +25,11 @@ class ThreadPool {
   // Counts regions here from now on, for a supervisor. The counter must outlive the pool.
   void count_regions_in(std::atomic<uint64_t>& counter) { num_regions_ = &counter; }
 
+  // Seconds of CPU time so far: of the callers in regions, by the clock, so that a core lost in between
+  // counts; and of the workers, who do nothing but compute, or spin a little while behind a region.
+  double caller_seconds() const { return 1e-9 * static_cast<double>(caller_ns_.load()); }
+  double worker_seconds() const;
+
   // Calls body(begin, end) over ranges of at most `grain` items that cover [0, num_items) exactly
   // once, from any thread, and returns when all are done. `body` must not throw. Regions of
   // several callers run one after the other.
@@ -43,11 +48,13 @@ class ThreadPool {
 
   void stop();
   void run(int64_t num_items, int64_t grain, RangeFunction function, const void* context);
+  void run_region(int64_t num_items, int64_t grain, RangeFunction function, const void* context);
   void work(uint32_t seen_epoch);
   void claim_ranges();
 
   std::atomic<uint64_t> own_num_regions_{0};
   std::atomic<uint64_t>* num_regions_ = &own_num_regions_;
+  std::atomic<int64_t> caller_ns_{0};
   std::mutex mutex_;  // one region at a time
 
   // The open region. Written while closed; workers read it only after seeing is_open_, and count

@@ -25,6 +25,10 @@ class ExecutionContext:
         """Count ops on the board from now on."""
 
     @property
+    def kernel_seconds(self) -> tuple[float, float]:
+        """Seconds in kernels so far: of their callers, by the clock, and CPU time of the pool's threads."""
+
+    @property
     def isa(self) -> str: ...
     @property
     def num_threads(self) -> int: ...

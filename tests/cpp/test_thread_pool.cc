@@ -1,5 +1,6 @@
 // Every item exactly once, whatever the callers, the threads and the grain. Run it under
 // ENGINE_SANITIZE=thread as well.
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -66,6 +67,29 @@ void start_and_stop() {
   }
 }
 
+// Two threads that compute for a while: the caller's time by the clock, the worker's on its core.
+void tell_times() {
+  for (int num_threads : {1, 2}) {
+    ThreadPool pool(num_threads);
+    require(pool.caller_seconds() == 0, "no region, no time");
+    const auto began = std::chrono::steady_clock::now();
+    std::atomic<int64_t> sum{0};
+    pool.parallel_for(64, 1, [&](int64_t begin, int64_t end) {
+      const auto until = std::chrono::steady_clock::now() + (end - begin) * std::chrono::milliseconds(1);
+      while (std::chrono::steady_clock::now() < until) sum += 1;
+    });
+    const double wall_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+    require(pool.caller_seconds() > 0.031 && pool.caller_seconds() <= wall_s, "time of the caller");
+    const double most_s = num_threads == 1 ? 0 : wall_s + 0.01;
+    require(pool.worker_seconds() >= 0 && pool.worker_seconds() <= most_s, "time of the workers");
+    const auto deadline = began + std::chrono::seconds(20);
+    while (num_threads > 1 && pool.worker_seconds() == 0) {
+      require(std::chrono::steady_clock::now() < deadline, "a worker that computes takes time");
+      cover(pool, 1000, 1);
+    }
+  }
+}
+
 void refuse_bad_sizes() {
   for (int num_threads : {0, -3, 4096}) {
     bool refused = false;
@@ -85,6 +109,7 @@ int main() {
   park_and_wake();
   many_callers();
   start_and_stop();
+  tell_times();
   refuse_bad_sizes();
   std::puts("thread pool: ok");
 }

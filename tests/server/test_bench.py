@@ -96,7 +96,12 @@ def test_a_whole_bench() -> None:
         0 <= result["itl_p50_ms"] <= result["itl_p99_ms"] > 0
     )  # tokens that arrive at once have no time between
     assert result["decode_tok_s"] > 0 and result["client_cpu_us_per_token"] > 0
-    assert result["own_cpu_us_per_token"] >= result["engine_around_model_us_per_token"] > 0
+    server, engine, kernels, own = (
+        result[f"{part}_cpu_us_per_token"] for part in ("server", "engine", "kernels", "own")
+    )
+    assert 0 < server < own < server + engine
+    assert 0 < kernels < engine
+    assert own == pytest.approx(server + engine - kernels)  # of one round
 
 
 def test_compare() -> None:

@@ -14,6 +14,7 @@ from engine.errors import InternalError, Overloaded
 from engine.server.token_tally import TokenTally
 from helpers.http_server import Server, wait_until
 
+KINDS = {"counter", "gauge", "histogram"}
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -50,7 +51,13 @@ def test_names(fresh: Server) -> None:
         "num_preemptions_total prompt_tokens_total generation_tokens_total cached_tokens_total "
         "num_requests_total num_aborted_requests_total rejected_total http_responses_total "
         "time_to_first_token_seconds inter_token_latency_seconds e2e_request_latency_seconds "
-        "queue_time_seconds prompt_tokens_histogram generation_tokens_histogram"
+        "queue_time_seconds prompt_tokens_histogram generation_tokens_histogram "
+        "num_grammar_queue_reqs num_retracted_reqs gen_throughput kv_used_tokens num_so_requests_total "
+        "request_time_per_output_token_seconds per_stage_req_latency_seconds "
+        "uncached_prompt_tokens_histogram http_requests_total http_requests_active "
+        "lora_pool_slots_used lora_pool_slots_total "
+        "lora_pool_utilization spec_accept_rate cpu_seconds_total steps_total step_seconds_total "
+        "num_requests_running num_requests_waiting kv_cache_usage_perc engine_restarts_total"
     )
     assert {f"engine:{name}" for name in expected.split()} <= names
 
@@ -60,7 +67,7 @@ def test_gaps_fall_into_the_bucket_of_their_length() -> None:
     tally.add(1)
     for num_tokens, seconds in ((1, 0.001), (2, 0.0021), (1, 0.04), (1, 9.0)):
         tally.add_after(num_tokens, seconds)
-    tokens, gaps = tally.collect()
+    tokens, _, gaps = tally.collect()
     assert [sample.value for sample in tokens.samples] == [6]
     counts = {s.labels["le"]: s.value for s in gaps.samples if s.name.endswith("_bucket")}
     expected = {"0.001": 1, "0.0025": 2, "0.03": 2, "0.05": 3, "5.0": 3, "+Inf": 4}
@@ -85,6 +92,10 @@ def test_tokens_and_latencies_of_requests(fresh: Server) -> None:
     for total in ("prompt_tokens", "generation_tokens"):
         assert value(samples, f"{total}_histogram_sum") == value(samples, f"{total}_total")
         assert value(samples, f"{total}_histogram_count") == 3
+    assert value(samples, "uncached_prompt_tokens_histogram_sum") == value(samples, "prompt_tokens_total") - 4
+    assert value(samples, "request_time_per_output_token_seconds_count") == 3
+    for stage in ("queue", "prefill", "decode"):
+        assert value(samples, "per_stage_req_latency_seconds_count", stage=stage) == 3
     assert value(samples, "generation_tokens_histogram_bucket", le="4.0") == 0
     assert value(samples, "generation_tokens_histogram_bucket", le="8.0") == 1  # the one of 5 tokens
     for name in ("time_to_first_token_seconds", "e2e_request_latency_seconds", "queue_time_seconds"):
@@ -97,6 +108,47 @@ def test_tokens_and_latencies_of_requests(fresh: Server) -> None:
     assert 0 < first < last < 10
     assert value(samples, "num_aborted_requests_total") == 0
     assert value(samples, "max_total_num_tokens") == 8192
+
+
+def test_throughput_is_of_the_time_since_the_last_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("engine.server.token_tally.monotonic", lambda: now)
+    tally = TokenTally("engine:")
+    found = []
+    for at_s, num_tokens in ((2.0, 10), (2.5, 4), (4.0, 2), (14.0, 0)):
+        now = at_s
+        tally.add(num_tokens)
+        found.append(tally.throughput())
+    assert found == [5, 5, 3, 0], "half a second is too short to tell"
+
+
+def test_requests_over_http_are_counted_while_they_last(fresh: Server) -> None:
+    path = "/v1/chat/completions"
+    labels = {"endpoint": path, "method": "POST"}
+    fresh.call(fresh.engine.hold)
+    body = {"model": "default", "messages": [{"role": "user", "content": "a"}], "stream": True}
+    with fresh.http.stream("POST", path, json=body) as response:
+        assert response.status_code == 200
+        samples = scrape(fresh)
+        assert value(samples, "http_requests_active", **labels) == 1
+        assert value(samples, "http_requests_active", endpoint="/metrics", method="GET") == 1, (
+            "the one that asks"
+        )
+        assert value(samples, "http_responses_total", **labels, status_code="200") == 1
+    wait_until(lambda: value(scrape(fresh), "http_requests_active", **labels) == 0)
+    fresh.call(fresh.engine.release)
+    fresh.chat(temperature=-1)
+    fresh.get("/made-up")
+    samples = scrape(fresh)
+    assert value(samples, "http_requests_total", **labels) == 2
+    assert value(samples, "http_requests_total", endpoint="other", method="GET") == 1
+    assert value(samples, "http_requests_active", **labels) == 0
+
+
+def test_requests_with_a_constraint_are_counted(fresh: Server) -> None:
+    fresh.chat()
+    fresh.chat(regex="a+")
+    assert value(scrape(fresh), "num_so_requests_total") == 1
 
 
 def test_a_stop_string_completes_a_request(fresh: Server) -> None:
@@ -153,7 +205,9 @@ def test_answers_are_counted_by_route_and_clients_make_up_no_label(fresh: Server
     samples = scrape(fresh)
 
     def count(endpoint: str, method: str, status: int) -> float:
-        return value(samples, "http_responses_total", endpoint=endpoint, method=method, status=str(status))
+        return value(
+            samples, "http_responses_total", endpoint=endpoint, method=method, status_code=str(status)
+        )
 
     assert count("/v1/chat/completions", "POST", 200) == 2
     assert count("/v1/chat/completions", "POST", 400) == 1
@@ -183,8 +237,12 @@ def test_open_metrics_for_those_who_ask(fresh: Server) -> None:
         "/metrics", headers={"accept": "application/openmetrics-text;version=1.0.0,*/*;q=0.1"}
     )
     assert response.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
-    names = {family.name for family in parse_open_metrics(response.text)}
+    families = list(parse_open_metrics(response.text))
+    names = {family.name for family in families}
     assert {"engine:num_requests", "engine:token_usage", "engine:queue_time_seconds"} <= names
+    plain = scrape(fresh)
+    samples = {sample.name.removeprefix("engine:") for family in families for sample in family.samples}
+    assert samples == {name for name, _ in plain} and {family.type for family in families} <= KINDS
 
 
 def test_two_servers_count_apart(fresh: Server, model_dir: Path) -> None:

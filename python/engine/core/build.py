@@ -9,6 +9,7 @@ from collections.abc import Callable
 from engine.config.engine_config import EngineConfig
 from engine.config.model_location import locate_model
 from engine.core.build_embedding import build_embedding_engine, embedder_beside, embedding_bytes, only_embeds
+from engine.core.cpu_clock import CpuClock
 from engine.core.embedding_core import EmbeddingCore
 from engine.core.engine_core import EngineCore
 from engine.core.messages import EngineReady
@@ -125,6 +126,7 @@ def build_engine(
         adapter_queue=adapter_queue,
         embedding=embedding,
         board=board,
+        cpu_clock=CpuClock(lambda: runner.context.kernel_seconds),
     )
     if not isinstance(spec, ModelSpec):
         logger.info(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from engine.core.constraints import ConstrainedRequests, matcher_maker
+from engine.core.cpu_clock import CpuClock, process_cpu_s
 from engine.core.embedding_core import EmbeddingCore
 from engine.core.messages import (
     AdapterLoaded,
@@ -83,12 +84,14 @@ class EngineCore:
         adapter_queue: AdapterQueue | None = None,
         embedding: EmbeddingCore | None = None,
         board: StepBoard | None = None,
+        cpu_clock: CpuClock | None = None,
         clock: Callable[[], float] = time.monotonic,
         draw_seed: Callable[[], int] = lambda: secrets.randbits(53),  # exact in every JSON reader
     ) -> None:
         if adapters is not None and adapter_queue is None:
             adapter_queue = AdapterQueue(adapters)
         line = None if adapter_queue is None else adapter_queue.line()
+        self.cpu_clock = cpu_clock
         self._scheduler = Scheduler(settings, cache, clock=clock, adapters=line)
         self._adapters = adapters
         self._runner = runner
@@ -349,6 +352,9 @@ class EngineCore:
             **({} if self._adapters is None else self._adapters.counts()),
             schedule_s=self._schedule_s,
             update_s=self._update_s,
+            num_compiling=num_compiling,
+            cpu_s=process_cpu_s(),
+            kernel_cpu_s=0.0 if self.cpu_clock is None else self.cpu_clock.kernel_cpu_s(),
         )
 
 

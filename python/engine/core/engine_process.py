@@ -104,7 +104,10 @@ def serve(connection: socket.socket, core: EngineCore, board: StepBoard) -> floa
                 core.warm_up()
                 warm_up_at_s = None
             poll.poll(None if warm_up_at_s is None else 1e3 * (warm_up_at_s - lay_down_s))
-            asleep_s += time.monotonic() - lay_down_s
+            slept_s = time.monotonic() - lay_down_s
+            asleep_s += slept_s
+            if core.cpu_clock is not None:
+                core.cpu_clock.slept_s += slept_s
         if any(fd == connection.fileno() for fd, _ in poll.poll(0)):
             data = connection.recv(_READ_BYTES)
             messages = reader.feed(data)
@@ -117,7 +120,7 @@ def serve(connection: socket.socket, core: EngineCore, board: StepBoard) -> floa
 
 
 def _log_totals(core: EngineCore, awake_s: float, cpu_s: float) -> None:
-    """The last words, which bench/serving reads. Times are of this thread; the first two by the clock."""
+    """The last words. Times are of this thread; the first two by the clock."""
     stats = core.stats()
     logger.info(
         "served %d tokens in %d steps: %.4f s in the model, %.4f s around it; %.4f s of CPU time",

@@ -303,7 +303,8 @@ class EngineStats(_Message, tag=15):
 
     `schedule_s`, `model_s` and `update_s` are the times spent in deciding what a step computes, in
     the runner, and in booking what came out, by the clock. `draft_tokens` were guessed and computed,
-    `accepted_tokens` of them were right.
+    `accepted_tokens` of them were right. `cpu_s` is the CPU time of the engine's process, `kernel_cpu_s`
+    the part of it that native kernels took since it was ready.
     """
 
     num_running: int
@@ -326,6 +327,10 @@ class EngineStats(_Message, tag=15):
     update_s: float = 0.0
     draft_tokens: int = 0
     accepted_tokens: int = 0
+    cpu_s: float = 0.0
+    kernel_cpu_s: float = 0.0
+    num_compiling: int = 0
+    """Of those that wait, requests whose constraint is being compiled."""
 
 
 class Progress(_Message, tag=16):

@@ -78,6 +78,7 @@ def create_app(context: ServerContext) -> Sanic:
         if not request.head or origins.is_preflight(request):
             return
         log_of(request)
+        request.ctx.end = context.metrics.begin_request(endpoint_of(request.route), request.method)
         client = request.ctx.client = keyring.client_of(request)
         if client.limits is not None and request.method == "POST" and not is_admin_path(request):
             client.limits.take_request()
@@ -127,6 +128,14 @@ class _App(Sanic):
 
     def get(self, uri: str, **options: Any) -> Any:
         return self.route(uri, methods=("GET", "HEAD"), **options)
+
+    async def handle_request(self, request: Request) -> None:
+        """Also knows when it is over, streams and lost connections included."""
+        try:
+            await super().handle_request(request)
+        finally:
+            if (end := getattr(request.ctx, "end", None)) is not None:
+                end()
 
 
 class _Request(Request):

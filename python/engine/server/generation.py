@@ -196,6 +196,8 @@ class Generation:
             raise
         self._is_admitted = True
         self._timer.admitted(self.prompt_tokens)
+        if request.params.constraint is not None:
+            context.metrics.structured.inc()
         return self
 
     def _reserve_tokens(self, ready: EngineReady | None) -> None:

@@ -22,6 +22,8 @@ class Load:
     num_running_reqs: int
     num_waiting_reqs: int
     num_total_reqs: int
+    num_grammar_queue_reqs: int
+    """Of those that wait, requests whose constraint is being compiled."""
     num_used_tokens: int
     max_total_num_tokens: int
     token_usage: float
@@ -64,6 +66,7 @@ def load_of(stats: EngineStats, ready: EngineReady, max_loaded_loras: int) -> Lo
         num_running_reqs=stats.num_running,
         num_waiting_reqs=stats.num_waiting,
         num_total_reqs=stats.num_running + stats.num_waiting,
+        num_grammar_queue_reqs=stats.num_compiling,
         num_used_tokens=stats.num_blocks_in_use * ready.block_size,
         max_total_num_tokens=stats.num_blocks_total * ready.block_size,
         token_usage=stats.num_blocks_in_use / max(1, stats.num_blocks_total),

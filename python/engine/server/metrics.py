@@ -5,13 +5,13 @@ Labels take few values, all of them ours: nothing that a client makes up becomes
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from time import monotonic
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import Metric
 
-from engine.server.token_tally import TokenTally
+from engine.server.token_tally import BOUNDS_S, TokenTally
 
 PREFIX = "engine:"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -32,8 +32,16 @@ class Metrics:
         self._rejected = self._counter("rejected", "Requests refused, by the code of the error.", "reason")
         self._cancelled = self._counter("cancelled", "Requests ended before their end, by cause.", "cause")
         self._responses = self._counter(
-            "http_responses", "Answers over HTTP.", "endpoint", "method", "status"
+            "http_responses", "Answers over HTTP.", "endpoint", "method", "status_code"
         )
+        self._http_requests = self._counter("http_requests", "Requests over HTTP.", "endpoint", "method")
+        self._http_active = Gauge(
+            PREFIX + "http_requests_active",
+            "Requests over HTTP that are not answered to the end.",
+            ("endpoint", "method"),
+            registry=self._registry,
+        )
+        self.structured = self._counter("num_so_requests", "Requests admitted with a constraint.")
         self.time_to_first_token = self._histogram(
             "time_to_first_token_seconds", "From the request's submission to its first token.", _LONG_S
         )
@@ -47,19 +55,46 @@ class Metrics:
         self.prompt_lens = self._histogram(
             "prompt_tokens_histogram", "Tokens of the prompts of a request.", _TOKENS
         )
+        self.uncached_prompt_lens = self._histogram(
+            "uncached_prompt_tokens_histogram", "Tokens of the prompts of a request, computed anew.", _TOKENS
+        )
+        self.time_per_token = self._histogram(
+            "request_time_per_output_token_seconds",
+            "From a request's first token to its last, divided by the tokens of a choice after the first.",
+            BOUNDS_S,
+        )
+        self._stages = self._histogram(
+            "per_stage_req_latency_seconds",
+            "Of complete requests: until admission, from there to the first token, from there to the last.",
+            _LONG_S,
+            "stage",
+        )
         self.answer_lens = self._histogram(
             "generation_tokens_histogram", "Tokens generated for a request, complete or not.", _TOKENS
         )
 
+    def begin_request(self, endpoint: str, method: str) -> Callable[[], None]:
+        """Count a request over HTTP; what is returned is called when it is over."""
+        labels = endpoint, _known(method)
+        self._http_requests.labels(*labels).inc()
+        active = self._http_active.labels(*labels)
+        active.inc()
+        return active.dec
+
     def count_response(self, endpoint: str, method: str, status: int) -> None:
         """`endpoint` is the path of a route, with names in place of its parameters."""
-        self._responses.labels(endpoint, method if method in _METHODS else "other", str(status)).inc()
+        self._responses.labels(endpoint, _known(method), str(status)).inc()
 
     def count_cancellation(self, cause: str) -> None:
         """One that ended before its end: by its client, an abort, or the code of an error."""
         self._cancelled.labels(cause).inc()
         if cause in ("client", "abort"):
             self.aborted.inc()
+
+    def observe_stages(self, **seconds: float) -> None:
+        """How long the parts of a complete request took."""
+        for stage, value in seconds.items():
+            self._stages.labels(stage).observe(value)
 
     def count_rejection(self, reason: str) -> None:
         self._rejected.labels(reason).inc()
@@ -71,8 +106,12 @@ class Metrics:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(PREFIX + name, text, labels, registry=self._registry)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(PREFIX + name, text, buckets=buckets, registry=self._registry)
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(PREFIX + name, text, labels, buckets=buckets, registry=self._registry)
+
+
+def _known(method: str) -> str:
+    return method if method in _METHODS else "other"
 
 
 class RequestTimer:
@@ -83,6 +122,7 @@ class RequestTimer:
         self._start_s = monotonic()
         self._admitted_s = self._first_token_s = self._start_s
         self._last_token_s: dict[int, float] = {}
+        self._prompt_tokens = 0
 
     def admitted(self, prompt_tokens: int) -> None:
         self._admitted_s = monotonic()
@@ -90,6 +130,7 @@ class RequestTimer:
         self._metrics.requests.inc()
         self._metrics.prompt_tokens.inc(prompt_tokens)
         self._metrics.prompt_lens.observe(prompt_tokens)
+        self._prompt_tokens = prompt_tokens
 
     def tokens(self, choice: int, num_tokens: int) -> None:
         """New tokens of a choice arrived together."""
@@ -130,9 +171,24 @@ class RequestTimer:
         """The admitted request is over, after `num_tokens`, or None where no token was asked for; `cause`
         says why before its end, if it was."""
         self._metrics.cached_tokens.inc(cached_tokens)
+        self._metrics.uncached_prompt_lens.observe(self._prompt_tokens - cached_tokens)
         if num_tokens is not None:
             self._metrics.answer_lens.observe(num_tokens)
         if is_complete:
             self._metrics.e2e_latency.observe(monotonic() - self._start_s)
+            self._observe_parts(num_tokens or 0)
         if cause is not None:
             self._metrics.count_cancellation(cause)
+
+    def _observe_parts(self, num_tokens: int) -> None:
+        num_choices = len(self._last_token_s)
+        if not num_choices:
+            return
+        decode_s = max(self._last_token_s.values()) - self._first_token_s
+        self._metrics.observe_stages(
+            queue=self._admitted_s - self._start_s,
+            prefill=self._first_token_s - self._admitted_s,
+            decode=decode_s,
+        )
+        if num_tokens > num_choices:
+            self._metrics.time_per_token.observe(decode_s * num_choices / (num_tokens - num_choices))

@@ -65,6 +65,7 @@ _LOAD = answer(
     num_running_reqs=INTEGER,
     num_waiting_reqs=INTEGER,
     num_total_reqs=INTEGER,
+    num_grammar_queue_reqs=INTEGER,
     num_used_tokens=INTEGER,
     max_total_num_tokens=INTEGER,
     token_usage=NUMBER,

@@ -8,10 +8,12 @@ from collections.abc import Iterable, Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
+from prometheus_client.openmetrics.exposition import ALLOWUTF8
 from prometheus_client.openmetrics.exposition import generate_latest as open_metrics
 from sanic import HTTPResponse, Sanic
 from sanic.request import Request
 
+from engine.core.cpu_clock import process_cpu_s
 from engine.core.messages import EngineStats
 from engine.errors import Overloaded
 from engine.server.context import ServerContext
@@ -34,6 +36,7 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
             stats = await fetch_stats(context)
             load = load_of(stats, ready, context.engine_config.max_loaded_loras)
             families += [*load_families(load), *_step_families(stats)]
+            families += [_cpu_family(stats), *_vllm_families(load)]
         return written(families, request)
 
 
@@ -42,7 +45,8 @@ def written(families: Iterable[Metric], request: Request) -> HTTPResponse:
     snapshot = _Snapshot(families)
     if _OPEN_METRICS in request.headers.get("accept", ""):
         content_type = f"{_OPEN_METRICS}; version=1.0.0; charset=utf-8"
-        return HTTPResponse(open_metrics(snapshot), content_type=content_type)
+        # The library's default would put an underscore in place of the colon of samples.
+        return HTTPResponse(open_metrics(snapshot, escaping=ALLOWUTF8), content_type=content_type)
     content_type = "text/plain; version=0.0.4; charset=utf-8"
     return HTTPResponse(generate_latest(snapshot), content_type=content_type)
 
@@ -70,13 +74,42 @@ def _step_families(stats: EngineStats) -> Iterator[Metric]:
     yield seconds
 
 
+def _cpu_family(stats: EngineStats) -> Metric:
+    text = "CPU time: of the process that serves HTTP, of the engine's process, and of kernels within that."
+    family = CounterMetricFamily(PREFIX + "cpu_seconds", text, labels=["part"])
+    for part, value in (
+        ("server", process_cpu_s()),
+        ("engine", stats.cpu_s),
+        ("kernels", stats.kernel_cpu_s),
+    ):
+        family.add_metric([part], value)
+    return family
+
+
+def _vllm_families(load: Load) -> Iterator[Metric]:
+    """The same numbers under the names that dashboards made for vLLM look for."""
+    for name, value in (
+        ("num_requests_running", load.num_running_reqs),
+        ("num_requests_waiting", load.num_waiting_reqs),
+        ("kv_cache_usage_perc", load.token_usage),
+    ):
+        yield GaugeMetricFamily(PREFIX + name, "As vLLM calls it.", value=value)
+
+
 def load_families(load: Load) -> Iterator[Metric]:
     """How busy the engine is, as metrics."""
     for name, text, value in (
         ("num_running_reqs", "Choices being computed.", load.num_running_reqs),
         ("num_queue_reqs", "Choices that wait.", load.num_waiting_reqs),
+        (
+            "num_grammar_queue_reqs",
+            "Requests whose constraint is being compiled.",
+            load.num_grammar_queue_reqs,
+        ),
+        ("num_retracted_reqs", "Running requests put back into the queue so far.", load.num_preemptions),
         ("token_usage", "Part of the KV cache that requests hold.", load.token_usage),
         ("num_used_tokens", "Tokens of the KV cache that requests hold.", load.num_used_tokens),
+        ("kv_used_tokens", "The same.", load.num_used_tokens),
         ("max_total_num_tokens", "Tokens that the KV cache holds at most.", load.max_total_num_tokens),
         ("kv_available_tokens", "Tokens of the KV cache that nothing is in.", load.num_free_tokens),
         ("kv_evictable_tokens", "Tokens cached that no request holds.", load.num_cached_tokens),
@@ -99,5 +132,8 @@ def load_families(load: Load) -> Iterator[Metric]:
     yield CounterMetricFamily(PREFIX + "spec_draft_tokens", text, value=load.spec_num_draft_tokens)
     text = "Guessed tokens that were right."
     yield CounterMetricFamily(PREFIX + "spec_accepted_tokens", text, value=load.spec_num_accepted_tokens)
+    text = "Part of the guessed tokens that were right."
+    rate = load.spec_num_accepted_tokens / max(1, load.spec_num_draft_tokens)
+    yield GaugeMetricFamily(PREFIX + "spec_accept_rate", text, value=rate)
     text = "Running requests put back into the queue."
     yield CounterMetricFamily(PREFIX + "num_preemptions", text, value=load.num_preemptions)
