@@ -22,11 +22,22 @@ class Outcome:
     status: int
     code: str | None = None
     text: str = ""
+    finish_reasons: tuple[str | None, ...] = ()
+    """Of every choice; None: its end did not come."""
+
+    logprobs: tuple[float, ...] = ()
+    """Of the tokens, choice by choice, if they were asked for."""
+
     has_retry_after: bool = False
     left: bool = False
     """The client went away in the middle."""
 
     seconds: float = 0.0
+
+    @property
+    def answer(self) -> tuple[object, ...]:
+        """All that two answers to the same request must share, to the last bit."""
+        return self.status, self.code, self.text, self.finish_reasons, self.logprobs
 
 
 def client(url: str, **options: Any) -> httpx.AsyncClient:
@@ -57,7 +68,8 @@ async def _stream(http: httpx.AsyncClient, body: dict[str, Any]) -> Outcome:
     async with http.stream("POST", PATH, json=body) as answer:
         if answer.status_code != 200:
             return _outcome(answer.status_code, json.loads(await answer.aread()), answer.headers)
-        texts, code, ends = [], None, []
+        choices: dict[int, list[dict[str, Any]]] = {i: [] for i in range(body.get("n", 1))}
+        code, ends = None, []
         async for line in answer.aiter_lines():
             if not line.startswith("data: "):
                 continue
@@ -70,14 +82,35 @@ async def _stream(http: httpx.AsyncClient, body: dict[str, Any]) -> Outcome:
                 assert code is None, "two errors"
                 code = event["error"]["code"]
             else:
-                texts += [choice["text"] for choice in event["choices"]]
+                assert code is None, "an event after an error"
+                for choice in event["choices"]:
+                    choices[choice["index"]].append(choice)
         assert ends == ["done"], "a stream without its end"
-        return Outcome(200, code, "".join(texts))
+        return _answered([_joined(pieces) for _, pieces in sorted(choices.items())], code)
+
+
+def _joined(pieces: list[dict[str, Any]]) -> dict[str, Any]:
+    """One choice out of its pieces in the stream."""
+    reasons = [piece["finish_reason"] for piece in pieces if piece["finish_reason"] is not None]
+    assert len(reasons) <= 1, "two ends of a choice"
+    logprobs = [x for piece in pieces for x in (piece.get("logprobs") or {}).get("token_logprobs", [])]
+    return {
+        "text": "".join(piece["text"] for piece in pieces),
+        "finish_reason": reasons[0] if reasons else None,
+        "logprobs": {"token_logprobs": logprobs},
+    }
+
+
+def _answered(choices: list[dict[str, Any]], code: str | None = None) -> Outcome:
+    logprobs = [x for choice in choices for x in (choice.get("logprobs") or {}).get("token_logprobs", [])]
+    reasons = tuple(choice["finish_reason"] for choice in choices)
+    assert code is not None or None not in reasons, "an answer that is cut short without an error"
+    return Outcome(200, code, "".join(choice["text"] for choice in choices), reasons, tuple(logprobs))
 
 
 def _outcome(status: int, body: dict[str, Any], headers: httpx.Headers) -> Outcome:
     if status == 200:
-        return Outcome(status, text="".join(choice["text"] for choice in body["choices"]))
+        return _answered(sorted(body["choices"], key=lambda choice: choice["index"]))
     return Outcome(status, body["error"]["code"], has_retry_after=int(headers.get("retry-after", 0)) >= 1)
 
 
@@ -126,11 +159,33 @@ def proportional_bytes(pid: int) -> int:
     return total
 
 
-def handles(pid: int) -> tuple[int, int]:
-    """Open descriptors and threads of a process and its descendants."""
-    process = psutil.Process(pid)
-    all_of_them = (process, *process.children(recursive=True))
-    return sum(one.num_fds() for one in all_of_them), sum(one.num_threads() for one in all_of_them)
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """What a server that is idle holds: it and its descendants."""
+
+    bytes: int
+    """Proportional memory."""
+
+    descriptors: int
+    threads: int
+    tasks: int
+    """Of the server's event loop."""
+
+    @classmethod
+    def by(cls, pid: int, http: httpx.Client) -> Held:
+        num_tasks = http.get("/debug/state").json()["server"]["tasks"]
+        process = psutil.Process(pid)
+        all_of_them = (process, *process.children(recursive=True))
+        num_fds = sum(one.num_fds() for one in all_of_them)
+        return cls(proportional_bytes(pid), num_fds, sum(p.num_threads() for p in all_of_them), num_tasks)
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        return self.descriptors, self.threads, self.tasks
+
+    def is_flat_since(self, before: Held) -> bool:
+        """Whether at most 2 % and 10 MB of memory came to it."""
+        return self.bytes - before.bytes <= min(0.02 * before.bytes, 10 * 2**20)
 
 
 def words(draw: random.Random, count: int) -> str:

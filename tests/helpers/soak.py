@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import psutil
 
-from helpers.crowd import Outcome, ask, client, completion, handles, metrics, words
+from helpers.crowd import Held, Outcome, ask, client, completion, gather_limited, metrics, words
 from helpers.server_process import ServerProcess
 
 EXPECTED_ERRORS = {
@@ -30,9 +30,9 @@ EXPECTED_ERRORS = {
     "request_aborted",
     "model_loading",
 }
-MOST_GROWTH_BYTES = 10 * 2**20
 FAULTS = ("SIGKILL", "SIGSEGV", "SIGSTOP", "abort all")
 NUM_KNOWN = 24
+ABORTED = "ended by /abort_request, which the answer says"
 
 
 @dataclasses.dataclass
@@ -70,17 +70,27 @@ class Soak:
         fault_every_s: tuple[float, float] = (40.0, 110.0),
         num_threads: int = 2,
         seed: int = 1,
+        measured_after: tuple[int, ...] = (2000, 10_000),
     ) -> None:
+        """What the server holds is measured before any request, and after as many as `measured_after` tells.
+        It does not end before the last of these, however long that takes.
+        """
         self._seconds = seconds
         self._num_clients = num_clients
         self._fault_every_s = fault_every_s
         self._flags = (
             "--max-running-requests", "8", "--max-queued-requests", "16", "--watchdog-timeout", "8",
-            "--num-threads", str(num_threads),
+            "--num-threads", str(num_threads), "--max-total-tokens", "8192",
         )  # fmt: skip
         self._draw = random.Random(seed)
         self._report = Report(seconds)
-        self._known: dict[int, str] = {}
+        self._known: dict[int, Outcome] = {}
+        self._measured_after = measured_after
+        self._held: list[Held] = []
+        self._num_requests = self._num_in_flight = self._num_compared = 0
+        self._may_ask = asyncio.Event()
+        self._calm = asyncio.Lock()
+        """Held by a fault until it is over, and while nothing may disturb a measurement."""
 
     def run(self) -> Report:
         with ServerProcess(*self._flags) as server:
@@ -99,38 +109,47 @@ class Soak:
     async def _traffic(self) -> None:
         async with client(self._server.url) as http:
             for i in range(NUM_KNOWN):
-                self._known[i] = (await ask(http, self._known_body(i))).text
-            end_s = time.monotonic() + self._seconds
-            tasks = [asyncio.create_task(self._client(http, i, end_s)) for i in range(self._num_clients)]
+                self._known[i] = await ask(http, self._known_body(i))
+            await self._measure(http)
+            self._end_s = time.monotonic() + self._seconds
+            tasks = [asyncio.create_task(self._client(http, i)) for i in range(self._num_clients)]
             faults = asyncio.create_task(self._faults(http))
-            memory = asyncio.create_task(self._note_memory())
+            measurements = asyncio.create_task(self._measurements(http))
             await asyncio.gather(*tasks)
-            for task in (faults, memory):
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+            await measurements
+            faults.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await faults
             await self._wait_healthy(http)
 
-    def _known_body(self, i: int, **fields: Any) -> dict[str, Any]:
-        return completion(f"{words(random.Random(i), 3)} {i}", 8 + 3 * i, seed=i, temperature=i % 2) | fields
+    @property
+    def _is_over(self) -> bool:
+        return time.monotonic() >= self._end_s and self._num_requests >= self._measured_after[-1]
 
-    async def _client(self, http: httpx.AsyncClient, number: int, end_s: float) -> None:
+    def _known_body(self, i: int, **fields: Any) -> dict[str, Any]:
+        prompt = f"{words(random.Random(i), 3)} {i}"
+        return completion(prompt, 8 + 3 * i, seed=i, temperature=i % 2, logprobs=1) | fields
+
+    async def _client(self, http: httpx.AsyncClient, number: int) -> None:
         draw = random.Random(number)
-        while time.monotonic() < end_s:
+        while not self._is_over:
+            await self._may_ask.wait()
+            self._num_requests += 1
             known = draw.randrange(NUM_KNOWN) if draw.random() < 0.5 else None
             leaves_after_s = None if known is not None or draw.random() < 0.6 else draw.uniform(0.005, 1)
             body = self._random_body(draw) if known is None else self._known_body(known)
             body["stream"] = draw.random() < 0.5
+            self._num_in_flight += 1
             try:
                 outcome = await ask(http, body, leaves_after_s=leaves_after_s)
             except (httpx.HTTPError, AssertionError) as error:
                 self._problem(f"a request was lost: {type(error).__name__} {error}")
                 continue
+            finally:
+                self._num_in_flight -= 1
             self._note(outcome)
-            is_answer = outcome.status == 200 and outcome.code is None
-            # An abort from outside ends an answer early; what there is must be right.
-            if is_answer and known is not None and not self._known[known].startswith(outcome.text):
-                self._problem(f"a wrong answer to number {known}")
+            if known is not None:
+                self._compare(outcome, known)
             if outcome.status == 503:
                 await asyncio.sleep(draw.uniform(0.05, 0.3))
 
@@ -144,13 +163,31 @@ class Soak:
             return completion(
                 "The same beginning. " * 20 + words(draw, 4), draw.randrange(1, 60), n=draw.randrange(1, 5)
             )
+        if kind < 0.4:
+            return completion("x", 20, ignore_eos=False, regex=f"[a-f]{{{draw.randrange(2, 9)}}}")
         return completion(
             words(draw, draw.randrange(1, 200)), draw.randrange(1, 120), temperature=1, logprobs=2
         )
 
+    def _compare(self, outcome: Outcome, known: int) -> None:
+        """What came of a request whose answer is known must be that answer, or the beginning of it and say so."""
+        expected = self._known[known]
+        is_cut = outcome.code is not None or "abort" in outcome.finish_reasons
+        if is_cut:
+            is_right = expected.text.startswith(outcome.text)
+        else:
+            is_right = outcome.left or outcome.answer == expected.answer
+            self._num_compared += not outcome.left
+        if not is_right:
+            self._problem(f"a wrong answer to number {known}: {outcome}")
+
     def _note(self, outcome: Outcome) -> None:
         if outcome.left:
             name = "left in the middle by the client"
+        elif "abort" in outcome.finish_reasons:
+            name = ABORTED
+            if not self._report.faults["abort all"]:
+                self._problem("an answer was aborted by nobody")
         elif outcome.code is None:
             name = "answered"
         else:
@@ -169,29 +206,59 @@ class Soak:
             await asyncio.sleep(self._draw.uniform(*self._fault_every_s))
             fault = FAULTS[turn % len(FAULTS)]
             turn += 1
-            self._report.faults[fault] += 1
-            if fault == "abort all":
-                await http.post("/abort_request", json={"abort_all": True})
-                continue
-            (engine, *_) = psutil.Process(self._pid).children()
-            os.kill(engine.pid, signal.Signals[fault])
-            start = time.monotonic()
-            while engine.is_running() and engine.status() != psutil.STATUS_ZOMBIE:
-                await asyncio.sleep(0.02)
-            await self._wait_healthy(http)
-            self._report.recovery_s.append(time.monotonic() - start)
+            async with self._calm:
+                self._report.faults[fault] += 1
+                await self._inject(fault, http)
+
+    async def _inject(self, fault: str, http: httpx.AsyncClient) -> None:
+        if fault == "abort all":
+            await http.post("/abort_request", json={"abort_all": True})
+            return
+        (engine,) = psutil.Process(self._pid).children()
+        os.kill(engine.pid, signal.Signals[fault])
+        start = time.monotonic()
+        while engine.is_running() and engine.status() != psutil.STATUS_ZOMBIE:
+            await asyncio.sleep(0.02)
+        await self._wait_healthy(http)
+        self._report.recovery_s.append(time.monotonic() - start)
 
     async def _wait_healthy(self, http: httpx.AsyncClient) -> None:
         while (await http.get("/health")).status_code != 200:
             await asyncio.sleep(0.02)
 
-    # --- what is left at the end
+    # --- what the server holds, and what is left at the end
 
-    async def _note_memory(self) -> None:
-        """Of the server's own process: that of the engine starts anew with each fault."""
-        await asyncio.sleep(self._seconds * 0.25)
-        self._early_bytes = psutil.Process(self._pid).memory_full_info().pss
-        await asyncio.sleep(self._seconds)
+    async def _measurements(self, http: httpx.AsyncClient) -> None:
+        for num_requests in self._measured_after:
+            while self._num_requests < num_requests:
+                await asyncio.sleep(0.02)
+            await self._measure(http)
+
+    async def _measure(self, http: httpx.AsyncClient) -> None:
+        """With nothing in flight, and the same things done before, however young the engine is."""
+        async with self._calm:
+            self._may_ask.clear()
+            while self._num_in_flight:
+                await asyncio.sleep(0.02)
+            await self._wait_healthy(http)
+            draw = random.Random(0)
+            fills = [completion(words(draw, 200), 40, regex="[a-z ]*", n=2) for _ in range(80)]
+            await gather_limited([lambda body=body: ask(http, body) for body in fills], 4)
+            self._held.append(await asyncio.to_thread(self._settled))
+            self._may_ask.set()
+
+    def _settled(self) -> Held:
+        """As it is once connections and tasks that came to their end are cleared away, which takes a moment."""
+        deadline = time.monotonic() + 10
+        while True:
+            held = Held.by(self._pid, self._server.http)
+            first = self._held[0] if self._held else held
+            if held.counts == first.counts:
+                return held
+            if time.monotonic() > deadline:
+                self._problem(f"descriptors, threads, tasks: {first.counts} before, {held.counts} after")
+                return held
+            time.sleep(0.05)
 
     def _check_end(self) -> None:
         http, facts = self._server.http, self._report.facts
@@ -207,12 +274,20 @@ class Soak:
             self._problem(f"blocks are lost: {blocks}")
         if state["server"]["live_requests"]:
             self._problem("the server still counts requests as live")
-        growth = psutil.Process(self._pid).memory_full_info().pss - self._early_bytes
-        facts["memory of the server's process, end less a quarter of the time"] = f"{growth / 2**20:+.1f} MB"
-        if growth > MOST_GROWTH_BYTES:
+        first, before, after = self._held[0], *self._held[-2:]
+        facts["answers compared, bit for bit, with the one got alone"] = self._num_compared
+        facts["memory of all processes after {:,} requests".format(self._measured_after[-2])] = (
+            f"{before.bytes / 2**20:.1f} MB"
+        )
+        facts["- after {:,}".format(self._measured_after[-1])] = (
+            f"{(after.bytes - before.bytes) / 2**20:+.2f} MB ({after.bytes / before.bytes - 1:+.2%})"
+        )
+        if not after.is_flat_since(before):
             self._problem("memory grew")
+        facts["descriptors, threads, tasks before the first request, and then"] = (
+            f"{first.counts}, {after.counts}"
+        )
         facts["engine restarts counted"] = int(metrics(http)["engine:engine_restarts_total"])
-        facts["open descriptors, threads at the end"] = "{}, {}".format(*handles(self._pid))
 
     def _problem(self, text: str) -> None:
         if len(self._report.problems) < 20:

@@ -8,7 +8,9 @@ import dataclasses
 import logging
 import signal
 import socket
+import threading
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from engine.config.engine_config import EngineConfig
@@ -27,6 +29,7 @@ from engine.server.probe import compute_something
 logger = logging.getLogger(__name__)
 
 LAST_WORDS_S = 1.0
+_NUM_THREADS = 4
 
 
 async def serve(
@@ -42,6 +45,7 @@ async def serve(
     room = _make_room(context)
     signals: asyncio.Queue[None] = asyncio.Queue()
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(_thread_pool())
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, None)
     server = await start_serving(create_app(context), listener, room.backlog)
@@ -62,6 +66,16 @@ async def serve(
         await drain(server, LAST_WORDS_S)
         await cut_off(server)
         logger.info("stopped")
+
+
+def _thread_pool() -> ThreadPoolExecutor:
+    """For what is large. All its threads are there from the start, so that no load adds any, nor their memory."""
+    pool = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="large")
+    all_there = threading.Barrier(_NUM_THREADS + 1)
+    for _ in range(_NUM_THREADS):
+        pool.submit(all_there.wait)
+    all_there.wait()
+    return pool
 
 
 def _make_room(context: ServerContext) -> Room:

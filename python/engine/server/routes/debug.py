@@ -26,6 +26,7 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
             "is_draining": context.is_draining,
             "restarts": client.num_restarts,
             "live_requests": context.live.names(),
+            "tasks": len(asyncio.all_tasks()),
             "large_body_bytes": context.body_memory.num_bytes,
             "retry_after_s": client.retry_after_s,
         }
