@@ -7,6 +7,7 @@ import dataclasses
 import json
 import random
 from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -147,16 +148,11 @@ def refused(samples: dict[str, float], reason: str) -> float:
     return samples.get(f'engine:rejected_total{{reason="{reason}"}}', 0.0)
 
 
-def proportional_bytes(pid: int) -> int:
-    """Memory of a process and its descendants, what they share counted once."""
-    process = psutil.Process(pid)
-    total = 0
-    for one in (process, *process.children(recursive=True)):
-        try:
-            total += one.memory_full_info().pss
-        except psutil.NoSuchProcess:
-            continue
-    return total
+def _proportional_bytes(process: psutil.Process) -> tuple[int, int]:
+    """Of its own pages and those it shares with others of ours, and of pages of files."""
+    lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()[1:]
+    kib = {line.split()[0]: int(line.split()[1]) for line in lines}
+    return 1024 * (kib["Pss_Anon:"] + kib["Pss_Shmem:"]), 1024 * kib["Pss_File:"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +160,10 @@ class Held:
     """What a server that is idle holds: it and its descendants."""
 
     bytes: int
-    """Proportional memory."""
+    """Proportional memory, without pages of files: those depend on what else the machine runs."""
+
+    file_bytes: int
+    """Proportional memory of those: programs, libraries, weights that are mapped."""
 
     descriptors: int
     threads: int
@@ -176,12 +175,17 @@ class Held:
         num_tasks = http.get("/debug/state").json()["server"]["tasks"]
         process = psutil.Process(pid)
         all_of_them = (process, *process.children(recursive=True))
+        own, of_files = map(sum, zip(*map(_proportional_bytes, all_of_them), strict=True))
         num_fds = sum(one.num_fds() for one in all_of_them)
-        return cls(proportional_bytes(pid), num_fds, sum(p.num_threads() for p in all_of_them), num_tasks)
+        return cls(own, of_files, num_fds, sum(one.num_threads() for one in all_of_them), num_tasks)
 
     @property
     def counts(self) -> tuple[int, int, int]:
         return self.descriptors, self.threads, self.tasks
+
+    def is_back_to(self, idle: Held) -> bool:
+        """Whether no more descriptors, threads and tasks are there than were."""
+        return all(now <= before for now, before in zip(self.counts, idle.counts, strict=True))
 
     def is_flat_since(self, before: Held) -> bool:
         """Whether at most 2 % and 10 MB of memory came to it."""

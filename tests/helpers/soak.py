@@ -117,10 +117,10 @@ class Soak:
             measurements = asyncio.create_task(self._measurements(http))
             await asyncio.gather(*tasks)
             await measurements
-            faults.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await faults
-            await self._wait_healthy(http)
+            async with self._calm:
+                faults.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await faults
 
     @property
     def _is_over(self) -> bool:
@@ -170,7 +170,7 @@ class Soak:
         )
 
     def _compare(self, outcome: Outcome, known: int) -> None:
-        """What came of a request whose answer is known must be that answer, or the beginning of it and say so."""
+        """What came of a request whose answer is known is that answer, or the beginning of it and says so."""
         expected = self._known[known]
         is_cut = outcome.code is not None or "abort" in outcome.finish_reasons
         if is_cut:
@@ -217,7 +217,7 @@ class Soak:
         (engine,) = psutil.Process(self._pid).children()
         os.kill(engine.pid, signal.Signals[fault])
         start = time.monotonic()
-        while engine.is_running() and engine.status() != psutil.STATUS_ZOMBIE:
+        while engine in psutil.Process(self._pid).children():  # until the server knows of its death
             await asyncio.sleep(0.02)
         await self._wait_healthy(http)
         self._report.recovery_s.append(time.monotonic() - start)
@@ -242,18 +242,18 @@ class Soak:
                 await asyncio.sleep(0.02)
             await self._wait_healthy(http)
             draw = random.Random(0)
-            fills = [completion(words(draw, 200), 40, regex="[a-z ]*", n=2) for _ in range(80)]
+            fills = [completion(words(draw, 200), 40, regex="[a-z ]*", n=2) for _ in range(40)]
             await gather_limited([lambda body=body: ask(http, body) for body in fills], 4)
             self._held.append(await asyncio.to_thread(self._settled))
             self._may_ask.set()
 
     def _settled(self) -> Held:
-        """As it is once connections and tasks that came to their end are cleared away, which takes a moment."""
+        """Once connections and tasks that came to their end are cleared away, which takes a moment."""
         deadline = time.monotonic() + 10
         while True:
             held = Held.by(self._pid, self._server.http)
             first = self._held[0] if self._held else held
-            if held.counts == first.counts:
+            if held.is_back_to(first):
                 return held
             if time.monotonic() > deadline:
                 self._problem(f"descriptors, threads, tasks: {first.counts} before, {held.counts} after")
@@ -276,11 +276,14 @@ class Soak:
             self._problem("the server still counts requests as live")
         first, before, after = self._held[0], *self._held[-2:]
         facts["answers compared, bit for bit, with the one got alone"] = self._num_compared
-        facts["memory of all processes after {:,} requests".format(self._measured_after[-2])] = (
+        facts[f"memory of all processes after {self._measured_after[-2]:,} requests"] = (
             f"{before.bytes / 2**20:.1f} MB"
         )
-        facts["- after {:,}".format(self._measured_after[-1])] = (
+        facts[f"- after {self._measured_after[-1]:,}"] = (
             f"{(after.bytes - before.bytes) / 2**20:+.2f} MB ({after.bytes / before.bytes - 1:+.2%})"
+        )
+        facts["pages of files, shared with whatever else runs, then and then"] = (
+            f"{before.file_bytes / 2**20:.1f} MB, {after.file_bytes / 2**20:.1f} MB"
         )
         if not after.is_flat_since(before):
             self._problem("memory grew")

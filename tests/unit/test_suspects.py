@@ -94,6 +94,21 @@ def test_an_idle_engine_that_is_stopped_is_found_out():
     run(main)
 
 
+def test_an_engine_that_is_stopped_while_it_loads_is_found_out():
+    """Not as late as one that may only be slow to load."""
+
+    async def main():
+        async with running("slow", watchdog_timeout=1) as client:
+            client.attach()
+            await until(lambda: "loading weights" in client.state_reason)
+            pid = client.pid
+            os.kill(pid, signal.SIGSTOP)
+            await until(lambda: client.pid != pid)
+            assert client.state is EngineState.LOADING and client.num_restarts == 1
+
+    run(main)
+
+
 def test_a_death_is_seen_although_somebody_holds_the_connection_open():
     """A grandchild may have inherited the engine's end of the socket."""
 

@@ -66,6 +66,15 @@ class EngineChild:
         """Also ends a process that is stopped."""
         self._process.kill()
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a signal keeps the process from running."""
+        try:
+            state = Path(f"/proc/{self.pid}/stat").read_bytes().rpartition(b") ")[2][:1]
+        except OSError:  # it is dead, or this system does not tell
+            return False
+        return state in (b"T", b"t")
+
     async def wait_gone(self) -> None:
         """Returns when the process is dead, which the connection may not show: others may hold its end."""
         loop, gone = asyncio.get_running_loop(), asyncio.Event()

@@ -63,7 +63,7 @@ class Patience:
     A death after less than `stable_s` of service counts as a repeated failure; the n-th restart in
     a row waits `first_delay_s * 2**(n-1)`, at most `longest_delay_s`; after `max_failures` of them
     there is no further one. The engine is looked at every `pulse_s`; while it loads, `load_s` without
-    a sign of it are too many (afterwards `EngineConfig.watchdog_timeout`).
+    a sign of it are too many (afterwards, or if somebody stopped it, `EngineConfig.watchdog_timeout`).
     """
 
     first_delay_s: float = 0.1
@@ -321,7 +321,9 @@ class ProcessClient:
         talk, gone, stuck = tasks = [
             asyncio.create_task(self._talk(child)),
             asyncio.create_task(child.wait_gone()),
-            asyncio.create_task(watchdog.wait_stuck(self._patience.pulse_s, self._allowed_silence_s)),
+            asyncio.create_task(
+                watchdog.wait_stuck(self._patience.pulse_s, lambda: self._allowed_silence_s(child))
+            ),
         ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -363,8 +365,8 @@ class ProcessClient:
                     if type(message) is not TokenChunk:
                         self._handle(message)
 
-    def _allowed_silence_s(self) -> float:
-        is_loading = self.state is not EngineState.READY
+    def _allowed_silence_s(self, child: EngineChild) -> float:
+        is_loading = self.state is not EngineState.READY and not child.is_stopped
         return self._patience.load_s if is_loading else self._config.watchdog_timeout
 
     async def _ask_for_a_sign(self) -> None:

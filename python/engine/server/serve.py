@@ -69,7 +69,7 @@ async def serve(
 
 
 def _thread_pool() -> ThreadPoolExecutor:
-    """For what is large. All its threads are there from the start, so that no load adds any, nor their memory."""
+    """For what is large. All its threads are there from the start: no load adds any, nor their memory."""
     pool = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="large")
     all_there = threading.Barrier(_NUM_THREADS + 1)
     for _ in range(_NUM_THREADS):
