@@ -8,6 +8,11 @@ import sys
 LEVELS = ("debug", "info", "warning", "error")
 
 
+def request_name(request_id: str, trace_id: str) -> str:
+    """A request in a line of a log: its own id, and the one under which the client knows it."""
+    return f"{request_id} (x-request-id {trace_id})" if trace_id else request_id
+
+
 def set_up_logging(level: str) -> None:
     """Send records of this package to standard error at `level`, those of libraries from WARNING up.
 

@@ -114,8 +114,10 @@ def test_a_request_that_ends_while_its_constraint_compiles(
     }
     url = f"{bundled.url}/v1/chat/completions"
     with httpx.Client(trust_env=False, timeout=60) as own:
-        answer = in_thread(lambda: _post(own, url, body))
+        answer = in_thread(lambda: _post(own, url, body, {"x-request-id": f"trace of {rid}"}))
         wait_until(lambda: bool(compiling(bundled)))
+        (seen,) = bundled.http.get("/debug/state").json()["engine"]["compiling"]
+        assert (seen["x_request_id"], seen["choices"]) == (f"trace of {rid}", 2)
         if leaves:
             own.close()
         else:
@@ -125,7 +127,7 @@ def test_a_request_that_ends_while_its_constraint_compiles(
     wait_until(lambda: not bundled.http.get("/v1/loads").json()["aggregate"]["num_total_reqs"])
     state = bundled.http.get("/debug/state").json()
     assert state["server"]["live_requests"] == []
-    assert not state["engine"]["running"] and not state["engine"]["waiting"]
+    assert not any(state["engine"][where] for where in ("running", "waiting", "compiling"))
     assert state["engine"]["blocks"]["in_use"] == 0
     quick = {**body, "rid": None, "stream": False, "response_format": None, "regex": "ok"}
     assert (
@@ -134,8 +136,8 @@ def test_a_request_that_ends_while_its_constraint_compiles(
     )
 
 
-def _post(http: httpx.Client, url: str, body: dict[str, Any]) -> httpx.Response:
+def _post(http: httpx.Client, url: str, body: dict[str, Any], headers: dict[str, str]) -> httpx.Response:
     try:
-        return http.post(url, json=body)
+        return http.post(url, json=body, headers=headers)
     except httpx.TransportError:  # it left
         return httpx.Response(0)

@@ -120,7 +120,8 @@ def test_a_client_that_leaves(server: Server, lines: Lines) -> None:
 def test_the_state_can_be_seen(bundled: ServerProcess) -> None:
     body = {"model": "default", "prompt": "x" * 40, "max_tokens": 400, "ignore_eos": True, "stream": True}
     body["n"] = 32
-    with bundled.http.stream("POST", "/v1/completions", json=body) as response:
+    headers = {"x-request-id": "my trace 1"}
+    with bundled.http.stream("POST", "/v1/completions", json=body, headers=headers) as response:
         assert response.status_code == 200, response.read()
         events = response.iter_lines()  # kept: its end closes the connection
         next(events)
@@ -129,6 +130,7 @@ def test_the_state_can_be_seen(bundled: ServerProcess) -> None:
         (live,) = state["server"]["live_requests"]
         running = state["engine"]["running"][0]
         assert running["id"].startswith(live)
+        assert running["x_request_id"] == "my trace 1"
         assert running["prompt_tokens"] <= running["computed_tokens"] < running["most_tokens"]
         blocks = state["engine"]["blocks"]
         assert blocks["free"] + blocks["cached"] + blocks["in_use"] == blocks["total"]

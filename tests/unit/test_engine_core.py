@@ -2,6 +2,7 @@ import asyncio
 import dataclasses
 import logging
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -254,7 +255,7 @@ def test_refusals_are_one_message_and_harm_nobody(request_, kind, slug):
 
 def test_a_failing_step_fails_its_requests_only(caplog):
     core, runner = make_core()
-    core.handle(generate("a", range(20)))
+    core.handle(msgspec.structs.replace(generate("a", range(20)), trace_id="trace of a"))
     core.step()
     core.handle(generate("b", range(5, 30), n=2))
     runner.fail_next = RuntimeError("secret path /root")
@@ -264,6 +265,7 @@ def test_a_failing_step_fails_its_requests_only(caplog):
     assert sorted(m.request_id for m in failed) == ["a", "b"]
     assert all(isinstance(m.to_error(), InternalError) and "secret" not in m.message for m in failed)
     assert "RuntimeError: secret path" in caplog.text
+    assert "failed, and with it a (x-request-id trace of a), b\n" in caplog.text
     assert not core.has_work
     assert core.stats().num_blocks_in_use == 0
     core.handle(generate("c", range(20)))

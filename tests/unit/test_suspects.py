@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import msgspec
 import pytest
 
 from engine._native import ExecutionContext, ProgressBoard
@@ -51,6 +52,46 @@ def test_a_request_that_crashes_the_engine_is_found_and_refused(caplog):
 
     run(main)
     assert "other id crashes the engine and is refused" in caplog.text
+
+
+def test_how_a_suspect_is_cleared_and_how_not():
+    """It must have been computed, alone: then its client may end it. Having waited proves nothing."""
+
+    async def main():
+        async with running() as client:
+            await client.wait_ready()
+            prompt = [fake.SLOW, 7]
+
+            def ask(request_id):
+                return generate(request_id, prompt, max_tokens=900)
+
+            def is_suspected():
+                return client._suspects.check(ask("look")).runs_alone
+
+            def suspect():
+                client._suspects.note_death([ask("x"), generate("y", [1])])
+                assert is_suspected()
+
+            for end in (client.cancel, lambda request_id: client.cancel_choice(request_id, 0)):
+                suspect()
+                stream = await client.submit(ask("a"))
+                await anext(aiter(stream))
+                assert is_suspected(), "it is not through"
+                end("a")
+                assert not is_suspected()
+            suspect()
+            busy = [await client.submit(generate(f"b{i}", [fake.SLOW], max_tokens=900)) for i in range(4)]
+            waiting = asyncio.create_task(client.submit(ask("waits")))
+            await until(lambda: len(client._streams) == 5)
+            client.cancel("waits")
+            with pytest.raises(InvalidRequest):
+                await waiting
+            assert is_suspected(), "it never ran"
+            with pytest.raises(InvalidRequest):
+                await client.submit(ask("b0"))  # the id is in use
+            assert is_suspected() and len(busy) == 4
+
+    run(main)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
@@ -143,7 +184,7 @@ def _steal(pid, fd):
 
 def test_suspects_are_known_by_what_they_ask():
     suspects = Suspects()
-    request = generate("a", [1, 2], temperature=0.5)
+    request = msgspec.structs.replace(generate("a", [1, 2], temperature=0.5), trace_id="t1", client="k")
     assert suspects.check(request) is request
     suspects.note_death([request, generate("b", [3])])
     alone = suspects.check(generate("c", [1, 2], temperature=0.5))

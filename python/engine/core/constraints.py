@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from engine.core.messages import GenerateRequest
 from engine.errors import EngineError, InvalidRequest, Overloaded
@@ -31,6 +31,11 @@ class ConstrainedRequests:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    @property
+    def waiting(self) -> Iterable[GenerateRequest]:
+        """Those whose constraint is being compiled."""
+        return self._waiting.values()
 
     def warm_up(self) -> None:
         """Start what compiles before somebody waits for it."""

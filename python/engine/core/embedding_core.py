@@ -14,6 +14,7 @@ from engine.core.embedding_queue import EmbeddingJob, EmbeddingQueue
 from engine.core.messages import Admitted, Embedded, EmbeddingInfo, EmbedRequest, Failed, ToServer
 from engine.core.step_board import StepBoard
 from engine.errors import EngineError, InternalError, InvalidRequest
+from engine.log import request_name
 from engine.scheduling.adapter_queue import AdapterLine
 from engine.scheduling.admission import displaced_error
 from engine.scheduling.settings import Places
@@ -137,7 +138,8 @@ class EmbeddingCore:
                 if vectors is not None:
                     answers += self._finish(vectors)
             except Exception:
-                logger.exception("an embedding batch failed; its requests are ended")
+                jobs = dict.fromkeys(request_name(job.request_id, job.trace_id) for job, _ in self._batch)
+                logger.exception("an embedding batch failed, and with it %s", ", ".join(jobs))
                 answers += self._fail("The engine failed while it computed this request.")
             if self._clock() >= until_s:
                 break

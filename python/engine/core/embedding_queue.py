@@ -29,6 +29,7 @@ class EmbeddingJob:
     def __init__(self, request: EmbedRequest, size: int) -> None:
         ends = np.cumsum(request.lens)
         self.request_id = request.request_id
+        self.trace_id = request.trace_id
         self.client, self.weight = request.client, request.weight
         self.prompt_len = int(ends[-1])
         self.arrival = 0

@@ -41,6 +41,7 @@ from engine.core.step_board import StepBoard
 from engine.core.step_masks import StepMasks
 from engine.errors import EngineError, InternalError, InvalidRequest
 from engine.grammar.compiler import CompiledGrammar, GrammarCompiler
+from engine.log import request_name
 from engine.scheduling.adapter_queue import AdapterQueue
 from engine.scheduling.admission import displaced_error
 from engine.scheduling.output_tokens import NewToken
@@ -210,6 +211,7 @@ class EngineCore:
                 adapter=request.adapter,
                 client=request.client,
                 weight=request.weight,
+                trace_id=request.trace_id,
             )
         except EngineError as error:
             self._outbox.append(Failed.from_error(request.request_id, error))
@@ -276,7 +278,9 @@ class EngineCore:
             plan.accept(result.token_ids)
             self._masks.advance(plan, result.token_ids.tolist())
         except Exception:
-            logger.exception("a step of %d tokens failed; its requests are ended", plan.num_tokens)
+            requests = dict.fromkeys(_name(row.request) for row in plan.rows)
+            text = "a step of %d tokens failed, and with it %s"
+            logger.exception(text, plan.num_tokens, ", ".join(requests))
             error = InternalError("The engine failed while it computed this request.")
             for request_id in self._scheduler.abandon(plan):
                 self._outbox.append(Failed.from_error(request_id, error))
@@ -301,13 +305,14 @@ class EngineCore:
         if new.request.matcher is not None:
             reason = "No token of the vocabulary can continue this answer as its constraint demands."
             return Failed.from_error(request_id, InternalError(reason))
-        logger.error("no token can be drawn for %s: the model computes nothing but NaN", request_id)
+        logger.error("no token can be drawn for %s: the model computes nothing but NaN", _name(new.request))
         return Failed.from_error(request_id, InternalError("The model computed no usable numbers."))
 
     def dump_state(self) -> bytes:
         """What it is busy with, as JSON."""
         queue = None if self._embedding is None else self._embedding.queue
-        return msgspec.json.encode(describe_engine(self._scheduler, self._cache, queue))
+        compiling = () if self._constrained is None else self._constrained.waiting
+        return msgspec.json.encode(describe_engine(self._scheduler, self._cache, queue, compiling))
 
     def flush(self) -> bool:
         """Empty the prefix cache, unless requests run or wait; whether it was done."""
@@ -363,6 +368,10 @@ def _namespace(request: GenerateRequest) -> str:
     if request.adapter is None:
         return request.namespace
     return f"adapter {request.adapter.digest}:{request.namespace}"
+
+
+def _name(request: Request) -> str:
+    return request_name(request.request_id, request.trace_id)
 
 
 def _admitted(request: Request) -> Admitted:

@@ -39,7 +39,7 @@ class GenerateRequest(_Message, tag=1):
     `namespace` separates prefix-cache entries that must never meet (cache salts; the engine adds the
     adapter). Of waiting requests those with the highest `priority` are admitted first. `runs_alone`: no
     step computes it together with another request. Running slots are shared between clients, in
-    proportion to `weight`.
+    proportion to `weight`. `trace_id` is what the client calls it (x-request-id), for logs and dumps.
     """
 
     request_id: str
@@ -52,6 +52,7 @@ class GenerateRequest(_Message, tag=1):
     adapter: AdapterRef | None = None
     client: str = ""
     weight: float = 1.0
+    trace_id: str = ""
 
     @property
     def prompt_ids(self) -> np.ndarray:
@@ -113,8 +114,8 @@ class EmbedRequest(_Message, tag=40):
     `token_ids` are those of all texts, one after the other, as little-endian int32 bytes; `lens` says
     how many each text has. With `runs_alone` no text of another request shares a batch with them.
     `second_starts`, for texts that are pairs: where in each the second one begins. All texts are
-    computed with `adapter`, if there is one. Running slots are shared between clients as those of
-    `GenerateRequest`.
+    computed with `adapter`, if there is one. Running slots are shared between clients, and it is
+    called `trace_id`, as in `GenerateRequest`.
     """
 
     request_id: str
@@ -125,6 +126,7 @@ class EmbedRequest(_Message, tag=40):
     adapter: AdapterRef | None = None
     client: str = ""
     weight: float = 1.0
+    trace_id: str = ""
 
     @classmethod
     def of(
@@ -136,6 +138,7 @@ class EmbedRequest(_Message, tag=40):
         *,
         client: str = "",
         weight: float = 1.0,
+        trace_id: str = "",
     ) -> EmbedRequest:
         """From the token ids of each text."""
         lens = [len(ids) for ids in texts]
@@ -148,6 +151,7 @@ class EmbedRequest(_Message, tag=40):
             adapter=adapter,
             client=client,
             weight=weight,
+            trace_id=trace_id,
         )
 
 

@@ -181,18 +181,22 @@ class ProcessClient:
         return self.info
 
     def cancel(self, request_id: str) -> None:
-        if self._streams.cancel(request_id):
-            self._note_end()
+        stream = self._streams.cancel(request_id)
+        if stream is not None:
+            self._note_end(stream)
             self._send(CancelRequest(request_id))
 
     def cancel_choice(self, request_id: str, choice: int) -> None:
-        num_before = len(self._streams)
-        if self._streams.cancel_choice(request_id, choice):
+        stream = self._streams.cancel_choice(request_id, choice)
+        if stream is not None:
             self._send(CancelChoice(request_id, choice))
-        if len(self._streams) < num_before:  # it was the last one
-            self._note_end()
+            if not stream.is_open:
+                self._note_end(stream)
 
-    def _note_end(self) -> None:
+    def _note_end(self, stream: TokenStream | EmbeddingAnswer) -> None:
+        """It came to its end, be it by its client's wish."""
+        if stream.was_computed:
+            self._suspects.note_end(stream.request)
         self._drain_rate.note_end()
         if not len(self._streams):
             self._drain_rate.note_idle()
@@ -359,8 +363,7 @@ class ProcessClient:
                 for stream in self._streams.dispatch(messages):
                     if stream.is_overrun:
                         self._send(CancelRequest(stream.request.request_id))
-                    self._suspects.note_end(stream.request)
-                    self._note_end()
+                    self._note_end(stream)
                 for message in messages:
                     if type(message) is not TokenChunk:
                         self._handle(message)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from engine.cache.prefix_cache import PrefixCache
 from engine.core.embedding_queue import EmbeddingJob, EmbeddingQueue
+from engine.core.messages import GenerateRequest
 from engine.scheduling.request import Request
 from engine.scheduling.scheduler import Scheduler
 
 
 def describe_engine(
-    scheduler: Scheduler, cache: PrefixCache, embedding: EmbeddingQueue | None
+    scheduler: Scheduler,
+    cache: PrefixCache,
+    embedding: EmbeddingQueue | None,
+    compiling: Iterable[GenerateRequest],
 ) -> dict[str, Any]:
-    """For JSON. Cost: linear in requests."""
+    """For JSON. `compiling`: requests whose constraint is not ready. Cost: linear in requests."""
     return {
         "embedding": None
         if embedding is None
@@ -23,6 +28,10 @@ def describe_engine(
         },
         "running": [_describe(request) for request in scheduler.running],
         "waiting": [_describe(request) for request in scheduler.waiting],
+        "compiling": [
+            {"id": r.request_id, "x_request_id": r.trace_id or None, "key": r.client, "choices": r.n}
+            for r in compiling
+        ],
         "blocks": {
             "size": cache.block_size,
             "total": cache.num_blocks,
@@ -40,6 +49,7 @@ def _describe(request: Request) -> dict[str, Any]:
     awaited = request.awaited
     return {
         "id": request.request_id,
+        "x_request_id": request.trace_id or None,
         "choice": request.choice,
         "key": request.client,
         "priority": request.priority,
@@ -58,6 +68,7 @@ def _describe(request: Request) -> dict[str, Any]:
 def _describe_job(job: EmbeddingJob) -> dict[str, Any]:
     return {
         "id": job.request_id,
+        "x_request_id": job.trace_id or None,
         "key": job.client,
         "texts": len(job.texts),
         "tokens": job.prompt_len,

@@ -25,6 +25,8 @@ class TokenStream:
         self.request = request
         self.max_unread: int | None = None
         self.is_overrun = False
+        self.was_computed = False
+        """Whether it has come as far as a first result."""
         self.admission: asyncio.Future[Admitted] = asyncio.get_running_loop().create_future()
         self._chunks: deque[TokenChunk] = deque()
         self._open = set(range(request.n))
@@ -66,6 +68,7 @@ class TokenStream:
 
     def push(self, chunk: TokenChunk) -> None:
         """A chunk arrives; ignored when its choice has ended."""
+        self.was_computed = True
         if chunk.choice not in self._open:
             return
         self._chunks.append(chunk)
@@ -121,6 +124,10 @@ class EmbeddingAnswer:
     def is_open(self) -> bool:
         """Whether the answer is still to come."""
         return not self.result.done()
+
+    @property
+    def was_computed(self) -> bool:
+        return self.result.done() and self.result.exception() is None
 
     def fail(self, error: EngineError) -> None:
         """The request died."""
@@ -214,22 +221,22 @@ class StreamTable:
                 ended.append(stream)
         return ended
 
-    def cancel(self, request_id: str) -> bool:
-        """End a stream; whether it was there."""
+    def cancel(self, request_id: str) -> TokenStream | EmbeddingAnswer | None:
+        """End a stream, and return it if it was there."""
         stream = self._pop(request_id)
         if stream is not None:
             stream.end()
-        return stream is not None
+        return stream
 
-    def cancel_choice(self, request_id: str, choice: int) -> bool:
-        """End one choice; whether its request was there."""
+    def cancel_choice(self, request_id: str, choice: int) -> TokenStream | None:
+        """End one choice, and return its request if it was there: with its last choice, that ends too."""
         stream = self._streams.get(request_id)
         if not isinstance(stream, TokenStream):
-            return False
+            return None
         stream.end_choice(choice)
         if not stream.is_open:
             self._pop(request_id)
-        return True
+        return stream
 
     def fail_all(self, error: EngineError) -> None:
         """Every request dies of `error`."""

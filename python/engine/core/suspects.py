@@ -12,6 +12,7 @@ import msgspec
 
 from engine.core.messages import EmbedRequest, GenerateRequest
 from engine.errors import InvalidRequest
+from engine.log import request_name
 
 logger = logging.getLogger(__name__)
 
@@ -46,17 +47,17 @@ class Suspects:
         """The step of these requests killed the engine."""
         requests = list(requests)
         for request in requests:
-            mark = _mark(request)
+            mark, name = _mark(request), request_name(request.request_id, request.trace_id)
             if request.runs_alone and len(requests) == 1:
-                logger.error("request %s crashes the engine and is refused from now on", request.request_id)
+                logger.error("request %s crashes the engine and is refused from now on", name)
                 self._suspected.pop(mark, None)
                 _add(self._refused, mark)
             else:
-                logger.warning("request %s was in the step that crashed the engine", request.request_id)
+                logger.warning("request %s was in the step that crashed the engine", name)
                 _add(self._suspected, mark)
 
     def note_end(self, request: GenerateRequest | EmbedRequest) -> None:
-        """A request came to its end; if it ran alone, it is cleared."""
+        """A request was computed and came to its end; if it ran alone, it is cleared."""
         if request.runs_alone:
             self._suspected.pop(_mark(request), None)
 
@@ -70,7 +71,8 @@ def _add(marks: OrderedDict[bytes, None], mark: bytes) -> None:
 
 def _mark(request: GenerateRequest | EmbedRequest) -> bytes:
     """The same for all requests that ask the engine for the same work."""
-    work = msgspec.structs.replace(request, request_id="", runs_alone=False, client="", weight=1.0)
+    whoever = {"request_id": "", "trace_id": "", "client": "", "weight": 1.0}
+    work = msgspec.structs.replace(request, runs_alone=False, **whoever)
     if isinstance(work, GenerateRequest):
         work = msgspec.structs.replace(work, priority=0)
     return hashlib.blake2b(msgspec.msgpack.encode(work), digest_size=16).digest()

@@ -43,6 +43,8 @@ class Request:
     client: str = ""
     """Who asks: running slots are shared between clients, by weight."""
     weight: float = 1.0
+    trace_id: str = ""
+    """What the client calls it."""
     runs_alone: bool = False
     """No step computes it together with another request."""
     adapter_ref: AdapterRef | None = None

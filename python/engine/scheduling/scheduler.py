@@ -89,6 +89,7 @@ class Scheduler:
         adapter: AdapterRef | None = None,
         client: str = "",
         weight: float = 1.0,
+        trace_id: str = "",
     ) -> list[Request]:
         """Queue the n choices of a prompt; those that have nothing to do are finished and not queued.
 
@@ -131,6 +132,7 @@ class Scheduler:
                 adapter_ref=adapter,
                 client=client,
                 weight=weight,
+                trace_id=trace_id,
                 stop_ids=stop_ids,
                 num_to_score=0 if choice or not num_scores else len(prompt) - 1,
                 num_scored=0 if choice or not num_scores else len(prompt) - 1 - num_scores,

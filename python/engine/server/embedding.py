@@ -22,6 +22,7 @@ from engine.server.deadline import Deadlines
 from engine.server.fields import Fields
 from engine.server.metrics import RequestTimer
 from engine.server.rate_limits import RateLimits
+from engine.server.request_id import request_id_of
 from engine.server.request_log import CLIENT_CLOSED, endpoint_of, log_of
 from engine.server.schema import ignored_names, read_prompts, read_rid, read_user
 
@@ -112,7 +113,14 @@ async def compute_vectors(
     Effects: until then it can be aborted by its `rid` and by `response_id`; fills its line of the log.
     """
     client: Client = http.ctx.client
-    request = EmbedRequest.of(response_id, texts, second_starts, client=client.name, weight=client.weight)
+    request = EmbedRequest.of(
+        response_id,
+        texts,
+        second_starts,
+        client=client.name,
+        weight=client.weight,
+        trace_id=request_id_of(http),
+    )
     run = _Run(context, request, asked, takes_adapters=embedding.info.takes_adapters)
     log = log_of(http)
     names = context.live.add(dict.fromkeys(filter(None, (response_id, asked.rid)), run.abort), run.abort)

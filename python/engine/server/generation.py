@@ -135,6 +135,7 @@ class Generation:
         prompt_names: Sequence[str] = (),
         *,
         client: Client,
+        trace_id: str,
         output_format: OutputFormat | None = None,
     ) -> Generation:
         """Wait until every prompt has a running slot. Raises the refusal of the first that is refused,
@@ -156,6 +157,7 @@ class Generation:
                 priority=request.priority,
                 client=client.name,
                 weight=client.weight,
+                trace_id=trace_id,
             )
             for i, (ids, params) in enumerate(prompts)
         ]

@@ -20,6 +20,7 @@ from engine.server.message import message_parts, whole_message
 from engine.server.model_files import ModelFiles
 from engine.server.openapi_requests import REQUESTS
 from engine.server.output_format import choose_output_format, choose_thinking, with_tools
+from engine.server.request_id import request_id_of
 from engine.server.schema import ChatRequest, Defaults, check_token_ids, model_of, parse_chat
 from engine.server.sse import Events
 from engine.server.thoughts import effort_variables
@@ -61,6 +62,7 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
             prompts,
             answer.response_id,
             client=request.ctx.client,
+            trace_id=request_id_of(request),
             output_format=output_format,
         )
         return await answer.send(generation)

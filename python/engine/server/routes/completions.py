@@ -19,6 +19,7 @@ from engine.server.logprobs import CompletionLogprobs
 from engine.server.model_files import ModelFiles
 from engine.server.openapi_requests import REQUESTS
 from engine.server.prompt_scores import token_offsets
+from engine.server.request_id import request_id_of
 from engine.server.schema import (
     DEFAULT_MAX_TOKENS,
     CompletionRequest,
@@ -52,7 +53,13 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
             num_truncated=num_truncated,
         )
         generation = await Generation.admit(
-            context, model.tokenizer, asked, prompts, answer.response_id, client=request.ctx.client
+            context,
+            model.tokenizer,
+            asked,
+            prompts,
+            answer.response_id,
+            client=request.ctx.client,
+            trace_id=request_id_of(request),
         )
         return await answer.send(generation)
 

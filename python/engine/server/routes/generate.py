@@ -23,6 +23,7 @@ from engine.server.generation import Generation
 from engine.server.model_files import ModelFiles
 from engine.server.native_answer import NativeAnswer, NativeShape
 from engine.server.openapi_requests import REQUESTS
+from engine.server.request_id import request_id_of
 from engine.server.routes.completions import check_num_scores, encode_prompts
 from engine.server.schema import Defaults, check_token_ids
 
@@ -52,6 +53,7 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
                 response_id,
                 prompt_names=[name for name in names if name != response_id],
                 client=request.ctx.client,
+                trace_id=request_id_of(request),
             )
         return await answer.send(shape.generation)
 
