@@ -242,6 +242,18 @@ def test_help_names_every_flag_once(capsys: pytest.CaptureFixture[str]) -> None:
         assert len(re.findall(rf"^  {flag.name}(?![\w-])", text, flags=re.MULTILINE)) == 1, flag.name
 
 
+def test_every_flag_that_is_spoken_of_exists() -> None:
+    """In the README and pages for users, as inline code, and in our messages and docstrings."""
+    pages = [path for path in (ROOT / "docs").glob("*.md") if path.name != "experiments.md"]
+    texts = [path.read_text() for path in (ROOT / "README.md", *pages)]
+    spoken = {name for text in texts for name in re.findall(r"`(--[a-z][a-z-]*)", text)}
+    for path in (ROOT / "python" / "engine").rglob("*.py"):
+        if "demo" not in path.parts:
+            spoken |= set(re.findall(r"(?<![\w-])--[a-z]+(?:-[a-z]+)*(?![\w-])", path.read_text()))
+    assert len(spoken) > 40
+    assert spoken - {flag.name for flag in FLAGS} - {flag.alias for flag in FLAGS} == {"--help"}
+
+
 def test_the_readme_shows_the_table() -> None:
     rows = markdown_table().splitlines()
     assert len(rows) == len(FLAGS) + 2

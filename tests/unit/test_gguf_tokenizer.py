@@ -197,7 +197,7 @@ def test_a_space_in_front_is_optional(tmp_path):
     [
         ({"tokenizer.ggml.model": "t5"}, "tokenizer 't5' is not supported .supported: gpt2, llama."),
         ({"tokenizer.ggml.model": None}, "has no tokenizer: it lacks tokenizer.ggml.model"),
-        ({"tokenizer.ggml.pre": "odd"}, "pre-tokenizer 'odd' is not known .*--tokenizer-path"),
+        ({"tokenizer.ggml.pre": "odd"}, "pre-tokenizer 'odd' is not known .*a directory in Hugging Face"),
         ({"tokenizer.ggml.pre": None}, "pre-tokenizer 'default' is not known"),
         ({"tokenizer.ggml.tokens": ["a", "a"]}, "has a token twice"),
         ({"tokenizer.ggml.tokens": [1, 2]}, "has a list of something else"),

@@ -145,7 +145,7 @@ def test_an_int8_cache_holds_more_in_the_same_memory():
         ({"context_length": 100, "max_total_tokens": 64}, GIB, "does not fit the KV cache of 64 tokens"),
         ({"max_total_tokens": 15}, GIB, "--max-total-tokens 15 is less than one block of 16"),
         ({"max_total_tokens": 2**31 - 1}, GIB, "--max-total-tokens 2147483647 needs 2048.0 GiB beside"),
-        ({"device": "tpu"}, GIB, "--device must be cpu, got 'tpu'"),
+        ({"device": "tpu"}, GIB, "device must be 'cpu', got 'tpu'"),
         ({}, 1000, "the model does not fit: its weights take"),
     ],
 )

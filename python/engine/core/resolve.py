@@ -98,7 +98,7 @@ class ResolvedConfig:
 def resolve(config: EngineConfig, spec: AnySpec, machine: Machine | None = None) -> ResolvedConfig:
     """Decide what was left open. Raises: `ConfigError` where choices contradict model or machine."""
     if config.device != "cpu":
-        raise ConfigError(f"--device must be cpu, got {config.device!r}")
+        raise ConfigError(f"device must be 'cpu', got {config.device!r}")
     machine = machine or Machine.this()
     reasons: dict[str, str] = {}
 

@@ -90,7 +90,7 @@ def read_gguf_tokenizer(file: GGUFFile) -> GGUFTokenizer:
         supported = ", ".join(builders)
         raise file.error(
             f"tokenizer {kind!r:.80} is not supported (supported: {supported}); "
-            "give --tokenizer-path a directory with tokenizer.json"
+            "serve the model from a directory in Hugging Face format"
         )
     try:
         backend = builders[kind](fields, vocab)
@@ -174,7 +174,7 @@ def _byte_level(fields: _Fields, vocab: Mapping[str, int]) -> tokenizers.Tokeniz
         known = ", ".join(sorted({*_SPLITS, *_GPT2, *_GPT2_DIGITS}))
         raise fields.file.error(
             f"pre-tokenizer {name!r:.80} is not known (known: {known}); "
-            "give --tokenizer-path a directory with tokenizer.json"
+            "serve the model from a directory in Hugging Face format"
         )
     backend = tokenizers.Tokenizer(models.BPE(dict(vocab), merges, ignore_merges=name in _IGNORES_MERGES))
     if _SPLITS.get(name) == _QWEN2:
