@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -106,6 +107,17 @@ def test_print_config_shows_what_would_run(tmp_path: Path) -> None:
     assert lines["dtype"].startswith("float32 # ")
     assert lines["context-length"].startswith("1024 # ")
     assert lines["num-threads"].split()[0].isdigit()
+    assert lines["load-format"] == "safetensors # what the checkpoint is"
+
+
+def test_print_config_tells_what_the_bundled_model_decides() -> None:
+    process = run("--tool-call-parser", "llama3", "--print-config")
+    lines = {line.split()[0]: " ".join(line.split()[1:]) for line in process.stdout.splitlines()}
+    assert lines["tool-call-parser"] == "llama3 # command line"
+    assert lines["reasoning-parser"] == "none # as the chat template shows"
+    assert lines["pooling"] == "mean # that of the bundled model"
+    default = run("--print-config").stdout
+    assert re.search(r"^tool-call-parser +hermes +# as the chat template shows$", default, re.MULTILINE)
 
 
 def shown_lora_paths(*flags: str) -> tuple[list[str], str]:

@@ -105,13 +105,19 @@ def _explain(settings: Settings, engine_config: EngineConfig, server_config: Ser
     from engine.config.model_location import locate_model
     from engine.core.build_embedding import only_embeds
     from engine.core.resolve import resolve
+    from engine.gguf_file import is_gguf
     from engine.models.any_model import read_any_spec
 
     directory = str(locate_model(engine_config.model_path))
     resolved: dict[str, Any] = {}
     if not only_embeds(directory):
         spec = read_any_spec(directory, trusts_remote_code=engine_config.trust_remote_code)
-        resolved = resolve(engine_config, spec).explained()
+        resolved = resolve(engine_config, spec).explained() | _explained_formats(directory, server_config)
+    if engine_config.load_format == "auto":
+        held = "gguf" if is_gguf(directory) else "safetensors"
+        resolved["load_format"] = (held, "what the checkpoint is")
+    if settings.get("pooling") is None and engine_config.pooling is not None:
+        resolved["pooling"] = (engine_config.pooling, "that of the bundled model")
     if settings.get("model_path") is None:
         resolved["model_path"] = (engine_config.model_path, "the bundled model")
     if settings.get("served_model_name") is None:
@@ -123,6 +129,21 @@ def _explain(settings: Settings, engine_config: EngineConfig, server_config: Ser
         why = "those of the bundled model" + (f", and {others.source}" if others else "")
         resolved["lora_paths"] = (server_config.lora_paths, why)
     return describe(settings, resolved)
+
+
+def _explained_formats(directory: str, config: ServerConfig) -> dict[str, tuple[str, str]]:
+    """The formats that a model's chat template shows, where they were left to it."""
+    from engine.server.model_files import ModelFiles
+
+    formats = ModelFiles.load(
+        directory, sampling_defaults=config.sampling_defaults, chat_template_file=config.chat_template
+    ).formats
+    found = {"tool_call_parser": formats.tools, "reasoning_parser": formats.thoughts}
+    return {
+        name: ("none" if format is None else format.name, "as the chat template shows")
+        for name, format in found.items()
+        if getattr(config, name) == "auto"
+    }
 
 
 def _complain(error: ConfigError, code: int) -> int:
