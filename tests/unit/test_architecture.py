@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,6 +109,14 @@ def test_only_the_binding_knows_python():
     for path in [*(ROOT / "cpp").rglob("*.h"), *(ROOT / "cpp").rglob("*.cc")]:
         if path.relative_to(ROOT / "cpp").parts[0] != "binding":
             assert not re.search(r"#include [<\"](pybind11|Python\.h|torch|dlpack)", path.read_text()), path
+
+
+def test_the_native_module_needs_no_torch():
+    """Nothing of torch is linked, or imported by the way."""
+    code = "import sys, engine._native; print('torch' in sys.modules, open('/proc/self/maps').read())"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.startswith("False") and "engine/_native" in shown
+    assert not re.search(r"/lib(torch|c10)\w*\.so", shown)
 
 
 def test_kernels_include_no_standard_library():

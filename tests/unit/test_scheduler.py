@@ -24,7 +24,7 @@ def test_answer_does_not_depend_on_chunks(length, chunk):
     assert h.answers["a", 0] == expected
     assert len(expected.token_ids) == 20
     assert expected.finish_reason == "length"
-    assert all(sum(row[3] for row in rows) <= max(chunk, 16) for rows in h.runner.plans)
+    assert all(sum(row[3] for row in rows) <= chunk for rows in h.runner.plans)
 
 
 def test_fake_runner_sees_a_wrong_block_table():
