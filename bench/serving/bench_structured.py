@@ -2,7 +2,8 @@
 
 Each wave of constrained answers is followed, or preceded, by free ones with the same prompts and as many
 tokens each. Its figures are the ratios of the time per output token, constrained to free, with forced text
-computed at once and, on a second server, token by token.
+computed at once and, on a second server, token by token. The ratios of CPU time, of all processes of the
+server, say the same where other programs make the clock's times noisy.
 
     python bench/serving/bench_structured.py [--shape qwen05] [--rounds 7] [-- FLAGS]
 """
@@ -14,13 +15,14 @@ import asyncio
 import contextlib
 import random
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
 
 from client import BadAnswer, Client, Completion
 from workload import SEED, WARM_UP, machine, prompt, report
 
-from server import OwnServer, shaped_checkpoint
+from server import CpuTime, OwnServer, shaped_checkpoint
 
 NUM_AT_ONCE = 8
 WAVES = 3
@@ -53,8 +55,28 @@ async def wave(
     return [answer.read(is_exact=is_free) for answer in answers]
 
 
+class _Spent:
+    """Seconds of one kind of answers: by the clock, and of CPU time by process."""
+
+    def __init__(self, server: OwnServer) -> None:
+        self.clock_s, self.cpu = 0.0, CpuTime(0.0, 0.0)
+        self._server = server
+
+    @contextlib.contextmanager
+    def measured(self) -> Iterator[None]:
+        began_s, before = perf_counter(), self._server.cpu_time()
+        yield
+        self.clock_s += perf_counter() - began_s
+        spent = self._server.cpu_time() - before
+        self.cpu = CpuTime(self.cpu.http_s + spent.http_s, self.cpu.engine_s + spent.engine_s)
+
+    def us_per_token(self, num_tokens: int) -> dict[str, float]:
+        times_s = {"": self.clock_s, "http_cpu_": self.cpu.http_s, "engine_cpu_": self.cpu.engine_s}
+        return {f"{name}us_per_token": time_s / num_tokens * 1e6 for name, time_s in times_s.items()}
+
+
 async def one_round(
-    constrained: Client, free: Client, draw: random.Random, free_first: bool
+    server: OwnServer, constrained: Client, free: Client, draw: random.Random, free_first: bool
 ) -> dict[str, float]:
     """Times of constrained and of free answers, per output token, and the share of forced ones."""
     prompts = [[prompt(draw, PROMPT_LEN) for _ in range(NUM_AT_ONCE)] for _ in range(WAVES)]
@@ -62,24 +84,28 @@ async def one_round(
     counts = [
         [c.num_tokens for c in await wave(constrained, group, most, is_free=False)] for group in prompts
     ]
-    times_s = {"constrained": 0.0, "free": 0.0}
+    spent = {"constrained": _Spent(server), "free": _Spent(server)}
     num_forced = num_tokens = 0
     for group, limits in zip(prompts, counts, strict=True):
         for kind in ("free", "constrained") if free_first else ("constrained", "free"):
             client = constrained if kind == "constrained" else free
             limits_of_kind = most if kind == "constrained" else limits
-            began_s = perf_counter()
-            completions = await wave(client, group, limits_of_kind, is_free=kind == "free")
-            times_s[kind] += perf_counter() - began_s
+            with spent[kind].measured():
+                completions = await wave(client, group, limits_of_kind, is_free=kind == "free")
             if kind == "constrained":
                 if [c.num_tokens for c in completions] != limits:
                     raise BadAnswer("the same requests gave answers of other lengths")
                 num_tokens += sum(limits)
                 num_forced += sum(len(ids) - 1 for c in completions for ids in c.token_ids_of_events)
+    cpu_s = {kind: one.cpu.http_s + one.cpu.engine_s for kind, one in spent.items()}
     return {
-        "ratio": times_s["constrained"] / times_s["free"],
-        "constrained_us_per_token": times_s["constrained"] / num_tokens * 1e6,
-        "free_us_per_token": times_s["free"] / num_tokens * 1e6,
+        "ratio": spent["constrained"].clock_s / spent["free"].clock_s,
+        "cpu_ratio": cpu_s["constrained"] / cpu_s["free"],
+        **{
+            f"{kind}_{name}": figure
+            for kind, one in spent.items()
+            for name, figure in one.us_per_token(num_tokens).items()
+        },
         "forced_share": num_forced / num_tokens,
     }
 
@@ -96,7 +122,7 @@ async def measure(servers: dict[str, OwnServer], num_rounds: int) -> dict[str, l
     for index in range(WARM_UP, num_rounds):
         for name, (constrained, free) in clients.items():
             draw = random.Random(f"{SEED} structured {index}")
-            figures = await one_round(constrained, free, draw, free_first=index % 2 == 0)
+            figures = await one_round(servers[name], constrained, free, draw, free_first=index % 2 == 0)
             if index != WARM_UP:
                 rounds[name].append(figures)
     for pair in clients.values():
