@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import random
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from engine.sampling.batch import EXCLUDED, SamplingBatch
+from engine.sampling.batch import EXCLUDED, SamplingBatch, SamplingTable
 from engine.sampling.params import SamplingParams
 from engine.scheduling.request import Request
 from engine.scheduling.step_plan import Draw
@@ -37,7 +39,7 @@ def make_request(prompt=(1, 2, 3), output=(), *, seed=0, choice=0, stop_ids=(), 
 
 
 def build(*requests: Request):
-    return step(SamplingBatch(requests, VOCAB))
+    return step(SamplingTable(VOCAB, len(requests)).batch(requests))
 
 
 def step(batch: SamplingBatch):
@@ -127,7 +129,7 @@ def test_what_changes_from_step_to_step_is_told_anew():
         make_request(frequency_penalty=0.5, logprobs=1),
         make_request(temperature=0.0),
     ]
-    batch = SamplingBatch(requests, VOCAB)
+    batch = SamplingTable(VOCAB, 3).batch(requests)
     for num_output, token_id in enumerate((5, 6, 7)):
         kept, fresh = step(batch), build(*requests)
         for field in dataclasses.fields(kept):
@@ -139,3 +141,51 @@ def test_what_changes_from_step_to_step_is_told_anew():
         for request in requests:
             request.token_ids[request.num_known] = token_id
             request.num_known += 1
+
+
+def same_rows(one, other) -> bool:
+    of_a_step = ("logits", "workspace", "seen", "out_ids")
+    for field in dataclasses.fields(one):
+        mine, theirs = getattr(one, field.name), getattr(other, field.name)
+        if (
+            isinstance(mine, torch.Tensor)
+            and field.name not in of_a_step
+            and mine.tolist() != theirs.tolist()
+        ):
+            return False
+    return True
+
+
+def test_any_choice_of_requests_reads_as_a_table_of_its_own():
+    """Some are drawn for, others not, new ones come and old ones go, one may come twice."""
+    draw = random.Random(0)
+    table, running = SamplingTable(VOCAB, 4), []
+    for number in range(200):
+        if len(running) < 4 and draw.random() < 0.4:
+            new = make_request(
+                prompt=range(draw.randint(1, 9)),
+                seed=number,
+                choice=draw.randint(0, 3),
+                temperature=draw.random(),
+                top_k=draw.choice([-1, 5, 2**62]),
+                frequency_penalty=draw.choice([0.0, 0.0, 0.0, 0.5]),
+                logprobs=draw.choice([None, None, 0, 3]),
+                min_tokens=draw.choice([0, 0, 3]),
+                stop_ids=(2,),
+            )
+            running.append(new)
+        elif running and draw.random() < 0.2:
+            running.remove(draw.choice(running))
+        chosen = draw.choices(running, k=draw.randint(1, 6)) if running else []
+        if chosen:
+            assert same_rows(step(table.batch(chosen)), build(*chosen))
+
+
+def test_a_table_forgets_requests_that_do_not_come_again():
+    table, first = SamplingTable(VOCAB, 2), make_request()
+    num_held = sys.getrefcount(first)
+    table.batch([first])
+    assert sys.getrefcount(first) > num_held
+    for _ in range(2):
+        table.batch([make_request()])
+    assert sys.getrefcount(first) == num_held

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.sampling.batch import SamplingBatch
+from engine.sampling.batch import SamplingBatch, SamplingTable
 from engine.sampling.logprobs_mode import floored, reports_logits, reports_processed
 from engine.scheduling.step_plan import Draw, StepResult
 
@@ -24,6 +24,7 @@ class Sampler:
     ) -> None:
         self._ops, self._ctx, self._mode = ops, ctx, logprobs_mode
         self._workspace = torch.empty(max_rows, vocab_size)
+        self._table = SamplingTable(vocab_size, max_rows)
         self._batch: SamplingBatch | None = None
         """That of the last step, for the next one."""
         self._seen = torch.empty(max_rows, -(-vocab_size // BITS_PER_WORD), dtype=torch.int32)
@@ -40,7 +41,7 @@ class Sampler:
             return StepResult(np.empty(0, np.int32))
         requests = [draw.request for draw in draws]
         if self._batch is None or self._batch.requests != requests:
-            self._batch = SamplingBatch(requests, self._workspace.shape[1])
+            self._batch = self._table.batch(requests)
         workspace, seen = self._workspace[:num_rows], self._seen[:num_rows]
         tensors = self._batch.tensors(draws, logits, workspace, seen, bitmask)
         tensors.reports_processed = reports_processed(self._mode)
