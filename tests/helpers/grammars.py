@@ -11,8 +11,9 @@ import numpy as np
 
 from engine.config.model_location import bundled_model
 from engine.grammar.bindings import load_bindings
-from engine.grammar.compile import compile_constraint, make_tokenizer_info
+from engine.grammar.compile import compile_constraint, make_tokenizer_info, strings_of
 from engine.grammar.compiler import CompiledGrammar
+from engine.grammar.string_masks import StringTables
 from engine.grammar.vocabulary import Vocabulary, VocabularyData
 from engine.sampling.constraint import Constraint
 from engine.text.tokenizer import Tokenizer
@@ -30,13 +31,21 @@ class Grammars:
         info = make_tokenizer_info(self.bindings, data)
         self._compiler = self.bindings.GrammarCompiler(info, 1, False, -1)
 
-    def compile(self, kind: str, text: Any = "") -> CompiledGrammar:
-        """Raises: `GrammarError`."""
+    @functools.cached_property
+    def tables(self) -> StringTables:
+        return StringTables(self.bindings, self._compiler, self.vocabulary.tokens)
+
+    def compile(self, kind: str, text: Any = "", *, counts: bool = False) -> CompiledGrammar:
+        """`counts`: as with a vocabulary for which the masks of bounded strings cannot be prepared.
+
+        Raises: `GrammarError`.
+        """
         text = text if isinstance(text, str) else json.dumps(text)
         constraint = Constraint(kind, text)
-        size = len(self.vocabulary.tokens)
+        size = 10**9 if counts else len(self.vocabulary.tokens)
         handle = compile_constraint(self.bindings, self._compiler, constraint, size, self._free_whitespace)
-        return CompiledGrammar(self.bindings, handle, self.vocabulary)
+        strings = strings_of(self.tables, handle, constraint)
+        return CompiledGrammar(self.bindings, handle, self.vocabulary, strings)
 
     def accepts(self, grammar: CompiledGrammar, text: str | bytes) -> bool:
         """Whether this is a whole answer."""

@@ -57,7 +57,6 @@ def test_masks_are_those_of_a_matcher_alone(grammars, seed):
             drawn.append(draw.choice(allowed_ids(mask)))
             histories[matcher].append(drawn[-1])
         batch.advance(rows, drawn)
-        batch.fill_ahead()
         histories = {matcher: past for matcher, past in histories.items() if not matcher.is_over}
 
 

@@ -44,4 +44,3 @@ class StepMasks:
         for index in range(max(len(ids) for _, ids in drawn)):
             now = [(matcher, ids[index]) for matcher, ids in drawn if index < len(ids)]
             self._matchers.advance(*zip(*now, strict=True))
-        self._matchers.fill_ahead()

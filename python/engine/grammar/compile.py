@@ -11,10 +11,12 @@ from engine.grammar.errors import GrammarError
 from engine.grammar.grammar_text import spelled_out, without_surrogates
 from engine.grammar.json_grammar import compile_schema
 from engine.grammar.regex_limits import check_regex
+from engine.grammar.string_masks import RULE, Bounds, StringTables, bounds_of
 from engine.grammar.structural_tag import compile_tag
 from engine.grammar.vocabulary import VocabularyData
 from engine.sampling.constraint import Constraint
 
+_WITH_STRINGS = ("json_schema", "structural_tag")
 _PLACE = re.compile(r"^\[\d\d:\d\d:\d\d\] \S+:\d+: ")
 
 
@@ -31,6 +33,16 @@ def compile_constraint(
         return _compile(bindings, compiler, constraint, vocab_size, free_whitespace)
     except (RuntimeError, ValueError, TypeError) as error:  # the bindings raise nothing narrower
         raise GrammarError(_reason(error)) from None
+
+
+def strings_of(
+    tables: StringTables, handle: Any, constraint: Constraint
+) -> tuple[StringTables, Bounds] | None:
+    """What finds the masks within bounded strings of a compiled grammar, if it has such."""
+    if constraint.kind not in _WITH_STRINGS or RULE in constraint.text:  # somebody else's rule, perhaps
+        return None
+    bounds = bounds_of(handle)
+    return (tables, bounds) if bounds else None
 
 
 def _compile(

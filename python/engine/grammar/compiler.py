@@ -28,8 +28,9 @@ import msgspec
 import engine
 from engine.errors import EngineError, InternalError, InvalidRequest
 from engine.grammar.bindings import load_bindings
-from engine.grammar.compile import compile_constraint, make_tokenizer_info
+from engine.grammar.compile import compile_constraint, make_tokenizer_info, strings_of
 from engine.grammar.protocol import Forget, HelperSettings, Job, Verdict
+from engine.grammar.string_masks import Bounds, StringTables
 from engine.grammar.vocabulary import Vocabulary, VocabularyData
 from engine.sampling.constraint import Constraint
 
@@ -47,8 +48,14 @@ _HELPER_COMMAND = (sys.executable, "-m", "engine.grammar.helper")
 class CompiledGrammar:
     """A grammar for the matchers of any number of requests."""
 
-    def __init__(self, bindings: Any, handle: Any, vocabulary: Vocabulary) -> None:
-        self.bindings, self.handle, self.vocabulary = bindings, handle, vocabulary
+    def __init__(
+        self,
+        bindings: Any,
+        handle: Any,
+        vocabulary: Vocabulary,
+        strings: tuple[StringTables, Bounds] | None = None,
+    ) -> None:
+        self.bindings, self.handle, self.vocabulary, self.strings = bindings, handle, vocabulary, strings
         self.num_bytes: int = handle.memory_size_bytes()
 
 
@@ -165,6 +172,7 @@ class _Worker(threading.Thread):
         self._bindings: Any = None
         self._compiler: Any = None
         self._vocabulary: Vocabulary | None = None
+        self._strings: StringTables | None = None
 
     # --- called by the engine's thread
 
@@ -261,11 +269,12 @@ class _Worker(threading.Thread):
         self._bindings = load_bindings()
         info = make_tokenizer_info(self._bindings, data)
         self._compiler = self._bindings.GrammarCompiler(info, 1, False, -1)
+        self._strings = StringTables(self._bindings, self._compiler, data.tokens)
 
     def _conclude(self, constraint: Constraint, refusal: str | None) -> CompiledGrammar | EngineError:
         if refusal is not None:
             return InvalidRequest(f"Invalid request: {constraint.param} {refusal}", param=constraint.param)
-        assert self._vocabulary is not None
+        assert self._vocabulary is not None and self._strings is not None
         try:
             handle = compile_constraint(
                 self._bindings,
@@ -274,7 +283,8 @@ class _Worker(threading.Thread):
                 self._settings.vocab_size,
                 self._settings.free_whitespace,
             )
-            return CompiledGrammar(self._bindings, handle, self._vocabulary)
+            strings = strings_of(self._strings, handle, constraint)
+            return CompiledGrammar(self._bindings, handle, self._vocabulary, strings)
         except Exception:
             logger.exception("a constraint passed in the helper and failed in the engine")
             return InternalError("The constraint could not be compiled.")

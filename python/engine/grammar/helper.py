@@ -21,9 +21,10 @@ from typing import IO
 import msgspec
 
 from engine.grammar.bindings import load_bindings
-from engine.grammar.compile import compile_constraint, make_tokenizer_info
+from engine.grammar.compile import compile_constraint, make_tokenizer_info, strings_of
 from engine.grammar.errors import GrammarError
 from engine.grammar.protocol import Forget, HelperSettings, Job, Verdict
+from engine.grammar.string_masks import StringTables
 from engine.grammar.trial import try_out
 from engine.grammar.vocabulary import VocabularyData
 from engine.parent_death import die_with_parent
@@ -69,6 +70,7 @@ class _Helper:
         self._bindings = load_bindings(without_torch=True)
         info = make_tokenizer_info(self._bindings, data)
         self._compiler = self._bindings.GrammarCompiler(info, 1, False, -1)
+        self._strings = StringTables(self._bindings, self._compiler, data.tokens)
         self._waiting: deque[Job] = deque()
         self._trials: dict[Connection, _Trial] = {}
         self._decoder = msgspec.msgpack.Decoder(Job | Forget)
@@ -132,7 +134,8 @@ class _Helper:
                 )
                 refusal = _warning(log)
                 if refusal is None:
-                    try_out(self._bindings, grammar, self._data)
+                    strings = strings_of(self._strings, grammar, constraint)
+                    try_out(self._bindings, grammar, self._data, strings)
                 return refusal
         except GrammarError as error:
             return str(error)

@@ -16,6 +16,7 @@ from typing import Any
 
 from engine.grammar.grammar_text import LEXEME, spelled_out, within_json_string, without_surrogates
 from engine.grammar.schema_keywords import enforceable
+from engine.grammar.string_masks import rule_name
 
 MAX_WHITESPACE = 20
 """Between two elements of JSON where whitespace is free: without a bound weak models never end it."""
@@ -37,6 +38,7 @@ _JSON_CHARACTER_IN_REGEX = (
 _MAX_AUTOMATON = 128
 """Characters up to which the compiler makes one automaton of a string, whose masks are the quickest."""
 
+_CLOSING = ' "\\""'
 _CHARACTER_RULE = re.compile(r"^(\S+) ::= \(\(\[" + re.escape(_COMPILER_CHARACTER) + r"\]\)\)$", re.MULTILINE)
 
 
@@ -87,10 +89,21 @@ def _num_bounded_chars(text: str) -> int:
     return sum(max(int(match["least"]), int(match["most"])) for match in bounded)
 
 
+def _exactly(num_chars: int, character: str, name: str, rules: list[str]) -> str:
+    """A sequence of that many characters; long ones in pieces, because the compiler goes wrong there."""
+    num_pieces, num_left = divmod(num_chars, _MAX_AUTOMATON)
+    pieces = [f"{character}{{{num_left}, {num_left}}} "] if num_left else []
+    if num_pieces:
+        rules.append(f"{name}_piece ::= {character}{{{_MAX_AUTOMATON}, {_MAX_AUTOMATON}}}")
+        pieces += [f"{name}_piece "] * num_pieces
+    return "".join(pieces)
+
+
 def _with_bounds(text: str, counts: bool) -> str:
     """Give strings of a bounded length their proper characters; `counts`: even short ones are counted."""
     characters = set(_CHARACTER_RULE.findall(text))
     rules: list[str] = []
+    closed: list[str] = []
 
     def change(match: re.Match[str]) -> str:
         if match["characters"] == _COMPILER_CHARACTER:
@@ -102,7 +115,15 @@ def _with_bounds(text: str, counts: bool) -> str:
         if most <= _MAX_AUTOMATON and not counts:
             rules.append(f'{name} ::= Regex("{_JSON_CHARACTER_IN_REGEX}{{{least},{most}}}")')
             return name
-        rules.append(f"{name}[max_chars={most - least}] ::= {_JSON_CHARACTER}*")
-        return f"{match['repeated']}{{{least}, {least}}} {name}" if least else name
+        first = _exactly(least, match["repeated"], name, rules)
+        rules.append(f"{name}[max_chars={most}] ::= {first}{_JSON_CHARACTER}*")
+        if match.string.startswith(_CLOSING, match.end()):
+            closed.append(rule_name(least, most, len(rules)))
+            rules.append(f"{closed[-1]}[temperature=1] ::= {name}{_CLOSING}")
+            return closed[-1]
+        return name
 
-    return "\n".join([LEXEME.sub(change, text), *rules, ""])
+    text = LEXEME.sub(change, text)
+    for name in closed:
+        text = text.replace(name + _CLOSING, name)
+    return "\n".join([text, *rules, ""])

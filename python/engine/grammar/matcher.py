@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.grammar.compiler import CompiledGrammar
+from engine.grammar.string_masks import StringPlace
 from engine.grammar.trial import MAX_FORCED_BYTES, forced_text
 from engine.grammar.vocabulary import Vocabulary, allow_only, allows, forbid
 
@@ -34,9 +35,11 @@ class ConstraintMatcher:
     __slots__ = (
         "_end_ids",
         "_has_ended",
+        "_has_mask",
         "_mask",
         "_no_end_id",
         "_num_accepted",
+        "_place",
         "_vocabulary",
         "bindings",
         "forced",
@@ -53,7 +56,9 @@ class ConstraintMatcher:
         self.handle = grammar.bindings.GrammarMatcher(
             grammar.handle, self._end_ids or [self._no_end_id], False, -1, None
         )
-        self._mask: np.ndarray | None = None
+        self._place = None if grammar.strings is None else StringPlace(*grammar.strings)
+        self._mask = np.empty(-(-len(grammar.vocabulary.tokens) // 32), np.int32)
+        self._has_mask = False
         self._has_ended = False
         self._num_accepted = 0
         self._settle()
@@ -63,20 +68,6 @@ class ConstraintMatcher:
         """Whether the answer is complete, and nothing may follow."""
         return self._has_ended and not self.forced
 
-    @property
-    def wants_mask(self) -> bool:
-        """Whether the next token is the grammar's to choose from, and the mask is not worked out yet."""
-        return not self._has_ended and not self.forced and self._mask is None
-
-    def give_mask(self, mask: np.ndarray) -> None:
-        """What the grammar allows next, valid until `forget_mask`."""
-        self._clean(mask)
-        self._mask = mask
-
-    def forget_mask(self) -> None:
-        """The memory of the mask from `give_mask` goes to others."""
-        self._mask = None
-
     def fill(self, row: np.ndarray) -> None:
         """Write the bitmask of the next token, int32 [ceil(V / 32)]."""
         if self.forced:
@@ -84,7 +75,7 @@ class ConstraintMatcher:
         elif self._has_ended:
             row[:] = -1
         else:
-            row[:] = self._next_mask() if self._mask is None else self._mask
+            row[:] = self._next_mask()
 
     def forbid_end(self, row: np.ndarray) -> None:
         """Take out of a mask what would end the output: the answer is still to come."""
@@ -98,15 +89,19 @@ class ConstraintMatcher:
             assert self.forced[0] == token_id, "a token was drawn that the mask does not allow"
             self.forced.popleft()
             return None
-        self._mask = None
         if token_id in self._end_ids:
             self._has_ended = True
         return None if self._has_ended else self
 
-    def accepted(self) -> None:
+    def accepted(self, token_id: int) -> None:
         """The grammar has accepted the token."""
-        self._num_accepted += 1
+        self._went_on(token_id)
         self._settle()
+
+    def look_ahead(self) -> None:
+        """Work out the mask of the next token that is not forced, while the grammar is in the caches."""
+        if not self._has_ended:
+            self._next_mask()
 
     def accept(self, token_id: int) -> None:
         """Have the grammar accept a token, alone and not in a batch."""
@@ -117,14 +112,18 @@ class ConstraintMatcher:
 
     def state(self) -> tuple:
         """What `go_back` needs to come back here."""
-        return self._num_accepted, tuple(self.forced), self._mask, self._has_ended
+        place = None if self._place is None else self._place.state()
+        return self._num_accepted, tuple(self.forced), self._has_ended, place
 
     def go_back(self, state: tuple) -> None:
         """Forget everything since `state` was given."""
-        num_accepted, forced, self._mask, self._has_ended = state
+        num_accepted, forced, self._has_ended, place = state
         if self._num_accepted > num_accepted:
             self.handle.rollback(self._num_accepted - num_accepted)
             self._num_accepted = num_accepted
+            self._has_mask = False
+        if self._place is not None:
+            self._place.go_back(place)
         self.forced.clear()
         self.forced.extend(forced)
 
@@ -132,14 +131,13 @@ class ConstraintMatcher:
         """Go on over all that is forced now."""
         handle = self.handle
         while True:
-            if handle.is_completed():
-                self._mask = self._next_mask()
-                if not self._goes_on(self._mask):
+            text = forced_text(handle)
+            if not text:
+                if handle.is_completed() and not self._goes_on():
                     self._has_ended = True
                     self.forced.extend(self._end_ids[:1])
                 return
-            text = forced_text(handle)
-            if not text or len(text) > MAX_FORCED_BYTES:
+            if len(text) > MAX_FORCED_BYTES:
                 return
             token_ids = self._vocabulary.canonical(text[:FORCED_BYTES])
             if not token_ids:
@@ -149,11 +147,8 @@ class ConstraintMatcher:
             if head and len(text) > FORCED_BYTES:
                 continue
             longer = self._vocabulary.longer(last)
-            if len(longer):
-                mask = self._next_mask()
-                if allows(mask, longer):
-                    self._mask = mask
-                    return
+            if len(longer) and allows(self._next_mask(), longer):
+                return
             self._accept([last])
 
     def _accept(self, token_ids: list[int]) -> None:
@@ -164,19 +159,28 @@ class ConstraintMatcher:
     def _accept_in_grammar(self, token_id: int) -> None:
         if not self.handle.accept_token(token_id, False):
             raise RuntimeError(f"the grammar allows or forces token {token_id} and does not accept it")
-        self._num_accepted += 1
+        self._went_on(token_id)
 
-    def _goes_on(self, mask: np.ndarray) -> bool:
+    def _went_on(self, token_id: int) -> None:
+        self._num_accepted += 1
+        self._has_mask = False
+        if self._place is not None:
+            self._place.saw(self._vocabulary.tokens[token_id])
+
+    def _goes_on(self) -> bool:
         """Whether anything but the end is allowed."""
-        rest = mask.copy()
+        rest = self._next_mask().copy()
         forbid(rest, self._end_ids)
         return bool(rest.any())
 
     def _next_mask(self) -> np.ndarray:
-        mask = np.empty((1, -(-len(self._vocabulary.tokens) // 32)), np.int32)
-        self.handle.fill_next_token_bitmask(mask, 0, False)
-        self._clean(mask[0])
-        return mask[0]
+        """What the grammar allows behind all that is forced; overwritten when it goes on."""
+        if not self._has_mask:
+            if self._place is None or not self._place.fill(self.handle, self._mask):
+                self.handle.fill_next_token_bitmask(self._mask, 0, False)
+                self._clean(self._mask)
+            self._has_mask = True
+        return self._mask
 
     def _clean(self, mask: np.ndarray) -> None:
         """Take the token that stands in for an end out of a mask of the library's."""
@@ -187,14 +191,12 @@ class ConstraintMatcher:
 class MatcherBatch:
     """The matchers of a step, advanced in one call.
 
-    The masks of the step after are worked out right then (`fill_ahead`): what a grammar's matching
-    touches is in the processor's caches, from which the model will have driven it by then.
+    The masks of the step after are worked out right then: what a grammar's matching touches is in the
+    processor's caches, from which the model will have driven it by then.
     """
 
     def __init__(self, max_rows: int, vocab_size: int) -> None:
-        self._masks, self._ahead = np.empty((2, max_rows, -(-vocab_size // 32)), np.int32)
-        self._owners: list[ConstraintMatcher] = []
-        self._moved: dict[ConstraintMatcher, None] = {}
+        self._masks = np.empty((max_rows, -(-vocab_size // 32)), np.int32)
         self._library: Any = None
 
     def fill(self, matchers: Sequence[ConstraintMatcher | ThinkingMatcher | None]) -> np.ndarray | None:
@@ -217,9 +219,6 @@ class MatcherBatch:
         self, matchers: Sequence[ConstraintMatcher | ThinkingMatcher | None], token_ids: Sequence[int]
     ) -> None:
         """Tell every matcher the token that was drawn; a negative one is none."""
-        for owner in self._owners:
-            owner.forget_mask()
-        self._owners = []
         moving: list[ConstraintMatcher] = []
         taken: list[int] = []
         for matcher, token_id in zip(matchers, token_ids, strict=True):
@@ -232,21 +231,12 @@ class MatcherBatch:
             return
         if self._library is None:
             self._library = moving[0].bindings.BatchGrammarMatcher(1)
-        if not all(self._library.batch_accept_token([m.handle for m in moving], taken, False)):
+        if 0 in self._library.batch_accept_token([m.handle for m in moving], taken, False):
             raise RuntimeError("a token was drawn that a grammar does not accept")
+        for matcher, token_id in zip(moving, taken, strict=True):
+            matcher.accepted(token_id)
         for matcher in moving:
-            matcher.accepted()
-        self._moved.update(dict.fromkeys(moving))
-
-    def fill_ahead(self) -> None:
-        """Work out the masks for the next step of those that have been advanced since the last call."""
-        owners = self._owners = [matcher for matcher in self._moved if matcher.wants_mask]
-        self._moved.clear()
-        if owners:
-            masks = self._ahead[: len(owners)]
-            self._library.batch_fill_next_token_bitmask([m.handle for m in owners], masks, None, False)
-            for matcher, mask in zip(owners, masks, strict=True):
-                matcher.give_mask(mask)
+            matcher.look_ahead()
 
 
 def _end_ids(stop_ids: Iterable[int], vocabulary: Vocabulary) -> list[int]:

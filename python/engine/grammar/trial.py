@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from engine.grammar.errors import GrammarError
+from engine.grammar.string_masks import Bounds, StringPlace, StringTables
 from engine.grammar.vocabulary import VocabularyData
 
 MAX_FORCED_BYTES = 2**14
@@ -20,11 +21,14 @@ MAX_STEP_S = 0.1
 _NUM_TOKENS = 64
 
 
-def try_out(bindings: Any, handle: Any, data: VocabularyData) -> None:
+def try_out(
+    bindings: Any, handle: Any, data: VocabularyData, strings: tuple[StringTables, Bounds] | None = None
+) -> None:
     """Raises: `GrammarError` when the grammar forces endless text, or takes too long for a token."""
     stop_id = data.tokens.index(b"")
     matcher = bindings.GrammarMatcher(handle, [stop_id], False, -1, None)
-    mask = np.empty((1, -(-len(data.tokens) // 32)), np.int32)
+    place = None if strings is None else StringPlace(*strings)
+    mask = np.empty(-(-len(data.tokens) // 32), np.int32)
     draw = random.Random(0)
     for _ in range(_NUM_TOKENS):
         began_s = time.process_time()
@@ -32,12 +36,18 @@ def try_out(bindings: Any, handle: Any, data: VocabularyData) -> None:
         if len(text) > MAX_FORCED_BYTES:
             raise GrammarError(f"forces more than {MAX_FORCED_BYTES} bytes of text at once")
         matcher.accept_string(text, False)
-        matcher.fill_next_token_bitmask(mask, 0, False)
+        if place is not None:
+            place.saw(text)
+        if place is None or not place.fill(matcher, mask):
+            matcher.fill_next_token_bitmask(mask, 0, False)
         allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
         allowed = allowed[allowed != stop_id]
         if not len(allowed):
             return
-        matcher.accept_token(int(draw.choice(allowed)), False)
+        token_id = int(draw.choice(allowed))
+        matcher.accept_token(token_id, False)
+        if place is not None:
+            place.saw(data.tokens[token_id])
         if time.process_time() - began_s > MAX_STEP_S:
             raise GrammarError(f"takes more than {MAX_STEP_S * 1e3:g} ms to match a token")
 

@@ -1,0 +1,152 @@
+"""Masks within bounded strings, put together from tables: those of the matcher, to the last token."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from engine.grammar.string_masks import RULE, StringPlace, begun_character
+from engine.grammar.vocabulary import VocabularyData
+from helpers.grammars import Grammars, bundled_vocabulary
+
+WALKS = 6
+STEPS = 60
+TRIED = 60
+"""Tokens that are tried one by one at each place, beside those with a quote and those that end within a
+character."""
+
+
+def string(least: int, most: int) -> dict:
+    return {"type": "string", "minLength": least, "maxLength": most}
+
+
+NULL = {"type": "null"}
+SCHEMAS = {
+    "one": string(0, 12),
+    "least": string(5, 9),
+    "exact": string(3, 3),
+    "few": string(0, 2),
+    "far": string(0, 200),
+    "far least": string(140, 200),
+    "properties": {
+        "type": "object",
+        "properties": {"a": string(2, 7), "b": string(0, 4), "n": {"type": "integer"}},
+        "required": ["a"],
+    },
+    "items": {"type": "array", "items": string(1, 5), "maxItems": 4},
+    "either length": {"anyOf": [string(0, 5), string(3, 10)]},
+    "either object": {
+        "anyOf": [
+            {"type": "object", "properties": {"a": string(0, 5), "b": NULL}, "required": ["a", "b"]},
+            {"type": "object", "properties": {"a": string(2, 9), "c": NULL}, "required": ["a", "c"]},
+        ]
+    },
+    "or one of": {"anyOf": [{"enum": ["", "abc", "a b"]}, string(2, 6)]},
+    "or pattern": {"anyOf": [{"type": "string", "pattern": "a[a-z]{0,20}"}, string(1, 6)]},
+    "or any": {"anyOf": [{"type": "string"}, string(1, 6)]},
+    "names": {"type": "object", "propertyNames": string(1, 4), "additionalProperties": string(0, 3)},
+    "recursive": {
+        "$ref": "#/$defs/node",
+        "$defs": {
+            "node": {
+                "type": "object",
+                "properties": {"v": string(0, 6), "next": {"anyOf": [{"$ref": "#/$defs/node"}, NULL]}},
+                "required": ["v"],
+            }
+        },
+    },
+}  # fmt: skip
+NEVER_ALONE = {"or any"}
+"""Where something else may always come, too, the tables have nothing to say."""
+
+
+@pytest.fixture(scope="module")
+def grammars():
+    return Grammars(bundled_vocabulary())
+
+
+def allowed_ids(mask: np.ndarray) -> list[int]:
+    return np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist()
+
+
+def walk(grammars: Grammars, grammar, seed: int) -> int:
+    """Follow an answer drawn by chance and compare the masks at every place; how many the tables gave."""
+    tokens, draw = grammars.vocabulary.tokens, random.Random(seed)
+    delicate = [i for i, t in enumerate(tokens) if b'"' in t or begun_character(t) or t[:1] >= b"\x80"]
+    matcher = grammars.bindings.GrammarMatcher(grammar.handle, [grammars.end_id], False, -1, None)
+    place = StringPlace(*grammar.strings)
+    mask, expected = np.empty((2, -(-len(tokens) // 32)), np.int32)
+    num_given = 0
+    for _ in range(STEPS):
+        matcher.fill_next_token_bitmask(expected, 0, False)
+        if place.fill(matcher, mask):
+            num_given += 1
+            assert allowed_ids(mask) == allowed_ids(expected)
+        ordinary = draw.sample(range(len(tokens)), min(TRIED, len(tokens)))
+        for token_id in {*delicate, *ordinary} - {grammars.end_id}:
+            takes = matcher.fork().accept_token(token_id, False)
+            assert takes == bool(expected[token_id >> 5] >> (token_id & 31) & 1), tokens[token_id]
+        choices = [i for i in allowed_ids(expected) if i != grammars.end_id]
+        if not choices:
+            break
+        rare = [i for i in choices if i in delicate]
+        token_id = draw.choice(rare if rare and draw.random() < 0.3 else choices)
+        assert matcher.accept_token(token_id, False)
+        place.saw(tokens[token_id])
+    return num_given
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_masks_are_those_of_the_matcher(grammars, name):
+    grammar = grammars.compile("json_schema", SCHEMAS[name], counts=True)
+    num_given = sum(walk(grammars, grammar, seed) for seed in range(WALKS))
+    assert (num_given == 0) == (name in NEVER_ALONE)
+
+
+def test_a_vocabulary_without_single_bytes():
+    """What may follow the closing quote is found without them."""
+    tokens = [
+        b"",
+        b'"',
+        b'{"a":"',
+        b"ab",
+        b'x"',
+        b'"}',
+        b'",',
+        b'y","b":"',
+        b'","b":"',
+        b"}",
+        b"\xc3",
+        b"\xa9",
+    ]
+    grammars = Grammars(VocabularyData(tokens, np.array(range(1, 12), "<i4").tobytes(), None))
+    properties = {"a": string(1, 5), "b": string(0, 3)}
+    grammar = grammars.compile("json_schema", {"type": "object", "properties": properties}, counts=True)
+    assert sum(walk(grammars, grammar, seed) for seed in range(20)) > 0
+
+
+def test_tables_are_for_strings_of_schemas_only(grammars):
+    """Rules of somebody else may have any name."""
+    name = f"{RULE}0_5_1"
+    ebnf = f'root ::= "\\"" {name}\n{name}[temperature=1] ::= [a-c]* "\\""'
+    assert grammars.compile("ebnf", ebnf).strings is None
+    tag = {"type": "structural_tag", "format": {"type": "grammar", "grammar": ebnf}}
+    assert grammars.compile("structural_tag", tag).strings is None
+    assert grammars.compile("json_schema", SCHEMAS["properties"]).strings is None
+    tag["format"] = {"type": "json_schema", "json_schema": SCHEMAS["properties"]}
+    grammar = grammars.compile("structural_tag", tag, counts=True)
+    assert sum(walk(grammars, grammar, seed) for seed in range(WALKS)) > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "begun"),
+    [
+        (b"", b""), (b"a", b""), (b"\xc3", b"\xc3"), (b"\xc3\xa9", b""), (b"a\xe2\x82", b"\xe2\x82"),
+        (b"\xe2\x82\xac", b""), (b"\xf0\x9f\x98", b"\xf0\x9f\x98"), (b"\xf0\x9f\x98\x80", b""),
+        (b"\xf0\x9f\x98\x80\xf0", b"\xf0"),
+    ],
+)  # fmt: skip
+def test_a_begun_character(text, begun):
+    assert begun_character(text) == begun
