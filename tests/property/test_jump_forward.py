@@ -81,14 +81,17 @@ def test_both_ways_give_the_same_answers(engines, seed):
 
 def test_there_is_forced_text_and_preemption(engines):
     """The comparison above compares something."""
+    num_steps, num_preemptions = [], []
     for engine in engines:
+        before = engine._core.stats().num_steps
         params = SamplingParams(max_tokens=100, constraint=Constraint("json_schema", json.dumps(FIXED)))
         engine.generate(["x"] * 12, params, use_tqdm=False)
+        num_steps.append(engine._core.stats().num_steps - before)
         params = SamplingParams(max_tokens=100, ignore_eos=True, constraint=Constraint("regex", "[0-9]{90}"))
         engine.generate(["x"] * 12, params, use_tqdm=False)
-    shortcut, plain = (engine._core.stats() for engine in engines)
-    assert shortcut.num_steps < 0.8 * plain.num_steps
-    assert shortcut.num_preemptions > 0 and plain.num_preemptions > 0
+        num_preemptions.append(engine._core.stats().num_preemptions)
+    assert num_steps[0] < 0.5 * num_steps[1]
+    assert min(num_preemptions) > 0
 
 
 def test_usage_is_the_same():

@@ -132,7 +132,7 @@ def test_there_are_guesses_refusals_and_preemptions(engines):
     plain, speculative = engines
     for engine in engines:
         params = SamplingParams(temperature=0, max_tokens=150, ignore_eos=True)
-        engine.generate([PROMPTS[0]] * 12, params, use_tqdm=False)
+        engine.generate(PROMPTS * 6, params, use_tqdm=False)
     before, after = plain._core.stats(), speculative._core.stats()
     assert before.draft_tokens == 0 and before.num_preemptions > 0 and after.num_preemptions > 0
     assert 0 < after.accepted_tokens < after.draft_tokens
