@@ -18,12 +18,15 @@ RAW_VOCABULARY = 0
 
 
 def load_bindings(*, without_torch: bool = False) -> Any:
-    """The module with TokenizerInfo, GrammarCompiler, GrammarMatcher and BatchGrammarMatcher.
+    """The module with TokenizerInfo, GrammarCompiler and GrammarMatcher.
+
+    Its `from_dlpack` makes of an array what the library's calls take without a conversion each time.
 
     `without_torch`: for a process of its own that never needs torch, which tvm_ffi would import.
     """
     if without_torch:
         sys.modules["torch"] = None  # type: ignore[assignment]
+    from tvm_ffi import from_dlpack
     from tvm_ffi.libinfo import load_lib_module
 
     spec = importlib.util.find_spec("xgrammar")
@@ -31,7 +34,9 @@ def load_bindings(*, without_torch: bool = False) -> Any:
         raise ImportError("xgrammar is not installed")
     directory = Path(spec.origin).parent
     load_lib_module("xgrammar", "xgrammar_bindings", extra_lib_paths=[directory])
-    return _load_file(directory / "tvm_ffi_binding" / "_ffi_api.py")
+    module: Any = _load_file(directory / "tvm_ffi_binding" / "_ffi_api.py")
+    module.from_dlpack = from_dlpack
+    return module
 
 
 def _load_file(path: Path) -> ModuleType:

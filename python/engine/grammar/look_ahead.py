@@ -27,9 +27,7 @@ def masks_behind(
     for token_id in drafts:
         if not allows(mask, np.array([token_id])):
             break
-        constrained = matcher.take(token_id)
-        if constrained is not None:
-            constrained.accept(token_id)
+        matcher.take(token_id)
         if matcher.is_over:
             break
         mask = np.empty_like(mask)

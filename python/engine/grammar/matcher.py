@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -36,12 +36,13 @@ class ConstraintMatcher:
         "_end_ids",
         "_has_ended",
         "_has_mask",
+        "_library_mask",
         "_mask",
-        "_no_end_id",
+        "_may_end",
         "_num_accepted",
         "_place",
+        "_stop_id",
         "_vocabulary",
-        "bindings",
         "forced",
         "handle",
     )
@@ -51,15 +52,13 @@ class ConstraintMatcher:
         self._vocabulary = grammar.vocabulary
         self._end_ids = _end_ids(stop_ids, grammar.vocabulary)
         # The library wants one stop token at least; one that is never allowed stands in for none.
-        self._no_end_id = None if self._end_ids else grammar.vocabulary.tokens.index(b"")
-        self.bindings = grammar.bindings
-        self.handle = grammar.bindings.GrammarMatcher(
-            grammar.handle, self._end_ids or [self._no_end_id], False, -1, None
-        )
+        self._stop_id = self._end_ids[0] if self._end_ids else grammar.vocabulary.tokens.index(b"")
+        stop_ids = self._end_ids or [self._stop_id]
+        self.handle = grammar.bindings.GrammarMatcher(grammar.handle, stop_ids, False, -1, None)
         self._place = None if grammar.strings is None else StringPlace(*grammar.strings)
         self._mask = np.empty(-(-len(grammar.vocabulary.tokens) // 32), np.int32)
-        self._has_mask = False
-        self._has_ended = False
+        self._library_mask = grammar.bindings.from_dlpack(self._mask)
+        self._has_mask = self._may_end = self._has_ended = False
         self._num_accepted = 0
         self._settle()
 
@@ -83,30 +82,20 @@ class ConstraintMatcher:
 
     # --- advancing
 
-    def take(self, token_id: int) -> ConstraintMatcher | None:
-        """A token was drawn; the matcher whose grammar has to accept it (`accepted` follows then), if any."""
+    def take(self, token_id: int) -> None:
+        """Go on behind a token that was drawn.
+
+        The mask of the next one is worked out right then: what the matching of a grammar touches is in the
+        processor's caches, from which the model will have driven it by the next step.
+        """
         if self.forced:
             assert self.forced[0] == token_id, "a token was drawn that the mask does not allow"
             self.forced.popleft()
-            return None
-        if token_id in self._end_ids:
+        elif token_id in self._end_ids:
             self._has_ended = True
-        return None if self._has_ended else self
-
-    def accepted(self, token_id: int) -> None:
-        """The grammar has accepted the token."""
-        self._went_on(token_id)
-        self._settle()
-
-    def look_ahead(self) -> None:
-        """Work out the mask of the next token that is not forced, while the grammar is in the caches."""
-        if not self._has_ended:
-            self._next_mask()
-
-    def accept(self, token_id: int) -> None:
-        """Have the grammar accept a token, alone and not in a batch."""
-        self._accept_in_grammar(token_id)
-        self._settle()
+        elif not self._has_ended:
+            self._accept_in_grammar(token_id)
+            self._settle()
 
     # --- going back
 
@@ -128,20 +117,12 @@ class ConstraintMatcher:
         self.forced.extend(forced)
 
     def _settle(self) -> None:
-        """Go on over all that is forced now."""
-        handle = self.handle
+        """Go on over all that is forced now, and work out the mask of what comes then."""
         while True:
-            text = forced_text(handle)
-            if not text:
-                if handle.is_completed() and not self._goes_on():
-                    self._has_ended = True
-                    self.forced.extend(self._end_ids[:1])
-                return
-            if len(text) > MAX_FORCED_BYTES:
-                return
-            token_ids = self._vocabulary.canonical(text[:FORCED_BYTES])
-            if not token_ids:
-                return
+            text = forced_text(self.handle)
+            token_ids = self._vocabulary.canonical(text[:FORCED_BYTES]) if text else ()
+            if not token_ids or len(text) > MAX_FORCED_BYTES:
+                break
             *head, last = token_ids
             self._accept(head)
             if head and len(text) > FORCED_BYTES:
@@ -150,6 +131,9 @@ class ConstraintMatcher:
             if len(longer) and allows(self._next_mask(), longer):
                 return
             self._accept([last])
+        if not text and self._is_at_end():
+            self._has_ended = True
+            self.forced.extend(self._end_ids[:1])
 
     def _accept(self, token_ids: list[int]) -> None:
         for token_id in token_ids:
@@ -159,45 +143,38 @@ class ConstraintMatcher:
     def _accept_in_grammar(self, token_id: int) -> None:
         if not self.handle.accept_token(token_id, False):
             raise RuntimeError(f"the grammar allows or forces token {token_id} and does not accept it")
-        self._went_on(token_id)
-
-    def _went_on(self, token_id: int) -> None:
         self._num_accepted += 1
         self._has_mask = False
         if self._place is not None:
             self._place.saw(self._vocabulary.tokens[token_id])
 
-    def _goes_on(self) -> bool:
-        """Whether anything but the end is allowed."""
-        rest = self._next_mask().copy()
+    def _is_at_end(self) -> bool:
+        """Whether nothing but the end is allowed."""
+        mask = self._next_mask()
+        if not self._may_end:
+            return False
+        rest = mask.copy()
         forbid(rest, self._end_ids)
-        return bool(rest.any())
+        return not rest.any()
 
     def _next_mask(self) -> np.ndarray:
         """What the grammar allows behind all that is forced; overwritten when it goes on."""
         if not self._has_mask:
-            if self._place is None or not self._place.fill(self.handle, self._mask):
-                self.handle.fill_next_token_bitmask(self._mask, 0, False)
-                self._clean(self._mask)
             self._has_mask = True
+            self._may_end = False
+            if self._place is None or not self._place.fill(self.handle, self._mask):
+                self.handle.fill_next_token_bitmask(self._library_mask, 0, False)
+                self._may_end = bool(self._mask.item(self._stop_id >> 5) >> (self._stop_id & 31) & 1)
+                if not self._end_ids:
+                    forbid(self._mask, [self._stop_id])
         return self._mask
-
-    def _clean(self, mask: np.ndarray) -> None:
-        """Take the token that stands in for an end out of a mask of the library's."""
-        if self._no_end_id is not None:
-            forbid(mask, [self._no_end_id])
 
 
 class MatcherBatch:
-    """The matchers of a step, advanced in one call.
-
-    The masks of the step after are worked out right then: what a grammar's matching touches is in the
-    processor's caches, from which the model will have driven it by then.
-    """
+    """The matchers of a step."""
 
     def __init__(self, max_rows: int, vocab_size: int) -> None:
         self._masks = np.empty((max_rows, -(-vocab_size // 32)), np.int32)
-        self._library: Any = None
 
     def fill(self, matchers: Sequence[ConstraintMatcher | ThinkingMatcher | None]) -> np.ndarray | None:
         """Bitmasks int32 [R, ceil(V / 32)] of the next tokens, a row for each matcher.
@@ -219,24 +196,9 @@ class MatcherBatch:
         self, matchers: Sequence[ConstraintMatcher | ThinkingMatcher | None], token_ids: Sequence[int]
     ) -> None:
         """Tell every matcher the token that was drawn; a negative one is none."""
-        moving: list[ConstraintMatcher] = []
-        taken: list[int] = []
         for matcher, token_id in zip(matchers, token_ids, strict=True):
             if matcher is not None and token_id >= 0:
-                constrained = matcher.take(token_id)
-                if constrained is not None:
-                    moving.append(constrained)
-                    taken.append(token_id)
-        if not moving:
-            return
-        if self._library is None:
-            self._library = moving[0].bindings.BatchGrammarMatcher(1)
-        if 0 in self._library.batch_accept_token([m.handle for m in moving], taken, False):
-            raise RuntimeError("a token was drawn that a grammar does not accept")
-        for matcher, token_id in zip(moving, taken, strict=True):
-            matcher.accepted(token_id)
-        for matcher in moving:
-            matcher.look_ahead()
+                matcher.take(token_id)
 
 
 def _end_ids(stop_ids: Iterable[int], vocabulary: Vocabulary) -> list[int]:

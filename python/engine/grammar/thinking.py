@@ -66,19 +66,17 @@ class ThinkingMatcher:
             else:
                 forbid(row, [self._thinking.start])
 
-    def take(self, token_id: int) -> ConstraintMatcher | None:
-        """A token was drawn; the matcher whose grammar has to accept it, if any."""
+    def take(self, token_id: int) -> None:
+        """Go on behind a token that was drawn."""
         if self._state is _State.BEGINNING:
             begins = token_id == self._thinking.start
             self._state = _State.THINKING if begins else _State.ANSWERING
         if self._state is _State.THINKING:
             self._take_thought(token_id)
-            return None
-        if self._answer is not None:
-            return self._answer.take(token_id)
-        if self._forced:
+        elif self._answer is not None:
+            self._answer.take(token_id)
+        elif self._forced:
             self._forced.popleft()
-        return None
 
     def state(self) -> tuple:
         """What `go_back` needs to come back here."""
