@@ -89,21 +89,11 @@ def _num_bounded_chars(text: str) -> int:
     return sum(max(int(match["least"]), int(match["most"])) for match in bounded)
 
 
-def _exactly(num_chars: int, character: str, name: str, rules: list[str]) -> str:
-    """A sequence of that many characters; long ones in pieces, because the compiler goes wrong there."""
-    num_pieces, num_left = divmod(num_chars, _MAX_AUTOMATON)
-    pieces = [f"{character}{{{num_left}, {num_left}}} "] if num_left else []
-    if num_pieces:
-        rules.append(f"{name}_piece ::= {character}{{{_MAX_AUTOMATON}, {_MAX_AUTOMATON}}}")
-        pieces += [f"{name}_piece "] * num_pieces
-    return "".join(pieces)
-
-
 def _with_bounds(text: str, counts: bool) -> str:
     """Give strings of a bounded length their proper characters; `counts`: even short ones are counted."""
     characters = set(_CHARACTER_RULE.findall(text))
-    rules: list[str] = []
-    closed: list[str] = []
+    rules: dict[str, str] = {}
+    closed: set[str] = set()
 
     def change(match: re.Match[str]) -> str:
         if match["characters"] == _COMPILER_CHARACTER:
@@ -111,19 +101,28 @@ def _with_bounds(text: str, counts: bool) -> str:
         if match["repeated"] not in characters or match["most"] == "-1":
             return match[0]
         least, most = int(match["least"]), int(match["most"])
-        name = f"bounded_{len(rules)}"
         if most <= _MAX_AUTOMATON and not counts:
-            rules.append(f'{name} ::= Regex("{_JSON_CHARACTER_IN_REGEX}{{{least},{most}}}")')
+            name = f"bounded_{len(rules)}"
+            rules[name] = f' ::= Regex("{_JSON_CHARACTER_IN_REGEX}{{{least},{most}}}")'
             return name
-        first = _exactly(least, match["repeated"], name, rules)
-        rules.append(f"{name}[max_chars={most}] ::= {first}{_JSON_CHARACTER}*")
-        if match.string.startswith(_CLOSING, match.end()):
-            closed.append(rule_name(least, most, len(rules)))
-            rules.append(f"{closed[-1]}[temperature=1] ::= {name}{_CLOSING}")
-            return closed[-1]
-        return name
+        name = f"bounded_{least}_{most}"
+        num_pieces, num_left = divmod(least, _MAX_AUTOMATON)  # the compiler goes wrong in longer ones
+        pieces = ["characters_in_a_row"] * num_pieces
+        pieces += [_repeated(match["repeated"], num_left)] if num_left else []
+        if num_pieces:
+            rules["characters_in_a_row"] = f" ::= {_repeated(match['repeated'], _MAX_AUTOMATON)}"
+        rules[name] = f"[max_chars={most}] ::= {' '.join([*pieces, _JSON_CHARACTER])}*"
+        if not match.string.startswith(_CLOSING, match.end()):
+            return name
+        rules[rule_name(least, most)] = f"[temperature=1] ::= {name}{_CLOSING}"
+        closed.add(rule_name(least, most))
+        return rule_name(least, most)
 
     text = LEXEME.sub(change, text)
     for name in closed:
         text = text.replace(name + _CLOSING, name)
-    return "\n".join([text, *rules, ""])
+    return "\n".join([text, *(name + rule for name, rule in rules.items()), ""])
+
+
+def _repeated(rule: str, number: int) -> str:
+    return f"{rule}{{{number}, {number}}}"

@@ -24,7 +24,7 @@ with the closing one; it alone has a temperature, by which the matcher tells whi
 
 JSON_CHARACTER = r"[\x20\x21\x23-\x5b\x5d-\ud7ff\ue000-\U0010ffff]"
 _RULES = re.compile(r"^([\w.-]+)(?:\[[^\]]*\])? ::= ", re.MULTILINE)
-_BOUNDS = re.compile(rf"{RULE}(\d+)_(\d+)_\d+$")
+_BOUNDS = re.compile(rf"{RULE}(\d+)_(\d+)$")
 _ACTIVE = re.compile(r"active_temperature_rule_id=(\d+)")
 _STATE = "ParserState("
 _CONTINUATIONS = tuple(bytes([byte]) for byte in (0x80, 0xA0))
@@ -36,8 +36,8 @@ Bounds = dict[int, tuple[int, int]]
 """Of each rule for bounded strings, by its number: least and most characters."""
 
 
-def rule_name(least: int, most: int, number: int) -> str:
-    return f"{RULE}{least}_{most}_{number}"
+def rule_name(least: int, most: int) -> str:
+    return f"{RULE}{least}_{most}"
 
 
 def bounds_of(handle: Any) -> Bounds:
