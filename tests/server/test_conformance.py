@@ -447,7 +447,8 @@ def test_a_stream_with_everything_in_it_holds_together(bundled: ServerProcess) -
         for name, values in choice["logprobs"].items():
             assert [v for c in own if c["logprobs"] for v in c["logprobs"][name]] == values
         assert [t for c in own for t in c.get("token_ids", ())] == choice["token_ids"]
-        assert [c["prompt_token_ids"] for c in own if "prompt_token_ids" in c] == [choice["prompt_token_ids"]]
+        told = [choice["prompt_token_ids"]] if index % 2 == 0 else []
+        assert [c["prompt_token_ids"] for c in own if "prompt_token_ids" in c] == told
     assert (last["choices"], last["usage"]["completion_tokens"]) == ([], 64)
     counts = [e["usage"]["completion_tokens"] for e in events if e["usage"] is not None]
     assert counts == sorted(counts) and counts[-1] == 64

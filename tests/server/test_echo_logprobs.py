@@ -123,14 +123,15 @@ def test_completions_return_token_ids(server: Server) -> None:
     whole = server.complete(**fields).json()["choices"]
     for choice in whole:
         assert choice["token_ids"] == [*server.ids("Hello there."), 0]
-        assert choice["prompt_token_ids"] == server.ids("Hi" if choice["index"] < 2 else "é")
+    told = [choice.get("prompt_token_ids") for choice in whole]
+    assert told == [server.ids("Hi"), None, server.ids("é"), None], "once for each prompt"
     for echo in ({}, {"echo": True}, {"echo": True, "logprobs": 1}):
         parts: list[list[Any]] = [[] for _ in range(4)]
         for event in events_of(server.complete(**fields, **echo, stream=True)):
             parts[event["choices"][0]["index"]].append(event["choices"][0])
         for choice, own in zip(whole, parts, strict=True):
             assert [t for part in own for t in part.get("token_ids", [])] == choice["token_ids"]
-            assert own[0]["prompt_token_ids"] == choice["prompt_token_ids"]
+            assert own[0].get("prompt_token_ids") == choice.get("prompt_token_ids")
             assert not any("prompt_token_ids" in part for part in own[1:])
 
 
@@ -165,5 +166,6 @@ def test_nobody_gets_token_ids_unasked(server: Server) -> None:
 def test_the_seed_that_was_drawn_is_returned(server: Server) -> None:
     for stream in (False, True):
         assert server.chat(stream=stream).headers["x-seed"] == "4711"
-        assert server.complete(prompt=["a", "b"], stream=stream).headers["x-seed"] == "4711,4711"
+        seeds = server.complete(prompt=["a", "b"], stream=stream).headers["x-seed"].split(",")
+        assert int(seeds[1]) == int(seeds[0]) + 1, "of two prompts, one after the other"
         assert "x-seed" not in server.complete(seed=5, stream=stream).headers

@@ -312,7 +312,8 @@ def test_the_repetition_penalty_sees_the_prompt_too(ask: Any) -> None:
     def num_repeated(**fields: Any) -> int:
         prompt = "The capital of France is Paris. The capital of France is"
         answer = ask(COMPLETIONS, prompt=prompt, n=128, seed=1, max_tokens=1, return_token_ids=True, **fields)
-        return sum(choice["token_ids"][0] in choice["prompt_token_ids"] for choice in answer["choices"])
+        prompt_ids = answer["choices"][0]["prompt_token_ids"]
+        return sum(choice["token_ids"][0] in prompt_ids for choice in answer["choices"])
 
     assert num_repeated(repetition_penalty=2) < num_repeated() / 2
     assert num_repeated(frequency_penalty=2) == num_repeated(), "this one sees the output only"

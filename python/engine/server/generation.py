@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import secrets
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any
@@ -161,6 +162,8 @@ class Generation:
             )
             for i, (ids, params) in enumerate(prompts)
         ]
+        if len(requests) > 1 and request.params.seed is None:
+            requests = _with_seeds(requests)
         self = cls(context, request, requests, client)
         aborts = dict.fromkeys(filter(None, (response_id, request.rid)), self.abort)
         aborts |= {name: functools.partial(self.abort_prompt, i) for i, name in enumerate(prompt_names)}
@@ -376,6 +379,15 @@ class Generation:
         num_thoughts = self._readers[index].read(delta)
         if self.reasoning_tokens is not None:
             self.reasoning_tokens += num_thoughts
+
+
+def _with_seeds(requests: list[GenerateRequest]) -> list[GenerateRequest]:
+    """Seeds that follow each other: who is told the first ones knows them all."""
+    first = secrets.randbits(52)  # the last one is exact in every JSON reader, too
+    return [
+        msgspec.structs.replace(r, params=msgspec.structs.replace(r.params, seed=first + i))
+        for i, r in enumerate(requests)
+    ]
 
 
 def _check_places(num_choices: int, ready: EngineReady | None) -> None:

@@ -142,8 +142,9 @@ class CompletionShape:
             return
         for index in range(len(self._echoes) * self._n):
             echo = self._echoes[index // self._n]
-            if echo or self._returns_ids:
-                yield events.text(index, echo, fields=self._prompt_ids(index))
+            prompt_ids = self._prompt_ids(index)
+            if echo or prompt_ids:
+                yield events.text(index, echo, fields=prompt_ids)
 
     def events(self, events: Events, index: int, delta: TextDelta, **extra: Any) -> Iterable[bytes]:
         if index in self._awaiting_echo:
@@ -196,7 +197,9 @@ class CompletionShape:
         return self._prompt_logprobs[prompt]
 
     def _prompt_ids(self, index: int) -> dict[str, Any]:
-        return {"prompt_token_ids": self._prompts[index // self._n]} if self._returns_ids else {}
+        """Once, with the first choice of the prompt."""
+        is_told = self._returns_ids and index % self._n == 0
+        return {"prompt_token_ids": self._prompts[index // self._n]} if is_told else {}
 
     def _output_ids(self, deltas: list[TextDelta]) -> dict[str, Any]:
         return output_ids(deltas) if self._returns_ids else {}
