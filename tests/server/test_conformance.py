@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import json
+import math
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -32,7 +33,7 @@ def client(bundled: ServerProcess) -> openai.OpenAI:
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[ServerProcess]:
     """The same model with keys, names and the cache report of its own, and adapters that have a path."""
-    flags = ["--enable-cache-report", "--lora-dir", str(ADAPTERS)]
+    flags = ["--enable-cache-report", "--lora-dir", str(ADAPTERS), "--matryoshka-dimensions", "any"]
     for key in KEYS:
         flags += ["--api-key", key]
     for name in (NAME, ALIAS):
@@ -342,6 +343,25 @@ def test_every_listed_model_can_be_had(guarded: ServerProcess) -> None:
         assert chat(client, model=model.id, max_tokens=1).model == model.id
     quoted = guarded.http.get("/v1/models/org%2Fmodel%3Av1", headers={"x-api-key": KEYS[0]})
     assert quoted.json()["id"] == NAME
+
+
+def test_embeddings(guarded: ServerProcess) -> None:
+    """As numbers and as the SDK asks for them, cut and of length 1 again, in the order of the texts."""
+    create = with_key(guarded, KEYS[0]).embeddings.create
+    texts = ["a ship", "the capital of France", "x", "a ship"]
+    whole = create(model=NAME, input=texts, encoding_format="float").data
+    decoded = create(model=NAME, input=texts).data  # the SDK asks for base64
+    assert [item.index for item in whole] == [item.index for item in decoded] == [0, 1, 2, 3]
+    assert [item.embedding for item in whole] == [item.embedding for item in decoded]
+    for item, text in zip(whole, texts, strict=True):
+        (alone,) = create(model=NAME, input=text).data
+        assert alone.embedding == item.embedding
+    assert len({tuple(item.embedding) for item in whole}) == 3
+    for item in whole:
+        (cut,) = create(model=NAME, input=texts[item.index], dimensions=32).data
+        assert len(cut.embedding) == 32
+        length = math.dist(item.embedding[:32], [0] * 32)
+        assert all(abs(a - b / length) < 1e-6 for a, b in zip(cut.embedding, item.embedding, strict=False))
 
 
 def test_an_adapter_by_each_of_its_names(guarded: ServerProcess) -> None:
