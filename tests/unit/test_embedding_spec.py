@@ -13,6 +13,8 @@ from engine.errors import CheckpointError, ConfigError
 from engine.models.embedding_spec import read_embedding_spec
 from engine.models.encoder_registry import read_encoder_spec
 from helpers.embedding_models import MINILM, load, make_model, pooling, write_modules
+from helpers.tiny_models import make_model as make_decoder
+from helpers.tiny_models import save_model
 
 NORMALIZE = ("Normalize", None)
 
@@ -305,3 +307,10 @@ def test_a_mislabelled_checkpoint(broken: Path) -> None:
     path.write_text(json.dumps({**config, "architectures": ["RobertaModel"], "max_position_embeddings": 1}))
     with pytest.raises(ConfigError, match="leaves no position"):
         read_encoder_spec(broken)
+
+
+def test_a_decoder_that_only_transformers_knows_does_not_embed_alone(tmp_path: Path) -> None:
+    save_model(make_decoder("stablelm"), tmp_path)
+    write_modules(tmp_path, pooling("lasttoken"), NORMALIZE)
+    with pytest.raises(ConfigError, match="unsupported architecture for embeddings alone: .'StableLmFor"):
+        load(tmp_path)

@@ -14,16 +14,19 @@ from engine.core.messages import EngineReady
 from engine.core.resolve import MAX_QUEUED_REQUESTS, MAX_RUNNING_REQUESTS, Machine
 from engine.core.step_board import StepBoard
 from engine.errors import ConfigError
+from engine.gguf_file import is_gguf
+from engine.models import encoder_registry
 from engine.models.embedding_spec import EmbeddingSpec, is_embedding_checkpoint, read_embedding_spec
 from engine.models.encoder_registry import is_encoder, read_encoder_spec
 from engine.models.hf_config import read_config
-from engine.models.registry import is_headless, read_spec
+from engine.models.registry import FAMILIES, has_native, is_headless, read_spec
 from engine.runner.memory import DTYPE_BYTES, weight_bytes
 from engine.scheduling.settings import Places
 
 if TYPE_CHECKING:
     from engine.core.embedding_core import Embedder
     from engine.core.engine_core import EngineCore
+    from engine.models.spec import ModelSpec
     from engine.runner.model_runner import ModelRunner
 
 Progress = Callable[[str, float], None]
@@ -174,7 +177,7 @@ def load_embedder(
     from engine.runner.decoder_embedder import load_decoder_embedder
 
     return load_decoder_embedder(
-        read_spec(path),
+        _decoder_spec(path),
         embedding,
         path,
         max_tokens=config.chunked_prefill_size or CHUNK,
@@ -190,7 +193,17 @@ def embedding_bytes(config: EngineConfig, directory: str) -> int:
     if is_encoder(read_config(directory)):
         return read_encoder_spec(directory).num_parameters * DTYPE_BYTES[dtype]
     quantization = _quantization(config)
-    return weight_bytes(read_spec(directory), dtype if quantization == "none" else quantization)
+    return weight_bytes(_decoder_spec(directory), dtype if quantization == "none" else quantization)
+
+
+def _decoder_spec(directory: str | Path) -> ModelSpec:
+    """Raises: `ConfigError`; also for a decoder that would run through transformers: only one with its head
+    does, and that embeds beside chat."""
+    if not is_gguf(directory) and not has_native(config := read_config(directory)):
+        names = ", ".join([*encoder_registry.FAMILIES, *FAMILIES])
+        found = f"{config.get('architectures')!r:.80}"
+        raise ConfigError(f"unsupported architecture for embeddings alone: {found}; supported: {names}")
+    return read_spec(directory)
 
 
 def _quantization(config: EngineConfig) -> str:
@@ -211,7 +224,7 @@ def _embedding_spec(config: EngineConfig, directory: str) -> EmbeddingSpec:
 def _checkpoint_dtype(directory: str) -> str:
     if is_encoder(read_config(directory)):
         return read_encoder_spec(directory).dtype
-    return read_spec(directory).dtype
+    return _decoder_spec(directory).dtype
 
 
 def _dtype(config: EngineConfig, checkpoint_dtype: str) -> str:
