@@ -58,8 +58,8 @@ def any_turns(rng: random.Random) -> list[Turn]:
 
 
 def short_turns(rng: random.Random) -> list[Turn]:
-    """Turns whose answers can mostly be given in one word."""
-    source = rng.choices((geography.fact_turns, arithmetic.sum_turns, chat.turns), (65, 25, 10))[0]
+    """Turns whose answers can be given in one word."""
+    source = geography.fact_turns if rng.random() < 0.7 else arithmetic.sum_turns
     return [t for _ in range(rng.choice((1, 1, 2, 3))) for t in source(rng, False)]
 
 
@@ -92,8 +92,7 @@ def dialogue(rng: random.Random) -> Document:
     messages = _system(rng)
     turns = 0
     while turns < wanted:
-        unanswerable = rng.random() < 0.03
-        for turn in tools.without_tool_turns(rng, False) if unanswerable else any_turns(rng):
+        for turn in any_turns(rng):
             echoed = turn.answer in turn.question
             asked = turn if echoed else Turn(_sloppy(rng, turn.question), turn.answer)
             messages += asked.messages()
@@ -122,4 +121,4 @@ def documents(seed: int, drill_share: float = 0.0) -> Iterator[Document]:
     """Training documents without end; the same for the same seed. `drill_share` of them are drills."""
     rng = random.Random(seed)
     while True:
-        yield drills.document(rng, short_turns) if rng.random() < drill_share else document(rng)
+        yield drills.document(rng) if rng.random() < drill_share else document(rng)

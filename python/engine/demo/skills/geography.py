@@ -184,11 +184,11 @@ def check_turns(rng: random.Random, held_out: bool) -> list[Turn]:
     def propose(rng: random.Random):
         c = rng.choice(countries())
         city = c.capital if rng.random() < 0.5 else rng.choice(countries()).capital
-        word = "yes" if city == c.capital else "no"
+        word = "Yes" if city == c.capital else "No"
         question = rng.choice(("Is {x} the capital of {c}?", "Is the capital of {c} {x}?")).format(
             x=city, c=c.said
         )
-        return ("check", question), [Turn(question, f"The capital of {c.said} is {c.capital}, so {word}.")]
+        return ("check", question), [Turn(question, f"{word}, the capital of {c.said} is {c.capital}.", word)]
 
     return draw(rng, held_out, propose)
 
