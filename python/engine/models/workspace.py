@@ -8,6 +8,9 @@ import torch
 
 from engine.models.spec import ModelSpec
 
+MOST_CUTS = 64
+"""That are kept; some kilobytes each."""
+
 
 @dataclasses.dataclass(slots=True)
 class Rows:
@@ -42,7 +45,7 @@ class Heads:
 class Workspace:
     """Buffers for steps of up to `max_tokens` rows, and for the logits of `max_rows` at once.
 
-    Decoding steps mostly have as many rows as the step before: the last cut is kept.
+    Steps mostly have as many rows as one of the last few, guesses now and then among them: cuts are kept.
     Cost: address space; untouched pages are never paid for.
     """
 
@@ -57,14 +60,15 @@ class Workspace:
         self._kept_residual = torch.empty(max_tokens, hidden)
         self._kept_attended = torch.empty(max_tokens, heads)
         self._logits = torch.empty(max_rows, spec.vocab_size)
-        self._last_cut: tuple[int, Rows, Heads] | None = None
+        self._cuts: dict[int, tuple[Rows, Heads]] = {}
 
     def cut(self, count: int) -> tuple[Rows, Heads]:
         """The first `count` rows of every buffer, and the same rows as attention sees them."""
-        if self._last_cut is None or self._last_cut[0] != count:
-            rows = self._rows(self._residual[:count], self._attended[:count])
-            self._last_cut = count, rows, self._heads(count)
-        return self._last_cut[1:]
+        if count not in self._cuts:
+            if len(self._cuts) == MOST_CUTS:
+                self._cuts.clear()
+            self._cuts[count] = self._rows(self._residual[:count], self._attended[:count]), self._heads(count)
+        return self._cuts[count]
 
     def _heads(self, count: int) -> Heads:
         spec, qkv = self._spec, self._qkv[:count]
