@@ -148,6 +148,18 @@ def refused(samples: dict[str, float], reason: str) -> float:
     return samples.get(f'engine:rejected_total{{reason="{reason}"}}', 0.0)
 
 
+def proportional_bytes(pid: int) -> int:
+    """Memory of a process and its descendants, pages that are shared divided among those who share them."""
+    process = psutil.Process(pid)
+    total = 0
+    for one in (process, *process.children(recursive=True)):
+        try:
+            total += one.memory_full_info().pss
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
 def _proportional_bytes(process: psutil.Process) -> tuple[int, int]:
     """Of its own pages and those it shares with others of ours, and of pages of files."""
     lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()[1:]

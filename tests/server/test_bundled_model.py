@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from engine.config.model_location import bundled_adapters
+from helpers.crowd import proportional_bytes
 from helpers.server_process import ServerProcess
 
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
@@ -264,14 +265,9 @@ def test_a_common_prefix_that_arrives_eight_times_at_once_is_computed_once(clien
 # --- start and memory
 
 
-def proportional_bytes(process: psutil.Process) -> int:
-    """Memory of a process tree, shared pages divided among those who share them."""
-    return sum(p.memory_full_info().pss for p in (process, *process.children(recursive=True)))
-
-
 def test_memory_of_the_process_tree(bundled, client):
     client.chat.completions.create(model=MODEL, messages=FRANCE)
-    assert proportional_bytes(psutil.Process(bundled.process.pid)) < 600e6
+    assert proportional_bytes(bundled.process.pid) < 600e6
 
 
 def test_the_server_process_loads_no_heavy_library(bundled):
