@@ -81,6 +81,7 @@ class Soak:
         self._flags = (
             "--max-running-requests", "8", "--max-queued-requests", "16", "--watchdog-timeout", "8",
             "--num-threads", str(num_threads), "--max-total-tokens", "8192",
+            "--limit", "idle_s=5",  # clients that are cut off may forget a connection
         )  # fmt: skip
         self._draw = random.Random(seed)
         self._report = Report(seconds)
