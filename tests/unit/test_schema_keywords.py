@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from jsonschema_specifications import REGISTRY
 
 from engine.grammar.errors import GrammarError
 from engine.grammar.schema_keywords import ANNOTATIONS, FORMATS, KEYWORDS
@@ -242,8 +243,6 @@ def test_the_table_in_the_documentation_is_whole():
     assert store["$id"].endswith("2020-12/schema")
     standard = set()
     for name in VOCABULARIES_2020_12:
-        from jsonschema_specifications import REGISTRY
-
         contents = REGISTRY.contents(f"https://json-schema.org/draft/2020-12/meta/{name}")
         standard |= contents["properties"].keys()
     assert standard <= lines.keys()

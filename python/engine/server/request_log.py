@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 from sanic.request import Request
-from sanic_routing.route import Route
 
 from engine.server.request_id import request_id_of
 
@@ -19,8 +18,8 @@ CLIENT_CLOSED = 499
 """As the status of an answer that nobody was there to take."""
 
 
-def endpoint_of(route: Route | None) -> str:
-    """The path of a route, with {names} in place of its parameters; "other" for no route of ours."""
+def endpoint_of(route: Any) -> str:
+    """The path of Sanic's route, with {names} in place of its parameters; "other" for no route of ours."""
     if route is None:
         return "other"
     if not hasattr(route.ctx, "endpoint"):
