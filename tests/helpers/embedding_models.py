@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,21 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3", _DECODER),
     "mistral": ("Mistral", _DECODER),
 }  # fmt: skip
+
+
+NORMALIZE = ("Normalize", None)
+"""A module after pooling, for `write_modules`."""
+POOLINGS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "mean_tokens": lambda h: h.mean(0),
+    "cls_token": lambda h: h[0],
+    "max_tokens": lambda h: h.amax(0),
+    "lasttoken": lambda h: h[-1],
+    "mean_sqrt_len_tokens": lambda h: h.sum(0) / len(h) ** 0.5,
+    "weightedmean_tokens": lambda h: (
+        (h * torch.arange(1, len(h) + 1)[:, None]).sum(0) / torch.arange(1, len(h) + 1).sum()
+    ),
+}
+"""By the name of its flag, what pooling makes of the hidden states [tokens, hidden size] of a text."""
 
 
 def make_model(kind: str, ending: str = "Model", seed: int = 0, **changes: Any) -> Any:
@@ -119,3 +135,9 @@ def hidden_states(model: Any, text: list[int]) -> torch.Tensor:
     """Of the last layer, float32 [tokens, hidden size]."""
     with torch.no_grad():
         return model(torch.tensor([text])).last_hidden_state[0]
+
+
+def expected_vectors(model: Any, texts: list[list[int]], mode: str, *, normalize: bool = True) -> np.ndarray:
+    """By transformers in float32, each text alone."""
+    vectors = torch.stack([POOLINGS[mode](hidden_states(model, text)) for text in texts])
+    return (torch.nn.functional.normalize(vectors) if normalize else vectors).numpy()

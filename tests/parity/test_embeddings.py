@@ -15,7 +15,10 @@ from engine.text.tokenizer import Tokenizer
 from helpers.embedding_models import (
     KINDS,
     MINILM,
+    NORMALIZE,
+    POOLINGS,
     embed,
+    expected_vectors,
     hidden_states,
     load,
     make_model,
@@ -26,17 +29,6 @@ from helpers.embedding_models import (
 from helpers.native import FMA_ISAS
 
 LONGEST = 290
-NORMALIZE = ("Normalize", None)
-POOLINGS = {
-    "mean_tokens": lambda h: h.mean(0),
-    "cls_token": lambda h: h[0],
-    "max_tokens": lambda h: h.amax(0),
-    "lasttoken": lambda h: h[-1],
-    "mean_sqrt_len_tokens": lambda h: h.sum(0) / len(h) ** 0.5,
-    "weightedmean_tokens": lambda h: (
-        (h * torch.arange(1, len(h) + 1)[:, None]).sum(0) / torch.arange(1, len(h) + 1).sum()
-    ),
-}
 
 
 def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
@@ -45,11 +37,6 @@ def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
     assert (np.abs(actual - expected) <= 1e-4 * np.maximum(scale, 1)).all()
     cosine = (actual * expected).sum(1) / (np.linalg.norm(actual, axis=1) * scale[:, 0])
     assert (1 - cosine).max() < 1e-6
-
-
-def reference(model, texts: list[list[int]], mode: str, *, normalize: bool = True) -> np.ndarray:
-    vectors = torch.stack([POOLINGS[mode](hidden_states(model, text)) for text in texts])
-    return (torch.nn.functional.normalize(vectors) if normalize else vectors).numpy()
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +66,7 @@ def test_minilm_is_sentence_transformers_and_alone_is_batched_bitwise(minilm: Pa
     batched = embed(core, [*ids, [101]])
     model = sentence_transformers.SentenceTransformer(str(minilm), device="cpu")
     assert_close(batched[:-1], model.encode(texts, show_progress_bar=False))
-    assert_close(batched[-1:], reference(model[0].auto_model, [[101]], "mean_tokens"))
+    assert_close(batched[-1:], expected_vectors(model[0].auto_model, [[101]], "mean_tokens"))
     alone = np.concatenate([embed(core, [text]) for text in [*ids, [101]]])
     assert (alone.view(np.int32) == batched.view(np.int32)).all()
 
@@ -94,7 +81,7 @@ def test_every_family_is_transformers(kind: str, tmp_path: Path) -> None:
     core = load(tmp_path)
     assert core.info.max_len >= LONGEST
     vectors = embed(core, texts)
-    assert_close(vectors, reference(model, texts, mode))
+    assert_close(vectors, expected_vectors(model, texts, mode))
     for isa in FMA_ISAS:
         other = load(tmp_path, isa, 1)
         alone = np.concatenate([embed(other, [text]) for text in texts[:12]])
@@ -108,7 +95,7 @@ def test_every_pooling_as_it_comes(kind: str, mode: str, tmp_path: Path) -> None
     model.save_pretrained(tmp_path)
     write_modules(tmp_path, pooling(mode))
     texts = random_texts(12, 100, seed=1)
-    expected = reference(model, texts, mode, normalize=False)
+    expected = expected_vectors(model, texts, mode, normalize=False)
     assert_close(embed(load(tmp_path), texts), expected)
     if kind == "qwen3":  # in chunks, which pooling must not notice
         assert_close(embed(load(tmp_path, chunked_prefill_size=32), texts), expected)
@@ -142,7 +129,7 @@ def test_pooling_by_flag_is_normalised(tmp_path: Path) -> None:
     model = make_model("roberta", seed=3)
     model.save_pretrained(tmp_path)
     texts = random_texts(6, 50)
-    assert_close(embed(load(tmp_path, pooling="cls"), texts), reference(model, texts, "cls_token"))
+    assert_close(embed(load(tmp_path, pooling="cls"), texts), expected_vectors(model, texts, "cls_token"))
 
 
 @pytest.mark.parametrize(("kind", "ending"), [("bert", "ForMaskedLM"), ("qwen3", "ForCausalLM")])
@@ -152,7 +139,7 @@ def test_a_head_is_left_alone(kind: str, ending: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     write_modules(tmp_path, pooling("mean_tokens"), NORMALIZE)
     texts = random_texts(6, 50)
-    assert_close(embed(load(tmp_path), texts), reference(model.base_model, texts, "mean_tokens"))
+    assert_close(embed(load(tmp_path), texts), expected_vectors(model.base_model, texts, "mean_tokens"))
 
 
 def test_other_dtypes(tmp_path: Path) -> None:
@@ -163,5 +150,5 @@ def test_other_dtypes(tmp_path: Path) -> None:
         model.to(dtype).save_pretrained(directory)
         write_modules(directory, pooling("mean_tokens"), NORMALIZE)
         model.float()
-        expected = reference(model, texts, "mean_tokens")
+        expected = expected_vectors(model, texts, "mean_tokens")
         assert np.abs(embed(load(directory), texts) - expected).max() < bound

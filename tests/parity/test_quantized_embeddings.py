@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from engine.errors import CheckpointError, ConfigError
 from engine.models.embedding_spec import read_embedding_spec
 from helpers.embedding_models import (
+    NORMALIZE,
     embed,
-    hidden_states,
+    expected_vectors,
     load,
     make_model,
     pooling,
@@ -22,14 +23,6 @@ from helpers.embedding_models import (
 )
 from helpers.gguf_files import write_gguf
 from helpers.quantized_checkpoints import write_quantized
-
-NORMALIZE = ("Normalize", None)
-
-
-def expected_vectors(model, texts) -> np.ndarray:
-    """Of the last token, in float32, of length 1."""
-    last = np.stack([hidden_states(model, text)[-1].numpy() for text in texts])
-    return last / np.linalg.norm(last, axis=1, keepdims=True)
 
 
 def assert_alike(vectors: np.ndarray, expected: np.ndarray, worst: float) -> None:
@@ -57,7 +50,7 @@ def test_a_checkpoint_in_few_bits_embeds(tmp_path: Path, method: str, has_head: 
     texts = random_texts(12, 60)
     core = load(tmp_path)
     vectors = embed(core, texts)
-    assert_alike(vectors, expected_vectors(model.model, texts), 3e-3)
+    assert_alike(vectors, expected_vectors(model.model, texts, "lasttoken"), 3e-3)
     alone = np.concatenate([embed(core, [text]) for text in texts])
     assert (alone.view(np.int32) == vectors.view(np.int32)).all()
 
@@ -69,7 +62,7 @@ def test_a_gguf_file_embeds_as_it_says(tmp_path: Path, kind: str, worst: float) 
     spec = read_embedding_spec(path)
     assert (spec.pooling, spec.is_normalized) == (("last",), True)
     texts = random_texts(12, 60)
-    assert_alike(embed(load(path), texts), expected_vectors(model.model, texts), worst)
+    assert_alike(embed(load(path), texts), expected_vectors(model.model, texts, "lasttoken"), worst)
 
 
 @pytest.mark.parametrize("value", [4, 9, "last", [3]])
@@ -94,7 +87,7 @@ def test_weights_are_rounded_at_load_where_the_flag_says_so(tmp_path: Path) -> N
     write_modules(tmp_path, pooling("lasttoken"), NORMALIZE)
     texts = random_texts(12, 60)
     vectors = embed(load(tmp_path, quantization="int8"), texts)
-    assert_alike(vectors, expected_vectors(model, texts), 3e-3)
+    assert_alike(vectors, expected_vectors(model, texts, "lasttoken"), 3e-3)
     exact = embed(load(tmp_path), texts)
     assert (vectors != exact).any()
     beside = load(tmp_path, quantization="int8", embedding_model=str(tmp_path))

@@ -12,11 +12,9 @@ from safetensors.torch import load_file, save_file
 from engine.errors import CheckpointError, ConfigError
 from engine.models.embedding_spec import read_embedding_spec
 from engine.models.encoder_registry import read_encoder_spec
-from helpers.embedding_models import MINILM, load, make_model, pooling, write_modules
+from helpers.embedding_models import MINILM, NORMALIZE, load, make_model, pooling, write_modules
 from helpers.tiny_models import make_model as make_decoder
 from helpers.tiny_models import save_model
-
-NORMALIZE = ("Normalize", None)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ def test_every_measure_is_theirs(name: str) -> None:
     ours = [MEASURES[name](a, b) for a, b in zip(first, second, strict=True)]
     assert np.allclose(ours, theirs(first, second).numpy(), rtol=1e-5, atol=1e-5)
     assert np.isfinite(MEASURES[name](np.zeros(3), np.ones(3)))
+    assert not np.signbit(MEASURES[name](first[0], second[0]))  # a distance of none is written 0.0
 
 
 def test_every_name_has_a_measure() -> None:

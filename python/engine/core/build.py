@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from engine.config.engine_config import EngineConfig
 from engine.config.model_location import locate_model
+from engine.core.build_adapters import build_adapters
 from engine.core.build_embedding import build_embedding_engine, embedder_beside, embedding_bytes, only_embeds
 from engine.core.cpu_clock import CpuClock
 from engine.core.embedding_core import EmbeddingCore
@@ -47,10 +48,8 @@ def build_engine(
 
     # Late: torch takes seconds to import, and a wrong path is told at once.
     from engine._native import ProgressBoard
-    from engine.adapters.adapter_pool import AdapterPool
     from engine.cache.prefix_cache import PrefixCache
     from engine.runner.model_runner import ModelRunner
-    from engine.scheduling.adapter_queue import AdapterQueue
 
     try:
         runner = ModelRunner(
@@ -86,14 +85,7 @@ def build_engine(
     if board is not None:
         runner.context.report_to(ProgressBoard(board.fd))
     cache = PrefixCache(resolved.num_blocks, resolved.page_size, enabled=not resolved.disable_radix_cache)
-    adapters = adapter_queue = None
-    if runner.adapter_reader is not None:
-        adapters = AdapterPool(
-            runner.adapter_reader,
-            max_loaded=config.max_loaded_loras,
-            max_in_use=config.max_loras_per_batch,
-        )
-        adapter_queue = AdapterQueue(adapters)
+    adapters, adapter_queue = build_adapters(config, runner.adapter_reader)
     grammars = GrammarCompiler(
         str(locate_model(config.tokenizer_path)) if config.tokenizer_path else directory,
         spec.vocab_size,

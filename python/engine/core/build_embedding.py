@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.config.engine_config import EngineConfig
 from engine.config.model_location import locate_model
+from engine.core.build_adapters import build_adapters
 from engine.core.embedding_core import EmbeddingCore
 from engine.core.messages import EngineReady
 from engine.core.resolve import MAX_QUEUED_REQUESTS, MAX_RUNNING_REQUESTS, Machine
@@ -60,22 +61,13 @@ def build_embedding_engine(
             f"{memory_bytes / 2**30:.1f} GiB of memory are available"
         )
     from engine._native import ExecutionContext, ProgressBoard
-    from engine.adapters.adapter_pool import AdapterPool
     from engine.core.idle_generation import idle_engine
-    from engine.scheduling.adapter_queue import AdapterQueue
 
     context = ExecutionContext(num_threads, config.cpu_isa or "auto")
     if board is not None:
         context.report_to(ProgressBoard(board.fd))
     embedder = load_embedder(config, config.model_path, context, progress, config.max_lora_rank)
-    adapters = adapter_queue = None
-    if embedder.adapter_reader is not None:
-        adapters = AdapterPool(
-            embedder.adapter_reader,
-            max_loaded=config.max_loaded_loras,
-            max_in_use=config.max_loras_per_batch,
-        )
-        adapter_queue = AdapterQueue(adapters)
+    adapters, adapter_queue = build_adapters(config, embedder.adapter_reader)
     running = config.max_running_requests or MAX_RUNNING_REQUESTS
     queued = MAX_QUEUED_REQUESTS if config.max_queued_requests is None else config.max_queued_requests
     places = Places(
@@ -87,7 +79,7 @@ def build_embedding_engine(
         embedder,
         places=places,
         board=board,
-        adapters=None if adapter_queue is None else adapter_queue.line(),
+        adapters=adapter_queue and adapter_queue.line(),
     )
     core = idle_engine(embedding, adapters)
     ready = EngineReady(

@@ -19,8 +19,8 @@ MEASURES: Mapping[str, Callable[[np.ndarray, np.ndarray], np.floating]] = Mappin
     {
         "cosine": _cosine,
         "dot": lambda a, b: (a * b).sum(),
-        "euclidean": lambda a, b: -np.sqrt(np.square(a - b).sum()),
-        "manhattan": lambda a, b: -np.abs(a - b).sum(),
+        "euclidean": lambda a, b: 0.0 - np.sqrt(np.square(a - b).sum()),  # 0.0, not -0.0, for equals
+        "manhattan": lambda a, b: 0.0 - np.abs(a - b).sum(),
     }
 )
 """More is more alike: distances are negative. Vectors are float64 [size]. Names are those of
