@@ -23,6 +23,7 @@ from engine._native import ProgressBoard
 from engine.config.engine_config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.core.frames import HEADER, FrameReader, checked_length, encode_frame
+from engine.core.garbage import spare_what_lives
 from engine.core.messages import EngineFailed, EngineReady, Progress, Shutdown, ToEngine, ToServer
 from engine.core.step_board import StepBoard
 from engine.errors import EngineError
@@ -67,6 +68,7 @@ def run(connection: socket.socket, board: StepBoard, build: Build) -> int:
         message = f"the engine could not start: {type(error).__name__}: {reason}"
         connection.sendall(encode_frame([EngineFailed(message, "internal_error")]))
         return 1
+    spare_what_lives()
     began_cpu_s = time.thread_time()
     try:
         connection.sendall(encode_frame([ready]))

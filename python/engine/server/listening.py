@@ -9,6 +9,7 @@ from time import monotonic
 
 from sanic import Sanic
 from sanic.application.state import ApplicationServerInfo
+from sanic.exceptions import RequestCancelled
 from sanic.http.constants import HTTP, Stage
 from sanic.server.async_server import AsyncioServer
 from sanic.server.protocols.http_protocol import HttpProtocol
@@ -54,7 +55,10 @@ class Connection(HttpProtocol):
                 await self._can_write.wait()
             finally:
                 timer.cancel()
-        await super().send(data)
+        if self.transport.is_closing():
+            raise RequestCancelled
+        self.transport.write(data)
+        self._time = monotonic()
 
     @property
     def is_idle(self) -> bool:

@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from time import monotonic
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import Metric
 
+from engine.server.histogram import Histogram, histogram_family
 from engine.server.token_tally import BOUNDS_S, TokenTally
 
 PREFIX = "engine:"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _TOKENS = tuple(2**i for i in range(18))
+_STAGES = ("queue", "prefill", "decode")
 _LONG_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
@@ -24,6 +26,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self._histograms: list[tuple[str, str, str | None, dict[str, Histogram]]] = []
+        self._of_endpoint: dict[tuple[str, str], tuple[Counter, Gauge]] = {}
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of admitted requests.")
         self.cached_tokens = self._counter("cached_tokens", "Prompt tokens taken from the prefix cache.")
         self.requests = self._counter("num_requests", "Requests admitted.")
@@ -63,12 +67,10 @@ class Metrics:
             "From a request's first token to its last, divided by the tokens of a choice after the first.",
             BOUNDS_S,
         )
-        self._stages = self._histogram(
-            "per_stage_req_latency_seconds",
-            "Of complete requests: until admission, from there to the first token, from there to the last.",
-            _LONG_S,
-            "stage",
-        )
+        self._stages = {stage: Histogram(_LONG_S) for stage in _STAGES}
+        text = "Of complete requests: until admission, from there to the first token, from there to the last."
+        name = PREFIX + "per_stage_req_latency_seconds"
+        self._histograms.append((name, text, "stage", self._stages))
         self.answer_lens = self._histogram(
             "generation_tokens_histogram", "Tokens generated for a request, complete or not.", _TOKENS
         )
@@ -76,8 +78,10 @@ class Metrics:
     def begin_request(self, endpoint: str, method: str) -> Callable[[], None]:
         """Count a request over HTTP; what is returned is called when it is over."""
         labels = endpoint, _known(method)
-        self._http_requests.labels(*labels).inc()
-        active = self._http_active.labels(*labels)
+        if labels not in self._of_endpoint:  # looked up by the library, they cost more than counting
+            self._of_endpoint[labels] = self._http_requests.labels(*labels), self._http_active.labels(*labels)
+        requests, active = self._of_endpoint[labels]
+        requests.inc()
         active.inc()
         return active.dec
 
@@ -94,20 +98,23 @@ class Metrics:
     def observe_stages(self, **seconds: float) -> None:
         """How long the parts of a complete request took."""
         for stage, value in seconds.items():
-            self._stages.labels(stage).observe(value)
+            self._stages[stage].observe(value)
 
     def count_rejection(self, reason: str) -> None:
         self._rejected.labels(reason).inc()
 
     def collect(self) -> Iterable[Metric]:
         yield from self._registry.collect()
+        yield from (histogram_family(*described) for described in self._histograms)
         yield from self.tokens.collect()
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(PREFIX + name, text, labels, registry=self._registry)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        return Histogram(PREFIX + name, text, labels, buckets=buckets, registry=self._registry)
+    def _histogram(self, name: str, text: str, bounds: tuple[float, ...]) -> Histogram:
+        histogram = Histogram(bounds)
+        self._histograms.append((PREFIX + name, text, None, {"": histogram}))
+        return histogram
 
 
 def _known(method: str) -> str:

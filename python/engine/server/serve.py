@@ -17,6 +17,7 @@ from engine.config.engine_config import EngineConfig
 from engine.config.model_location import locate_model
 from engine.config.server_config import ServerConfig
 from engine.core.embedding_io import EmbeddingIO
+from engine.core.garbage import spare_what_lives
 from engine.core.process import ProcessClient
 from engine.errors import ConfigError, EngineError
 from engine.server.app import create_app
@@ -54,6 +55,7 @@ async def serve(
         host, port = listener.getsockname()[:2]
         logger.info("listening on http://%s:%d, loading %s", host, port, context.names.primary)
         if await _unless(signals, _load(client, context)):
+            spare_what_lives()
             _log_ready(context)
             if await _unless(signals, client.wait_failed()):
                 raise ConfigError(f"giving up: {client.state_reason}")

@@ -151,6 +151,9 @@ class EventStream:
         self._last_sent = monotonic()
         self._sending_since: float | None = None
         self._held = b""
+        self._has_begun = False
+        """Whether the headers are out."""
+        self._connection = request.stream.protocol
         self._comment: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> EventStream:
@@ -202,7 +205,11 @@ class EventStream:
         if self._held:
             event, self._held = self._held + event, b""
         self._last_sent = self._sending_since = monotonic()
-        await self._response.send(event, is_last)
+        if is_last or not self._has_begun:
+            await self._response.send(event, is_last)
+            self._has_begun = True
+        elif event:  # what the framework would send, by a shorter way
+            await self._connection.send(b"%x\r\n%b\r\n" % (len(event), event))
         self._sending_since = None
 
     def _watch(self) -> None:

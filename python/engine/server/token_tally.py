@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator
-from itertools import accumulate
 from time import monotonic
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.utils import floatToGoString
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from engine.server.histogram import Histogram, histogram_family
 
 BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
 _LEAST_RATED_S = 1.0
@@ -24,8 +23,7 @@ class TokenTally:
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
         self._num_tokens = 0
-        self._num_gaps = [0] * (len(BOUNDS_S) + 1)  # by the first bound that a gap does not exceed
-        self._gaps_s = 0.0
+        self._gaps_s = Histogram(BOUNDS_S)
         self._marked = 0, monotonic()
         self._rate = 0.0
 
@@ -36,8 +34,7 @@ class TokenTally:
     def add_after(self, num_tokens: int, seconds: float) -> None:
         """More tokens of a choice arrived, so long after the ones before them."""
         self._num_tokens += num_tokens
-        self._num_gaps[bisect_left(BOUNDS_S, seconds / num_tokens)] += 1
-        self._gaps_s += seconds / num_tokens
+        self._gaps_s.observe(seconds / num_tokens)
 
     def throughput(self) -> float:
         """Tokens a second since this was last asked, or since the time before when that was just now."""
@@ -54,6 +51,4 @@ class TokenTally:
         name, text = self._prefix + "gen_throughput", "Tokens generated in a second, since the last look."
         yield GaugeMetricFamily(name, text, value=self.throughput())
         name, text = self._prefix + "inter_token_latency_seconds", "Between two tokens of a choice."
-        bounds = [*map(floatToGoString, BOUNDS_S), "+Inf"]
-        buckets = list(zip(bounds, accumulate(self._num_gaps), strict=True))
-        yield HistogramMetricFamily(name, text, buckets=buckets, sum_value=self._gaps_s)
+        yield histogram_family(name, text, None, {"": self._gaps_s})

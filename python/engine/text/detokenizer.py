@@ -33,7 +33,8 @@ class IncrementalDetokenizer:
         shown_ids: frozenset[int] = frozenset(),
     ) -> None:
         self._tokenizer = tokenizer
-        self._skipped = tokenizer.special_ids - shown_ids if skip_special_tokens else frozenset()
+        special_ids = tokenizer.special_ids - shown_ids if shown_ids else tokenizer.special_ids
+        self._skipped = special_ids if skip_special_tokens else frozenset()
         decoding = tokenizer.decoding
         self._joiner = _Utf8Stream() if decoding.byte_level else _ByteRuns(decoding)
         self._at_start = True
@@ -199,6 +200,8 @@ def _is_unfinished_or_valid(data: bytes) -> bool:
 
 def _unfinished_character(data: bytes) -> bytes:
     """The bytes at the end of `data` that begin a character without finishing it."""
+    if data[-1:] < b"\x80":  # it ends in ASCII, or there is nothing
+        return b""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     decoder.decode(data)
     return decoder.getstate()[0]
