@@ -9,7 +9,7 @@ _YOUNG_OBJECTS = 10_000
 
 
 def spare_what_lives() -> None:
-    """To be called when a process is ready: what it has made by then lives on and need not be looked through."""
+    """To be called when a process is ready: what it has made by then lives on, and is not looked through."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(_YOUNG_OBJECTS)
