@@ -206,6 +206,9 @@ class FakeEngineClient:
         """Raised by every submit while set."""
         self.fail_with: EngineError | None = None
         """Raised by every stream before its next chunk while set."""
+        self.most_tokens: int | None = None
+        """Chunks that each choice may have given by now; None: any number."""
+
         self.retry_after_s = 7.0
         self.num_restarts = 0
         self._go = asyncio.Event()
@@ -239,7 +242,7 @@ class FakeEngineClient:
             raise Overloaded(self.state_reason, slug="model_loading")
         self.submitted.append(request)
         try:
-            if await self._is_cancelled_before(self._admit, request.request_id):
+            if await self._is_cancelled_before(self._admit.is_set, request.request_id):
                 raise InvalidRequest("Invalid request: it was cancelled")
         except asyncio.CancelledError:
             self.cancel(request.request_id)
@@ -253,7 +256,7 @@ class FakeEngineClient:
             raise self.refuse_with
         self.embedded.append(request)
         try:
-            if await self._is_cancelled_before(self._admit, request.request_id):
+            if await self._is_cancelled_before(self._admit.is_set, request.request_id):
                 raise InvalidRequest("Invalid request: it was cancelled")
         except asyncio.CancelledError:
             self.cancel(request.request_id)
@@ -262,7 +265,7 @@ class FakeEngineClient:
         return self._vectors(request)
 
     async def _vectors(self, request: EmbedRequest) -> Embedded:
-        if await self._is_cancelled_before(self._go, request.request_id):
+        if await self._is_cancelled_before(self._go.is_set, request.request_id):
             raise InvalidRequest("Invalid request: it was cancelled")
         self.running.discard(request.request_id)
         if self.fail_with is not None:
@@ -275,8 +278,8 @@ class FakeEngineClient:
             vector[: len(head)] = head
         return Embedded(request.request_id, vectors.tobytes())
 
-    async def _is_cancelled_before(self, event: asyncio.Event, request_id: str) -> bool:
-        while not event.is_set() and request_id not in self.cancelled:
+    async def _is_cancelled_before(self, may_go: Callable[[], bool], request_id: str) -> bool:
+        while not may_go() and request_id not in self.cancelled:
             await asyncio.sleep(0.001)
         return request_id in self.cancelled
 
@@ -348,10 +351,16 @@ class FakeStream:
     async def __aiter__(self) -> AsyncIterator[TokenChunk]:
         client, request = self._client, self._request
         todo = [self._chunks(choice) for choice in range(request.n)]
+        num_turns = 0
+
+        def may_go() -> bool:
+            return client._go.is_set() and (client.most_tokens is None or num_turns <= client.most_tokens)
+
         try:
             while todo:
+                num_turns += 1
                 for chunks in list(todo):
-                    if await client._is_cancelled_before(client._go, request.request_id):
+                    if await client._is_cancelled_before(may_go, request.request_id):
                         return
                     if client.fail_with is not None:
                         raise client.fail_with

@@ -9,7 +9,6 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
@@ -28,18 +27,29 @@ from helpers.crowd import (
 from helpers.http_server import wait_until
 from helpers.server_process import ServerProcess
 
-# A small cache, which is soon full: its memory is touched for the first time as it fills.
-SMALL = (
-    *("--max-running-requests", "8", "--max-queued-requests", "32", "--num-threads", "2"),
-    *("--max-total-tokens", "8192"),
-)
+NUM_RUNNING = 8
+RUNNING = ("--max-running-requests", str(NUM_RUNNING), "--num-threads", "2")
+KEYS = {key: {"authorization": f"Bearer {key}"} for key in ("busy", "calm")}
 
 
 @pytest.fixture(scope="module")
 def small() -> Iterator[ServerProcess]:
-    with ServerProcess(*SMALL) as server:
+    """Few places, and a small cache, which is soon full: its memory is touched for the first time then."""
+    with ServerProcess(*RUNNING, "--max-queued-requests", "32", "--max-total-tokens", "8192") as server:
         server.wait_ready()
         wait_complete(server)
+        yield server
+        assert server.stop() == 0
+        assert "Traceback" not in server.log
+
+
+@pytest.fixture(scope="module")
+def roomy() -> Iterator[ServerProcess]:
+    """Many places, and two keys."""
+    keys = (arg for key in KEYS for arg in ("--api-key", key))
+    with ServerProcess(*RUNNING, "--max-queued-requests", "512", *keys) as server:
+        server.http.headers.update(KEYS["calm"])
+        server.wait_ready()
         yield server
         assert server.stop() == 0
         assert "Traceback" not in server.log
@@ -48,6 +58,10 @@ def small() -> Iterator[ServerProcess]:
 def wait_complete(server: ServerProcess) -> None:
     """Until the process that tries constraints is there, which starts once the engine has nothing to do."""
     wait_until(lambda: len(psutil.Process(server.process.pid).children(recursive=True)) == 2, 20)
+
+
+def num_waiting(server: ServerProcess) -> int:
+    return server.http.get("/v1/loads").json()["aggregate"]["num_waiting_reqs"]
 
 
 def wait_idle(server: ServerProcess, seconds: float = 10) -> None:
@@ -82,25 +96,25 @@ def test_300_clients_at_once_get_one_answer_or_one_refusal_each(small: ServerPro
     assert blocks["in_use"] == 0 and blocks["free"] + blocks["cached"] == blocks["total"]
 
 
-def test_health_is_quick_while_100_wait(small: ServerProcess) -> None:
-    """Line 18 of the conformance checklist, while the queue is full."""
+def test_health_is_quick_while_100_wait(roomy: ServerProcess) -> None:
+    """Line 18 of the conformance checklist."""
 
     async def crowd() -> list[Outcome]:
-        async with client(small.url) as http:
-            return await asyncio.gather(*(ask(http, completion(f"{i}", 60)) for i in range(100)))
+        async with client(roomy.url, headers=KEYS["busy"]) as http:
+            return await asyncio.gather(*(ask(http, completion(f"{i}", 60)) for i in range(160)))
 
-    def median_s() -> float:
-        waits = []
-        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+    looks_s: list[float] = []
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        while len(looks_s) < 50:
             done = thread.submit(lambda: asyncio.run(crowd()))
-            while not done.done():
+            wait_until(lambda: num_waiting(roomy) >= 100)
+            while num_waiting(roomy) >= 100:
                 start = time.perf_counter()
-                assert small.http.get("/health").status_code == 200
-                waits.append(time.perf_counter() - start)
-        return statistics.median(waits)
-
-    # The machine may be busy with other things: half of the probes tell what the server does.
-    assert any(median_s() < 0.05 for _ in range(5))
+                assert roomy.http.get("/health").status_code == 200
+                looks_s.append(time.perf_counter() - start)
+            assert {outcome.status for outcome in done.result()} == {200}
+    # Others use the machine as well: half of the looks tell what the server does.
+    assert statistics.median(looks_s) < 0.05, sorted(looks_s)
 
 
 @pytest.mark.parametrize(("leaving", "staying"), [(60, 16), pytest.param(500, 100, marks=pytest.mark.slow)])
@@ -154,50 +168,47 @@ def test_those_who_stay_get_what_they_get_alone(leaving: int, staying: int) -> N
         assert "Traceback" not in server.log
 
 
-def test_a_busy_key_does_not_keep_another_waiting(tmp_path: Path) -> None:
-    """200 requests of one key at once, then 5 of another; compared with 5 beside a key that leaves a slot."""
-    flags = ("--max-running-requests", "4", "--max-queued-requests", "512", "--num-threads", "2")
-    keys = ("--api-key", "busy", "--api-key", "calm")
+def test_a_busy_key_does_not_keep_another_waiting(roomy: ServerProcess) -> None:
+    """200 requests of one key at once, then 5 of another; compared with 5 beside a key that leaves a slot.
+
+    In turns, so that a machine that is busy with other things is so for both. The same in steps, without a
+    clock: tests/unit/test_busy_client.py.
+    """
     draw = random.Random(3)
 
     def request(i: int) -> dict[str, object]:
         return completion(f"{i} {words(draw, 8)}", 60 + 7 * (i % 9), return_timings=True)
 
-    async def five(http: object) -> tuple[list[float], list[float]]:
-        """Time in the queue and in all of five requests, one after the other; seconds."""
-        queue_s, total_s = [], []
-        for i in range(5):
-            answer = await http.post("/v1/completions", json=request(1000 + i))  # type: ignore[attr-defined]
-            timings = answer.json()["timings"]
-            queue_s.append(timings["queue_ms"] / 1000)
-            total_s.append(timings["total_ms"] / 1000)
-        return queue_s, total_s
-
-    async def beside(url: str, busy_at_once: int, count: int) -> tuple[list[float], list[float]]:
-        auth = {key: {"authorization": f"Bearer {key}"} for key in ("busy", "calm")}
-        async with client(url, headers=auth["busy"]) as busy, client(url, headers=auth["calm"]) as calm:
-            work = [lambda i=i: ask(busy, request(i)) for i in range(count)]
+    async def beside(busy_at_once: int) -> list[tuple[float, float]]:
+        """Time until its first step, and in all, of five requests, one after the other; milliseconds."""
+        times = []
+        async with (
+            client(roomy.url, headers=KEYS["busy"]) as busy,
+            client(roomy.url, headers=KEYS["calm"]) as calm,
+        ):
+            work = [lambda i=i: ask(busy, request(i)) for i in range(200)]
             crowd = asyncio.create_task(gather_limited(work, busy_at_once))
-            await asyncio.sleep(0.5)  # the busy one comes first
-            queue_s, total_s = await five(calm)
+            enough = min(busy_at_once, 100)  # while the last ones arrive the first ones may end
+            while (await calm.get("/v1/loads")).json()["aggregate"]["num_total_reqs"] < enough:
+                assert not crowd.done(), "the busy key had too little to do"
+                await asyncio.sleep(0.01)
+            for i in range(5):
+                timings = (await calm.post("/v1/completions", json=request(1000 + i))).json()["timings"]
+                times.append((timings["queue_ms"], timings["total_ms"]))
             assert not crowd.done(), "the busy key had too little to do"
             crowd.cancel()
             await asyncio.gather(crowd, return_exceptions=True)
-        return queue_s, total_s
+        wait_idle(roomy)
+        return times
 
-    def is_fair() -> bool:
-        with ServerProcess(*flags, *keys) as server:
-            server.wait_ready()
-            crowded_queue_s, crowded_total_s = asyncio.run(beside(server.url, 200, 200))
-            roomy_queue_s, roomy_total_s = asyncio.run(beside(server.url, 3, 200))
-            assert server.stop() == 0
-        one_run_s = statistics.median(roomy_total_s) - statistics.median(roomy_queue_s)
-        waits_no_longer = statistics.median(crowded_queue_s) <= one_run_s
-        return waits_no_longer and statistics.median(crowded_total_s) <= 1.5 * statistics.median(
-            roomy_total_s
-        )
-
-    assert any(is_fair() for _ in range(3)), "three times in a row: not the machine's fault"
+    crowded, with_room = [], []
+    for _ in range(2):
+        crowded += asyncio.run(beside(200))
+        with_room += asyncio.run(beside(NUM_RUNNING - 1))
+    one_run_ms = statistics.median(total - queue for queue, total in with_room)
+    assert statistics.median(queue for queue, _ in crowded) <= one_run_ms, (crowded, with_room)
+    latency_ms = [statistics.median(total for _, total in times) for times in (crowded, with_room)]
+    assert latency_ms[0] <= 1.5 * latency_ms[1], (crowded, with_room)
 
 
 @pytest.mark.slow
