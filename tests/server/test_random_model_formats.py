@@ -9,6 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from engine.text.formats import harmony
 from helpers.http_server import write_model
 from helpers.outputs import template_writing
 from helpers.server_process import LLAMA, ServerProcess
@@ -22,7 +23,9 @@ SPECIAL = {
         "<｜tool▁sep｜>",
         "<｜tool▁call▁end｜>",
     ),
+    "gpt-oss": harmony.MARKERS,
 }
+THOUGHTS = {"mistral": "mistral", "gpt-oss": "gpt-oss"}
 SCHEMA = {
     "type": "object",
     "properties": {"kind": {"enum": ["a", "b"]}, "count": {"type": "integer", "minimum": 0, "maximum": 9}},
@@ -40,8 +43,7 @@ def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServerProcess]:
     name = request.param
-    thoughts = "mistral" if name == "mistral" else None
-    template = template_writing(name, thoughts)
+    template = template_writing(name, THOUGHTS.get(name))
     path = write_model(tmp_path_factory.mktemp(name), template=template, special=SPECIAL[name])
     vocab_size = json.loads((path / "config.json").read_text())["vocab_size"]
     (path / "config.json").write_text(json.dumps({**LLAMA, "vocab_size": vocab_size}))
@@ -61,12 +63,16 @@ def ask(server: ServerProcess, **fields: Any) -> dict[str, Any]:
     return response.json()
 
 
+def parser_of(server: ServerProcess) -> str | None:
+    return server.http.get("/get_model_info").json()["reasoning_parser"]
+
+
 def test_demanded_calls_are_right(server: ServerProcess) -> None:
     called = set()
+    bound = {} if parser_of(server) is None else {"thinking_budget": 20}  # it would think and think
     for seed in range(10):
-        (choice,) = ask(server, tools=TOOLS, tool_choice="required", parallel_tool_calls=False, seed=seed)[
-            "choices"
-        ]
+        demand = {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False}
+        (choice,) = ask(server, **demand, **bound, seed=seed)["choices"]
         assert choice["finish_reason"] == "tool_calls", choice
         (call,) = choice["message"]["tool_calls"]
         called.add(call["function"]["name"])
@@ -84,10 +90,8 @@ def test_free_text_has_right_calls_or_none(server: ServerProcess) -> None:
 
 
 def test_bounded_thoughts_before_a_constrained_answer(server: ServerProcess) -> None:
-    if server.http.get("/get_model_info").json()["reasoning_parser"] is None:
-        budgets: tuple[int, ...] = ()
-    else:
-        budgets = (0, 1, 2, 9)
+    parser = parser_of(server)
+    budgets = {None: (), "mistral": (0, 1, 2, 9), "gpt-oss": (0, 10, 11, 12, 30)}[parser]
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
     opened = {"chat_template_kwargs": {"opening": "[THINK]"}}
     for budget in budgets:
@@ -98,4 +102,22 @@ def test_bounded_thoughts_before_a_constrained_answer(server: ServerProcess) -> 
             assert choice["finish_reason"] == "stop"
             num_thoughts = answer["usage"]["completion_tokens_details"]["reasoning_tokens"]
             # What closes thoughts that the prompt has begun takes a token in any case.
-            assert num_thoughts <= (max(budget, 1) if variables else budget)
+            assert num_thoughts <= (max(budget, 1) if variables and parser == "mistral" else budget)
+
+
+def test_bounded_thoughts_before_calls(server: ServerProcess) -> None:
+    if parser_of(server) is None:
+        return
+    numbers = set()
+    for budget in (0, 11, 12, 40):
+        for choice in ("required", "auto"):
+            fields = {"tools": TOOLS, "tool_choice": choice, "parallel_tool_calls": False}
+            answer = ask(server, **fields, thinking_budget=budget, seed=budget, max_tokens=200)
+            (found,) = answer["choices"]
+            numbers.add(num_thoughts := answer["usage"]["completion_tokens_details"]["reasoning_tokens"])
+            assert num_thoughts <= budget
+            if choice == "required":
+                assert found["finish_reason"] == "tool_calls", found
+            if found["finish_reason"] == "tool_calls":
+                json.loads(found["message"]["tool_calls"][0]["function"]["arguments"])
+    assert max(numbers) > 11

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from engine.config.server_config import ServerConfig
-from engine.sampling.constraint import Thinking
+from engine.sampling.constraint import Thinking, ThoughtMessages
 from helpers.errors import check_error
 from helpers.http_server import EOS, Server, events_of, write_model
 from helpers.outputs import template_writing
@@ -28,7 +28,7 @@ TEXTS = {
     "gpt-oss": "<|channel|>analysis<|message|>Hm, é 🙂?<|end|>"
     "<|start|>assistant<|channel|>final<|message|>Four.",
 }
-LAST_THOUGHT = {"qwen3": "</think>", "mistral": "[/THINK]", "gpt-oss": "<|message|>"}
+LAST_THOUGHT = {"qwen3": "</think>", "mistral": "[/THINK]", "gpt-oss": "<|end|>"}
 
 
 @pytest.fixture(scope="module")
@@ -218,9 +218,12 @@ def test_the_engine_is_told_of_thoughts_where_it_has_to_know(servers: dict[str, 
     opened = {"chat_template_kwargs": {"opening": "[THINK]"}}
     assert told("mistral", regex="a", **opened) == Thinking((end,), None, None, (end,))
 
-    opening = tuple(servers["gpt-oss"].ids("<|channel|>final<|message|>"))
-    closing = tuple(servers["gpt-oss"].ids("<|end|><|start|>assistant")) + opening
-    assert told("gpt-oss", thinking_budget=50) == Thinking(opening, None, 50, closing)
+    (channel,), (ended,) = servers["gpt-oss"].ids("<|channel|>"), servers["gpt-oss"].ids("<|end|>")
+    bounded = ThoughtMessages(channel=channel, end=ended, budget=50)
+    assert told("gpt-oss", thinking_budget=50) == bounded
+    assert told("gpt-oss", thinking_budget=50, tools=[ADD], tool_choice="none") == bounded
+    # The constraint covers the messages of thoughts.
+    assert told("gpt-oss", regex="a") is None
 
 
 def test_tags_that_are_no_tokens(server: Server) -> None:

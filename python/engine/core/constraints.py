@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from engine.core.messages import GenerateRequest
 from engine.errors import EngineError, InvalidRequest, Overloaded
+from engine.grammar.channel_budget import BoundedThoughts
 from engine.grammar.compiler import CompiledGrammar, GrammarCompiler
 from engine.grammar.matcher import ConstraintMatcher
 from engine.grammar.thinking import ThinkingMatcher
-from engine.sampling.constraint import Constraint
+from engine.sampling.constraint import Constraint, ThoughtMessages
+
+if TYPE_CHECKING:
+    from engine.grammar.matcher import AnyMatcher
 
 
 class ConstrainedRequests:
@@ -86,17 +91,20 @@ class ConstrainedRequests:
 
 def matcher_maker(
     request: GenerateRequest, grammar: CompiledGrammar | None
-) -> Callable[[frozenset[int]], ConstraintMatcher | ThinkingMatcher] | None:
+) -> Callable[[frozenset[int]], AnyMatcher] | None:
     """What makes the matcher of each choice from its stop tokens; None if they need none."""
     thinking = request.params.thinking
     if thinking is None and grammar is None:
         return None
 
-    def make(stop_ids: frozenset[int]) -> ConstraintMatcher | ThinkingMatcher:
+    def make(stop_ids: frozenset[int]) -> AnyMatcher:
         matcher = None if grammar is None else ConstraintMatcher(grammar, stop_ids)
         if thinking is None:
             assert matcher is not None
             return matcher
+        if isinstance(thinking, ThoughtMessages):
+            assert matcher is not None and grammar is not None, "their messages are those of a constraint"
+            return BoundedThoughts(thinking, matcher, grammar.vocabulary)
         return ThinkingMatcher(thinking, matcher)
 
     return make

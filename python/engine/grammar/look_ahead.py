@@ -7,16 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.grammar.matcher import ConstraintMatcher
 from engine.grammar.vocabulary import allows
 
 if TYPE_CHECKING:
-    from engine.grammar.thinking import ThinkingMatcher
+    from engine.grammar.matcher import AnyMatcher
 
 
-def masks_behind(
-    matcher: ConstraintMatcher | ThinkingMatcher, mask: np.ndarray, drafts: Iterable[int]
-) -> list[np.ndarray]:
+def masks_behind(matcher: AnyMatcher, mask: np.ndarray, drafts: Iterable[int]) -> list[np.ndarray]:
     """Bitmasks, int32 [ceil(V / 32)], of what may come behind each draft, `mask` being that of the first.
 
     They end before a draft that is not allowed, or behind which the answer is over.

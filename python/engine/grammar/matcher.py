@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -14,7 +14,10 @@ from engine.grammar.trial import MAX_FORCED_BYTES, forced_text
 from engine.grammar.vocabulary import Vocabulary, allow_only, allows, forbid
 
 if TYPE_CHECKING:
+    from engine.grammar.channel_budget import BoundedThoughts
     from engine.grammar.thinking import ThinkingMatcher
+
+    AnyMatcher: TypeAlias = "ConstraintMatcher | ThinkingMatcher | BoundedThoughts"
 
 FORCED_BYTES = 512
 """Forced text that is cut into tokens at a time, so that no single step is held up by it."""
@@ -97,6 +100,11 @@ class ConstraintMatcher:
             self._accept_in_grammar(token_id)
             self._settle()
 
+    def force(self, token_id: int) -> None:
+        """Put a token behind those that are forced already; the grammar must allow it."""
+        self._accept([token_id])
+        self._settle()
+
     # --- going back
 
     def state(self) -> tuple:
@@ -176,7 +184,7 @@ class MatcherBatch:
     def __init__(self, max_rows: int, vocab_size: int) -> None:
         self._masks = np.empty((max_rows, -(-vocab_size // 32)), np.int32)
 
-    def fill(self, matchers: Sequence[ConstraintMatcher | ThinkingMatcher | None]) -> np.ndarray | None:
+    def fill(self, matchers: Sequence[AnyMatcher | None]) -> np.ndarray | None:
         """Bitmasks int32 [R, ceil(V / 32)] of the next tokens, a row for each matcher.
 
         All tokens are allowed where there is no matcher; None if there is none at all. The masks are
@@ -193,7 +201,9 @@ class MatcherBatch:
         return masks
 
     def advance(
-        self, matchers: Sequence[ConstraintMatcher | ThinkingMatcher | None], token_ids: Sequence[int]
+        self,
+        matchers: Sequence[AnyMatcher | None],
+        token_ids: Sequence[int],
     ) -> None:
         """Tell every matcher the token that was drawn; a negative one is none."""
         for matcher, token_id in zip(matchers, token_ids, strict=True):

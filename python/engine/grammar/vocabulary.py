@@ -105,6 +105,12 @@ class Vocabulary:
             found = self._longer[token_id] = self._ids[begin:end]
         return found
 
+    def beginning_with(self, text: bytes) -> np.ndarray:
+        """Ids of the tokens that begin with these bytes; int32."""
+        begin = bisect.bisect_left(self._sorted, text)
+        end = bisect.bisect_left(self._sorted, True, lo=begin, key=lambda t: not t.startswith(text))
+        return self._ids[begin:end]
+
 
 def allows(mask: np.ndarray, token_ids: np.ndarray) -> bool:
     """Whether a bitmask, int32 [ceil(V / 32)], allows any of these tokens."""
@@ -113,6 +119,13 @@ def allows(mask: np.ndarray, token_ids: np.ndarray) -> bool:
 
 def _slices(ids: np.ndarray) -> Iterator[np.ndarray]:
     return (ids[i : i + _SLICE] for i in range(0, len(ids), _SLICE))
+
+
+def without(num_tokens: int, token_ids: np.ndarray) -> np.ndarray:
+    """A bitmask, int32 [ceil(V / 32)], of all tokens but these."""
+    flags = np.ones(-(-num_tokens // 32) * 32, bool)
+    flags[token_ids] = False
+    return np.packbits(flags, bitorder="little").view(np.int32)
 
 
 def allow_only(mask: np.ndarray, token_id: int) -> None:

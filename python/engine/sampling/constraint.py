@@ -42,7 +42,19 @@ class Constraint(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.kind, self.text
 
 
-class Thinking(msgspec.Struct, frozen=True, omit_defaults=True):
+class ThoughtMessages(msgspec.Struct, frozen=True, tag="messages"):
+    """Thoughts that are messages within the answer, whose constraint says where they may come.
+
+    Each is from the token `channel` on, behind which it is named, to `end`; all of them take at most
+    `budget` tokens.
+    """
+
+    channel: int
+    end: int
+    budget: int
+
+
+class Thinking(msgspec.Struct, frozen=True, omit_defaults=True, tag="tags"):
     """Thoughts before the answer: no constraint holds for them, and they may be bounded.
 
     They end with the first appearance of the tokens `end`. They begin with `start`, if that is the first

@@ -7,7 +7,7 @@ import math
 import msgspec
 
 from engine.errors import InvalidRequest
-from engine.sampling.constraint import Constraint, Thinking
+from engine.sampling.constraint import Constraint, Thinking, ThoughtMessages
 
 MAX_STOP_STRINGS = 32
 MAX_TOP_LOGPROBS = 20
@@ -49,7 +49,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     prompt_logprobs: int | None = None
     prompt_logprobs_start: int = 0
     constraint: Constraint | None = None
-    thinking: Thinking | None = None
+    thinking: Thinking | ThoughtMessages | None = None
 
     def __post_init__(self) -> None:
         _check_types(self)

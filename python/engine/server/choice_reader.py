@@ -15,6 +15,7 @@ class ChoiceReader:
     def __init__(self, output_format: OutputFormat, tokenizer: Tokenizer) -> None:
         self._parser = OutputParser(output_format)
         self._last_thought_id = output_format.last_thought_id(tokenizer)
+        self._channel_tokens = output_format.channel_tokens(tokenizer)
         self._streams_thoughts = output_format.streams_thoughts
         self._thoughts: list[Event] = []
         self._has_calls = False
@@ -40,6 +41,8 @@ class ChoiceReader:
 
     def _count(self, before: Stage, delta: TextDelta) -> int:
         """The tokens that end the thoughts belong to them."""
+        if self._channel_tokens is not None:
+            return self._count_by_tokens(delta)
         after, num_tokens = self._parser.stage, delta.num_tokens
         if Stage.THINKING not in (before, after) and not (
             before is Stage.UNDECIDED and self._parser.has_thought
@@ -52,6 +55,13 @@ class ChoiceReader:
         num_tokens += self._num_undecided
         self._num_undecided = 0
         return num_tokens
+
+    def _count_by_tokens(self, delta: TextDelta) -> int:
+        assert self._channel_tokens is not None
+        num_before = self._channel_tokens.num_thoughts
+        for token_id in delta.token_ids:
+            self._channel_tokens.see(token_id)
+        return self._channel_tokens.num_thoughts - num_before
 
     def _with_whole_thoughts(self, events: list[Event], *, is_last: bool) -> list[Event]:
         self._thoughts += [event for event in events if isinstance(event, Reasoning)]

@@ -7,27 +7,43 @@ import dataclasses
 import msgspec
 
 from engine.errors import InvalidRequest
-from engine.sampling.constraint import Thinking
+from engine.sampling.constraint import Thinking, ThoughtMessages
+from engine.server.channel_constraint import answer_in_messages
 from engine.server.model_files import ModelFiles
 from engine.server.schema import ChatRequest
 from engine.server.tool_constraint import tool_constraint
+from engine.server.tools import ToolUse
 from engine.text.formats.detect import ModelFormats
-from engine.text.formats.harmony import Channels
+from engine.text.formats.harmony import HARMONY, Channels
 from engine.text.formats.known import ThoughtFormat
 from engine.text.formats.output import OutputFormat
 from engine.text.tokenizer import Tokenizer
 
+_NO_MARKS = "what marks its thoughts are no tokens of its vocabulary"
 
-def with_tools(model: ModelFiles, asked: ChatRequest, *, is_parsing: bool) -> ChatRequest:
-    """The request with the constraint that makes calls right. Without `is_parsing` calls are wanted as text.
 
+def with_whole_constraint(model: ModelFiles, asked: ChatRequest, *, is_parsing: bool) -> ChatRequest:
+    """The request with a constraint that makes calls right, and the messages that its answer is made of.
+
+    Without `is_parsing` calls are wanted as text.
     Raises: `InvalidRequest` if the model cannot be told of tools, or its calls could not be read.
     """
-    if asked.tools is None:
-        return asked
+    constraint = asked.params.constraint
+    if asked.tools is not None:
+        _check_tools(model, asked, asked.tools, is_parsing=is_parsing)
+    if asked.tools is not None and model.formats.tools is not None:
+        constraint = tool_constraint(model.formats.tools, asked.tools, constraint)
+    elif _has_messages(model.formats, asked) and (
+        constraint is not None or asked.thoughts.budget is not None
+    ):
+        constraint = answer_in_messages(constraint, "thinking_budget")
+    return dataclasses.replace(asked, params=msgspec.structs.replace(asked.params, constraint=constraint))
+
+
+def _check_tools(model: ModelFiles, asked: ChatRequest, tools: ToolUse, *, is_parsing: bool) -> None:
     if not model.chat_template.shows_tools:
         raise _unsupported("tools", "the model's chat template has no place for tools")
-    if model.formats.tools is None and asked.tools.is_required:
+    if model.formats.tools is None and tools.is_required:
         raise _unsupported("tool_choice", "calls can be demanded only in a format that is known here")
     if model.formats.tools is None and is_parsing:
         raise _unsupported(
@@ -35,10 +51,16 @@ def with_tools(model: ModelFiles, asked: ChatRequest, *, is_parsing: bool) -> Ch
             "the model writes calls in a format that is not known here; start the server with "
             "--tool-call-parser and the name of one, or with none to get calls as text",
         )
-    if model.formats.tools is None:
-        return asked
-    constraint = tool_constraint(model.formats.tools, asked.tools, asked.params.constraint)
-    return dataclasses.replace(asked, params=msgspec.structs.replace(asked.params, constraint=constraint))
+    if asked.continue_final_message and model.formats.tools is HARMONY:
+        raise _unsupported("continue_final_message", "no call can follow in a message that has begun")
+
+
+def _has_messages(formats: ModelFormats, asked: ChatRequest) -> bool:
+    """Whether all of the answer is in messages that it begins itself."""
+    has_channels = isinstance(formats.thoughts, Channels)
+    if asked.tools is not None and formats.tools is not None:
+        has_channels = formats.tools is HARMONY
+    return has_channels and not asked.continue_final_message
 
 
 def choose_output_format(formats: ModelFormats, asked: ChatRequest, prompt: str) -> OutputFormat | None:
@@ -53,12 +75,13 @@ def choose_output_format(formats: ModelFormats, asked: ChatRequest, prompt: str)
         starts_thinking=formats.thoughts is not None and _is_thinking(formats.thoughts, asked, prompt),
         separates_thoughts=asked.thoughts.separates,
         streams_thoughts=asked.thoughts.streams,
+        ends_with_answer=asked.params.constraint is not None and _has_messages(formats, asked),
     )
 
 
 def choose_thinking(
     tokenizer: Tokenizer, output_format: OutputFormat | None, asked: ChatRequest
-) -> Thinking | None:
+) -> Thinking | ThoughtMessages | None:
     """What the engine has to know of the thoughts: only where an answer behind them is constrained, or
     where they are bounded.
 
@@ -67,20 +90,29 @@ def choose_thinking(
     if output_format is None or output_format.thoughts is None:
         return None
     constraint, budget = asked.params.constraint, asked.thoughts.budget
-    if isinstance(output_format.thoughts, Channels) and asked.tools is not None:
-        if budget is not None:
-            raise _unsupported("thinking_budget", "its thoughts and calls are messages of one kind")
-        return None  # the constraint on calls is one on thoughts as well
     if constraint is None and budget is None:
         return None
+    if isinstance(output_format.thoughts, Channels):
+        return _choose_messages(output_format.thoughts, tokenizer, asked)
     marks = output_format.thoughts.marks(tokenizer, is_open=output_format.starts_thinking)
     if marks is None:
         if budget is None and not output_format.starts_thinking:
             return None
         param = "thinking_budget" if constraint is None else constraint.param
-        raise _unsupported(param, "what marks its thoughts are no tokens of its vocabulary")
+        raise _unsupported(param, _NO_MARKS)
     start, end, closing = marks
     return Thinking(end=end, start=start, budget=budget, closing=closing)
+
+
+def _choose_messages(thoughts: Channels, tokenizer: Tokenizer, asked: ChatRequest) -> ThoughtMessages | None:
+    """The constraint covers all messages: only a budget has to be told beside it."""
+    if asked.thoughts.budget is None or asked.continue_final_message:
+        return None
+    marks = thoughts.marks(tokenizer)
+    if marks is None or asked.params.constraint is None:
+        raise _unsupported("thinking_budget", _NO_MARKS)
+    channel, end = marks
+    return ThoughtMessages(channel=channel, end=end, budget=asked.thoughts.budget)
 
 
 def _is_thinking(thoughts: ThoughtFormat, asked: ChatRequest, prompt: str) -> bool:

@@ -7,7 +7,6 @@ required, or a named tool, the answer is nothing but calls.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import msgspec
@@ -16,11 +15,11 @@ from engine.errors import InvalidRequest
 from engine.grammar.errors import GrammarError, Unenforceable
 from engine.grammar.schema_keywords import enforceable
 from engine.sampling.constraint import Constraint
+from engine.server.channel_constraint import in_messages
+from engine.server.tag_formats import Format, answer_format, sequence, text_format
 from engine.server.tools import Function, ToolUse
+from engine.text.formats.harmony import HARMONY
 from engine.text.formats.tool_format import NAME, ToolFormat
-
-Format = dict[str, Any]
-"""A format of xgrammar's structural tags."""
 
 Schemas = dict[str, dict[str, Any]]
 """What the arguments of each tool must be, by its name."""
@@ -32,15 +31,16 @@ def tool_constraint(tools: ToolFormat, use: ToolUse, answer: Constraint | None) 
     Raises: `InvalidRequest` if there is both a demand for calls and one for an answer.
     """
     schemas = {function.name: _arguments_schema(function) for function in use.callable}
-    if use.is_required:
-        if answer is not None:
-            raise InvalidRequest(
-                f"{answer.param} cannot be combined with a tool_choice that demands a call",
-                param=answer.param,
-            )
+    if use.is_required and answer is not None:
+        raise InvalidRequest(
+            f"{answer.param} cannot be combined with a tool_choice that demands a call", param=answer.param
+        )
+    if tools is HARMONY:
+        found = in_messages(_only_calls(tools, use, schemas), answer, may_answer=not use.is_required)
+    elif use.is_required:
         found = _only_calls(tools, use, schemas)
     elif answer is not None:
-        found = {"type": "or", "elements": [_answer_format(answer), _only_calls(tools, use, schemas)]}
+        found = {"type": "or", "elements": [answer_format(answer), _only_calls(tools, use, schemas)]}
     else:
         found = _calls_in_text(tools, use, schemas)
     tag = {"type": "structural_tag", "format": found}
@@ -48,12 +48,7 @@ def tool_constraint(tools: ToolFormat, use: ToolUse, answer: Constraint | None) 
 
 
 def _only_calls(tools: ToolFormat, use: ToolUse, schemas: Schemas) -> Format:
-    calls = _sequence(_text(tools.before), _list(tools, use, schemas), _text(tools.after))
-    if tools.thoughts is None:
-        return calls
-    begin, end = tools.thoughts
-    thoughts = {"type": "tag", "begin": begin, "content": {"type": "any_text"}, "end": end}
-    return _sequence({"type": "optional", "content": thoughts}, calls)
+    return sequence(text_format(tools.before), _list(tools, use, schemas), text_format(tools.after))
 
 
 def _calls_in_text(tools: ToolFormat, use: ToolUse, schemas: Schemas) -> Format:
@@ -127,15 +122,6 @@ def _json(schema: Any) -> Format:
     return {"type": "json_schema", "json_schema": schema, "is_spaced": True}
 
 
-def _text(value: str) -> Format:
-    return {"type": "const_string", "value": value}
-
-
-def _sequence(*elements: Format) -> Format:
-    present = [element for element in elements if element != _text("")]
-    return present[0] if len(present) == 1 else {"type": "sequence", "elements": present}
-
-
 def _python_arguments(schema: dict[str, Any]) -> Format:
     """key=value, the required ones first; values in JSON, which readers of Python's literals take too."""
     properties = schema.get("properties") or {}
@@ -145,40 +131,17 @@ def _python_arguments(schema: dict[str, Any]) -> Format:
 
     def argument(name: str) -> Format:
         value = properties[name]
-        return _sequence(_text(f"{name}="), _json({**value, **shared} if isinstance(value, dict) else value))
+        return sequence(
+            text_format(f"{name}="), _json({**value, **shared} if isinstance(value, dict) else value)
+        )
 
     def more(name: str) -> Format:
-        return _sequence(_text(", "), argument(name))
+        return sequence(text_format(", "), argument(name))
 
     rest = [{"type": "optional", "content": more(name)} for name in optional]
     if required:
         first, *others = required
-        return _sequence(argument(first), *map(more, others), *rest)
+        return sequence(argument(first), *map(more, others), *rest)
     # Any of the optional ones may be the first that is there.
-    starts = [_sequence(argument(name), *rest[i + 1 :]) for i, name in enumerate(optional)]
-    return {"type": "optional", "content": {"type": "or", "elements": starts}} if starts else _text("")
-
-
-def _checked(answer: Constraint) -> Any:
-    try:
-        schema = json.loads(answer.text)
-        enforceable(schema)
-    except (GrammarError, ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{answer.param} {error}", param=answer.param) from None
-    return schema
-
-
-def _answer_format(answer: Constraint) -> Format:
-    match answer.kind:
-        case "json_schema":
-            return {"type": "json_schema", "json_schema": _checked(answer)}
-        case "json_object":
-            return {"type": "json_schema", "json_schema": {"type": "object"}}
-        case "regex":
-            return {"type": "regex", "pattern": answer.text}
-        case "ebnf":
-            return {"type": "grammar", "grammar": answer.text}
-        case "choice":
-            return {"type": "or", "elements": [_text(choice) for choice in json.loads(answer.text)]}
-        case _:
-            raise InvalidRequest(f"{answer.param} cannot be combined with tools", param=answer.param)
+    starts = [sequence(argument(name), *rest[i + 1 :]) for i, name in enumerate(optional)]
+    return {"type": "optional", "content": {"type": "or", "elements": starts}} if starts else text_format("")

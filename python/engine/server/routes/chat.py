@@ -19,7 +19,7 @@ from engine.server.logprobs import chat_logprobs
 from engine.server.message import message_parts, whole_message
 from engine.server.model_files import ModelFiles
 from engine.server.openapi_requests import REQUESTS
-from engine.server.output_format import choose_output_format, choose_thinking, with_tools
+from engine.server.output_format import choose_output_format, choose_thinking, with_whole_constraint
 from engine.server.request_id import request_id_of
 from engine.server.schema import ChatRequest, Defaults, check_token_ids, model_of, parse_chat
 from engine.server.sse import Events
@@ -78,7 +78,7 @@ def parse(context: ServerContext, model: ModelFiles, body: dict[str, Any]) -> Ch
     asked = parse_chat(body, defaults)
     check_token_ids(asked.params, model.vocab_size)
     context.ignored.check(asked.ignored, REQUESTS["ChatRequest"]["properties"])
-    return with_tools(model, asked, is_parsing=context.config.tool_call_parser != NONE)
+    return with_whole_constraint(model, asked, is_parsing=context.config.tool_call_parser != NONE)
 
 
 def render_prompt(model: ModelFiles, asked: ChatRequest) -> str:

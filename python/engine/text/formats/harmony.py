@@ -14,26 +14,31 @@ from typing import TYPE_CHECKING
 
 from engine.text.formats.json_calls import read_arguments
 from engine.text.formats.reader import Reader, Stage, Steps
-from engine.text.formats.thinking import ThoughtMarks
 from engine.text.formats.tool_format import NAME, ToolFormat
 
 if TYPE_CHECKING:
     from engine.text.tokenizer import Tokenizer
 
 _START, _CHANNEL, _MESSAGE, _JSON = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
-_ENDS = ("<|end|>", "<|call|>", "<|return|>")
+END = "<|end|>"
+_ENDS = (END, "<|call|>", "<|return|>")
 MARKERS = (_CHANNEL, _START, _MESSAGE, _JSON, *_ENDS)
+THOUGHTS_NAME = f"analysis{_MESSAGE}"
+THOUGHTS_OPENING = _CHANNEL + THOUGHTS_NAME
+REMARK_OPENING = f"{_CHANNEL}commentary{_MESSAGE}"
 ANSWER_OPENING = f"{_CHANNEL}final{_MESSAGE}"
-THOUGHTS_OPENING = f"{_CHANNEL}analysis{_MESSAGE}"
-TO_ANSWER = f"<|end|>{_START}assistant{ANSWER_OPENING}"
-"""What ends the thoughts and begins the answer."""
+TO_NEXT = f"{_START}assistant"
+"""Between the end of a message and the next one."""
 
 _MAX_HEADER_CHARS = 512
 _RECIPIENT = re.compile(r"to=functions\.([^\s<]+)")
 
 
-def read_messages(reader: Reader, *, separates: bool) -> Steps[None]:
-    """A whole output. Without `separates` thoughts are content, with all that marks them."""
+def read_messages(reader: Reader, *, separates: bool, ends_with_answer: bool) -> Steps[None]:
+    """A whole output. Without `separates` thoughts are content, with all that marks them.
+
+    `ends_with_answer`: nothing follows a final message, which may hold what looks like a mark.
+    """
     while (yield from reader.pass_until((_START, _CHANNEL), reader.content)):
         header = yield from _peek_header(reader)
         if header is None:
@@ -44,7 +49,8 @@ def read_messages(reader: Reader, *, separates: bool) -> Steps[None]:
             reader.stage = Stage.ANSWERING
             yield from reader.attempt(_read_call(reader, found[1], len(header)))
         else:
-            yield from _read_text(reader, header, separates=separates)
+            is_last = ends_with_answer and header.endswith(ANSWER_OPENING)
+            yield from _read_text(reader, header, () if is_last else _ENDS, separates=separates)
 
 
 def _peek_header(reader: Reader) -> Steps[str | None]:
@@ -65,7 +71,7 @@ def _read_call(reader: Reader, name: str, header_len: int) -> Steps[None]:
             return
 
 
-def _read_text(reader: Reader, header: str, *, separates: bool) -> Steps[None]:
+def _read_text(reader: Reader, header: str, ends: tuple[str, ...], *, separates: bool) -> Steps[None]:
     is_thought = f"{_CHANNEL}analysis" in header
     reader.stage = Stage.THINKING if is_thought else Stage.ANSWERING
     reader.has_thought |= is_thought
@@ -75,7 +81,7 @@ def _read_text(reader: Reader, header: str, *, separates: bool) -> Steps[None]:
         emit = reader.content
     else:
         emit = reader.reasoning if is_thought else reader.content
-    end = yield from reader.pass_until(_ENDS, emit)
+    end = yield from reader.pass_until(ends, emit)
     if end is not None:
         reader.take(len(end))
         if is_thought and not separates:
@@ -99,24 +105,20 @@ class Channels:
         """Whether the thoughts in the beginning of an answer are not ended yet: it holds none."""
         return False
 
-    def marks(self, tokenizer: Tokenizer, *, is_open: bool) -> ThoughtMarks | None:
-        """All that comes before the answer's own message counts; None if the vocabulary has no channels."""
-        if tokenizer.token_id(_CHANNEL) is None:
+    def marks(self, tokenizer: Tokenizer) -> tuple[int, int] | None:
+        """The tokens that name a channel and that end a message; None if the vocabulary has none."""
+        channel, end = tokenizer.token_id(_CHANNEL), tokenizer.token_id(END)
+        if channel is None or end is None or end in tokenizer.eos_token_ids:
             return None
-        opening, closing = (
-            tuple(tokenizer.encode(text, add_special_tokens=False)) for text in (ANSWER_OPENING, TO_ANSWER)
-        )
-        return None, opening, closing
+        return channel, end
 
 
 CHANNELS = Channels()
 
 HARMONY = ToolFormat(
     name="gpt-oss",
-    read=lambda reader: read_messages(reader, separates=False),
+    read=lambda reader: read_messages(reader, separates=False, ends_with_answer=False),
     markers=MARKERS,
     begin=f"{_CHANNEL}commentary to=functions.{NAME} {_JSON}json{_MESSAGE}",
     end="",
-    openings=(f"{_CHANNEL}commentary to=functions.{NAME} ",),
-    thoughts=(THOUGHTS_OPENING, f"<|end|>{_START}assistant"),
 )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 
+from engine.text.formats.channel_tokens import ChannelTokens
 from engine.text.formats.events import Event
-from engine.text.formats.harmony import CHANNELS, HARMONY, read_messages
+from engine.text.formats.harmony import CHANNELS, HARMONY, Channels, read_messages
 from engine.text.formats.known import ThoughtFormat
 from engine.text.formats.reader import Reader, Stage, Steps
 from engine.text.formats.thinking import ThinkTags, read_thoughts
@@ -20,6 +21,7 @@ class OutputFormat:
 
     `starts_thinking`: the prompt has begun the thoughts. Without `separates_thoughts` they are left
     in the content, as the model wrote them; without `streams_thoughts` they come in one piece.
+    `ends_with_answer`: a constraint lets nothing follow the answer itself.
     """
 
     thoughts: ThoughtFormat | None = None
@@ -28,6 +30,7 @@ class OutputFormat:
     starts_thinking: bool = False
     separates_thoughts: bool = True
     streams_thoughts: bool = True
+    ends_with_answer: bool = False
 
     def special_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
         """Special tokens that must not be hidden from the text."""
@@ -36,8 +39,17 @@ class OutputFormat:
 
     def last_thought_id(self, tokenizer: Tokenizer) -> int | None:
         """The token behind which the answer begins, if there is one that always says so."""
-        marks = None if self.thoughts is None else self.thoughts.marks(tokenizer, is_open=True)
+        if not isinstance(self.thoughts, ThinkTags):
+            return None
+        marks = self.thoughts.marks(tokenizer, is_open=True)
         return None if marks is None else marks[1][-1]
+
+    def channel_tokens(self, tokenizer: Tokenizer) -> ChannelTokens | None:
+        """What tells thoughts by their tokens, where they are messages and those have tokens."""
+        if not isinstance(self.thoughts, Channels):
+            return None
+        marks = self.thoughts.marks(tokenizer)
+        return None if marks is None else ChannelTokens(*marks, tokenizer.token_bytes)
 
 
 class OutputParser:
@@ -86,7 +98,9 @@ def _read(reader: Reader, output_format: OutputFormat) -> Steps[None]:
     thoughts, tools = output_format.thoughts, output_format.tools
     separates = output_format.separates_thoughts
     if thoughts is CHANNELS or tools is HARMONY:
-        yield from read_messages(reader, separates=separates and thoughts is CHANNELS)
+        separates = separates and thoughts is CHANNELS
+        ends = output_format.ends_with_answer
+        yield from read_messages(reader, separates=separates, ends_with_answer=ends)
     else:
         if isinstance(thoughts, ThinkTags):
             is_open = output_format.starts_thinking

@@ -31,8 +31,5 @@ class ToolFormat:
     between: str = ""
     after: str = ""
     openings: tuple[str, ...] = ()
-    thoughts: tuple[str, str] | None = None
-    """What is around thoughts that may come before a call, where they are part of the format."""
-
     has_python_arguments: bool = False
     """Arguments are written key=value, each value in JSON."""
