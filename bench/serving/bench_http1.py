@@ -8,12 +8,15 @@ On the bundled model. Its figures are requests_s and itl_p50_ms.
 from random import Random
 
 from client import Answer, Client
-from workload import at_once, main, prompt
+from workload import Workload, at_once, main, prompt
 
 
 async def run(client: Client, draw: Random) -> list[Answer]:
     return await at_once(client, [prompt(draw, 16) for _ in range(100)], 16, num_workers=1)
 
 
+WORKLOAD = Workload("http1", run, figure="requests_s")
+
+
 if __name__ == "__main__":
-    main("http1", __doc__, run)
+    main(WORKLOAD, __doc__)

@@ -32,9 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from client import Client
 from harness import machine, report
 from limits import Limits
+from own_server import OwnServer, shaped_checkpoint
 from workload import SEED, prompt
-
-from server import OwnServer, shaped_checkpoint
 
 SHAPE = Path(__file__).with_name("qwen05.json")
 RANK, NUM_ADAPTERS, TOKENS_IN, TOKENS_OUT = 16, 8, 32, 64

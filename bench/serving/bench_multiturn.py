@@ -10,7 +10,7 @@ import asyncio
 from random import Random
 
 from client import Answer, Client
-from workload import main, prompt
+from workload import Workload, main, prompt
 
 OUTPUT_LEN = 32
 
@@ -35,5 +35,8 @@ async def _converse(
     return answers
 
 
+WORKLOAD = Workload("multiturn", run, figure="output_tok_s", fields={"return_token_ids": True})
+
+
 if __name__ == "__main__":
-    main("multiturn", __doc__, run, return_token_ids=True)
+    main(WORKLOAD, __doc__)

@@ -8,7 +8,7 @@ Its figure is output_tok_s.
 from random import Random
 
 from client import Answer, Client
-from workload import at_once, main, prompt
+from workload import Workload, at_once, main, prompt
 
 
 async def run(client: Client, draw: Random) -> list[Answer]:
@@ -16,5 +16,8 @@ async def run(client: Client, draw: Random) -> list[Answer]:
     return await at_once(client, [prefix + prompt(draw, 32) for _ in range(48)], 32, num_workers=8)
 
 
+WORKLOAD = Workload("shared", run, figure="output_tok_s")
+
+
 if __name__ == "__main__":
-    main("shared", __doc__, run)
+    main(WORKLOAD, __doc__)

@@ -23,9 +23,8 @@ from time import perf_counter
 from urllib.request import Request, urlopen
 
 from client import BadAnswer, Client
+from own_server import OwnServer, shaped_checkpoint
 from workload import SEED, WARM_UP, machine, prompt, report
-
-from server import OwnServer, shaped_checkpoint
 
 WAVES = 2
 AT_ONCE = (1, 8)

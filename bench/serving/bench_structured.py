@@ -20,9 +20,8 @@ from pathlib import Path
 from time import perf_counter
 
 from client import BadAnswer, Client, Completion
+from own_server import CpuTime, OwnServer, shaped_checkpoint
 from workload import SEED, WARM_UP, machine, prompt, report
-
-from server import CpuTime, OwnServer, shaped_checkpoint
 
 NUM_AT_ONCE = 8
 WAVES = 3

@@ -1,7 +1,7 @@
 """What every serving bench does: find the server, warm up and check, time rounds, report.
 
-A bench file defines one coroutine `run(client, random)` that asks what its workload asks and returns
-the answers. Prompts are drawn anew for each round, from a fixed seed, so that no round finds the
+A bench file defines one `Workload`, whose coroutine `run(client, random)` asks what the workload asks and
+returns the answers. Prompts are drawn anew for each round, from a fixed seed, so that no round finds the
 prefixes of another in the cache.
 """
 
@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import json
 import random
 import statistics
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -22,14 +23,27 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from client import Answer, Client, Completion
 from harness import machine, report
-
-from server import CpuTime, OwnServer, shaped_checkpoint
+from own_server import CpuTime, OwnServer, shaped_checkpoint
 
 Run = Callable[[Client, random.Random], Awaitable[list[Answer]]]
 
 SEED = 2026
 FIRST_ID, LAST_ID = 300, 3999  # ordinary tokens of the bundled model, and of any larger vocabulary
 WARM_UP = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What one bench asks. `figure`: which of its figures it is about. `fields` go into every request."""
+
+    name: str
+    run: Run
+    figure: str
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def request_fields(self) -> dict[str, Any]:
+        """Special tokens are shown so that every token has a text, and so a time."""
+        return {"skip_special_tokens": False, **self.fields}
 
 
 def prompt(draw: random.Random, length: int) -> list[int]:
@@ -49,8 +63,8 @@ async def at_once(
     return [answer for some in answers for answer in some]
 
 
-def main(name: str, description: str, run: Run, **fields: Any) -> None:
-    """The command line of one bench. `fields` go into every request, unless --extra says otherwise."""
+def main(workload: Workload, description: str) -> None:
+    """The command line of one bench."""
     parser = argparse.ArgumentParser(
         description=description.splitlines()[0],
         epilog="Without --base-url our own server is started on a free port, with the flags that come "
@@ -76,39 +90,37 @@ def main(name: str, description: str, run: Run, **fields: Any) -> None:
                 flags = [*flags, "--model-path", str(directory), "--load-format", "dummy"]
             server = OwnServer(flags)
         base_url = args.base_url or server.base_url
-        # Special tokens are shown so that every token has a text, and so a time.
-        extra = {"skip_special_tokens": False, **fields, **args.extra}
-        client = Client(base_url, args.model, args.api_key, **extra)
+        client = Client(base_url, args.model, args.api_key, **{**workload.request_fields(), **args.extra})
         try:
-            rounds = asyncio.run(_measure(client, name, run, args.rounds, server))
+            rounds = asyncio.run(_measure(client, workload, args.rounds, server))
         finally:
             if server is not None:
                 server.stop()
-    _show(name, args, rounds)
+    _show(workload.name, args, rounds)
 
 
 async def _measure(
-    client: Client, name: str, run: Run, num_rounds: int, server: OwnServer | None
+    client: Client, workload: Workload, num_rounds: int, server: OwnServer | None
 ) -> list[dict[str, float]]:
     try:
         return [
             figures
             for index in range(WARM_UP, num_rounds)
-            for figures in [await _round(client, name, run, index, server)]
+            for figures in [await measure_round(client, workload, index, server)]
             if index != WARM_UP
         ]
     finally:
         client.close()
 
 
-async def _round(
-    client: Client, name: str, run: Run, index: int, server: OwnServer | None
+async def measure_round(
+    client: Client, workload: Workload, index: int, server: OwnServer | None = None
 ) -> dict[str, float]:
-    """One round, checked, in figures."""
-    draw = random.Random(f"{SEED} {name} {index}")
+    """One round, checked, in figures; CPU time only of a `server` of ours. Raises: `BadAnswer`."""
+    draw = random.Random(f"{SEED} {workload.name} {index}")
     cpu_before = server.cpu_time() if server else None
     client_before_s, began_s = process_time(), perf_counter()
-    answers = await run(client, draw)
+    answers = await workload.run(client, draw)
     wall_s, client_s = perf_counter() - began_s, process_time() - client_before_s
     cpu = server.cpu_time() - cpu_before if server and cpu_before else None
     return _figures([answer.read() for answer in answers], wall_s, client_s, cpu)

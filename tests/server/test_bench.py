@@ -107,5 +107,5 @@ def test_a_whole_bench() -> None:
 def test_compare() -> None:
     command = """{python} -c 'print("{{\\"deep\\": [{value}]}}")'"""
     a, b = (command.format(python=sys.executable, value=value) for value in (6, 4))
-    result = run_bench(str(BENCH / "compare.py"), "--figure", "deep.0", "--rounds", "3", a, b)
+    result = run_bench(str(BENCH / "compare_commands.py"), "--figure", "deep.0", "--rounds", "3", a, b)
     assert (result["medians"], result["ratio_of_medians"], result["ratios"]) == ([6, 4], 1.5, [1.5] * 3)

@@ -93,7 +93,14 @@ class OwnServer:
 
 @contextmanager
 def shaped_checkpoint(shape: Path) -> Iterator[Path]:
-    """A directory to be served with --load-format dummy: the given config.json, and a tokenizer for it.
+    """A directory to be served with --load-format dummy, as `write_shape` makes it."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_shape(shape, Path(folder))
+        yield Path(folder)
+
+
+def write_shape(shape: Path, directory: Path) -> None:
+    """Write a checkpoint but for its weights: the given config.json, and a tokenizer for it.
 
     The bundled tokenizer, made as large as the vocabulary, so that every token drawn has a text.
     """
@@ -105,10 +112,7 @@ def shaped_checkpoint(shape: Path) -> Iterator[Path]:
     vocab = tokenizer["model"]["vocab"]
     first = 1 + max([*vocab.values(), *(token["id"] for token in tokenizer["added_tokens"])])
     vocab.update({f"<{token_id}>": token_id for token_id in range(first, config["vocab_size"])})
-    with tempfile.TemporaryDirectory() as folder:
-        directory = Path(folder)
-        (directory / "config.json").write_text(json.dumps(config))
-        (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
-        for name in ("tokenizer_config.json", "generation_config.json"):
-            (directory / name).write_text((bundled / name).read_text())
-        yield directory
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    for name in ("tokenizer_config.json", "generation_config.json"):
+        (directory / name).write_text((bundled / name).read_text())
