@@ -61,6 +61,10 @@ class View:
         self._base.check()
 
 
+def _cache_shapes(N: int, G: int, D: int, S: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return ("k_cache", (N, G, D, S)), ("v_cache", (N, G, S, D))
+
+
 class Arguments:
     """Draws sizes and values, and makes the arguments of the ops of them."""
 
@@ -109,14 +113,37 @@ class Arguments:
         return self._draw(st.lists(st.integers(least, most), max_size=most_rows))
 
     def matrix(self, out_features: int, in_features: int) -> _native.PackedMatrix:
-        dtype = self.one_of("float32", "bfloat16", "int8", "int4")
-        group_len = self.one_of(0, 32, 128)
-        matrix = _native.PackedMatrix(out_features, in_features, dtype, group_len)
+        dtype = self.one_of("float32", "bfloat16", "int8", "int4", "int4_affine")
+        matrix = _native.PackedMatrix(out_features, in_features, dtype, self.one_of(0, 32, 128))
+        if dtype == "int4_affine" or dtype.startswith("int") and self.one_of(True, False):
+            matrix.pack_codes(self._ctx, 0, **plain(self.codes(matrix, out_features)))
+            if self.one_of(True, False):
+                matrix.column_order = list(self._draw(st.permutations(range(in_features))))
+            return matrix
         weight = self.rows(out_features, in_features, dtype=self.one_of("float32", "bfloat16", "float16"))
         if dtype.startswith("int") and self.one_of(True, False):
             matrix.balance_columns(self._ctx, [weight.tensor])
         matrix.pack_rows(self._ctx, 0, weight.tensor)
         return matrix
+
+    def codes(self, matrix: _native.PackedMatrix, num_rows: int) -> Args:
+        """What `pack_codes` takes for a quantised matrix: any bytes, and a scale for each group of them."""
+        groups = num_rows, -(-matrix.in_features // (matrix.group_len or 32))
+        codes = np.arange(num_rows * matrix.in_features) * self.size(255, 0) % 256
+        return {
+            "codes": self.ints(codes.reshape(num_rows, matrix.in_features), "uint8"),
+            "scales": self.rows(*groups, dtype="float16" if matrix.dtype == "int4" else "float32"),
+            "offsets": self.rows(*groups) if matrix.dtype == "int4_affine" else None,
+        }
+
+    def caches(self, N: int, G: int, D: int, S: int) -> Args:
+        dtype = self.one_of("float32", "bfloat16", "int8")
+        if dtype != "int8":
+            kinds = {name: self.floats(*shape, dtype=dtype) for name, shape in _cache_shapes(N, G, D, S)}
+            return {**kinds, "kv_scales": None}
+        codes = np.arange(N * G * D * S) * self.size(255, 0) % 256 - 128
+        kinds = {name: self.ints(codes.reshape(shape), "int8") for name, shape in _cache_shapes(N, G, D, S)}
+        return {**kinds, "kv_scales": self.floats(N, G, 2, S)}
 
     def plan(self, num_rows: int, in_features: int, num_columns: int, *, is_embedding: bool) -> Args:
         """What lora ops share: a plan over some of the rows, its site, and memory for it."""
@@ -207,12 +234,11 @@ class Arguments:
 
     def append_kv(self) -> Args:
         T, G, N = self.size(20, 0), self.size(2), self.size(4, 2)
-        D, S, dtype = self.one_of(16, 64, 80), self.one_of(16, 32), self.one_of("float32", "bfloat16")
+        D, S = self.one_of(16, 64, 80), self.one_of(16, 32)
         return {
             "k": self.rows(T, G, D),
             "v": self.rows(T, G, D),
-            "k_cache": self.floats(N, G, D, S, dtype=dtype),
-            "v_cache": self.floats(N, G, S, D, dtype=dtype),
+            **self.caches(N, G, D, S),
             "slot_ids": self.ints(self._draw(st.permutations(range(N * S)))[:T], "int64"),
         }
 
@@ -231,13 +257,12 @@ class Arguments:
     def paged_attention(self) -> Args:
         G, N = self.size(2), self.size(6)
         H = G * self.size(3)
-        D, S, dtype = self.one_of(16, 64, 80), self.one_of(16, 32), self.one_of("float32", "bfloat16")
+        D, S = self.one_of(16, 64, 80), self.one_of(16, 32)
         lens = self.lens(4, min(20, N * S))
         tables = [self._draw(st.permutations(range(N))) for _ in lens]
         return {
             "q": self.floats(sum(lens), H, D),
-            "k_cache": self.floats(N, G, D, S, dtype=dtype),
-            "v_cache": self.floats(N, G, S, D, dtype=dtype),
+            **self.caches(N, G, D, S),
             "cu_seqlens_q": self.ends(lens),
             "kv_lens": self.ints([self.size(N * S, n) for n in lens]),
             "block_tables": self.ints(np.array(tables).reshape(len(lens), N)),
@@ -341,6 +366,9 @@ OPS = [
 """Everything that computes; `Arguments` has a method for each."""
 
 
+_INCOMPLETE = _native.PackedMatrix(5, 7, "float32"), _native.PackedMatrix(5, 7, "int4_affine")
+
+
 def spoiled(draw: Draw, value: Any) -> Any:
     """Something like `value` that is perhaps wrong."""
     if isinstance(value, View):
@@ -348,7 +376,7 @@ def spoiled(draw: Draw, value: Any) -> Any:
     if not isinstance(value, Guarded):
         if isinstance(value, (int, float)):
             return draw(st.sampled_from((*EXTREMES, *FLOATS, 0.5, "x", None)))
-        wrong = None, 3, "x", _native.PackedMatrix(5, 7, "float32"), Guarded([1.0], "float32")
+        wrong = None, 3, "x", *_INCOMPLETE, Guarded([1.0], "float32")
         return draw(st.sampled_from((*wrong, value)))
     how = draw(st.sampled_from(_WRONGS))
     return how(draw, value)

@@ -57,7 +57,7 @@ def test_what_is_right_is_computed(op: str, data: st.DataObject) -> None:
 
 
 _SIZES = st.integers(-1, 300) | st.sampled_from(EXTREMES)
-_FORMATS = st.sampled_from(["float32", "bfloat16", "int8", "int4", "float64", "", "\0"])
+_FORMATS = st.sampled_from(["float32", "bfloat16", "int8", "int4", "int4_affine", "float64", "", "\0"])
 
 
 @settings(FUZZ, max_examples=4 * NUM_EXAMPLES)
@@ -78,11 +78,16 @@ def test_a_matrix_is_packed_or_refused(data: st.DataObject) -> None:
         fd = draw(st.sampled_from((file.fileno(), file.fileno(), -1, 2**31 - 1)))
         offset = draw(st.sampled_from((0, 0, 1, 4096, -4096, -(2**63), 2**63 - 1, 2**62)))
         for _ in range(draw(st.integers(1, 5))):
-            weight = arguments.rows(
-                draw(st.integers(0, 40)), columns, dtype=draw(st.sampled_from(("float32", "bfloat16")))
-            )
+            num_rows = draw(st.integers(0, 40))
+            weight = arguments.rows(num_rows, columns, dtype=draw(st.sampled_from(("float32", "bfloat16"))))
             if draw(st.booleans()):
                 weight = spoiled(draw, weight)
+            codes = arguments.codes(matrix, num_rows)
+            for name in draw(st.lists(st.sampled_from(list(codes)), max_size=2)):
+                codes[name] = spoiled(draw, codes[name])
+            order = draw(
+                st.permutations(range(columns)) | st.lists(_SIZES, max_size=3) | st.just([0] * columns)
+            )
             call = draw(
                 st.sampled_from(
                     (
@@ -92,6 +97,8 @@ def test_a_matrix_is_packed_or_refused(data: st.DataObject) -> None:
                         lambda weight=weight: matrix.balance_columns(
                             ctx, [*plain({"weight": weight}).values()]
                         ),
+                        lambda codes=codes: matrix.pack_codes(ctx, draw(_SIZES), **plain(codes)),
+                        lambda order=order: setattr(matrix, "column_order", order),
                         lambda: setattr(
                             matrix,
                             "column_scales",

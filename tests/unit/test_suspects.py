@@ -18,6 +18,8 @@ from engine.errors import InvalidRequest, Overloaded
 from helpers import fake_engine_process as fake
 from unit.test_process import generate, run, running, tokens_of, until
 
+FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT)
+
 
 async def outcome(client, request):
     """Its tokens, or the code of its error."""
@@ -94,7 +96,7 @@ def test_how_a_suspect_is_cleared_and_how_not():
     run(main)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, *FAULTS])
 def test_a_kill_from_outside_makes_no_suspects(number):
     async def main():
         async with running() as client:
@@ -219,36 +221,54 @@ def test_native_ops_are_counted_on_the_board():
 
 
 PROGRAM = """
-import ctypes, os, signal, sys
+import ctypes, mmap, os, platform, signal, sys, tempfile
 from engine._native import ProgressBoard
 from engine.core.step_board import StepBoard
+
+def run(code):
+    if platform.machine() != "x86_64":
+        signal.raise_signal(getattr(signal, how))
+    page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    page.write(bytes.fromhex(code))
+    ctypes.CFUNCTYPE(None)(ctypes.addressof(ctypes.c_char.from_buffer(page)))()
+
+def read_behind_a_file():
+    file = tempfile.TemporaryFile()
+    file.truncate(mmap.PAGESIZE)
+    page = mmap.mmap(file.fileno(), mmap.PAGESIZE)
+    file.truncate(0)
+    page[0]
+
 board = StepBoard(int(sys.argv[1]))
 ProgressBoard(board.fd).note_faults()
 board.begin_step(["r1", "r2"])
 how = sys.argv[2]
-if how == "fault": ctypes.string_at(0)
-if how == "abort": os.abort()
+match how:
+    case "SIGSEGV": ctypes.string_at(0)
+    case "SIGBUS": read_behind_a_file()
+    case "SIGILL": run("0f0b")  # ud2
+    case "SIGFPE": run("31c931d2f7f9")  # xor ecx, ecx; xor edx, edx; idiv ecx
+    case "SIGABRT": os.abort()
 print(flush=True)
 signal.pause()
 """
 
 
-@pytest.mark.parametrize(
-    ("how", "code", "is_outside"), [("fault", -11, False), ("abort", -6, False), ("sent", -11, True)]
-)
-def test_faults_of_ones_own_are_told_from_signals(how, code, is_outside):
+@pytest.mark.parametrize("number", FAULTS)
+@pytest.mark.parametrize("is_outside", [False, True])
+def test_faults_of_ones_own_are_told_from_signals(number, is_outside):
     board = StepBoard()
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(board.fd), how],
+        [sys.executable, "-c", PROGRAM, str(board.fd), "none" if is_outside else number.name],
         pass_fds=[board.fd],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
     )
     with process:
-        if how == "sent":
+        if is_outside:
             process.stdout.readline()
-            os.kill(process.pid, signal.SIGSEGV)
-    assert process.returncode == code
+            os.kill(process.pid, number)
+    assert process.returncode == -number
     assert board.has_outside_fault is is_outside
     assert board.step_request_ids == ["r1", "r2"]
     board.end_step()
