@@ -75,6 +75,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def exit_status(results: dict[str, dict[str, Any]]) -> int:
+    """1 if a result says that its bound was not `reached`, which a script can then ask for."""
+    return int(any(not result.get("reached", True) for result in results.values()))
+
+
 def report(bench: str, results: dict[str, Any]) -> None:
     """Print the result line; nothing may be printed after it."""
     print(json.dumps({"bench": bench, "machine": machine(), **results}), flush=True)

@@ -11,6 +11,7 @@ all that the smaller tree holds; "cold" another one of all, which in the larger 
 than the CPU's caches hold.
 
 The limit is what memcmp takes for the tokens of a prompt, warm; the same, cold, is printed beside it.
+Ends with status 1 where a match or an eviction takes longer than its bound, or grows more with the tree.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import numpy as np
 from engine._native import BlockAllocator, RadixTree
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from harness import Timing, machine, report, time_calls, time_each
+from harness import Timing, exit_status, machine, report, time_calls, time_each
 
 BLOCK_SIZE = 16
 PROMPT_LEN = 4096
@@ -177,7 +178,7 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def main() -> None:
+def main() -> int:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
     print(machine())
     limit = time_limit(1)
@@ -202,7 +203,8 @@ def main() -> None:
             "results": results,
         },
     )
+    return exit_status(results)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,6 +10,7 @@ import numpy as np
 
 from engine.sampling.params import SamplingParams
 from engine.scheduling.output_tokens import NewToken
+from engine.scheduling.request import Request
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.settings import SchedulerSettings
 from engine.scheduling.step_plan import StepPlan
@@ -85,8 +86,10 @@ class Harness:
             self.answers[request_id, request.choice] = Answer()
 
     def step(self) -> StepPlan | None:
+        decoding = [r for r in self.scheduler.running if r.is_started and r.num_known - r.num_computed == 1]
         plan = self.scheduler.schedule()
         self.scheduler.check()
+        self._check_shares(decoding, plan)
         if plan is None:
             self.num_idle_steps += 1
             return None
@@ -102,6 +105,27 @@ class Harness:
         for new in self.scheduler.update(plan, result):
             self._take(new)
         return plan
+
+    def _check_shares(self, decoding: list[Request], plan: StepPlan | None) -> None:
+        """Every decoding request is in the step, and what is not decoded keeps within the chunk.
+
+        One that gave its blocks to an older one runs no more; the youngest stands still where none is left.
+        Those that run alone, and all others, take turns.
+        """
+        rows = {} if plan is None else {row.request: row for row in plan.rows}
+        turn = {r.request_id if r.runs_alone else "" for r in rows}
+        running = list(self.scheduler.running)
+        left_out = [r for r in decoding if r not in rows and r in running]
+        for request in left_out:
+            if not turn or (request.request_id if request.runs_alone else "") in turn:
+                assert self.cache.num_free + self.cache.num_cached == 0
+                assert request is max(running, key=lambda r: r.arrival)
+        if plan is not None:
+            chunk = self.scheduler.settings.chunked_prefill_size
+            num_decodes = sum(request in rows for request in decoding)
+            assert plan.num_tokens - num_decodes <= chunk
+            least = min(chunk, self.cache.block_size)  # so that prompts get on beside any number of decodes
+            assert plan.num_tokens <= max(chunk, num_decodes + least)
 
     def run(self, max_steps: int = 10_000) -> None:
         """Until nothing is left. A scheduler that stands still fails the test."""

@@ -104,6 +104,19 @@ def test_a_whole_bench() -> None:
     assert own == pytest.approx(server + engine - kernels)  # of one round
 
 
+@pytest.mark.parametrize(("most_us", "status"), [(1e9, 0), (0, 1)])
+def test_a_kernel_bench_that_misses_its_bound_fails(monkeypatch, capsys, most_us: float, status: int) -> None:
+    for directory in (BENCH, BENCH / "kernels"):
+        monkeypatch.syspath_prepend(str(directory))
+    import bench_boundary
+
+    monkeypatch.setattr(bench_boundary, "MOST_US", most_us)
+    monkeypatch.setattr(sys, "argv", ["bench_boundary.py"])
+    assert bench_boundary.main() == status
+    five = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]["five tensors"]
+    assert five["reached"] is (status == 0) and five["us"] > 0 and five["spread"] >= 0
+
+
 def test_compare() -> None:
     command = """{python} -c 'print("{{\\"deep\\": [{value}]}}")'"""
     a, b = (command.format(python=sys.executable, value=value) for value in (6, 4))

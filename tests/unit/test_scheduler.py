@@ -222,19 +222,20 @@ def test_colliding_hashes_are_no_common_prefix(monkeypatch):
 # --- the budget
 
 
-def test_decodes_are_in_every_step():
-    h = Harness(chunked_prefill_size=32)
-    for i in range(4):
-        h.submit(f"d{i}", prompt(8, seed=i), greedy(max_tokens=200))
-    for _ in range(3):
+@pytest.mark.parametrize("chunk", [1, 5, 32])
+def test_decodes_are_in_every_step(chunk):
+    """Also where they are more than the chunk; prompts get on beside them."""
+    h = Harness(chunked_prefill_size=chunk)
+    names = [f"d{i}" for i in range(12)]
+    for i, name in enumerate(names):
+        h.submit(name, prompt(4, seed=i), greedy(max_tokens=200))
+    while not all(map(h.tokens, names)):
         h.step()
     h.submit("long", prompt(600, seed=9), greedy(max_tokens=2))
     for _ in range(10):
-        plan = h.step()
-        by_id = {row.request.request_id: row.num_tokens for row in plan.rows}
-        assert all(by_id[f"d{i}"] == 1 for i in range(4))
-        assert plan.num_tokens <= 32
-    h.run()
+        by_id = {row.request.request_id: row.num_tokens for row in h.step().rows}
+        assert 1 <= by_id.pop("long") <= chunk
+        assert by_id == dict.fromkeys(names, 1)
 
 
 def take_time(h, seconds):
