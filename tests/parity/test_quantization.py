@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import functools
+from itertools import islice
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from engine.config.model_location import bundled_model
+from engine.demo import corpus
+from engine.demo.tokenizer import render
 from engine.ops import reference
 from helpers.llama_formats import blockwise, q4_0, q8_0, with_rounded_weights
 from helpers.tiny_models import load_model, make_model, save_model
 from parity.driving import make_request, make_runner, step_logits
 
 NUM_TOKENS = 320
+NUM_CORPUS_TOKENS = 700
 RATIO = {"int8": 2.0, "int4": 1.2}
 ROUNDING = {"int8": q8_0, "int4": q4_0}
 PLANTED = 50.0
@@ -44,22 +48,17 @@ def plant(model, kind: str) -> None:
                 linear.weight[torch.randperm(len(linear.weight), generator=generator)[:4]] *= PLANTED
 
 
-@functools.cache
-def text_ids() -> list[int]:
-    from tokenizers import Tokenizer
-
-    text = (
-        "Once upon a time, a small frog named Leo lived near a brown forest. One day Leo planted a tiny "
-        "seed. Weeks went by and nothing grew, and Leo said it was no use. What is the capital of France? "
-    )
-    return Tokenizer.from_file(str(bundled_model() / "tokenizer.json")).encode(text * 8).ids[:NUM_TOKENS]
+def corpus_ids() -> list[int]:
+    """Of dialogues that the bundled model was made for. A text that repeats itself would be a few tokens."""
+    text = "".join(render(document) for document in islice(corpus.documents(1), 40))
+    return Tokenizer.from_file(str(bundled_model() / "tokenizer.json")).encode(text).ids[:NUM_CORPUS_TOKENS]
 
 
 @pytest.fixture(scope="module", params=MODELS)
 def model_and_tokens(request, tmp_path_factory):
     """(directory, model in float32, tokens, their log-probabilities in full precision)"""
     if request.param == "bundled":
-        directory, tokens = bundled_model(), text_ids()
+        directory, tokens = bundled_model(), corpus_ids()
     else:
         sizes = {"hidden_size": 384, "intermediate_size": 640, "num_hidden_layers": 2, "vocab_size": 800}
         model = make_model("qwen2", use_sliding_window=False, **sizes)

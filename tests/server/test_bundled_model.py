@@ -169,11 +169,12 @@ def test_answers_depend_neither_on_company_nor_on_streaming(client):
 def test_tokens_get_the_same_scores_as_answer_and_as_prompt(client):
     """What a harness does: score a continuation that the model gave, alone and in a list."""
     prompt = [700 + i % 900 for i in range(600)]
-    answer = complete(client, prompt, max_tokens=12, logprobs=3, extra={"return_token_ids": True})
+    shown = {"skip_special_tokens": False}  # the model may well end a turn in the middle
+    answer = complete(client, prompt, max_tokens=12, logprobs=3, extra={**shown, "return_token_ids": True})
     (choice,) = answer.choices
     whole = prompt + choice.token_ids
-    scored = complete(client, whole, max_tokens=0, echo=True, logprobs=3).choices[0]
-    listed = complete(client, [whole, whole[:50]], max_tokens=0, echo=True, logprobs=3).choices
+    scored = complete(client, whole, max_tokens=0, echo=True, logprobs=3, extra=shown).choices[0]
+    listed = complete(client, [whole, whole[:50]], max_tokens=0, echo=True, logprobs=3, extra=shown).choices
     assert (scored.finish_reason, len(scored.logprobs.tokens)) == ("length", len(whole))
     assert scored.logprobs.token_logprobs[0] is None and scored.logprobs.top_logprobs[0] is None
     assert max(scored.logprobs.token_logprobs[1:]) <= 0

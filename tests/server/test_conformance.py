@@ -458,6 +458,7 @@ def test_a_stream_with_everything_in_it_holds_together(bundled: ServerProcess) -
         "return_cached_tokens_details": True,
         "stream_options": {"include_usage": True, "continuous_usage_stats": True},
         "seed": 2,
+        "ignore_eos": True,
     }
     whole = bundled.http.post("/v1/completions", json=body).json()
     *events, last = events_of(bundled.http.post("/v1/completions", json={**body, "stream": True}))

@@ -154,24 +154,28 @@ def _(ask: Asker, low: float, high: float) -> None:
     assert ask.first_ids(min_p=high, temperature=2) == ask.first_ids(temperature=0)
 
 
-def spread(ask: Asker, **fields: Any) -> tuple[int, int]:
-    """How often the most frequent token of a long greedy answer comes, and how many different ones do."""
-    (ids,) = ask.ids(temperature=0, max_tokens=300, ignore_eos=True, **fields)
-    counts = Counter(ids)
-    return max(counts.values()), len(counts)
+def first_change(ask: Asker, **fields: Any) -> tuple[Counter[int], int, int]:
+    """Where a greedy answer first becomes another one: (tokens written before, the token without, with)."""
+    free, changed = (ask.ids(temperature=0, max_tokens=300, ignore_eos=True, **f)[0] for f in ({}, fields))
+    at = next(i for i, (a, b) in enumerate(zip(free, changed, strict=True)) if a != b)
+    return Counter(free[:at]), free[at], changed[at]
 
 
 @row("frequency_penalty", 0, -2, 2)
 def _(ask: Asker, low: float, high: float) -> None:
-    rewarded, free, punished = (spread(ask, frequency_penalty=value) for value in (low, 0, high))
-    assert rewarded[0] > free[0] > punished[0]
-    assert rewarded[1] < free[1] < punished[1]
+    """Up to the first change all scores are the same, so it says which token the penalty was for."""
+    written, without, rewarded = first_change(ask, frequency_penalty=low)
+    assert written[rewarded] > written[without]
+    written, without, spared = first_change(ask, frequency_penalty=high)
+    assert written[spared] < written[without]
 
 
 @row("presence_penalty", 0, -2, 2)
 def _(ask: Asker, low: float, high: float) -> None:
-    rewarded, free, punished = (spread(ask, presence_penalty=value)[1] for value in (low, 0, high))
-    assert rewarded < free < punished
+    written, without, rewarded = first_change(ask, presence_penalty=low)
+    assert written[rewarded] > 0 == written[without]
+    written, without, spared = first_change(ask, presence_penalty=high)
+    assert written[spared] == 0 < written[without]
 
 
 @row("repetition_penalty", 1, 1e-6, 2)
@@ -180,7 +184,8 @@ def _(ask: Asker, low: float, high: float) -> None:
     (choice,) = answer["choices"]
     prompt_ids = (answer if ask.is_chat else choice)["prompt_token_ids"]
     assert set(choice["token_ids"]) <= set(prompt_ids), "what was said has nearly all of the probability"
-    assert spread(ask, repetition_penalty=high)[1] > spread(ask)[1]
+    written, without, _ = first_change(ask, repetition_penalty=high)
+    assert without in written or without in prompt_ids
 
 
 @row("logit_bias", {}, {"0": -100, "4095": -100}, {"4095": 100})

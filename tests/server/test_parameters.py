@@ -271,23 +271,6 @@ def test_penalties_are_taken_off_the_scores_of_tokens_already_written(
     assert num_changed > 0
 
 
-def test_penalties_change_how_often_tokens_are_written(ask: Any) -> None:
-    def most_and_distinct(**fields: Any) -> tuple[int, int]:
-        fields = {"temperature": 0, "max_tokens": 300, "ignore_eos": True, "return_token_ids": True, **fields}
-        counts = Counter(ask(COMPLETIONS, **fields)["choices"][0]["token_ids"])
-        return max(counts.values()), len(counts)
-
-    most, distinct = most_and_distinct()
-    for name in ("frequency_penalty", "presence_penalty"):
-        penalized, rewarded = most_and_distinct(**{name: 2}), most_and_distinct(**{name: -2})
-        assert penalized[1] > distinct > rewarded[1], name
-        if (
-            name == "frequency_penalty"
-        ):  # that of presence is the same for the second time as for the hundredth
-            assert penalized[0] < most < rewarded[0]
-    assert most_and_distinct(repetition_penalty=2)[1] > distinct
-
-
 @pytest.mark.parametrize("penalty", [0.7, 1.1, 2])
 def test_the_repetition_penalty_divides_the_logits_of_what_was_said(
     logits_server: ServerProcess, penalty: float

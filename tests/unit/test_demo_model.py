@@ -56,7 +56,10 @@ def expected_shapes() -> dict[str, list[int]]:
 
 
 def test_the_directory_is_small() -> None:
-    assert sum(f.stat().st_size for f in MODEL_DIR.iterdir()) <= MAX_BYTES
+    """Its adapters included."""
+    files = [path for path in MODEL_DIR.rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {"model.safetensors", "adapter_model.safetensors"}
+    assert sum(path.stat().st_size for path in files) <= MAX_BYTES
 
 
 def test_the_weights_are_those_of_the_config_in_bfloat16() -> None:
