@@ -132,11 +132,7 @@ SEEDS = {"olmo2": 3, "qwen3_moe_shares": 2}
 
 
 def make_model(kind: str, seed: int | None = None, **changes):
-    """A float32 model in eval mode. `changes` replace fields of its configuration.
-
-    Weights are scaled so that tokens depend on their context, not only on the last token, and
-    logits spread by more than 1.
-    """
+    """A float32 model in eval mode. `changes` replace fields of its configuration."""
     import transformers
 
     family, fields = (KINDS | TRANSFORMERS_KINDS)[kind]
@@ -145,6 +141,12 @@ def make_model(kind: str, seed: int | None = None, **changes):
     config._attn_implementation = "eager"
     torch.manual_seed(SEEDS.get(kind, 0) if seed is None else seed)
     model = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")(config).eval()
+    return fill_at_random(model, family)
+
+
+def fill_at_random(model, family: str):
+    """Weights so that tokens depend on their context, not only on the last token, and logits spread by more
+    than 1."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name and not name.endswith("bias"):

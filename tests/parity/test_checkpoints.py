@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.errors import CheckpointError
-from engine.models.weights import INDEX_FILE, SINGLE_FILE
+from engine.models.checkpoint_files import INDEX_FILE, SINGLE_FILE
 from helpers.tiny_models import VOCAB_SIZE, make_model, save_model
 from parity.driving import generate, make_runner
 

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from engine.errors import CheckpointError
 from engine.models import weights
-from engine.models.weights import INDEX_FILE, SINGLE_FILE, Slot, load_checkpoint, load_dummy
+from engine.models.checkpoint_files import INDEX_FILE, SINGLE_FILE
+from engine.models.weights import Slot, load_checkpoint, load_dummy
 
 SHAPES = {"a.weight": (3, 4), "b.weight": (5,), "c.weight": (2, 2)}
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from engine.gguf_file import is_gguf
 from engine.models.fallback.spec import TransformersSpec
-from engine.models.hf_config import read_json
+from engine.models.hf_config import read_config
 from engine.models.registry import has_native, read_spec
 from engine.models.spec import ModelSpec
 
@@ -47,7 +47,7 @@ def read_any_spec(directory: str | Path, *, trusts_remote_code: bool = False) ->
     Raises: `ConfigError`, one line, when a file is missing or broken, or neither way can serve the model.
     """
     directory = Path(directory)
-    if is_gguf(directory) or not directory.is_dir() or has_native(read_json(directory / "config.json")):
+    if is_gguf(directory) or not directory.is_dir() or has_native(read_config(directory)):
         return read_spec(directory)
     from engine.models.fallback.skeleton import Skeleton
 

@@ -11,7 +11,8 @@ from engine.models.hf_config import read_config
 from engine.models.quantized_config import read_quantization
 from engine.models.quantized_weights import with_quantized
 from engine.models.spec import ModelSpec
-from engine.models.weights import Progress, Slot, load_checkpoint
+from engine.models.text_part import is_of_other_part, name_in_part
+from engine.models.weights import Progress, Slot, load_checkpoint, tensor_names
 
 
 def load_weights(
@@ -28,4 +29,12 @@ def load_weights(
         return
     if spec.stored and (quantization := read_quantization(read_config(path))):
         slots = with_quantized(slots, quantization, spec.stored)
-    load_checkpoint(path, slots, is_ignored=is_ignored, progress=progress)
+    names = tensor_names(path)
+    theirs = {name_in_part(name): name for name in names}
+    has_parts = theirs.keys() != names
+    load_checkpoint(
+        path,
+        {theirs.get(name, name): slot for name, slot in slots.items()},
+        is_ignored=lambda name: is_ignored(name_in_part(name)) or (has_parts and is_of_other_part(name)),
+        progress=progress,
+    )

@@ -12,6 +12,7 @@ from engine.errors import ConfigError
 from engine.gguf_file import GGUFFile, is_gguf
 from engine.models.gguf_config import config_of
 from engine.models.spec import ModelSpec, RopeSpec
+from engine.models.text_part import text_part
 
 ROPE_KINDS = ("default", "linear", "llama3", "yarn", "longrope")
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
@@ -48,9 +49,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The config.json of a checkpoint directory, or what a GGUF file says instead. Raises: `ConfigError`."""
+    """The config.json of a checkpoint directory, or what a GGUF file says instead; that of the part for text
+    where there are others. Raises: `ConfigError`."""
     if not is_gguf(path):
-        return read_json(Path(path) / "config.json")
+        return text_part(read_json(Path(path) / "config.json"))
     return config_of(GGUFFile(path))
 
 

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from engine.errors import CheckpointError, ConfigError, NativeError
 from engine.gguf_file import GGUFFile, is_gguf
 from engine.models.any_model import AnySpec
-from engine.models.weights import Slot, checkpoint_files
+from engine.models.checkpoint_files import checkpoint_files
+from engine.models.weights import Slot
 
 log = logging.getLogger(__name__)
 

@@ -6,18 +6,16 @@ Source: the quantization_config that AutoAWQ, GPTQModel and compressed-tensors w
 from __future__ import annotations
 
 import dataclasses
-import json
-import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from engine.errors import CheckpointError, ConfigError
+from engine.models.checkpoint_files import stored_dtypes
 from engine.models.hf_config import flag, integer
 from engine.models.spec import StoredFormat
 
-MAX_HEADER_BYTES = 100_000_000
 SUPPORTED = "awq, gptq and compressed-tensors"
 
 
@@ -75,26 +73,13 @@ def stored_formats(directory: Path, quantization: Quantization) -> dict[str, Sto
 
     Raises: `CheckpointError` for broken files, and where none is quantised.
     """
-    dtypes: dict[str, str] = {}
-    for path in sorted(directory.glob("*.safetensors")):
-        dtypes |= _header(path)
+    dtypes = stored_dtypes(directory)
     marker, scales = quantization.marker, quantization.scales
     names = [name.removesuffix(marker) for name in dtypes if name.endswith(marker)]
     names = [name for name in names if name + scales in dtypes]
     if not names:
         raise CheckpointError(f"config.json says {quantization.method}, but no tensor is stored so")
     return {name: quantization.stored(dtypes[name + scales]) for name in names}
-
-
-def _header(path: Path) -> dict[str, str]:
-    """Names and dtypes of the tensors of a safetensors file."""
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            entries = json.loads(file.read(length)) if length <= MAX_HEADER_BYTES else {}
-        return {name: entry["dtype"] for name, entry in entries.items() if name != "__metadata__"}
-    except (OSError, ValueError, struct.error, TypeError, KeyError, AttributeError, RecursionError):
-        raise CheckpointError(f"{path.name} is broken or truncated") from None
 
 
 def _awq(facts: Mapping[str, Any]) -> Quantization:

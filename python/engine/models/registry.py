@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 from engine.errors import CheckpointError, ConfigError
 from engine.gguf_file import GGUFFile, is_gguf
 from engine.models import gemma, gpt_oss, granite, llama, mistral, mixtral, olmo, phi, qwen, smollm
+from engine.models.checkpoint_files import usual_dtype
 from engine.models.gguf_config import as_gguf_error, config_of
 from engine.models.gguf_names import gguf_formats
-from engine.models.hf_config import FamilyDefaults, check_supported, read_facts, read_json
+from engine.models.hf_config import FamilyDefaults, check_supported, read_config, read_facts, read_json
 from engine.models.quantized_config import SUPPORTED, is_supported, read_quantization, stored_formats
 from engine.models.spec import ModelSpec
+from engine.models.text_part import name_in_part
 
 
 class Family(NamedTuple):
@@ -78,14 +80,25 @@ def read_spec(directory: str | Path) -> ModelSpec:
     directory = Path(directory)
     if not directory.is_dir():
         raise ConfigError(f"no such model directory: {directory}")
-    config = read_json(directory / "config.json")
+    config = _with_dtype(read_config(directory), directory)
     generation_path = directory / "generation_config.json"
     generation = read_json(generation_path) if generation_path.exists() else {}
     spec = spec_from_config(config, generation)
     quantization = read_quantization(config)
     if quantization is None:
         return spec
-    return dataclasses.replace(spec, stored=stored_formats(directory, quantization))
+    stored = stored_formats(directory, quantization)
+    return dataclasses.replace(spec, stored={name_in_part(name): kind for name, kind in stored.items()})
+
+
+def _with_dtype(config: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """Where config.json names none, as that of gpt-oss, the dtype is that of the files, if there are any."""
+    if any(config.get(key) is not None for key in ("dtype", "torch_dtype")):
+        return config
+    try:
+        return {**config, "dtype": usual_dtype(directory)}
+    except CheckpointError:  # told when the weights are loaded, if they are
+        return config
 
 
 def _read_gguf_spec(file: GGUFFile) -> ModelSpec:

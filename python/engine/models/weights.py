@@ -14,13 +14,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from engine.errors import CheckpointError, ConfigError
-from engine.models.hf_config import read_json
+from engine.errors import CheckpointError
+from engine.models.checkpoint_files import checkpoint_files
 
 Progress = Callable[[str, float], None]
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 FLOATS = ("F32", "F16", "BF16")
 NAMES_SHOWN = 5
 BATCH_ELEMENTS = 32 << 20
@@ -120,34 +118,6 @@ def load_dummy(slots: Mapping[str, Slot], *, seed: int = 0, progress: Progress |
             else:
                 slot.store(torch.full(slot.shape, float(slot.dummy == "ones")))
             advance(count)
-
-
-def checkpoint_files(directory: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, in the order of their names.
-
-    Raises: `CheckpointError` when there are none, one is absent, or the index names a file
-    outside the directory.
-    """
-    single, index = directory / SINGLE_FILE, directory / INDEX_FILE
-    if single.exists():
-        return [single]
-    if not index.exists():
-        pickled = next(directory.glob("pytorch_model*.bin"), None)
-        why = f"; {pickled.name} is a pickle, which is never loaded" if pickled else ""
-        raise CheckpointError(f"no {SINGLE_FILE} or {INDEX_FILE} in {directory}{why}")
-    try:
-        weight_map = read_json(index).get("weight_map")
-    except ConfigError as error:
-        raise CheckpointError(error.message) from None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{INDEX_FILE} has no weight_map")
-    names = set(map(str, weight_map.values()))
-    for name in sorted(names):
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{INDEX_FILE} names {name!r:.80}, which is no safetensors file beside it")
-        if not (directory / name).is_file():
-            raise CheckpointError(f"{INDEX_FILE} names {name}, which does not exist")
-    return [directory / name for name in sorted(names)]
 
 
 def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:

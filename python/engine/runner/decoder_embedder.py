@@ -21,6 +21,7 @@ from engine.models.decoder import Decoder, DecoderInputs
 from engine.models.embedding_head import EmbeddingHead
 from engine.models.embedding_spec import EmbeddingSpec
 from engine.models.spec import ModelSpec
+from engine.models.text_part import name_in_part
 from engine.models.weights import Progress, load_dummy, tensor_names
 from engine.runner.kv_cache import KVCache
 from engine.runner.text_batch import TextBatch
@@ -124,7 +125,9 @@ def load_decoder_embedder(
     max_len = min(spec.max_position_embeddings, embedding.max_len or spec.max_position_embeddings)
     stored = {name: kept for name, kept in spec.stored.items() if name != _HEAD}
     has_prefix = (
-        is_gguf(directory) or is_dummy or any(name.startswith(_PREFIX) for name in tensor_names(directory))
+        is_gguf(directory)
+        or is_dummy
+        or any(name_in_part(name).startswith(_PREFIX) for name in tensor_names(directory))
     )
     ours = stored if has_prefix else {_PREFIX + name: kept for name, kept in stored.items()}
     decoder = Decoder(
