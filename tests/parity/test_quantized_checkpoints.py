@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine import _native
-from engine.errors import ConfigError
+from engine.errors import CheckpointError, ConfigError
 from engine.ops import reference
 from helpers.compare import assert_same_bits
 from helpers.llama_formats import q8_0, with_rounded_weights
@@ -197,6 +197,23 @@ def test_wrong_tensors_are_named(tmp_path, case, part, change, message):
         tensors[name] = change(tensor).contiguous()
     save_file(tensors, path)
     assert message in refusal(directory)
+
+
+def test_a_bias_of_zeros_that_the_architecture_has_not_is_none(tmp_path):
+    """AutoGPTQ writes one for every matrix."""
+    make(tmp_path, "gptq-order-symmetric")
+    directory, name = tmp_path / "model", "model.layers.1.mlp.down_proj.bias"
+    expected = generate(make_runner(directory), make_prompt(9), 4)
+    tensors = load_file(directory / "model.safetensors")
+    save_file({**tensors, name: torch.zeros(128).half()}, directory / "model.safetensors")
+    tokens, logits = generate(make_runner(directory), make_prompt(9), 4)
+    assert tokens == expected[0] and logits.equal(expected[1])
+    save_file({**tensors, name: torch.eye(128)[3].half()}, directory / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"^tensor {name} is not zero, but"):
+        make_runner(directory)
+    save_file({**tensors, name: torch.zeros(127).half()}, directory / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"^tensor {name} has shape"):
+        make_runner(directory)
 
 
 def test_a_truncated_file_is_one_line(tmp_path):

@@ -27,10 +27,10 @@ def load_weights(
     if is_gguf(path):
         load_gguf(GGUFFile(path), spec, slots, is_ignored=is_ignored, progress=progress)
         return
-    if spec.stored and (quantization := read_quantization(read_config(path))):
-        slots = with_quantized(slots, quantization, spec.stored)
     names = tensor_names(path)
     theirs = {name_in_part(name): name for name in names}
+    if spec.stored and (quantization := read_quantization(read_config(path))):
+        slots = with_quantized(slots, quantization, spec.stored, theirs)
     has_parts = theirs.keys() != names
     load_checkpoint(
         path,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Container, Mapping
 
 import torch
 
@@ -14,10 +15,15 @@ from engine.models.weights import Slot
 
 
 def with_quantized(
-    slots: Mapping[str, Slot], quantization: Quantization, stored: Mapping[str, StoredFormat]
+    slots: Mapping[str, Slot],
+    quantization: Quantization,
+    stored: Mapping[str, StoredFormat],
+    names: Container[str],
 ) -> dict[str, Slot]:
     """The slots, those of quantised matrices replaced by one for each of their tensors.
 
+    Of the checkpoint's `names`, a bias that the architecture has not may be zero: AutoGPTQ writes one for
+    each matrix.
     Raises: `CheckpointError` for a quantised matrix that the model does not have.
     """
     unknown = [name for name in stored if f"{name}.weight" not in slots]
@@ -34,7 +40,15 @@ def with_quantized(
         for kind, part in parts.items():
             store = collector.taker(kind)
             replaced[f"{stem}.{kind}"] = Slot(part.shape, store, dtypes=part.dtypes)
+        bias = f"{stem}.bias"
+        if bias in names and bias not in slots:
+            replaced[bias] = Slot(slot.shape[:1], functools.partial(_check_zero, bias), dummy="zeros")
     return replaced
+
+
+def _check_zero(name: str, bias: torch.Tensor) -> None:
+    if bool(bias.any()):
+        raise CheckpointError(f"tensor {name} is not zero, but this architecture has no such bias")
 
 
 class _Collector:
