@@ -42,6 +42,12 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3": ("Qwen3", _DECODER),
     "mistral": ("Mistral", _DECODER),
+    "gemma3_both_ways": (
+        "Gemma3Text",
+        {**_DECODER, "num_hidden_layers": 4, "sliding_window": 20, "sliding_window_pattern": 3,
+         "use_bidirectional_attention": True},
+    ),
+    "qwen2_both_ways": ("Qwen2", {**_DECODER, "num_attention_heads": 1, "is_causal": False}),
 }  # fmt: skip
 
 

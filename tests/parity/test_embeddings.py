@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from engine.core.build_embedding import only_embeds
 from engine.text.tokenizer import Tokenizer
 from helpers.embedding_models import (
     KINDS,
@@ -86,6 +87,24 @@ def test_every_family_is_transformers(kind: str, tmp_path: Path) -> None:
         other = load(tmp_path, isa, 1)
         alone = np.concatenate([embed(other, [text]) for text in texts[:12]])
         assert (alone.view(np.int32) == vectors[:12].view(np.int32)).all()
+
+
+@pytest.mark.parametrize("kind", ["gemma3_both_ways", "qwen2_both_ways"])
+def test_a_text_that_sees_both_ways_is_computed_whole(kind: str, tmp_path: Path) -> None:
+    """As EmbeddingGemma and gte-Qwen2, in batches that are smaller than a text; and with a head it does not
+    generate, either."""
+    model = make_model(kind, "ForCausalLM" if kind.startswith("qwen2") else "Model")
+    model.save_pretrained(tmp_path)
+    assert only_embeds(tmp_path)
+    write_modules(tmp_path, pooling("mean_tokens"), NORMALIZE)
+    texts = random_texts(12, 200)
+    expected = expected_vectors(getattr(model, "model", model), texts, "mean_tokens")
+    assert_close(embed(load(tmp_path, chunked_prefill_size=32), texts), expected)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"use_bidirectional_attention": False, "is_causal": True}
+    config["sliding_window"] = None if kind.startswith("qwen2") else 20
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert np.abs(embed(load(tmp_path), texts) - expected).max() > 0.01  # it matters
 
 
 @pytest.mark.parametrize("mode", POOLINGS)

@@ -93,6 +93,13 @@ def test_qwen_facts():
     assert (qwen3.head_dim, qwen3.ropes[0].rotary_dim) == (128, 128)
 
 
+def test_who_sees_both_ways_has_no_windows():
+    assert not spec_from_config(with_changes(is_causal=False)).is_causal
+    windowed = with_changes(architectures=["MistralForCausalLM"], is_causal=False, sliding_window=9)
+    with pytest.raises(ConfigError, match="is_causal false beside windows is not supported"):
+        spec_from_config(windowed)
+
+
 def test_generation_config_decides_the_end_tokens(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_CONFIG))
     assert read_spec(tmp_path).eos_token_ids == (2,)

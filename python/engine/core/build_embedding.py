@@ -20,7 +20,7 @@ from engine.models import encoder_registry
 from engine.models.embedding_spec import EmbeddingSpec, is_embedding_checkpoint, read_embedding_spec
 from engine.models.encoder_registry import is_encoder, read_encoder_spec
 from engine.models.hf_config import read_config
-from engine.models.registry import FAMILIES, has_native, is_headless, read_spec
+from engine.models.registry import FAMILIES, has_native, is_headless, read_spec, sees_both_ways
 from engine.runner.memory import DTYPE_BYTES, weight_bytes
 from engine.scheduling.settings import Places
 
@@ -37,7 +37,9 @@ CHUNK = 512
 def only_embeds(directory: str | Path) -> bool:
     """Whether a checkpoint was made for embedding and nothing else. Raises: `ConfigError`."""
     config = read_config(directory)
-    return is_encoder(config) or is_headless(config) or is_embedding_checkpoint(Path(directory))
+    if is_encoder(config) or is_headless(config) or is_embedding_checkpoint(Path(directory)):
+        return True
+    return has_native(config) and sees_both_ways(config)
 
 
 def build_embedding_engine(

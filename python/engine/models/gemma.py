@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.models.hf_config import (
     FamilyDefaults,
+    flag,
     integer,
     layer_windows,
     number,
@@ -31,6 +32,8 @@ def gemma2_facts(config: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
 def gemma3_facts(config: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
     """Layers with a window have a rotary base of their own, which no scaling touches."""
     common = _common(config, spec, window_period=integer(config, "sliding_window_pattern", 6))
+    if flag(config, "use_bidirectional_attention"):  # then `sliding_window` counts both sides
+        common["windows"] = tuple(window and window // 2 + 1 for window in common["windows"])
     local = rope_parameters(config, "sliding_attention", is_layered=True)
     base = number(local, "rope_theta", number(config, "rope_local_base_freq", LOCAL_ROPE_THETA))
     local = {**local, "rope_theta": base}

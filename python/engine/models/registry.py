@@ -14,7 +14,7 @@ from engine.models import gemma, gpt_oss, granite, llama, mistral, mixtral, olmo
 from engine.models.checkpoint_files import usual_dtype
 from engine.models.gguf_config import as_gguf_error, config_of
 from engine.models.gguf_names import gguf_formats
-from engine.models.hf_config import FamilyDefaults, check_supported, read_config, read_facts, read_json
+from engine.models.hf_config import FamilyDefaults, check_supported, flag, read_config, read_facts, read_json
 from engine.models.quantized_config import SUPPORTED, is_supported, read_quantization, stored_formats
 from engine.models.spec import ModelSpec
 from engine.models.text_part import name_in_part
@@ -51,7 +51,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 
 
 _HEADLESS = MappingProxyType(
-    {name.replace("ForCausalLM", "Model"): name for name in FAMILIES if name.endswith("ForCausalLM")}
+    {name.replace("ForCausalLM", "Model"): name for name in FAMILIES}
+    | {"Gemma3TextModel": "Gemma3ForCausalLM"}
 )
 
 
@@ -59,6 +60,11 @@ def is_headless(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is that of a decoder without a head for tokens, as embedding models are saved."""
     names = config.get("architectures")
     return isinstance(names, list) and any(isinstance(name, str) and name in _HEADLESS for name in names)
+
+
+def sees_both_ways(config: Mapping[str, Any]) -> bool:
+    """Whether tokens see later ones, in a decoder that was made into an encoder. Raises: `ConfigError`."""
+    return flag(config, "use_bidirectional_attention") or not flag(config, "is_causal", True)
 
 
 def has_native(config: Mapping[str, Any]) -> bool:
@@ -118,7 +124,9 @@ def spec_from_config(config: Mapping[str, Any], generation: Mapping[str, Any] | 
     family = FAMILIES[architecture]
     facts = read_facts(config, generation or {}, family.defaults)
     spec = ModelSpec(architecture=architecture, **facts)
-    spec = dataclasses.replace(spec, **family.facts(config, spec))
+    spec = dataclasses.replace(spec, **family.facts(config, spec), is_causal=not sees_both_ways(config))
+    if not flag(config, "is_causal", True) and any(spec.windows):
+        raise ConfigError("config.json: is_causal false beside windows is not supported")
     check_supported(spec)
     return spec
 

@@ -113,6 +113,9 @@ class ModelSpec:
     norm_offset: float = 0.0
     """What is added to the checkpoint's norm weights."""
     experts: ExpertsSpec | None = None
+    is_causal: bool = True
+    """Otherwise tokens see later ones, too: a model that embeds and cannot generate. A window then counts the
+    tokens on each side."""
     has_sinks: bool = False
     """Whether each query head has a learned score that takes part in the softmax and adds no value."""
     has_fused_projections: bool = False

@@ -67,6 +67,7 @@ class DecoderEmbedder:
         self._decoder = decoder
         self._head = head
         self._block_size = block_size
+        self._is_causal = spec.is_causal
         num_blocks = max(max_tokens, -(-max_len // block_size))
         cache = KVCache(spec, num_blocks=num_blocks, block_size=block_size, dtype=getattr(torch, dtype))
         self._kv_layers = cache.layers
@@ -77,7 +78,7 @@ class DecoderEmbedder:
         """Vectors float32 [texts, size]; yields between two chunks."""
         lens = np.array([len(text) for text in texts])
         pooling = self._head.start(lens)
-        batch = TextBatch(lens, self._block_size, is_causal=True)
+        batch = TextBatch(lens, self._block_size, is_causal=self._is_causal)
         token_ids = np.concatenate(texts)
         different, adapter_of_text = number_adapters(adapters)
         for start in range(0, len(token_ids), self.max_step_tokens):
@@ -123,6 +124,8 @@ def load_decoder_embedder(
     Raises: `ConfigError` or `CheckpointError` when it cannot be loaded.
     """
     max_len = min(spec.max_position_embeddings, embedding.max_len or spec.max_position_embeddings)
+    if not spec.is_causal:  # a text is computed as a whole
+        max_tokens = max(max_tokens, max_len)
     stored = {name: kept for name, kept in spec.stored.items() if name != _HEAD}
     has_prefix = (
         is_gguf(directory)

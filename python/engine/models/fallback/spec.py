@@ -38,5 +38,7 @@ class TransformersSpec:
     num_parameters: int
     layers: tuple[tuple[int, AttentionLayer], ...]
     trusts_remote_code: bool
+    is_causal: bool = True
+    """Always: others are refused."""
     stored: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """None: only models of ours take matrices as few bits from a checkpoint."""
