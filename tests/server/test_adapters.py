@@ -99,6 +99,13 @@ def test_ways_to_name_one(lora, root, outside, route, fields, expected):
     assert all(adapter.num_live == 0 for adapter in lora.context.adapters)
 
 
+def test_an_unknown_model_is_told_all_that_there_are(lora):
+    message = lora.post("/v1/completions", {**INPUTS["/v1/completions"], "model": "x"}).json()["message"]
+    names = [card["id"] for card in lora.get("/v1/models").json()["data"]]
+    assert len(names) > 1
+    assert message == f"The model 'x' does not exist; this server has {', '.join(map(repr, names))}."
+
+
 def test_native_generate_takes_one(lora):
     assert lora.post("/generate", {"text": "Hi", "lora_path": "first"}).status_code == 200
     assert digests(lora) == ["one"]

@@ -101,6 +101,20 @@ def test_broken_http(server: Server, data: bytes) -> None:
     assert body["object"] == body["error"]["object"] == "error"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [r"\ud800", r"x\udc00", r"\udc00\ud800", r"\ud800\u0041", r"\ud800 and more", r"\ud83d\ude00\uDBFF"],
+)
+def test_half_a_character_is_called_that(server: Server, text: str) -> None:
+    for content in (GOOD.replace(b'"x"', b'"%b"' % text.encode()), b'{"model":"%b"}' % text.encode()):
+        body = send(server, content).json()
+        assert (body["code"], body["error"]["code"]) == (400, "invalid_json")
+        assert body["message"].endswith("it holds half of a surrogate pair")
+    whole = GOOD.replace(b'"x"', rb'"\ud83d\ude00"')
+    assert send(server, whole).status_code == 200
+    assert send(server, whole[:-4]).json()["message"].endswith("truncated")
+
+
 def test_a_request_id_that_could_harm_is_replaced(server: Server) -> None:
     for bad in ("", "x" * 257, "é".encode(), "a\tb", "a\x7fb", "a\x1b[2Jb", "日本".encode(), b"\xff"):
         answer = server.get("/health", headers={"x-request-id": bad})

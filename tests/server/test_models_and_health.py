@@ -34,6 +34,7 @@ def test_every_listed_id_can_be_retrieved(model_dir: Path) -> None:
             response = server.get("/v1/models/" + quote(unknown, safe=""))
             assert response.status_code == 404, unknown
             assert response.json()["error"]["code"] == "model_not_found"
+            assert response.json()["message"].endswith("has " + ", ".join(map(repr, NAMES)) + ".")
 
 
 def test_the_served_name_defaults_to_the_model_path(server: Server) -> None:

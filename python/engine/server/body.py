@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ from engine.server.error_map import INVALID, HttpError
 
 T = TypeVar("T")
 
+_HIGH_HALF = re.compile(rb"\\u[dD][89abAB][\da-fA-F]{2}(?!\\u[dD][c-fC-F])")
+_PAIR_CHARS = len(r"\ud83d\ude00")
 _INLINE_BYTES = 8192
 _LINGER_BYTES = 64 * 2**20
 _LINGER_S = 5.0
@@ -48,12 +51,19 @@ def _decode(content: bytes) -> dict[str, Any]:
         with _no_garbage_collection():
             value = msgspec.json.decode(content)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"the body is not valid JSON: {error}", slug="invalid_json") from None
+        reason = "it holds half of a surrogate pair" if _is_half_pair(error, content) else error
+        raise InvalidRequest(f"the body is not valid JSON: {reason}", slug="invalid_json") from None
     except RecursionError:
         raise InvalidRequest("the JSON body is nested too deeply", slug="invalid_json") from None
     if not isinstance(value, dict):
         raise InvalidRequest("the body must be a JSON object", slug="invalid_json")
     return value
+
+
+def _is_half_pair(error: Exception, content: bytes) -> bool:
+    """Whether an escape stands for no character; the decoder has four odd sentences for that."""
+    is_near_end = _HIGH_HALF.search(content[-_PAIR_CHARS:]) is not None
+    return "utf-16 surrogate" in str(error) or (is_near_end and "truncated" in str(error))
 
 
 @contextlib.contextmanager

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from engine.errors import InvalidRequest, NotFound
 
 ANY_NAME = "default"
+_MOST_NAMED = 20
 
 
 class _Adapters(Protocol):
@@ -15,6 +16,8 @@ class _Adapters(Protocol):
     def was_unloaded(self, name: str) -> bool: ...
     @property
     def may_be_named(self) -> bool: ...
+    @property
+    def paths(self) -> Mapping[str, str]: ...
 
 
 class ModelNames:
@@ -140,8 +143,15 @@ class ModelNames:
         return self.adapters is not None and self.adapters.find(name) is not None
 
     def _not_found(self, name: str) -> NotFound:
+        names = [
+            *self.served,
+            *filter(None, [self.embedding]),
+            *(self.adapters.paths if self.adapters else ()),
+        ]
+        others = len(names) - _MOST_NAMED
+        known = ", ".join(map(repr, names[:_MOST_NAMED])) + (f" and {others} more" if others > 0 else "")
         return NotFound(
-            f"The model {name[:200]!r} does not exist; this server has {self.primary!r}.",
+            f"The model {name[:200]!r} does not exist; this server has {known}.",
             slug="model_not_found",
             param="model",
         )
