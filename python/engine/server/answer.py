@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -15,6 +15,8 @@ from sanic.request import Request
 
 from engine.config.server_config import ServerConfig
 from engine.core.output_processor import TextDelta
+from engine.sampling.params import SamplingParams
+from engine.server.context import ServerContext
 from engine.server.error_map import to_http
 from engine.server.generation import Generation
 from engine.server.ignored import ignored_header
@@ -23,6 +25,7 @@ from engine.server.request_log import CLIENT_CLOSED, endpoint_of, log_of
 from engine.server.schema import GenerationRequest
 from engine.server.sse import DONE, Events, EventStream, error_event
 from engine.server.stream_interval import in_intervals
+from engine.text.tokenizer import Tokenizer
 
 _MAX_SEEDS_SHOWN = 64
 
@@ -62,6 +65,25 @@ class Answer:
 
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
     finish_reasons: dict[int, str] = dataclasses.field(default_factory=dict)
+
+    async def admit(
+        self,
+        context: ServerContext,
+        tokenizer: Tokenizer,
+        prompts: Sequence[tuple[list[int], SamplingParams]],
+        **options: Any,
+    ) -> Generation:
+        """`Generation.admit` for the prompts of this request, on behalf of who sent it."""
+        return await Generation.admit(
+            context,
+            tokenizer,
+            self.asked,
+            prompts,
+            self.response_id,
+            client=self.request.ctx.client,
+            trace_id=request_id_of(self.request),
+            **options,
+        )
 
     async def send(self, generation: Generation) -> HTTPResponse | None:
         """Run the generation to its end. Returns the answer, unless it was streamed.

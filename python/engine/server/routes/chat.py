@@ -14,13 +14,12 @@ from engine.core.output_processor import TextDelta
 from engine.server.answer import Answer, joined, new_response_id, output_ids, scored_tokens
 from engine.server.body import read_request, run_sized
 from engine.server.context import ServerContext
-from engine.server.generation import Generation, cut_left, encode, fit_context
+from engine.server.generation import cut_left, encode, fit_context
 from engine.server.logprobs import chat_logprobs
 from engine.server.message import message_parts, whole_message
 from engine.server.model_files import ModelFiles
 from engine.server.openapi_requests import REQUESTS
 from engine.server.output_format import choose_output_format, choose_thinking, with_whole_constraint
-from engine.server.request_id import request_id_of
 from engine.server.schema import ChatRequest, Defaults, check_token_ids, model_of, parse_chat
 from engine.server.sse import Events
 from engine.server.thoughts import effort_variables
@@ -55,17 +54,9 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
             num_truncated=len(whole_ids) - len(prompt_ids),
         )
         prompts = [(prompt_ids, params)]
-        generation = await Generation.admit(
-            context,
-            model.tokenizer,
-            asked,
-            prompts,
-            answer.response_id,
-            client=request.ctx.client,
-            trace_id=request_id_of(request),
-            output_format=output_format,
+        return await answer.send(
+            await answer.admit(context, model.tokenizer, prompts, output_format=output_format)
         )
-        return await answer.send(generation)
 
 
 def parse(context: ServerContext, model: ModelFiles, body: dict[str, Any]) -> ChatRequest:

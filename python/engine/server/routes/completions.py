@@ -14,12 +14,11 @@ from engine.sampling.params import SamplingParams
 from engine.server.answer import Answer, joined, new_response_id, output_ids, scored_tokens
 from engine.server.body import read_request, run_sized
 from engine.server.context import ServerContext
-from engine.server.generation import Generation, cut_left, encode, fit_context
+from engine.server.generation import cut_left, encode, fit_context
 from engine.server.logprobs import CompletionLogprobs
 from engine.server.model_files import ModelFiles
 from engine.server.openapi_requests import REQUESTS
 from engine.server.prompt_scores import token_offsets
-from engine.server.request_id import request_id_of
 from engine.server.schema import (
     DEFAULT_MAX_TOKENS,
     CompletionRequest,
@@ -52,16 +51,7 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
             config=context.config,
             num_truncated=num_truncated,
         )
-        generation = await Generation.admit(
-            context,
-            model.tokenizer,
-            asked,
-            prompts,
-            answer.response_id,
-            client=request.ctx.client,
-            trace_id=request_id_of(request),
-        )
-        return await answer.send(generation)
+        return await answer.send(await answer.admit(context, model.tokenizer, prompts))
 
 
 def _parse(context: ServerContext, model: ModelFiles, body: dict[str, Any]) -> CompletionRequest:

@@ -19,11 +19,9 @@ from engine.server.generate_schema import (
     native_names,
     parse_generate,
 )
-from engine.server.generation import Generation
 from engine.server.model_files import ModelFiles
 from engine.server.native_answer import NativeAnswer, NativeShape
 from engine.server.openapi_requests import REQUESTS
-from engine.server.request_id import request_id_of
 from engine.server.routes.completions import check_num_scores, encode_prompts
 from engine.server.schema import Defaults, check_token_ids
 
@@ -45,15 +43,9 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
             config=context.config,
         )
         with native_names("text"):
-            shape.generation = await Generation.admit(
-                context,
-                model.tokenizer,
-                answer.asked,
-                prompts,
-                response_id,
-                prompt_names=[name for name in names if name != response_id],
-                client=request.ctx.client,
-                trace_id=request_id_of(request),
+            prompt_names = [name for name in names if name != response_id]
+            shape.generation = await answer.admit(
+                context, model.tokenizer, prompts, prompt_names=prompt_names
             )
         return await answer.send(shape.generation)
 
