@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.effects import Asker
 from helpers.http_server import Server, write_model
 from helpers.server_process import ServerProcess
 
@@ -39,3 +40,9 @@ def bundled() -> Iterator[ServerProcess]:
         assert process.stop() == 0
         assert "Traceback" not in process.log
         assert " ERROR " not in process.log, "nothing that a client sends is an error of the server"
+
+
+@pytest.fixture
+def ask(request: pytest.FixtureRequest, bundled: ServerProcess) -> Asker:
+    """For tests with the rows of a `Table`: their path of the bundled model."""
+    return Asker(bundled, request.param)
