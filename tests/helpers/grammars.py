@@ -11,7 +11,7 @@ import numpy as np
 
 from engine.config.model_location import bundled_model
 from engine.grammar.bindings import load_bindings
-from engine.grammar.compile import compile_constraint, make_tokenizer_info, strings_of
+from engine.grammar.compile import compile_prepared, make_tokenizer_info, prepare, strings_of
 from engine.grammar.compiler import CompiledGrammar
 from engine.grammar.string_masks import StringTables
 from engine.grammar.vocabulary import Vocabulary, VocabularyData
@@ -43,7 +43,8 @@ class Grammars:
         text = text if isinstance(text, str) else json.dumps(text)
         constraint = Constraint(kind, text)
         size = 10**9 if counts else len(self.vocabulary.tokens)
-        handle = compile_constraint(self.bindings, self._compiler, constraint, size, self._free_whitespace)
+        prepared = prepare(self.bindings, constraint, size, self._free_whitespace)
+        handle = compile_prepared(self._compiler, prepared)
         strings = strings_of(self.tables, handle, constraint)
         return CompiledGrammar(self.bindings, handle, self.vocabulary, strings)
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from engine.grammar.bindings import RAW_VOCABULARY
 from engine.grammar.errors import GrammarError
 from engine.grammar.grammar_text import spelled_out, without_surrogates
-from engine.grammar.json_grammar import compile_schema
+from engine.grammar.json_grammar import whole_schema_text
+from engine.grammar.protocol import Prepared
 from engine.grammar.regex_limits import check_regex
 from engine.grammar.string_masks import RULE, Bounds, StringTables, bounds_of
-from engine.grammar.structural_tag import compile_tag
+from engine.grammar.structural_tag import enforceable_tag
 from engine.grammar.vocabulary import VocabularyData
 from engine.sampling.constraint import Constraint
 
@@ -25,14 +28,18 @@ def make_tokenizer_info(bindings: Any, data: VocabularyData) -> Any:
     return bindings.TokenizerInfo(data.tokens, RAW_VOCABULARY, len(data.tokens), [0], False)
 
 
-def compile_constraint(
-    bindings: Any, compiler: Any, constraint: Constraint, vocab_size: int, free_whitespace: bool
-) -> Any:
+def prepare(bindings: Any, constraint: Constraint, vocab_size: int, free_whitespace: bool) -> Prepared:
+    """The constraint as the compiler takes it. Raises: `GrammarError`."""
+    with _said_in_a_line():
+        return _prepare(bindings, constraint, vocab_size, free_whitespace)
+
+
+def compile_prepared(compiler: Any, grammar: Prepared) -> Any:
     """The compiled grammar. Raises: `GrammarError`."""
-    try:
-        return _compile(bindings, compiler, constraint, vocab_size, free_whitespace)
-    except (RuntimeError, ValueError, TypeError) as error:  # the bindings raise nothing narrower
-        raise GrammarError(_reason(error)) from None
+    with _said_in_a_line():
+        if grammar.is_tag:
+            return compiler.compile_structural_tag(grammar.text)
+        return compiler.compile_grammar_from_strings(grammar.text, "root")
 
 
 def strings_of(
@@ -45,23 +52,30 @@ def strings_of(
     return (tables, bounds) if bounds else None
 
 
-def _compile(
-    bindings: Any, compiler: Any, constraint: Constraint, vocab_size: int, free_whitespace: bool
-) -> Any:
+@contextlib.contextmanager
+def _said_in_a_line() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError) as error:  # the bindings raise nothing narrower
+        raise GrammarError(_reason(error)) from None
+
+
+def _prepare(bindings: Any, constraint: Constraint, vocab_size: int, free_whitespace: bool) -> Prepared:
     text = constraint.text
     match constraint.kind:
         case "json_schema":
-            return compile_schema(bindings, compiler, _parse_json(text), vocab_size, free_whitespace)
+            text = whole_schema_text(bindings, _parse_json(text), vocab_size, free_whitespace)
         case "json_object":
-            return compile_schema(bindings, compiler, {"type": "object"}, vocab_size, free_whitespace)
+            text = whole_schema_text(bindings, {"type": "object"}, vocab_size, free_whitespace)
         case "regex":
             check_regex(text)
             text = without_surrogates(bindings.Grammar.from_regex(spelled_out(text), False).to_string())
         case "structural_tag":
-            return compile_tag(bindings, compiler, _parse_json(text), vocab_size, free_whitespace)
+            tag = enforceable_tag(bindings, _parse_json(text), vocab_size, free_whitespace)
+            return Prepared(tag, is_tag=True)
         case "choice":
             text = "root ::= " + " | ".join(map(_quoted, _choices(text)))
-    return compiler.compile_grammar_from_strings(text, "root")
+    return Prepared(text, is_tag=False)
 
 
 def _choices(text: str) -> list[str]:

@@ -1,10 +1,9 @@
 """Compiled grammars for the engine: tried out in a helper process, made in a thread, kept in a cache.
 
 A constraint comes from outside: its compilation may never end, eat all memory or overflow the
-stack. So the helper process compiles it first, under limits. What passes there is compiled once more
-here, in a thread whose native calls hold no interpreter lock, because handing it over would cost more:
-a schema that compiles in 0.3 s takes 23 s to serialize, into 181 MB.
-See docs/decisions for the figures.
+stack. So the helper process compiles it first, under limits. What passes comes back as a grammar in text,
+and its masks are worked out once more here, in a thread whose native calls hold no interpreter lock,
+because handing them over would cost more; docs/decisions has the figures.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ import msgspec
 import engine
 from engine.errors import EngineError, InternalError, InvalidRequest
 from engine.grammar.bindings import load_bindings
-from engine.grammar.compile import compile_constraint, make_tokenizer_info, strings_of
-from engine.grammar.protocol import Forget, HelperSettings, Job, Verdict
+from engine.grammar.compile import compile_prepared, make_tokenizer_info, strings_of
+from engine.grammar.protocol import Forget, HelperSettings, Job, Passed, Refusal, Verdict
 from engine.grammar.string_masks import Bounds, StringTables
 from engine.grammar.vocabulary import Vocabulary, VocabularyData
 from engine.sampling.constraint import Constraint
@@ -262,7 +261,7 @@ class _Worker(threading.Thread):
         verdict = msgspec.msgpack.decode(data, type=Verdict)
         constraint = self._jobs.pop(verdict.number, None)
         if constraint is not None:
-            self._finish(constraint, self._conclude(constraint, verdict.refusal))
+            self._finish(constraint, self._conclude(constraint, verdict.result))
 
     def _learn(self, data: VocabularyData) -> None:
         self._vocabulary = Vocabulary(data)
@@ -271,18 +270,14 @@ class _Worker(threading.Thread):
         self._compiler = self._bindings.GrammarCompiler(info, 1, False, -1)
         self._strings = StringTables(self._bindings, self._compiler, data.tokens)
 
-    def _conclude(self, constraint: Constraint, refusal: str | None) -> CompiledGrammar | EngineError:
-        if refusal is not None:
-            return InvalidRequest(f"Invalid request: {constraint.param} {refusal}", param=constraint.param)
+    def _conclude(self, constraint: Constraint, result: Refusal | Passed) -> CompiledGrammar | EngineError:
+        if isinstance(result, Refusal):
+            return InvalidRequest(
+                f"Invalid request: {constraint.param} {result.text}", param=constraint.param
+            )
         assert self._vocabulary is not None and self._strings is not None
         try:
-            handle = compile_constraint(
-                self._bindings,
-                self._compiler,
-                constraint,
-                self._settings.vocab_size,
-                self._settings.free_whitespace,
-            )
+            handle = compile_prepared(self._compiler, result.grammar)
             strings = strings_of(self._strings, handle, constraint)
             return CompiledGrammar(self._bindings, handle, self._vocabulary, strings)
         except Exception:

@@ -21,9 +21,9 @@ from typing import IO
 import msgspec
 
 from engine.grammar.bindings import load_bindings
-from engine.grammar.compile import compile_constraint, make_tokenizer_info, strings_of
+from engine.grammar.compile import compile_prepared, make_tokenizer_info, prepare, strings_of
 from engine.grammar.errors import GrammarError
-from engine.grammar.protocol import Forget, HelperSettings, Job, Verdict
+from engine.grammar.protocol import Forget, HelperSettings, Job, Passed, Refusal, Verdict
 from engine.grammar.string_masks import StringTables
 from engine.grammar.trial import try_out
 from engine.grammar.vocabulary import VocabularyData
@@ -88,7 +88,7 @@ class _Helper:
             for trial in [t for t in self._trials.values() if t.deadline_s <= time.monotonic()]:
                 self._stop(trial)
                 limit = f"takes longer than {self._settings.timeout_s:g} s to compile"
-                self._send(Verdict(trial.job.number, limit))
+                self._send(Verdict(trial.job.number, Refusal(limit)))
 
     def _patience_s(self) -> float | None:
         """Seconds until a trial has run too long."""
@@ -116,42 +116,38 @@ class _Helper:
         theirs.close()
         self._trials[ours] = _Trial(job, pid, ours, self._settings.timeout_s)
 
-    def _try(self, constraint: Constraint) -> str | None:
-        """In the fork: why the constraint is refused, or None."""
+    def _try(self, constraint: Constraint) -> Refusal | Passed:
+        """In the fork."""
         os.nice(TRIAL_NICENESS)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         limit = _address_space_bytes() + TRIAL_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        settings = self._settings
         try:
             with tempfile.TemporaryFile() as log:
                 os.dup2(log.fileno(), sys.stderr.fileno())
-                grammar = compile_constraint(
-                    self._bindings,
-                    self._compiler,
-                    constraint,
-                    self._settings.vocab_size,
-                    self._settings.free_whitespace,
-                )
-                refusal = _warning(log)
-                if refusal is None:
-                    strings = strings_of(self._strings, grammar, constraint)
-                    try_out(self._bindings, grammar, self._data, strings)
-                return refusal
+                prepared = prepare(self._bindings, constraint, settings.vocab_size, settings.free_whitespace)
+                grammar = compile_prepared(self._compiler, prepared)
+                if (warning := _warning(log)) is not None:
+                    return Refusal(warning)
+                strings = strings_of(self._strings, grammar, constraint)
+                try_out(self._bindings, grammar, self._data, strings)
+                return Passed(prepared)
         except GrammarError as error:
-            return str(error)
+            return Refusal(str(error))
         except MemoryError:
-            return "needs too much memory to compile"
+            return Refusal("needs too much memory to compile")
         except RecursionError:
-            return "is nested too deeply"
+            return Refusal("is nested too deeply")
 
     def _finish(self, trial: _Trial) -> None:
         """The fork has answered, or died."""
         try:
-            refusal = msgspec.msgpack.decode(trial.answer.recv_bytes(), type=str | None)
+            result = msgspec.msgpack.decode(trial.answer.recv_bytes(), type=Refusal | Passed)
         except EOFError:
-            refusal = "is nested too deeply or too large for the compiler"
+            result = Refusal("is nested too deeply or too large for the compiler")
         self._stop(trial)
-        self._send(Verdict(trial.job.number, refusal))
+        self._send(Verdict(trial.job.number, result))
 
     def _stop(self, trial: _Trial) -> None:
         del self._trials[trial.answer]

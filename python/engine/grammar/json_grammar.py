@@ -42,18 +42,18 @@ _CLOSING = ' "\\""'
 _CHARACTER_RULE = re.compile(r"^(\S+) ::= \(\(\[" + re.escape(_COMPILER_CHARACTER) + r"\]\)\)$", re.MULTILINE)
 
 
-def compile_schema(bindings: Any, compiler: Any, schema: Any, vocab_size: int, free_whitespace: bool) -> Any:
-    """The compiled grammar of a schema.
+def whole_schema_text(bindings: Any, schema: Any, vocab_size: int, free_whitespace: bool) -> str:
+    """The grammar of an answer that follows a schema.
 
     Raises: `GrammarError` when it is not enforceable, `RuntimeError` when the compiler refuses it.
     """
     (text,) = finished([schema_text(bindings, schema, None if free_whitespace else COMPACT)], vocab_size)
-    return compiler.compile_grammar_from_strings(text, "root")
+    return text
 
 
 def schema_text(bindings: Any, schema: Any, separators: tuple[str, str] | None) -> str:
     """The grammar of a schema, to be `finished`. `separators` are those of items and of names, None for
-    free white space. Raises as `compile_schema`."""
+    free white space. Raises as `whole_schema_text`."""
     schema, patterns = enforceable(schema)
     is_free = separators is None
     most = MAX_WHITESPACE if is_free else None

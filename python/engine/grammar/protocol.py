@@ -29,8 +29,27 @@ class Forget(msgspec.Struct, array_like=True, tag=2):
     number: int
 
 
+class Prepared(msgspec.Struct, array_like=True):
+    """A constraint as the compiler takes it: a grammar in GBNF, or a structural tag made of such."""
+
+    text: str
+    is_tag: bool
+
+
+class Refusal(msgspec.Struct, array_like=True, tag=1):
+    """What is wrong with a constraint."""
+
+    text: str
+
+
+class Passed(msgspec.Struct, array_like=True, tag=2):
+    """A constraint compiles, and can be matched."""
+
+    grammar: Prepared
+
+
 class Verdict(msgspec.Struct, array_like=True):
-    """The end of a job: `refusal` says what is wrong with the constraint, None that it compiles."""
+    """The end of a job."""
 
     number: int
-    refusal: str | None
+    result: Refusal | Passed

@@ -36,8 +36,11 @@ _FIELDS: dict[str, frozenset[str]] = {
 _MAX_REPEAT = 1000
 
 
-def enforceable_tag(bindings: Any, tag: Any, vocab_size: int, free_whitespace: bool) -> dict[str, Any]:
-    """The tag as the compiler should get it. Raises: `GrammarError` that names what it cannot hold."""
+def enforceable_tag(bindings: Any, tag: Any, vocab_size: int, free_whitespace: bool) -> str:
+    """The tag as the compiler should get it, in JSON.
+
+    Raises: `GrammarError` that names what it cannot hold, `RuntimeError` when the compiler refuses a part.
+    """
     if not isinstance(tag, dict):
         raise GrammarError("must be an object")
     for name in tag.keys() - {"type", "format"}:
@@ -47,7 +50,7 @@ def enforceable_tag(bindings: Any, tag: Any, vocab_size: int, free_whitespace: b
     texts = finished([found["grammar"] for found in walk.schemas], vocab_size)
     for found, text in zip(walk.schemas, texts, strict=True):
         found["grammar"] = text
-    return {"type": "structural_tag", "format": form}
+    return json.dumps({"type": "structural_tag", "format": form})
 
 
 class _Walk:
@@ -111,10 +114,3 @@ class _Walk:
             value = form.get(name, 0)
             if not isinstance(value, int) or value > _MAX_REPEAT:
                 raise GrammarError(f'has "{name}" at {at[:200]}, which must be at most {_MAX_REPEAT}')
-
-
-def compile_tag(bindings: Any, compiler: Any, tag: Any, vocab_size: int, free_whitespace: bool) -> Any:
-    """The compiled grammar of a structural tag. Raises as `enforceable_tag`, or `RuntimeError`."""
-    return compiler.compile_structural_tag(
-        json.dumps(enforceable_tag(bindings, tag, vocab_size, free_whitespace))
-    )
