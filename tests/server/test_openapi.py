@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from engine.config.server_config import ServerConfig
@@ -162,6 +163,36 @@ def test_headers_of_answers_are_described(eager: Server, operation: Any) -> None
             assert operation.method == "get" or "retry-after" in found
     if operation.events and operation.path != "/generate":
         assert set(operation.headers) | {"cache-control", "x-accel-buffering"} <= found
+
+
+def check_refusal(answer: httpx.Response, status: int) -> dict[str, Any]:
+    described = document()["components"]["responses"][str(status)]
+    assert answer.status_code == status
+    assert set(answer.headers) - OF_HTTP <= set(described["headers"])
+    assert answer.headers["content-type"] == "application/json"
+    assert fits(answer.json(), SCHEMAS["Error"])
+    return answer.json()["error"]
+
+
+def test_methods_that_a_path_does_not_have_are_refused_as_described(server: Server) -> None:
+    for path, item in document()["paths"].items():
+        allowed = {method.upper() for method in item}
+        allowed |= {"HEAD"} if "GET" in allowed and path != "/flush_cache" else set()
+        for method in {"GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW"} - allowed:
+            answer = server.http.request(method, path.replace("{model_id}", "default"))
+            assert check_refusal(answer, 405)["code"] == "method_not_allowed"
+            assert set(answer.headers["allow"].split(", ")) == allowed
+
+
+@pytest.mark.parametrize(
+    "path", ["/nope", "/v1", "/v1/", "//health", "/v1/chat", "/V1/models", "/docs/x", "/%2e%2e"]
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "OPTIONS"])
+def test_paths_that_are_not_described_are_refused_as_described(
+    server: Server, method: str, path: str
+) -> None:
+    error = check_refusal(server.http.request(method, server.url + path), 404)
+    assert (error["type"], error["code"]) == ("not_found_error", "route_not_found")
 
 
 def test_an_overloaded_answer_has_the_headers_that_are_described(server: Server) -> None:

@@ -27,7 +27,8 @@ _ERRORS = {
     400: "The request is wrong as it is.",
     401: "No API key, or a wrong one.",
     403: "The API key is not the one that manages the server.",
-    404: "There is no such model.",
+    404: "There is no such model, adapter or path.",
+    405: "The path has other methods; the header allow names them.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
     415: "The body is not JSON.",
@@ -102,7 +103,10 @@ _ABOUT = (
     "GET routes but /flush_cache also answer HEAD. Unknown parameters of a query are ignored. Bodies are "
     "JSON in UTF-8; one with a content-encoding is refused with 415. /metrics and /v1/loads answer in the "
     "format of OpenMetrics where accept names it. With --allowed-origins every route answers the OPTIONS of "
-    "a browser, which carries no key."
+    "a browser, which carries no key. A path that is not here is answered like components/responses/404, "
+    "with the type not_found_error and the code route_not_found; a method that a path does not have like "
+    "components/responses/405. Before any path is looked at, what is no HTTP gets 400, a head that is too "
+    "large 413, one that does not come in time 408, and one connection too many 503, all with the same body."
 )
 _ID_CHARS = str.maketrans({"/": "_", "{": "", "}": "", ".": "_"})
 _EVENTS = "text/event-stream"

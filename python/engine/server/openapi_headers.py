@@ -40,8 +40,9 @@ _ALWAYS = {
     **_CORS,
 }
 _AUTHENTICATE = {"www-authenticate": "How a key is to be sent."}
-_OF_STATUS = {401: _AUTHENTICATE, 429: _RETRY, 503: _RETRY}
-_ALL = {**_ALWAYS, **GENERATED, **STREAMED, **_RETRY, **_AUTHENTICATE}
+_ALLOW = {"allow": "The methods of the path."}
+_OF_STATUS = {401: _AUTHENTICATE, 405: _ALLOW, 429: _RETRY, 503: _RETRY}
+_ALL = {**_ALWAYS, **GENERATED, **STREAMED, **_RETRY, **_AUTHENTICATE, **_ALLOW}
 _COUNTS = {
     *("retry-after", "retry-after-ms", "x-default-max-tokens", "x-truncated-prompt-tokens"),
     *(name for name in _RATE_LIMITS if "-reset-" not in name),
