@@ -174,10 +174,9 @@ def test_a_busy_key_does_not_keep_another_waiting(roomy: ServerProcess) -> None:
     In turns, so that a machine that is busy with other things is so for both. The same in steps, without a
     clock: tests/unit/test_busy_client.py.
     """
-    draw = random.Random(3)
 
     def request(i: int) -> dict[str, object]:
-        return completion(f"{i} {words(draw, 8)}", 60 + 7 * (i % 9), return_timings=True)
+        return completion(f"{i} {words(random.Random(i), 8)}", 60 + 7 * (i % 9), return_timings=True)
 
     async def beside(busy_at_once: int) -> list[tuple[float, float]]:
         """Time until its first step, and in all, of five requests, one after the other; milliseconds."""

@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 
 from engine.config.engine_config import EngineConfig
 from engine.core.client import EngineState
+from engine.core.connection import EngineConnection
 from engine.core.drain_rate import DrainRate
 from engine.core.engine_child import ENGINE_COMMAND, EngineChild
-from engine.core.frames import FrameError, FrameReader, encode_frame
+from engine.core.frames import FrameError
 from engine.core.messages import (
     AdapterLoaded,
     CacheFlushed,
@@ -51,7 +52,6 @@ logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
-_READ_BYTES = 1 << 20
 _LAST_WORDS_S = 0.2
 """How long a dead engine's messages are read on."""
 
@@ -101,9 +101,7 @@ class ProcessClient:
         self._patience = patience or Patience()
         self._child: EngineChild | None = None
         self._is_met = False  # whether somebody has begun to talk with the child
-        self._writer: asyncio.StreamWriter | None = None
-        self._outbox = bytearray()
-        self._flush_is_due = False
+        self._connection = EngineConnection()
         self._streams = StreamTable()
         self._drain_rate = DrainRate()
         self._suspects = Suspects()
@@ -160,7 +158,7 @@ class ProcessClient:
         request = stream.request
         self._drain_rate.note_begin()
         try:
-            self._send(request)
+            self._connection.send(request)
             await stream.admission
         except FrameError as error:
             self._streams.cancel(request.request_id)
@@ -184,12 +182,12 @@ class ProcessClient:
         stream = self._streams.cancel(request_id)
         if stream is not None:
             self._note_end(stream)
-            self._send(CancelRequest(request_id))
+            self._connection.send(CancelRequest(request_id))
 
     def cancel_choice(self, request_id: str, choice: int) -> None:
         stream = self._streams.cancel_choice(request_id, choice)
         if stream is not None:
-            self._send(CancelChoice(request_id, choice))
+            self._connection.send(CancelChoice(request_id, choice))
             if not stream.is_open:
                 self._note_end(stream)
 
@@ -214,10 +212,10 @@ class ProcessClient:
         return await self._ask(LoadAdapter(directory, is_pinned), AdapterLoaded)
 
     def unload_adapter(self, digest: str) -> None:
-        self._send(UnloadAdapter(digest))
+        self._connection.send(UnloadAdapter(digest))
 
     def unpin_adapter(self, digest: str) -> None:
-        self._send(UnpinAdapter(digest))
+        self._connection.send(UnpinAdapter(digest))
 
     async def dump_state(self) -> bytes:
         """Raises: `Overloaded` when the engine is not there to answer."""
@@ -230,8 +228,8 @@ class ProcessClient:
             was_ready = self.state is EngineState.READY
             self._set_state(EngineState.DRAINING, "the engine is shutting down")
             if was_ready and not at_once:
-                self._send(Shutdown())
-                self._flush()
+                self._connection.send(Shutdown())
+                self._connection.flush()
             elif self._child is not None:
                 self._child.kill()  # while it loads, it reads no messages
         child = self._child
@@ -241,7 +239,7 @@ class ProcessClient:
             self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._supervisor
-        self._disconnect()
+        self._connection.close()
         self._fail_requests(Overloaded("The engine is shutting down.", slug="shutting_down"))
         if child is not None:
             child.close()
@@ -340,7 +338,7 @@ class ProcessClient:
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 logger.error("the connection to the engine failed", exc_info=outcome)
-        self._disconnect()
+        self._connection.close()
         if isinstance(outcomes[-1], float):
             child.kill()
         how = await child.reap(self._patience.terminate_s)
@@ -349,24 +347,14 @@ class ProcessClient:
 
     async def _talk(self, child: EngineChild) -> None:
         """Handle what the engine says, until it is gone."""
-        connection = child.take_socket()
-        connection.setblocking(False)
-        reader, self._writer = await asyncio.open_connection(sock=connection)
-        frames = FrameReader(ToServer)
-        with contextlib.suppress(ConnectionError):
-            while data := await reader.read(_READ_BYTES):
-                try:
-                    messages = frames.feed(data)
-                except FrameError as error:
-                    logger.error("the engine talks nonsense: %s", error)
-                    return
-                for stream in self._streams.dispatch(messages):
-                    if stream.is_overrun:
-                        self._send(CancelRequest(stream.request.request_id))
-                    self._note_end(stream)
-                for message in messages:
-                    if type(message) is not TokenChunk:
-                        self._handle(message)
+        async for messages in self._connection.receive(child.take_socket()):
+            for stream in self._streams.dispatch(messages):
+                if stream.is_overrun:
+                    self._connection.send(CancelRequest(stream.request.request_id))
+                self._note_end(stream)
+            for message in messages:
+                if type(message) is not TokenChunk:
+                    self._handle(message)
 
     def _allowed_silence_s(self, child: EngineChild) -> float:
         is_loading = self.state is not EngineState.READY and not child.is_stopped
@@ -395,12 +383,6 @@ class ProcessClient:
             case Progress() if self.state in (EngineState.LOADING, EngineState.RESTARTING):
                 self.state_reason = f"{message.stage}, {message.fraction:.0%}"
 
-    def _disconnect(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-        self._outbox.clear()
-
     def _fail_requests(self, error: EngineError) -> None:
         self._streams.fail_all(error)
         self._drain_rate.note_idle()
@@ -409,7 +391,7 @@ class ProcessClient:
             if not waiter.done():
                 waiter.set_exception(error)
 
-    # --- sending
+    # --- questions, and what is told of the engine
 
     async def _ask(self, question: ToEngine, answer: type[Answer]) -> Answer:
         """Raises: `Overloaded` when the engine is not there to answer."""
@@ -417,26 +399,8 @@ class ProcessClient:
             raise self._unavailable()
         waiter: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiters[answer].append(waiter)
-        self._send(question)
+        self._connection.send(question)
         return await waiter
-
-    def _send(self, message: ToEngine) -> None:
-        """Queue a message; all of one turn of the loop go out together.
-
-        Raises: `FrameError` for one that does not encode; the others are not harmed.
-        """
-        if self._writer is None:
-            return
-        self._outbox += encode_frame([message])
-        if not self._flush_is_due:
-            self._flush_is_due = True
-            asyncio.get_running_loop().call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flush_is_due = False
-        if self._outbox and self._writer is not None:
-            self._writer.write(bytes(self._outbox))
-            self._outbox.clear()
 
     def _set_state(self, state: EngineState, reason: str) -> None:
         self.state, self.state_reason = state, reason
