@@ -12,6 +12,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+RIVALS = {"openvino", "openvino_genai"}
+"""Benches import these in an environment of the rival's own, never in ours."""
+
 PACKAGE, DEMO = ROOT / "python" / "engine", ROOT / "python" / "engine" / "demo"
 
 
@@ -37,7 +40,7 @@ def foreign(paths: Iterable[Path]) -> set[str]:
     paths = list(paths)
     own = {"engine", *(path.stem for path in paths), *(path.parent.name for path in paths)}
     installed = packages_distributions()
-    modules = imported(paths) - own - sys.stdlib_module_names
+    modules = imported(paths) - own - RIVALS - sys.stdlib_module_names
     assert modules <= installed.keys(), "a module of nothing that is installed"
     return names(distribution for module in modules for distribution in installed[module][:1])
 

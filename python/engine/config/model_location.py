@@ -12,7 +12,10 @@ from engine.gguf_file import is_gguf
 BUNDLED_NAME = "engine-demo"
 BUNDLED_POOLING = "mean"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_NEEDED_FILES = ("*.json", "*.safetensors", "*.jinja")
+_DESCRIPTIONS = ("*.json", "*.jinja")
+_WEIGHTS = ("*.safetensors",)
+_UNUSED = ("consolidated*",)
+"""The same weights again under the names of their maker."""
 
 
 def bundled_model() -> Path:
@@ -46,21 +49,26 @@ def check_model_path(model_path: str) -> Path | None:
     return None
 
 
-def locate_model(model_path: str) -> Path:
+def locate_model(model_path: str, *, with_weights: bool = True) -> Path:
     """Directory, or GGUF file, of the checkpoint that `model_path` names.
 
+    `with_weights`: false for who reads only what describes it; the weights may then be missing.
     Effects: downloads what a hub id names and the local cache lacks.
     Raises: `ConfigError` with the reason.
     """
-    return check_model_path(model_path) or _from_hub(model_path)
+    return check_model_path(model_path) or _from_hub(model_path, with_weights)
 
 
-def _from_hub(repository: str) -> Path:
+def _from_hub(repository: str, with_weights: bool) -> Path:
     import huggingface_hub
+
+    needed = [*_DESCRIPTIONS, *(_WEIGHTS if with_weights else ())]
 
     def fetch(**options: bool) -> Path:
         return Path(
-            huggingface_hub.snapshot_download(repository, allow_patterns=list(_NEEDED_FILES), **options)
+            huggingface_hub.snapshot_download(
+                repository, allow_patterns=needed, ignore_patterns=list(_UNUSED), **options
+            )
         )
 
     try:

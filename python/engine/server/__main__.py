@@ -26,7 +26,7 @@ from engine.config.model_location import (
 )
 from engine.config.server_config import ServerConfig
 from engine.core.process import ProcessClient
-from engine.errors import ConfigError
+from engine.errors import CheckpointError, ConfigError
 from engine.log import set_up_logging
 
 EXIT_FAILURE = 1
@@ -108,10 +108,15 @@ def _explain(settings: Settings, engine_config: EngineConfig, server_config: Ser
     from engine.gguf_file import is_gguf
     from engine.models.any_model import read_any_spec
 
-    directory = str(locate_model(engine_config.model_path))
+    trusts = engine_config.trust_remote_code
+    directory = str(locate_model(engine_config.model_path, with_weights=False))
     resolved: dict[str, Any] = {}
     if not only_embeds(directory):
-        spec = read_any_spec(directory, trusts_remote_code=engine_config.trust_remote_code)
+        try:
+            spec = read_any_spec(directory, trusts_remote_code=trusts)
+        except CheckpointError:  # what a quantised one stores in which form is told by its weights alone
+            directory = str(locate_model(engine_config.model_path))
+            spec = read_any_spec(directory, trusts_remote_code=trusts)
         resolved = resolve(engine_config, spec).explained() | _explained_formats(directory, server_config)
     if engine_config.load_format == "auto":
         held = "gguf" if is_gguf(directory) else "safetensors"

@@ -118,7 +118,7 @@ async def _warm_up(client: ProcessClient) -> None:
 
 def _load_files(context: ServerContext) -> ModelFiles:
     config = context.engine_config
-    directory = str(locate_model(config.tokenizer_path or config.model_path))
+    directory = str(locate_model(config.tokenizer_path or config.model_path, with_weights=False))
     return ModelFiles.load(
         directory,
         sampling_defaults=context.config.sampling_defaults,
