@@ -7,11 +7,12 @@ from typing import Any
 
 from engine.errors import ConfigError
 from engine.models.hf_config import MAX_EXPERTS, FamilyDefaults, flag, integer, layer_windows, number
-from engine.models.spec import ExpertsSpec, ModelSpec
+from engine.models.spec import ExpertsSpec, ModelSpec, StoredFormat
 
 DEFAULTS = FamilyDefaults(head_dim=64, rope_theta=150000.0)
 QUANTIZATION = "mxfp4"
 MXFP4_BLOCK = 32
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 def facts(config: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
@@ -36,12 +37,21 @@ def facts(config: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
         router_name="router",
         stacking=QUANTIZATION if is_mxfp4 else "dense",
         has_bias=True,
+        projection_names=PROJECTIONS,
         swiglu=(number(config, "swiglu_alpha", 1.702), number(config, "swiglu_limit", 7.0)),
     )
     return {
+        "stored": _stored(num_experts, spec.num_layers) if is_mxfp4 else {},
         "qkv_bias": has_bias,
         "output_bias": has_bias,
         "windows": windows,
         "experts": experts,
         "has_sinks": True,
     }
+
+
+def _stored(num_experts: int, num_layers: int) -> dict[str, StoredFormat]:
+    """All matrices of the experts: twice a number of MXFP4 is an integer from -12 to 12."""
+    kind = StoredFormat("int8", MXFP4_BLOCK)
+    experts = [f"model.layers.{i}.mlp.experts.{j}" for i in range(num_layers) for j in range(num_experts)]
+    return {f"{expert}.{name}": kind for expert in experts for name in PROJECTIONS}

@@ -138,6 +138,11 @@ class FusedLinear:
         (segment,) = self._segments
         segment.fill(parts)
 
+    def fill_coded(self, weight: CodedWeight) -> None:
+        """The same for a layer whose parts are all in the same few bits."""
+        (segment,) = self._segments
+        segment.store(0, weight)
+
 
 class GatedLinear(FusedLinear):
     """Gate and up projections of an MLP, in this order, and what is made of them: activation(gate) * up, with

@@ -123,6 +123,13 @@ class ModelSpec:
     stored: Mapping[str, StoredFormat] = dataclasses.field(default_factory=dict)
     """Matrices that the checkpoint holds in few bits, by name without ".weight"."""
 
+    def in_full(self) -> ModelSpec:
+        """The same model with nothing in few bits, as for invented weights."""
+        experts = self.experts
+        if experts is not None and experts.stacking != "none":
+            experts = dataclasses.replace(experts, stacking="dense")
+        return dataclasses.replace(self, stored={}, experts=experts)
+
     @property
     def qkv_size(self) -> int:
         """Rows of the fused query, key and value projection."""

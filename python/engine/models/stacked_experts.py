@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from engine.models.coded_weight import CodedWeight
 from engine.models.gpt_oss import MXFP4_BLOCK
 from engine.models.layers import FusedLinear, NamedSlots
 from engine.models.weights import Slot
 
-_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_TWICE_E2M1 = (0, 1, 2, 3, 4, 6, 8, 12)
 _SCALE_BIAS = 127
 
 
@@ -35,15 +36,15 @@ def stacked_slots(
             yield f"{prefix}.{name}_scales", Slot(blocks, pair.second, dtypes=("U8",))
 
 
-def dequantize_mxfp4(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Bfloat16 [..., 32 * n], exact, from blocks uint8 [..., n, 16] and scales uint8 [..., n].
+def mxfp4_codes(blocks: torch.Tensor, scales: torch.Tensor) -> CodedWeight:
+    """The same numbers as int8 codes, of blocks uint8 [rows, n, 16] and scales uint8 [rows, n].
 
     A byte holds two numbers, the first in its low bits. Source: OCP Microscaling Formats 1.0, 5.3 and 6.3.
     """
-    values = torch.tensor([*_E2M1, *(-x for x in _E2M1)])
-    numbers = torch.stack([blocks & 15, blocks >> 4], -1).flatten(-2)
-    scaled = torch.ldexp(values[numbers.long()], scales.int()[..., None] - _SCALE_BIAS)
-    return scaled.flatten(-2).bfloat16()
+    codes = torch.tensor([128 + x for x in (*_TWICE_E2M1, *(-x for x in _TWICE_E2M1))], dtype=torch.uint8)
+    numbers = torch.stack([blocks & 15, blocks >> 4], -1).flatten(-3)
+    halves = torch.ldexp(torch.full(scales.shape, 0.5), scales.int() - _SCALE_BIAS)
+    return CodedWeight(codes[numbers.long()], halves)
 
 
 class _Filler:
@@ -58,14 +59,11 @@ class _Filler:
 
     def store_transposed(self, weights: torch.Tensor) -> None:
         for linear, weight in zip(self._linears, weights, strict=True):
-            self._pack(linear, weight.T)
+            linear.fill([self._in_order(weight.T).contiguous()])
 
     def store_mxfp4(self, blocks: torch.Tensor, scales: torch.Tensor) -> None:
         for linear, block, scale in zip(self._linears, blocks, scales, strict=True):
-            self._pack(linear, dequantize_mxfp4(block, scale))
-
-    def _pack(self, linear: FusedLinear, weight: torch.Tensor) -> None:
-        linear.fill([self._in_order(weight).contiguous()])
+            linear.fill_coded(mxfp4_codes(self._in_order(block), self._in_order(scale)))
 
     def _in_order(self, rows: torch.Tensor) -> torch.Tensor:
         return torch.cat([rows[0::2], rows[1::2]]) if self._is_interleaved else rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from engine.adapters.lora import AdapterReader
 from engine.models.any_model import AnyModel, AnySpec, build_model
 from engine.models.packed_cache import PackedCache, cache_key
+from engine.models.spec import ModelSpec
 from engine.models.weights import Progress, Slot, load_dummy
 from engine.runner.batch_inputs import BatchInputs
 from engine.runner.kv_cache import KVCache
@@ -59,8 +59,8 @@ class ModelRunner:
         ops = ops or _native_ops()
         max_draws = max_draws or max_rows
         self.context: Any = ops.ExecutionContext(num_threads=num_threads, isa=isa)
-        if load_format == "dummy":
-            spec = dataclasses.replace(spec, stored={})  # nothing comes in few bits
+        if load_format == "dummy" and isinstance(spec, ModelSpec):
+            spec = spec.in_full()
         self.spec = spec
         self._model = build_model(
             spec,
