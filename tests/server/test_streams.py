@@ -149,26 +149,33 @@ def test_what_comes_before_the_first_token_waits_for_it_on_request(
         assert first in said[1] and not any(first in event for event in said[2:])
 
 
-def test_choices_that_grow_together_go_out_together(bundled: ServerProcess) -> None:
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/chat/completions", {"messages": CHAT["messages"], "n": 8}),
+        ("/v1/completions", {"prompt": [f"Once upon a time {i}" for i in range(8)]}),
+    ],
+)
+def test_choices_that_grow_together_go_out_together(
+    bundled: ServerProcess, path: str, fields: dict[str, Any]
+) -> None:
     """One write a step, which is one chunk of the transfer."""
-    body = {**CHAT, "n": 8, "max_tokens": 20, "ignore_eos": True, "stream": True, "seed": 1}
-    with bundled.http.stream("POST", "/v1/chat/completions", json=body) as response:
-        raw = b"".join(response.iter_raw())
-    whole = bundled.http.post("/v1/chat/completions", json={**body, "stream": False}).json()
-    texts = [""] * 8
-    for line in raw.decode().split("\n\n")[:-2]:
-        (choice,) = json.loads(line.removeprefix("data: "))["choices"]
-        texts[choice["index"]] += choice["delta"].get("content", "")
-    assert texts == [choice["message"]["content"] for choice in whole["choices"]]
+    body = {"model": "default", "max_tokens": 20, "ignore_eos": True, "stream": True, "seed": 1, **fields}
+    whole = bundled.http.post(path, json={**body, "stream": False}).json()
     url = httpx.URL(bundled.url)
     content = json.dumps(body).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
     with socket.create_connection((url.host, url.port), timeout=10) as opened:
         opened.sendall(head.encode() + content)
         framed = read_until(opened, b"\r\n0\r\n\r\n").partition(b"\r\n\r\n")[2]
+    texts = [""] * 8
+    for event in re.findall(rb"data: ({.*})\n\n", framed):
+        (choice,) = json.loads(event)["choices"]
+        texts[choice["index"]] += choice.get("delta", choice).get("content", choice.get("text", ""))
+    assert texts == [choice.get("text") or choice["message"]["content"] for choice in whole["choices"]]
     num_writes = len(re.findall(rb"(?:^|\r\n)[0-9a-f]+\r\n", framed)) - 1
     assert framed.count(b"data: ") > 8 * 12
-    assert num_writes <= 20 + 2, "the roles, a write for each token, and the end with the last one"
+    assert num_writes <= 20 + 4, "what opens it, a write for each token, and the end with the last one"
 
 
 def test_no_event_waits_for_the_acknowledgement_of_another(held: Server) -> None:

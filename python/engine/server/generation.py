@@ -120,6 +120,8 @@ class Generation:
         self._unfinished = {r.request_id for r in requests}
         self._adapter = AdapterHold(context.adapters)
         self._streams: list[RequestStream] = []
+        self._pumped: asyncio.Queue[tuple[int, TextDelta] | Exception] = asyncio.Queue(_MOST_PUMPED)
+        """The deltas of several prompts, in the order of their arrival."""
         self._processors: list[OutputProcessor] = []
         self._readers: list[ChoiceReader] = []
         self.reasoning_tokens: int | None = None
@@ -301,37 +303,33 @@ class Generation:
 
     @property
     def has_unread(self) -> bool:
-        """Whether `deltas` will give another one at once. Not known where prompts take turns."""
-        return len(self._streams) == 1 and self._streams[0].has_unread
+        """Whether `deltas` will give another one at once."""
+        return self._streams[0].has_unread if len(self._streams) == 1 else not self._pumped.empty()
 
     def deltas(self) -> AsyncIterator[tuple[int, TextDelta]]:
         """(index, delta) until every choice has ended. Raises `EngineError` when a prompt dies."""
         return self._deltas_of(0) if len(self._streams) == 1 else self._merged_deltas()
 
     async def _merged_deltas(self) -> AsyncIterator[tuple[int, TextDelta]]:
-        queue: asyncio.Queue[tuple[int, TextDelta] | BaseException | None] = asyncio.Queue(_MOST_PUMPED)
-        tasks = [asyncio.create_task(self._pump(i, queue)) for i in range(len(self._streams))]
+        tasks = [asyncio.create_task(self._pump(i)) for i in range(len(self._streams))]
         try:
-            num_open = len(tasks)
+            num_open = self.num_choices
             while num_open:
-                item = await queue.get()
+                item = await self._pumped.get()
                 if isinstance(item, BaseException):
                     raise item
-                if item is None:
-                    num_open -= 1
-                else:
-                    yield item
+                num_open -= item[1].finish_reason is not None
+                yield item
         finally:
             for task in tasks:
                 task.cancel()
 
-    async def _pump(self, prompt: int, queue: asyncio.Queue[Any]) -> None:
+    async def _pump(self, prompt: int) -> None:
         try:
             async for item in self._deltas_of(prompt):
-                await queue.put(item)
-            await queue.put(None)
+                await self._pumped.put(item)
         except Exception as error:  # handed to the reader, who raises it
-            await queue.put(error)
+            await self._pumped.put(error)
 
     def _deltas_of(self, prompt: int) -> AsyncIterator[tuple[int, TextDelta]]:
         deltas = self._running_deltas_of(prompt)
