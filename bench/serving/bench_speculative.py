@@ -12,19 +12,17 @@ at a time and with eight; the ratios of the tokens per second are the figures, a
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
 import json
 import random
-import statistics
+import sys
 from collections.abc import Callable
-from pathlib import Path
 from time import perf_counter
 from urllib.request import Request, urlopen
 
 from client import BadAnswer, Client
-from own_server import OwnServer, shaped_checkpoint
-from workload import SEED, WARM_UP, machine, prompt, report
+from in_turns import Rounds, main, wave
+from own_server import OwnServer
+from workload import SEED, WARM_UP, prompt
 
 WAVES = 2
 AT_ONCE = (1, 8)
@@ -83,8 +81,8 @@ async def one_round(
         cpu_before, began_s = servers[name].cpu_time(), perf_counter()
         raw = []
         for begin in range(0, len(prompts), num_at_once):
-            wave = prompts[begin : begin + num_at_once]
-            raw += await asyncio.gather(*(client.complete(ids, MAX_TOKENS[workload]) for ids in wave))
+            group = prompts[begin : begin + num_at_once]
+            raw += await wave(client, group, [MAX_TOKENS[workload]] * len(group))
         elapsed_s = perf_counter() - began_s
         cpu = servers[name].cpu_time() - cpu_before
         client.close()
@@ -105,11 +103,10 @@ async def one_round(
     }
 
 
-async def measure(
-    servers: dict[str, OwnServer], workloads: list[str], num_rounds: int
-) -> dict[str, list[dict[str, float]]]:
-    rounds: dict[str, list[dict[str, float]]] = {}
-    for index in range(WARM_UP, num_rounds):
+async def measure(servers: dict[str, OwnServer], args: argparse.Namespace) -> Rounds:
+    rounds: Rounds = {}
+    workloads = [name for name in PROMPTS if name != "chat" or not args.shape]
+    for index in range(WARM_UP, args.rounds):
         for workload in workloads:
             for num_at_once in AT_ONCE:
                 figures = await one_round(servers, workload, num_at_once, index)
@@ -118,39 +115,5 @@ async def measure(
     return rounds
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", help="serve random weights of this shape (qwen05: qwen05.json here)")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("flags", nargs="*", help="flags of the servers (default: --num-threads 2)")
-    args = parser.parse_args()
-    workloads = [name for name in PROMPTS if name != "chat" or not args.shape]
-    with contextlib.ExitStack() as stack:
-        flags = args.flags or ["--num-threads", "2"]
-        if args.shape:
-            shape = Path(__file__).with_name(f"{args.shape}.json")
-            directory = stack.enter_context(shaped_checkpoint(shape))
-            flags = [*flags, "--model-path", str(directory), "--load-format", "dummy"]
-        servers = {name: OwnServer([*flags, *more]) for name, more in SPECULATIVE.items()}
-        try:
-            rounds = asyncio.run(measure(servers, workloads, args.rounds))
-        finally:
-            for server in servers.values():
-                server.stop()
-    results = {}
-    print(f"{machine()}\nspeculative, {args.rounds} rounds after one of warming up\n")
-    print(f"{'':36}    median    lowest   highest")
-    for name, figures in rounds.items():
-        for figure in figures[0]:
-            samples = [one[figure] for one in figures]
-            results[f"{name}_{figure}"] = statistics.median(samples)
-            shown = f"{statistics.median(samples):10.3f}{min(samples):10.3f}{max(samples):10.3f}"
-            print(f"{name + ' ' + figure:36}{shown}")
-    print()
-    report(
-        "serving_speculative", {"shape": args.shape, "flags": args.flags, "rounds": args.rounds, **results}
-    )
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(main("speculative", __doc__, SPECULATIVE, measure))

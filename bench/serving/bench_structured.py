@@ -2,8 +2,9 @@
 
 Each wave of constrained answers is followed, or preceded, by free ones with the same prompts and as many
 tokens each. Its figures are the ratios of the time per output token, constrained to free, with forced text
-computed at once and, on a second server, token by token. The ratios of CPU time, of all processes of the
-server, say the same where other programs make the clock's times noisy.
+computed at once (at most 1.0) and, on a second server, token by token (at most 1.05); where a median is
+above its limit the exit status is 1. The ratios of CPU time, of all processes of the server, say the same
+where other programs make the clock's times noisy.
 
     python bench/serving/bench_structured.py [--shape qwen05] [--rounds 7] [-- FLAGS]
 """
@@ -11,17 +12,16 @@ server, say the same where other programs make the clock's times noisy.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import random
-import statistics
+import sys
 from collections.abc import Iterator
-from pathlib import Path
 from time import perf_counter
 
 from client import BadAnswer, Client, Completion
-from own_server import CpuTime, OwnServer, shaped_checkpoint
-from workload import SEED, WARM_UP, machine, prompt, report
+from in_turns import Demand, Rounds, main, wave
+from own_server import CpuTime, OwnServer
+from workload import SEED, WARM_UP, prompt
 
 NUM_AT_ONCE = 8
 WAVES = 3
@@ -47,18 +47,21 @@ SCHEMA = {
 FORMAT = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA}}
 
 
-async def wave(
+SERVERS = {"at_once": [], "one_by_one": ["--disable-jump-forward"]}
+DEMANDS = (Demand("at_once", "ratio", 1.0), Demand("one_by_one", "ratio", 1.05))
+
+
+async def completed(
     client: Client, prompts: list[list[int]], limits: list[int], *, is_free: bool
 ) -> list[Completion]:
-    answers = await asyncio.gather(*map(client.complete, prompts, limits))
-    return [answer.read(is_exact=is_free) for answer in answers]
+    return [answer.read(is_exact=is_free) for answer in await wave(client, prompts, limits)]
 
 
 class _Spent:
     """Seconds of one kind of answers: by the clock, and of CPU time by process."""
 
     def __init__(self, server: OwnServer) -> None:
-        self.clock_s, self.cpu = 0.0, CpuTime(0.0, 0.0)
+        self.clock_s, self.cpu = 0.0, CpuTime(0.0, 0.0, 0.0)
         self._server = server
 
     @contextlib.contextmanager
@@ -67,10 +70,10 @@ class _Spent:
         yield
         self.clock_s += perf_counter() - began_s
         spent = self._server.cpu_time() - before
-        self.cpu = CpuTime(self.cpu.http_s + spent.http_s, self.cpu.engine_s + spent.engine_s)
+        self.cpu += spent
 
     def us_per_token(self, num_tokens: int) -> dict[str, float]:
-        times_s = {"": self.clock_s, "http_cpu_": self.cpu.http_s, "engine_cpu_": self.cpu.engine_s}
+        times_s = {"": self.clock_s, "http_cpu_": self.cpu.server_s, "engine_cpu_": self.cpu.engine_s}
         return {f"{name}us_per_token": time_s / num_tokens * 1e6 for name, time_s in times_s.items()}
 
 
@@ -81,7 +84,7 @@ async def one_round(
     prompts = [[prompt(draw, PROMPT_LEN) for _ in range(NUM_AT_ONCE)] for _ in range(WAVES)]
     most = [MAX_TOKENS] * NUM_AT_ONCE
     counts = [
-        [c.num_tokens for c in await wave(constrained, group, most, is_free=False)] for group in prompts
+        [c.num_tokens for c in await completed(constrained, group, most, is_free=False)] for group in prompts
     ]
     spent = {"constrained": _Spent(server), "free": _Spent(server)}
     num_forced = num_tokens = 0
@@ -90,13 +93,13 @@ async def one_round(
             client = constrained if kind == "constrained" else free
             limits_of_kind = most if kind == "constrained" else limits
             with spent[kind].measured():
-                completions = await wave(client, group, limits_of_kind, is_free=kind == "free")
+                completions = await completed(client, group, limits_of_kind, is_free=kind == "free")
             if kind == "constrained":
                 if [c.num_tokens for c in completions] != limits:
                     raise BadAnswer("the same requests gave answers of other lengths")
                 num_tokens += sum(limits)
                 num_forced += sum(len(ids) - 1 for c in completions for ids in c.token_ids_of_events)
-    cpu_s = {kind: one.cpu.http_s + one.cpu.engine_s for kind, one in spent.items()}
+    cpu_s = {kind: one.cpu.server_s + one.cpu.engine_s for kind, one in spent.items()}
     return {
         "ratio": spent["constrained"].clock_s / spent["free"].clock_s,
         "cpu_ratio": cpu_s["constrained"] / cpu_s["free"],
@@ -109,8 +112,8 @@ async def one_round(
     }
 
 
-async def measure(servers: dict[str, OwnServer], num_rounds: int) -> dict[str, list[dict[str, float]]]:
-    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
+async def measure(servers: dict[str, OwnServer], args: argparse.Namespace) -> Rounds:
+    rounds: Rounds = {name: [] for name in servers}
     clients = {}
     common = {"skip_special_tokens": False, "return_token_ids": True, "temperature": 1}
     for name, server in servers.items():
@@ -118,7 +121,7 @@ async def measure(servers: dict[str, OwnServer], num_rounds: int) -> dict[str, l
             server.base_url, "default", response_format=FORMAT, seed=1, ignore_eos=False, **common
         )
         clients[name] = constrained, Client(server.base_url, "default", seed=1, **common)
-    for index in range(WARM_UP, num_rounds):
+    for index in range(WARM_UP, args.rounds):
         for name, (constrained, free) in clients.items():
             draw = random.Random(f"{SEED} structured {index}")
             figures = await one_round(servers[name], constrained, free, draw, free_first=index % 2 == 0)
@@ -130,36 +133,5 @@ async def measure(servers: dict[str, OwnServer], num_rounds: int) -> dict[str, l
     return rounds
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", help="serve random weights of this shape (qwen05: qwen05.json here)")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("flags", nargs="*", help="flags of the servers (default: --num-threads 2)")
-    args = parser.parse_args()
-    with contextlib.ExitStack() as stack:
-        flags = args.flags or ["--num-threads", "2"]
-        if args.shape:
-            shape = Path(__file__).with_name(f"{args.shape}.json")
-            directory = stack.enter_context(shaped_checkpoint(shape))
-            flags = [*flags, "--model-path", str(directory), "--load-format", "dummy"]
-        servers = {"at_once": OwnServer(flags), "one_by_one": OwnServer([*flags, "--disable-jump-forward"])}
-        try:
-            rounds = asyncio.run(measure(servers, args.rounds))
-        finally:
-            for server in servers.values():
-                server.stop()
-    results = {}
-    print(f"{machine()}\nstructured, {args.rounds} rounds after one of warming up\n")
-    print(f"{'':40}    median    lowest   highest")
-    for name, figures in rounds.items():
-        for figure in figures[0]:
-            samples = [one[figure] for one in figures]
-            results[f"{name}_{figure}"] = statistics.median(samples)
-            shown = f"{statistics.median(samples):10.3f}{min(samples):10.3f}{max(samples):10.3f}"
-            print(f"{name + ' ' + figure:40}{shown}")
-    print()
-    report("serving_structured", {"shape": args.shape, "flags": args.flags, "rounds": args.rounds, **results})
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(main("structured", __doc__, SERVERS, measure, DEMANDS))

@@ -48,6 +48,13 @@ class CpuTime:
             self.kernels_s - earlier.kernels_s,
         )
 
+    def __add__(self, later: CpuTime) -> CpuTime:
+        return CpuTime(
+            self.server_s + later.server_s,
+            self.engine_s + later.engine_s,
+            self.kernels_s + later.kernels_s,
+        )
+
 
 class OwnServer:
     """`python -m engine.server` with `argv`, on a free port."""
