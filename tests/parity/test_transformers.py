@@ -21,6 +21,7 @@ NUM_TOKENS = 64
 PROMPT_LENGTHS = (1, 2, 17, 63, 64, 65, 200, 700)
 TOLERANCE = 1e-4
 ROPE_BASE = {"rope_type": "default", "rope_theta": 10000.0}
+OTHER_BASE = {**ROPE_BASE, "rope_theta": 10500.0}
 
 
 def make_prompt(length: int) -> list[int]:
@@ -76,16 +77,18 @@ def test_float32_agrees(pair, length):
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
-        ("llama", {"rope_parameters": {**ROPE_BASE, "rope_theta": 10500.0}}),
-        ("mistral", {"rope_parameters": {**ROPE_BASE, "rope_theta": 10500.0}}),
+        *((kind, {"rope_parameters": OTHER_BASE}) for kind in ("llama", "mistral", "qwen2", "qwen3")),
+        ("llama3", {"rope_parameters": {**KINDS["llama3"][1]["rope_parameters"], "rope_theta": 10500.0}}),
         ("mistral", {"sliding_window": WINDOW - 1}),
         ("mistral", {"sliding_window": WINDOW + 1}),
         ("mistral", {"sliding_window": None}),
+        ("qwen2", {"sliding_window": WINDOW + 1}),
         ("qwen2", {"max_window_layers": 2}),
         ("qwen2", {"use_sliding_window": False}),
         ("qwen3", {"sliding_window": WINDOW + 1}),
         ("llama3", {"rope_parameters": ROPE_BASE}),
         ("llama3", {"rope_parameters": {**KINDS["llama3"][1]["rope_parameters"], "factor": 9.0}}),
+        ("llama3", {"rope_parameters": {**KINDS["llama3"][1]["rope_parameters"], "low_freq_factor": 1.5}}),
         ("llama3", {"rope_parameters": {**KINDS["llama3"][1]["rope_parameters"], "high_freq_factor": 5.0}}),
         (
             "llama3",
@@ -97,6 +100,7 @@ def test_float32_agrees(pair, length):
             },
         ),
         ("llama_linear", {"rope_parameters": ROPE_BASE}),
+        ("llama_linear", {"rope_parameters": {**KINDS["llama_linear"][1]["rope_parameters"], "factor": 4.2}}),
         ("qwen2_yarn", {"rope_parameters": {**KINDS["qwen2_yarn"][1]["rope_parameters"], "factor": 15.0}}),
         ("gemma2", {"attn_logit_softcapping": 9.0}),
         ("gemma2", {"final_logit_softcapping": 6.5}),
