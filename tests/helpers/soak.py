@@ -277,14 +277,13 @@ class Soak:
             self._problem("the server still counts requests as live")
         first, before, after = self._held[0], *self._held[-2:]
         facts["answers compared, bit for bit, with the one got alone"] = self._num_compared
-        facts[f"memory of all processes after {self._measured_after[-2]:,} requests"] = (
-            f"{before.bytes / 2**20:.1f} MB"
+        facts[f"proportional memory of all processes after {self._measured_after[-2]:,} requests"] = (
+            f"{_mb(before.bytes)}, and {_mb(before.file_bytes)} of files"
         )
+        grown = after.bytes - before.bytes
         facts[f"- after {self._measured_after[-1]:,}"] = (
-            f"{(after.bytes - before.bytes) / 2**20:+.2f} MB ({after.bytes / before.bytes - 1:+.2%})"
-        )
-        facts["pages of files, shared with whatever else runs, then and then"] = (
-            f"{before.file_bytes / 2**20:.1f} MB, {after.file_bytes / 2**20:.1f} MB"
+            f"{_mb(grown, '+')} ({grown / before.bytes:+.2%}), "
+            f"and {_mb(after.file_bytes - before.file_bytes, '+')} of files"
         )
         if not after.is_flat_since(before):
             self._problem("memory grew")
@@ -296,6 +295,10 @@ class Soak:
     def _problem(self, text: str) -> None:
         if len(self._report.problems) < 20:
             self._report.problems.append(text)
+
+
+def _mb(num_bytes: int, sign: str = "") -> str:
+    return f"{num_bytes / 2**20:{sign}.1f} MB"
 
 
 if __name__ == "__main__":

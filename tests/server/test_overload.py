@@ -236,5 +236,6 @@ def test_memory_is_flat_over_10000_requests(small: ServerProcess) -> None:
     asyncio.run(run(2000, 10_000))
     wait_idle(small)
     after = Held.by(pid, small.http)
+    print(before, after)
     assert after.is_flat_since(before), (before, after)
     wait_until(lambda: Held.by(pid, small.http).is_back_to(idle), 10)
