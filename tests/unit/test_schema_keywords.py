@@ -166,6 +166,61 @@ def test_what_is_refused(grammars, keyword, schema):
         grammars.compile("json_schema", schema)
 
 
+LINK = {"type": "object", "properties": {"next": {"$ref": "#/$defs/n"}}}
+TREE = {"type": "object", "properties": {"next": {"type": "array", "items": {"$ref": "#/$defs/n"}}}}
+
+
+@pytest.mark.parametrize(
+    ("keyword", "schema", "what"),
+    [
+        ("minimum", {"type": "number", "minimum": "x"}, "number"),
+        ("minimum", {"type": "integer", "minimum": True}, "number"),
+        ("maximum", {"type": "integer", "maximum": 10**30}, "64 bits"),
+        ("minimum", {"type": "integer", "minimum": 5, "maximum": 1}, "below 'maximum'"),
+        ("exclusiveMinimum", {"type": "number", "exclusiveMinimum": 1, "exclusiveMaximum": 1}, "below"),
+        ("multipleOf", {"type": "integer", "multipleOf": 0}, "above 0"),
+        ("minLength", {"type": "string", "minLength": 5, "maxLength": 1}, "at most 'maxLength'"),
+        ("minLength", {"type": "string", "minLength": -1}, "whole number"),
+        ("maxItems", {"type": "array", "maxItems": "1"}, "whole number"),
+        ("minItems", {"type": "array", "minItems": 3, "maxItems": 2}, "at most 'maxItems'"),
+        ("maxProperties", {"type": "object", "maxProperties": 2**31}, "whole number"),
+        ("$ref", {"$ref": "#/$defs/n", "$defs": {"n": {**LINK, "required": ["next"]}}}, "without an end"),
+        ("$ref", {"$ref": "#/$defs/n", "$defs": {"n": {"anyOf": [{**LINK, "required": ["next"]}]}}}, "end"),
+        ("$ref", {"$ref": "#/$defs/n", "$defs": {"n": {
+            **TREE, "required": ["next"],
+            "properties": {"next": {"type": "array", "items": {"$ref": "#/$defs/n"}, "minItems": 1}}}}},
+         "end"),
+        ("$ref", {"type": "array", "prefixItems": [{"$ref": "#"}], "minItems": 1}, "without an end"),
+    ],
+)  # fmt: skip
+def test_what_nothing_can_follow(grammars, keyword, schema, what):
+    """Refused at any depth, with the place."""
+    for outer, at in ((schema, "#"), ({"anyOf": [schema, True]}, "#/anyOf/0")):
+        if "$ref" not in json.dumps(schema) or at == "#":
+            with pytest.raises(GrammarError, match=f'has "{re.escape(keyword)}" at {at}.*{what}'):
+                grammars.compile("json_schema", outer)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#/$defs/n", "$defs": {"n": LINK}},
+        {"$ref": "#/$defs/n", "$defs": {"n": {**TREE, "required": ["next"]}}},
+        {"$ref": "#/$defs/n", "$defs": {"n": {"anyOf": [{**LINK, "required": ["next"]}, {"type": "null"}]}}},
+        {"$ref": "#/$defs/n", "$defs": {"n": {**LINK, "required": ["next"], "type": ["object", "integer"]}}},
+        {"type": "integer", "minimum": 5, "maximum": 5},
+        {"type": "string", "minimum": 9, "maximum": 1},
+    ],
+)
+def test_what_comes_to_an_end(grammars, schema):
+    grammar = grammars.compile("json_schema", schema)
+    answers = [grammars.random_answer(grammar, seed) for seed in range(20)]
+    found = [json.loads(answer) for answer in answers if answer is not None]
+    assert found
+    for value in found:
+        jsonschema.validate(value, schema)
+
+
 NOT_UTF8 = (b"\xed\xa0\x80", b"\xc0\x80", b"\xe0\x80\x80", b"\xf0\x80\x80\x80", b"\xf4\x90\x80\x80", b"\xff")
 
 

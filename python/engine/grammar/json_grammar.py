@@ -54,7 +54,7 @@ def whole_schema_text(bindings: Any, schema: Any, vocab_size: int, free_whitespa
 def schema_text(bindings: Any, schema: Any, separators: tuple[str, str] | None) -> str:
     """The grammar of a schema, to be `finished`. `separators` are those of items and of names, None for
     free white space. Raises as `whole_schema_text`."""
-    schema, patterns = enforceable(schema)
+    schema, patterns = enforceable(schema, looks_for_ends=True)
     is_free = separators is None
     most = MAX_WHITESPACE if is_free else None
     grammar = bindings.Grammar.from_json_schema(

@@ -1,4 +1,4 @@
-"""How often a regular expression may repeat something."""
+"""What of a regular expression the compiler would refuse without its place, or not in time."""
 
 from __future__ import annotations
 
@@ -7,25 +7,41 @@ import re
 from engine.grammar.errors import GrammarError
 
 MAX_REPETITIONS = 2**16
+MAX_GROUPS = 500
+"""Groups within each other."""
+
 _PIECE = re.compile(r"\\.|\[(?:[^\]\\]|\\.)*\]|\{(\d+)(?:,(\d*))?\}|.", re.DOTALL)
+_RANGE = re.compile(r"\\.|([^\\])-([^\\])", re.DOTALL)
+"""Of a class of characters, both ends of which are plain."""
 
 
 def check_regex(regex: str, place: str = "") -> None:
-    """Raises: `GrammarError` with the position of a repetition that is too large, inner ones included."""
+    """Raises: `GrammarError` with the position of a repetition that is too large, inner ones included, of
+    bounds or a range of characters the wrong way round, or of too many groups in one another."""
     inner = [1]  # the largest repetition in each open group
     closed = 1  # that of what has just been closed, or of a single character
     for piece in _PIECE.finditer(regex):
         if piece[1] is not None:
+            if piece[2] and int(piece[1][:10]) > int(piece[2][:10]):
+                raise GrammarError(f"has bounds the wrong way round: {_where(piece, place)}")
             bound = max(int(number[:10]) for number in piece.groups() if number)
             closed *= bound
             if closed > MAX_REPETITIONS:
-                where = f"{piece[0][:40]} at position {piece.start()}{place}"
-                raise GrammarError(f"repeats more than {MAX_REPETITIONS} times: {where}")
+                raise GrammarError(f"repeats more than {MAX_REPETITIONS} times: {_where(piece, place)}")
             inner[-1] = max(inner[-1], closed)
         elif piece[0] == "(":
             inner.append(1)
+            if len(inner) > MAX_GROUPS:
+                raise GrammarError(f"has groups in one another, over {MAX_GROUPS}: {_where(piece, place)}")
         elif piece[0] == ")" and len(inner) > 1:
             closed = inner.pop()
             inner[-1] = max(inner[-1], closed)
         else:
             closed = 1
+            ranges = _RANGE.finditer(piece[0][1:-1].removeprefix("^"))
+            if any(found[1] and found[1] > found[2] for found in ranges):
+                raise GrammarError(f"has a range the wrong way round: {_where(piece, place)}")
+
+
+def _where(piece: re.Match[str], place: str) -> str:
+    return f"{piece[0][:40]} at position {piece.start()}{place}"

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 from engine.grammar.errors import GrammarError, Unenforceable
 from engine.grammar.regex_limits import check_regex
+from engine.grammar.schema_values import endless_ref, wrong_value
 
 ANNOTATIONS = frozenset(
     [
@@ -81,19 +82,27 @@ _TYPES = ("null", "boolean", "object", "array", "number", "string", "integer")
 KEYWORDS = frozenset({"type", *_ALONE, *_DEFINITIONS}).union(*_OF_TYPE.values())
 
 
-def enforceable(schema: Any) -> tuple[Any, list[str]]:
+def enforceable(schema: Any, *, looks_for_ends: bool = False) -> tuple[Any, list[str]]:
     """The schema as the compiler should get it, and its patterns, in whose place it has their numbers.
 
+    `looks_for_ends`: references that no finite answer can follow are refused as well, which takes up to the
+    square of their number.
     Raises: `GrammarError` that names the first keyword that would not be enforced, and its place.
     """
     walk = _Walk(schema)
-    return walk.schema(schema, "#"), walk.patterns
+    done = walk.schema(schema, "#")
+    endless = endless_ref({ref: target for ref, (target, _) in walk.refs.items()}) if looks_for_ends else None
+    if endless is not None:
+        raise _refusal(walk.refs[endless][1], "$ref", "leads to a schema that contains itself without an end")
+    return done, walk.patterns
 
 
 class _Walk:
     def __init__(self, root: Any) -> None:
         self._root = root
         self.patterns: list[str] = []
+        self.refs: dict[str, tuple[Any, str]] = {}
+        """What each reference leads to, and the first place that has it."""
 
     def schema(self, schema: Any, at: str) -> Any:
         if isinstance(schema, bool):
@@ -117,6 +126,8 @@ class _Walk:
                         schema.pop(keyword)  # says nothing about the types that are allowed
                     else:
                         raise _refusal(at, keyword, f"needs a type beside it: {kind}")
+        if (wrong := wrong_value(schema, types)) is not None:
+            raise _refusal(at, *wrong)
         _check_number(schema, types, at)
         if "string" in types:
             self._string(schema, at)
@@ -183,6 +194,7 @@ class _Walk:
                 if not isinstance(target, dict) or unquote(step) not in target:
                     raise _refusal(at, "$ref", f"leads nowhere: {ref[:100]}")
                 target = target[step]
+            self.refs.setdefault(ref, (target, at))
             if not isinstance(target, dict) or "$ref" not in target:
                 return
             ref = target["$ref"]
