@@ -21,6 +21,7 @@ import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from time import thread_time_ns
 
 import numpy as np
 
@@ -94,13 +95,16 @@ def time_matches(shape: str, size: int) -> Iterator[tuple[str, Timing]]:
 
         return time_each(another, lambda _: match(), calls=len(order))
 
-    yield f"match {shape} repeated", time_calls(match, calls=200)
+    yield f"match {shape} repeated", time_calls(match, calls=200, clock=thread_time_ns)
     yield f"match {shape} random", match_another(WARM_BLOCKS // PROMPT_BLOCKS)
     yield f"match {shape} cold", match_another(len(built.prompts))
-    yield f"match_length {shape} repeated", time_calls(lambda: tree.match_length("", prompt), calls=200)
-    yield f"match, lock, unlock {shape} repeated", time_calls(use, calls=200)
+    yield (
+        f"match_length {shape} repeated",
+        time_calls(lambda: tree.match_length("", prompt), calls=200, clock=thread_time_ns),
+    )
+    yield f"match, lock, unlock {shape} repeated", time_calls(use, calls=200, clock=thread_time_ns)
     num_cached = tree.num_cached_blocks
-    yield f"evict {shape}", time_calls(lambda: tree.evict(1), calls=500)
+    yield f"evict {shape}", time_calls(lambda: tree.evict(1), calls=500, clock=thread_time_ns)
     assert tree.num_cached_blocks == num_cached - 33 * 500
     tree.check()
 
