@@ -1,4 +1,4 @@
-"""The openai package for Node against the bundled model. Needs node and npm, which fetches the package.
+"""The openai package for Node against the bundled model. Needs node and npm, which fetches it, and zod.
 
 pytest -m slow tests/server/test_node_sdk.py
 """
@@ -15,20 +15,28 @@ import pytest
 
 from helpers.server_process import ServerProcess
 
-SCRIPT = Path(__file__).with_name("node_sdk.mjs")
-PACKAGE = "openai@6.49.0"
+PACKAGES = ("openai@6.49.0", "zod@4.1.12")
 ANSWER = "The capital of France is Paris."
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def answers(bundled: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("node")
     (folder / "package.json").write_text("{}")
-    install = ["npm", "install", "--no-audit", "--no-fund", PACKAGE]
+    install = ["npm", "install", "--no-audit", "--no-fund", *PACKAGES]
     subprocess.run(install, cwd=folder, check=True, timeout=300, capture_output=True)
-    script = shutil.copy(SCRIPT, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answers(bundled: ServerProcess, folder: Path) -> dict[str, Any]:
+    return run("node_sdk.mjs", bundled, folder)
+
+
+def run(name: str, bundled: ServerProcess, folder: Path) -> dict[str, Any]:
+    script = shutil.copy(Path(__file__).with_name(name), folder)
     command = ["node", str(script), f"{bundled.url}/v1"]
     done = subprocess.run(command, cwd=folder, timeout=120, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -78,3 +86,16 @@ def test_refusals(
     assert error["type"] == "invalid_request_error"
     assert words in error["message"]
     assert error["requestID"].startswith("req-")
+
+
+def test_tools_and_structured_answers(bundled: ServerProcess, folder: Path) -> None:
+    found = run("node_tools.mjs", bundled, folder)
+    for name in ("called", "demanded"):
+        assert found[name]["finish_reason"] == "tool_calls"
+        (call,) = found[name]["message"]["tool_calls"]
+        assert call["function"]["name"] == "get_weather" and call["id"]
+        assert call["function"]["parsed_arguments"] == {"city": "Paris"}
+    assert found["report"] == found["streamedReport"]
+    assert found["report"]["mood"] in ("good", "bad") and 0 <= found["report"]["count"] <= 9
+    assert found["roles"] == ["user", "assistant", "tool", "assistant"]
+    assert "21" in found["answer"] and "Paris" in found["answer"]
