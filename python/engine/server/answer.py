@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import secrets
 import time
-import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
@@ -258,7 +258,7 @@ class Answer:
 
 
 def new_response_id(prefix: str) -> str:
-    return f"{prefix}-{uuid.uuid4().hex}"
+    return f"{prefix}-{secrets.token_hex(16)}"
 
 
 def joined(deltas: list[TextDelta]) -> str:

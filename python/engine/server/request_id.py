@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import uuid
+import secrets
 
 from sanic.request import Request
 
@@ -18,6 +18,6 @@ def request_id_of(request: Request) -> str:
     known = getattr(request.ctx, "request_id", None)
     if known is None:
         given = request.headers.get(HEADER, "")
-        known = given if _HARMLESS.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+        known = given if _HARMLESS.fullmatch(given) else f"req-{secrets.token_hex(16)}"
         request.ctx.request_id = known
     return known

@@ -384,8 +384,8 @@ def _is_integer(value: Any) -> bool:
 
 def ignored_names(fields: Fields) -> tuple[str, ...]:
     """Unknown names, once each however many messages have them; the first ones, shortened."""
-    names = dict.fromkeys(re.sub(r"\[\d+\]", "", name) for name in fields.unread())
-    return tuple(shorten(names))
+    unread = fields.unread()
+    return tuple(shorten(dict.fromkeys(re.sub(r"\[\d+\]", "", name) for name in unread))) if unread else ()
 
 
 def _template_variables(fields: Fields) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from engine.text.token_decoding import Piece, TokenDecoding
 from engine.text.tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"
+_Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class IncrementalDetokenizer:
@@ -132,7 +133,7 @@ class _Utf8Stream:
 
     def __init__(self) -> None:
         self.carry = b""
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder = _Utf8Decoder("replace")
 
     @property
     def is_pending(self) -> bool:
@@ -192,7 +193,7 @@ _MAX_UNFINISHED = 3  # bytes: a UTF-8 character has at most four
 def _is_unfinished_or_valid(data: bytes) -> bool:
     """Whether `data` is UTF-8 but for a last character that may still be completed."""
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(data)
+        _Utf8Decoder().decode(data)
     except UnicodeDecodeError:
         return False
     return True
@@ -202,6 +203,6 @@ def _unfinished_character(data: bytes) -> bytes:
     """The bytes at the end of `data` that begin a character without finishing it."""
     if data[-1:] < b"\x80":  # it ends in ASCII, or there is nothing
         return b""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder = _Utf8Decoder("replace")
     decoder.decode(data)
     return decoder.getstate()[0]
