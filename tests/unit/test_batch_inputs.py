@@ -44,7 +44,8 @@ def plans(draw):
         samples = draw(st.booleans())
         scored = draw(st.integers(start, start + num_tokens - samples))
         scored = range(scored, draw(st.integers(scored, start + num_tokens - samples)))
-        rows.append(StepRow(request, start, num_tokens, samples, scored))
+        num_drafts = draw(st.integers(0, num_tokens - 1)) if samples else 0
+        rows.append(StepRow(request, start, num_tokens, samples, scored, num_drafts))
     return block_size, StepPlan(rows)
 
 
@@ -64,7 +65,7 @@ def test_every_token_is_where_it_belongs(steps):
                 positions.append(position)
                 slots.append(block_id * block_size + position % block_size)
             if row.samples:
-                logit_rows.append(len(tokens) - 1)
+                logit_rows += range(len(tokens) - 1 - row.num_drafts, len(tokens))
             assert inputs.plan.cu_seqlens_q[index + 1] == len(tokens)
             assert inputs.plan.kv_lens[index] == row.start + row.num_tokens
             used = row.request.block_table[: row.request.num_blocks].tolist()

@@ -137,7 +137,7 @@ class Decoder:
             if layer is self._layers[-1] and (inputs.num_scored or len(wanted) < num_tokens):
                 rows = self._workspace.keep(rows, wanted)  # nobody looks at the others again
                 adapters = None if adapters is None else adapters.select(wanted.numpy())
-            if len(rows.residual) > 0:
+            if rows.residual.shape[0] > 0:
                 self._finish_layer(layer, rows, next_norm, adapters)
         self._wanted_adapters = adapters
         return rows.normed

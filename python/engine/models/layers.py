@@ -158,7 +158,7 @@ class GatedLinear(FusedLinear):
     def multiply_gated(self, x: torch.Tensor, gate_up: torch.Tensor, out: torch.Tensor) -> None:
         """out = activation(gate) * up. Shapes: x float32 [T, in_features], out float32 [T, I], `gate_up`
         float32 [T, 2 I], memory that may be used."""
-        if self._is_one_op and len(x) >= ONE_PASS_ROWS:
+        if self._is_one_op and x.shape[0] >= ONE_PASS_ROWS:
             matrix = self._segments[0].matrix
             self._ops.gated_linear(self._ctx, x, matrix, self.bias, self._activation, out)
         else:

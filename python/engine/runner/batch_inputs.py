@@ -28,47 +28,48 @@ class BatchInputs:
         self._block_tables = np.zeros((max_rows, -(-max_positions // block_size)), np.int32)
 
     def build(self, plan: StepPlan) -> DecoderInputs:
-        """The inputs of one step; they are overwritten by the next call."""
-        rows = plan.rows
-        num_rows, num_tokens = len(rows), plan.num_tokens
-        starts = np.fromiter((row.start for row in rows), np.int32, num_rows)
-        counts = np.fromiter((row.num_tokens for row in rows), np.int32, num_rows)
-        draws = np.fromiter((row.samples + row.num_drafts for row in rows), np.int32, num_rows)
+        """The inputs of one step; they are overwritten by the next call.
 
-        ends = np.cumsum(counts, out=self._cu_seqlens_q[1 : num_rows + 1])
-        np.add(starts, counts, out=self._kv_lens[:num_rows])
+        Most rows have one token: plain numbers cost less than operations on arrays do.
+        """
+        rows, size = plan.rows, self._block_size
+        token_ids, positions, slot_ids = self._token_ids, self._positions, self._slot_ids
+        ends: list[int] = []
+        kv_lens: list[int] = []
+        logit_rows: list[int] = []
+        end = 0
         for index, row in enumerate(rows):
-            request = row.request
-            self._block_tables[index, : request.num_blocks] = request.block_table[: request.num_blocks]
-        np.concatenate(
-            [row.request.token_ids[row.start : row.start + row.num_tokens] for row in rows],
-            out=self._token_ids[:num_tokens],
-        )
-        row_of_token = np.repeat(np.arange(num_rows), counts)
-        positions = self._positions[:num_tokens]
-        np.add(np.arange(num_tokens, dtype=np.int32), (starts - ends + counts)[row_of_token], out=positions)
-        blocks, offsets = np.divmod(positions, self._block_size)
-        slot_ids = self._slot_ids[:num_tokens]
-        np.multiply(self._block_tables[row_of_token, blocks], self._block_size, out=slot_ids, dtype=np.int64)
-        slot_ids += offsets
-        last_draws = np.cumsum(draws)
-        num_sampled = int(last_draws[-1])
-        shifts = np.repeat(ends - last_draws, draws)  # from the number of a draw to its row
-        np.add(np.arange(num_sampled), shifts, out=self._logit_rows[:num_sampled])
-        num_wanted = num_sampled
+            request, start, first = row.request, row.start, end
+            end = first + row.num_tokens
+            table = request.block_table[: request.num_blocks]
+            self._block_tables[index, : request.num_blocks] = table
+            if row.num_tokens == 1:
+                token_ids[first], positions[first] = request.token_ids[start], start
+                slot_ids[first] = int(table[start // size]) * size + start % size
+            else:
+                chunk = np.arange(start, start + row.num_tokens)
+                token_ids[first:end] = request.token_ids[start : start + row.num_tokens]
+                positions[first:end] = chunk
+                slot_ids[first:end] = table[chunk // size] * np.int64(size) + chunk % size
+            ends.append(end)
+            kv_lens.append(start + row.num_tokens)
+            logit_rows.extend(range(end - row.num_draws, end))
+        num_rows, num_tokens, num_sampled = len(rows), end, len(logit_rows)
         for row, end in zip(rows, ends, strict=True):
             if row.scored:
-                shift = int(end) - row.num_tokens - row.start  # from the request's positions to the step's
-                places = slice(num_wanted, num_wanted + len(row.scored))
-                self._logit_rows[places] = np.arange(row.scored.start + shift, row.scored.stop + shift)
-                num_wanted = places.stop
+                shift = end - row.num_tokens - row.start  # from the request's positions to the step's
+                logit_rows.extend(range(row.scored.start + shift, row.scored.stop + shift))
+        num_wanted = len(logit_rows)
+        self._cu_seqlens_q[1 : num_rows + 1] = ends
+        self._kv_lens[:num_rows] = kv_lens
+        self._logit_rows[:num_wanted] = logit_rows
 
         lent = [None if row.request.adapter is None else row.request.adapter.weights for row in rows]
         adapters, adapter_of_row = number_adapters(lent)
         return DecoderInputs(
-            token_ids=torch.from_numpy(self._token_ids[:num_tokens]),
-            positions=torch.from_numpy(positions),
-            slot_ids=torch.from_numpy(slot_ids),
+            token_ids=torch.from_numpy(token_ids[:num_tokens]),
+            positions=torch.from_numpy(positions[:num_tokens]),
+            slot_ids=torch.from_numpy(slot_ids[:num_tokens]),
             logit_rows=torch.from_numpy(self._logit_rows[:num_wanted]),
             num_scored=num_wanted - num_sampled,
             plan=AttentionPlan(
@@ -77,5 +78,7 @@ class BatchInputs:
                 block_tables=torch.from_numpy(self._block_tables[:num_rows]),
             ),
             adapters=adapters,
-            adapter_of_token=None if adapter_of_row is None else adapter_of_row[row_of_token],
+            adapter_of_token=None
+            if adapter_of_row is None
+            else np.repeat(adapter_of_row, [row.num_tokens for row in rows]),
         )
