@@ -9,8 +9,14 @@ import torch
 
 from engine.ops import reference
 from engine.ops.attention_plan import AttentionPlan, LayerCache
+from engine.ops.paged_attention import paged_attention
+from helpers.compare import EPSILON, GuardedOutput, assert_close
+from helpers.native import context
 
 UNREAD_BLOCK = 2**31 - 1  # a block id that must never be looked up
+# (query rows, cached tokens): whole prompts, decodes, and chunks after a cached prefix.
+MIX = [(1, 1), (15, 15), (1, 16), (17, 17), (3, 255), (1, 256), (2, 257), (9, 600), (0, 40)]
+BF16, FP32, INT8 = torch.bfloat16, torch.float32, torch.int8
 
 
 @dataclasses.dataclass
@@ -92,3 +98,66 @@ def poison(cache: LayerCache) -> None:
     for tensor in cache:
         if tensor is not None:
             tensor.fill_(float("nan") if tensor.is_floating_point() else 77)
+
+
+def both_ways(case: AttentionCase) -> AttentionCase:
+    return dataclasses.replace(case, plan=dataclasses.replace(case.plan, is_causal=False))
+
+
+def attend(
+    case: AttentionCase, isa: str, num_threads: int = 2, window: int = 0, softcap: float = 0.0
+) -> torch.Tensor:
+    out = torch.full(case.q.shape, float("nan"))
+    scale = case.q.shape[2] ** -0.5
+    caches, numbers = (case.k_cache, case.v_cache), (scale, window, softcap)
+    paged_attention(
+        context(isa, num_threads), case.q, *caches, case.plan, *numbers, out, None, case.kv_scales
+    )
+    return out
+
+
+def bound(case: AttentionCase, out_magnitude: torch.Tensor, softcap: float) -> torch.Tensor:
+    """Error of the weights times sum(weight |value|), plus that of summing.
+
+    A score of D products has an absolute error of at most 2 (D + 2) roundings of |q| |k| scale, the
+    product unfused, and one more with a key's scale; a value's scale costs a weight one. A cap adds six
+    roundings of its size. The exponent's subtractions, within a split and between splits, are of numbers
+    no larger than that. A weight is off by the errors of its own score and, through the normalisation, by
+    those of the others.
+    """
+    keys = case.k_cache.double()
+    if case.kv_scales is not None:
+        keys = keys * case.kv_scales[:, :, 0, None, :].double()
+    keys = torch.nan_to_num(keys).norm(dim=2).amax()  # |q| |k| by Cauchy and Schwarz
+    magnitude = case.q.double().norm(dim=2).amax() * keys * case.q.shape[2] ** -0.5
+    score = (2 * (case.q.shape[2] + 2) + 1) * magnitude + 6 * softcap + 4 * 2 * magnitude
+    num_splits = case.plan.kv_lens.max() / 256 + 1
+    summing = 2 * (2 * 256 + 16 + 6 * num_splits) + 1
+    return out_magnitude * (2 * score + summing) * EPSILON * 1.01 + 1e-30
+
+
+def check(
+    case: AttentionCase,
+    isa: str,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: torch.Tensor | None = None,
+) -> None:
+    num_rows, heads, head_dim = case.q.shape
+    scale = head_dim**-0.5
+    out = GuardedOutput(num_rows, heads * head_dim)
+    rows = out.tensor.unflatten(1, (heads, head_dim))
+    caches = case.k_cache, case.v_cache
+    paged_attention(
+        context(isa), case.q, *caches, case.plan, scale, window, softcap, rows, sinks, case.kv_scales
+    )
+    expected, magnitude = torch.empty(2, num_rows, heads, head_dim, dtype=torch.float64)
+    arguments = (case.plan, scale, window, softcap)
+    reference.paged_attention(
+        None, case.q, case.k_cache, case.v_cache, *arguments, expected, sinks, case.kv_scales
+    )
+    reference.paged_attention(
+        None, case.q, case.k_cache, case.v_cache.abs(), *arguments, magnitude, sinks, case.kv_scales
+    )
+    assert_close(rows, expected, bound(case, magnitude, softcap))
+    out.assert_untouched_outside()
