@@ -103,6 +103,41 @@ double multiply_rate(int num_threads, int repeats) {
   return 2.0 * 16 * kNumChains * kNumSteps * (double)num_threads / seconds;
 }
 
+// Sums of products of pairs of bfloat16, by vdpbf16ps.
+static void* multiply_bf16_share(void* argument) {
+  Share* share = argument;
+  share->sum = 0;
+#if defined(__AVX512BF16__)
+  __m512 chains[kNumChains];
+#pragma GCC unroll 24
+  for (int j = 0; j < kNumChains; ++j) chains[j] = _mm512_set1_ps((float)j);
+  const __m512i pairs = _mm512_set1_epi32(0x3c003c00);
+  for (int64_t i = 0; i < share->num_steps; ++i) {
+#pragma GCC unroll 24
+    for (int j = 0; j < kNumChains; ++j) {
+      __asm__ volatile("vdpbf16ps %1, %1, %0" : "+v"(chains[j]) : "v"(pairs));
+    }
+  }
+#pragma GCC unroll 24
+  for (int j = 0; j < kNumChains; ++j) share->sum += _mm512_reduce_add_ps(chains[j]);
+#endif
+  return NULL;
+}
+
+// Multiplications plus additions per second; 0 where the machine has no such instruction.
+double multiply_bf16_rate(int num_threads, int repeats) {
+  if (num_threads > kMaxThreads) return 0;
+#if defined(__AVX512BF16__)
+  const double products_per_step = 32.0 * kNumChains;
+#else
+  const double products_per_step = 0;
+#endif
+  Share shares[kMaxThreads];
+  for (int i = 0; i < num_threads; ++i) shares[i] = (Share){NULL, 0, kNumSteps, 0};
+  const double seconds = best_time(multiply_bf16_share, shares, num_threads, repeats);
+  return 2.0 * products_per_step * kNumSteps * (double)num_threads / seconds;
+}
+
 // Sums of products of bytes, by the best instruction for it.
 static void* multiply_bytes_share(void* argument) {
   Share* share = argument;

@@ -23,7 +23,7 @@ class Limits:
             prefer_wide = ["-mprefer-vector-width=512"] if os.uname().machine == "x86_64" else []
             subprocess.run([*command, *prefer_wide, "-pthread", "-o", library, source], check=True)
             self._library = ctypes.CDLL(str(library))
-        for name in ("read_rate", "multiply_rate", "multiply_bytes_rate"):
+        for name in ("read_rate", "multiply_rate", "multiply_bf16_rate", "multiply_bytes_rate"):
             getattr(self._library, name).restype = ctypes.c_double
         self._num_threads = num_threads
 
@@ -35,6 +35,10 @@ class Limits:
     def fp32_gflops(self) -> float:
         """10^9 fp32 multiplications and additions per second, all in registers."""
         return self._library.multiply_rate(self._num_threads, 100) / 1e9
+
+    def bf16_gflops(self) -> float:
+        """10^9 of the same of pairs of bfloat16 by vdpbf16ps; 0: this machine has it not."""
+        return self._library.multiply_bf16_rate(self._num_threads, 100) / 1e9
 
     def int8_gops(self) -> float:
         """10^9 multiplications and additions of bytes per second, all in registers; 0: not known here."""

@@ -1,6 +1,6 @@
 """Linear layers of a model with 494 million parameters, against what the machine can read and multiply.
 
-    python bench/kernels/bench_linear.py [--threads 2] [--isa auto] [--dtype bfloat16|float32|int8|int4]
+    python bench/kernels/bench_linear.py [--threads 2] [--dtype bfloat16|bf16_dot|float32|int8|int4]
 
 Rows: 1 and 16 are decoding, 1024 is a prefill. Weights are cold: enough copies of a layer are
 multiplied one after the other to fill more than any cache. "floor" is what the larger of two times
@@ -33,7 +33,7 @@ SHAPES = (
 )
 ROWS = (1, 16, 1024)
 COLD_BYTES = 400_000_000
-LARGEST_ERROR = {"bfloat16": 1e-5, "float32": 1e-5, "int8": 0.02, "int4": 0.2}
+LARGEST_ERROR = {"bfloat16": 1e-5, "bf16_dot": 0.005, "float32": 1e-5, "int8": 0.02, "int4": 0.2}
 
 
 def packed(ctx, weight: torch.Tensor, dtype: str):
@@ -87,10 +87,12 @@ def main() -> None:
 
     limits = Limits(args.threads)
     read = limits.read_gbps()
-    multiply = limits.int8_gops() if args.dtype.startswith("int") else limits.fp32_gflops()
+    unit = "int8" if args.dtype.startswith("int") else "fp32"
+    multiply = limits.int8_gops() if unit == "int8" else limits.fp32_gflops()
+    if args.dtype == "bf16_dot" and limits.bf16_gflops() > 0:
+        unit, multiply = "bf16", limits.bf16_gflops()
     ctx = _native.ExecutionContext(args.threads, args.isa)
     print(f"{machine()}\n{args.threads} threads, {ctx.isa}, {args.dtype}")
-    unit = "int8" if args.dtype.startswith("int") else "fp32"
     print(f"limits: read {read:.1f} GB/s, {unit} {multiply:.0f} Gop/s\n")
     print("layer     rows        ms  spread    GB/s    Gop/s  share of limit")
     rows, totals = [], dict.fromkeys(ROWS, (0.0, 0.0))

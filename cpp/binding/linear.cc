@@ -16,14 +16,14 @@ namespace py = pybind11;
 using cpu::ExecutionContext;
 using cpu::PackedMatrix;
 
-constexpr const char* kFormatNames[] = {"float32", "bfloat16", "int8", "int4", "int4_affine"};
+constexpr const char* kFormatNames[] = {"float32", "bfloat16", "bf16_dot", "int8", "int4", "int4_affine"};
 
 WeightFormat format_of(const std::string& dtype) {
-  for (int i = 0; i < 5; ++i) {
+  for (int i = 0; i < 6; ++i) {
     if (dtype == kFormatNames[i]) return static_cast<WeightFormat>(i);
   }
   throw Error(ErrorCode::kInvalidArgument,
-              "dtype: expected float32, bfloat16, int8, int4 or int4_affine, got '" + dtype + "'");
+              "dtype: expected float32, bfloat16, bf16_dot, int8, int4 or int4_affine, got '" + dtype + "'");
 }
 
 // Views of a list's tensors, valid as long as this lives.

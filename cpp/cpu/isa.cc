@@ -56,6 +56,16 @@ const char* isa_name(Isa isa) {
   return "unknown";
 }
 
+bool has_bf16_dot(Isa isa) {
+#if defined(__x86_64__)
+  static const bool kMachineHas = __builtin_cpu_supports("avx512bf16");
+  return kMachineHas && (isa == Isa::kAvx512 || isa == Isa::kAvx512Vnni);
+#else
+  (void)isa;
+  return false;
+#endif
+}
+
 std::vector<Isa> available_isas() {
   std::vector<Isa> available;
   for (Isa isa : kBuilt) {

@@ -12,6 +12,9 @@ enum class Isa { kBaseline, kNeon, kAvx2, kAvx512, kAvx512Vnni };
 
 const char* isa_name(Isa isa);
 
+// Whether the kernels of the set may use vdpbf16ps, which machines have whatever else they have.
+bool has_bf16_dot(Isa isa);
+
 // Sets that both this build and this machine have, slowest first. Never empty.
 std::vector<Isa> available_isas();
 

@@ -29,7 +29,8 @@ int64_t num_bytes(int64_t out_features, int64_t in_features, WeightFormat format
   const int64_t num_panels = (out_features + kPanelColumns - 1) / kPanelColumns;
   switch (format) {
     case WeightFormat::kFloat32: return num_panels * kPanelColumns * in_features * 4;
-    case WeightFormat::kBFloat16: return num_panels * kPanelColumns * in_features * 2;
+    case WeightFormat::kBFloat16:
+    case WeightFormat::kBFloat16Dot: return num_panels * kPanelColumns * in_features * 2;
     default: return num_panels * panel_bytes(layout, in_features);
   }
 }
@@ -132,7 +133,8 @@ void PackedMatrix::pack_rows(ThreadPool& pool, int64_t row_start, const TensorVi
     throw Error(ErrorCode::kInvalidArgument, "dtype: int4_affine weights are packed from their codes");
   }
   switch (format_) {
-    case WeightFormat::kBFloat16: pack_any<Bf16>(pool, weight, row_start, buffer_->data()); break;
+    case WeightFormat::kBFloat16:
+    case WeightFormat::kBFloat16Dot: pack_any<Bf16>(pool, weight, row_start, buffer_->data()); break;
     case WeightFormat::kFloat32: pack_any<float>(pool, weight, row_start, buffer_->data()); break;
     default:
       quantize_rows(pool, weight, row_start, format_, layout_, column_scales(),

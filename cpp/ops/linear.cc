@@ -1,5 +1,6 @@
 #include "ops/linear.h"
 
+#include <optional>
 #include <string>
 
 #include "engine/error.h"
@@ -29,6 +30,21 @@ GateKernel gate_kernel(const cpu::KernelTable& kernels, Activation activation) {
   }
 }
 
+// The rows of x in bfloat16, with a stride that `round_rows` fills.
+void round_rows(cpu::ExecutionContext& context, const TensorView& x, uint16_t* out, int64_t out_stride) {
+  constexpr int64_t kSmallInput = 8192;  // rows that one thread rounds sooner than it would wake the others
+  const RoundRowsArgs args{
+      .x = x.as<const float>(),
+      .out = out,
+      .x_stride = x.strides[0],
+      .out_stride = out_stride,
+      .in_features = x.shape[1],
+  };
+  const auto kernel = context.kernels().round_rows;
+  context.pool().parallel_for(x.shape[0], divide_up(kSmallInput, x.shape[1]),
+                              [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
 // out [T, N], or with a gate [T, N / 2].
 void multiply(cpu::ExecutionContext& context, const TensorView& x, const cpu::PackedMatrix& weight,
               const TensorView* bias, GateKernel gate, const TensorView& out) {
@@ -41,18 +57,26 @@ void multiply(cpu::ExecutionContext& context, const TensorView& x, const cpu::Pa
   if (T == 0) return;
   const float* bias_data = bias != nullptr ? bias->as<const float>() : nullptr;
   if (is_quantized(weight.format())) return quantized_linear(context, x, weight, bias_data, gate, out);
+  const bool is_rounded = weight.format() == WeightFormat::kBFloat16Dot;
+  const int64_t rounded_stride = divide_up(K, 2) * 2;
+  std::optional<cpu::Scratch::Hold> scratch;
+  if (is_rounded) {
+    scratch = context.scratch().take(T * rounded_stride * 2);
+    round_rows(context, x, reinterpret_cast<uint16_t*>(scratch->data), rounded_stride);
+  }
   const LinearArgs args{
-      .x = x.as<const float>(),
+      .x = is_rounded ? static_cast<const void*>(scratch->data) : x.as<const float>(),
       .weight = weight.data(),
       .bias = bias_data,
       .out = out.as<float>(),
-      .x_stride = x.strides[0],
+      .x_stride = is_rounded ? rounded_stride : x.strides[0],
       .out_stride = out.strides[0],
       .num_rows = T,
       .in_features = K,
       .out_features = N,
       .rows_per_block = 0,
       .format = weight.format(),
+      .has_bf16_dot = cpu::has_bf16_dot(context.isa()),
       .is_out_of_item = false,
   };
   const auto kernel = context.kernels().linear;

@@ -217,9 +217,9 @@ def activate(ctx: ExecutionContext, x: Tensor, activation: str, out: Tensor) -> 
 class PackedMatrix:
     """Weights [out_features, in_features] in the layout of the CPU kernels.
 
-    dtype: "bfloat16", "float32", "int8", "int4" or "int4_affine". `group_len` (32 or 128; 0: 128 for int8,
-    32 for int4) k of a row share a scale. The memory is taken at once, in huge pages where the system allows;
-    it is written by pack_rows.
+    dtype: "bfloat16", "float32", "bf16_dot" (stored as bfloat16), "int8", "int4" or "int4_affine".
+    `group_len` (32 or 128; 0: 128 for int8, 32 for int4) k of a row share a scale. The memory is taken at
+    once, in huge pages where the system allows; it is written by pack_rows.
     """
 
     def __init__(self, out_features: int, in_features: int, dtype: str, group_len: int = 0) -> None: ...

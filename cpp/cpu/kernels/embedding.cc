@@ -62,7 +62,8 @@ void embedding(const EmbeddingArgs& args, int64_t begin, int64_t end) {
     float* out = args.out + token * args.out_stride;
     switch (args.format) {
       case WeightFormat::kFloat32: read_float32(args, panel, column, out); break;
-      case WeightFormat::kBFloat16: read_bfloat16(args, panel, column, out); break;
+      case WeightFormat::kBFloat16:
+      case WeightFormat::kBFloat16Dot: read_bfloat16(args, panel, column, out); break;
       default: read_quantized(args, panel, column, out);
     }
   }

@@ -217,8 +217,9 @@ struct PagedAttentionArgs {
   bool is_causal;  // else later keys are seen, too
 };
 
-// How a packed matrix stores its weights; see cpu/packed_matrix.h.
-enum class WeightFormat : uint8_t { kFloat32, kBFloat16, kInt8, kInt4, kInt4Affine };
+// How a packed matrix stores its weights; see cpu/packed_matrix.h. kBFloat16Dot is stored as kBFloat16, and
+// multiplied with activations that are rounded to bfloat16, too (docs/decisions/0020-bf16-products.md).
+enum class WeightFormat : uint8_t { kFloat32, kBFloat16, kBFloat16Dot, kInt8, kInt4, kInt4Affine };
 
 static constexpr bool is_quantized(WeightFormat format) { return format >= WeightFormat::kInt8; }
 
@@ -227,7 +228,7 @@ inline constexpr int64_t kPanelColumns = 32;
 
 // Work item: one panel of outputs for one block of rows; panels of the same block are neighbours.
 struct LinearArgs {
-  const float* x;      // [T, K]
+  const void* x;       // [T, K] float32; for kBFloat16Dot bfloat16, K being padded with a zero if it is odd
   const void* weight;  // panels [ceil(N / 32)][K][32]
   const float* bias;   // [N], or null
   float* out;          // [T, N]
@@ -235,7 +236,15 @@ struct LinearArgs {
   int64_t num_rows, in_features, out_features;  // T, K, N
   int64_t rows_per_block;
   WeightFormat format;
+  bool has_bf16_dot;    // the machine has the instruction for kBFloat16Dot
   bool is_out_of_item;  // out is [rows_per_block, 32], of the one item that is computed
+};
+
+// Work item: one row.
+struct RoundRowsArgs {
+  const float* x;  // [T, K]
+  uint16_t* out;   // [T, out_stride] bfloat16, zero from K on
+  int64_t x_stride, out_stride, in_features;
 };
 
 // Quantised products: k that share one scale of the activations, and k that are stored together.

@@ -10,7 +10,7 @@ from engine.errors import ConfigError
 DTYPES = ("auto", "bfloat16", "float32")
 POOLINGS = ("mean", "cls", "last", "max")
 KV_CACHE_DTYPES = ("auto", "int8")
-QUANTIZATIONS = ("none", "int8", "int4")
+QUANTIZATIONS = ("none", "bf16_dot", "int8", "int4")
 SCHEDULE_POLICIES = ("fcfs", "lpm")
 LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits")
 SPECULATIONS = ("off", "ngram")

@@ -112,7 +112,8 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag(
         "--quantization", Kind.TEXT, MODEL,
-        "Bits of the weights; the checkpoint is quantized while it is loaded. Activations become 8 bits.",
+        "int8 or int4: bits of the weights, which are quantized while they are loaded; activations become 8 "
+        "bits. bf16_dot: both are bfloat16 in products, which is faster where the CPU has AVX512-BF16.",
         EngineConfig, QUANTIZATIONS,
     ),
     Flag(

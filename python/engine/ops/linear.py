@@ -24,6 +24,7 @@ def linear(
     packed; bias float32 [N]. `out` must not overlap `x`.
     Cost: up to about 16 rows one read of the weights, at the speed of memory; from there on 2 T K N
     operations of fp32 FMA, for bf16 weights too.
-    Source: docs/decisions/0001-order-of-sums.md for the order in which products are added.
+    Source: docs/decisions/0001-order-of-sums.md for the order in which products are added; 0020 for
+    "bf16_dot", which rounds x to bfloat16.
     """
     _native.linear(ctx, x, weight, bias, out)

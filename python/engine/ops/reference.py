@@ -28,8 +28,9 @@ class PackedMatrix:
         self.dtype = dtype
         self.is_quantized = dtype in reference_quantized.GROUP_LEN
         self._group_len = group_len or reference_quantized.GROUP_LEN.get(dtype, 0)
-        stored = torch.float32 if self.is_quantized else getattr(torch, dtype)
-        self.weight = torch.zeros(out_features, in_features, dtype=stored)
+        self.is_rounded = dtype == "bf16_dot"
+        kind = "bfloat16" if self.is_rounded else "float32" if self.is_quantized else dtype
+        self.weight = torch.zeros(out_features, in_features, dtype=getattr(torch, kind))
         self.column_scales = torch.ones(in_features)
         self.column_order: list[int] = []
 
@@ -52,6 +53,8 @@ class PackedMatrix:
 def linear(ctx, x: torch.Tensor, weight: PackedMatrix, bias: torch.Tensor | None, out: torch.Tensor) -> None:
     if weight.column_order:
         x = x[:, weight.column_order]
+    if weight.is_rounded:
+        x = x.bfloat16()
     if weight.is_quantized:
         x = reference_quantized.quantize_activations(x.float() * weight.column_scales)
     product = x.double() @ weight.weight.double().T

@@ -6,7 +6,7 @@ from engine.models.any_model import AnySpec
 from engine.models.spec import num_elements
 
 DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
-WEIGHT_BYTES = {**DTYPE_BYTES, "int8": 1 + 4 / 128, "int4": 1 / 2 + 2 / 32}
+WEIGHT_BYTES = {**DTYPE_BYTES, "bf16_dot": 2, "int8": 1 + 4 / 128, "int4": 1 / 2 + 2 / 32}
 """Per weight, with its share of the scales."""
 CODE_BYTES = {"int8": 1.0, "int4": 0.5, "int4_affine": 0.5}
 SCALE_BYTES = {"int8": 4, "int4": 2, "int4_affine": 8}

@@ -30,7 +30,7 @@ STEPS = ((1, 0, 1), (3, 17, 0), (16, 1, 0), (2, 3, 0), (38, 0, 0), (1, 13, 0))
 MIXES_ROWS = frozenset({"convolution", "cumprod", "_fft_r2c"})
 """Functions that look at earlier rows, which may be of another request."""
 
-TOLERANCE = {"none": 1e-3, "int8": 0.05, "int4": 0.05}
+TOLERANCE = {"none": 1e-3, "bf16_dot": 0.05, "int8": 0.05, "int4": 0.05}
 """Of a row's length, between two orders of sums; fewer bits make steps of small differences."""
 
 ROW_INDEPENDENT = frozenset(
