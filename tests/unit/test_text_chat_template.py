@@ -392,3 +392,11 @@ def test_a_template_shows_tools_or_not():
     assert not ChatTemplate("{{ messages[0].content }}", {}).shows_tools
     assert not ChatTemplate("{{ raise_exception('no') }}", {}).shows_tools
     assert not ChatTemplate(None, {}).shows_tools
+
+
+def test_a_template_may_need_descriptions_of_tools():
+    """That of gpt-oss puts them together with text, whether there is one or not."""
+    needs = "{% for t in tools %}// {{ '' + t.function.description }}: {{ t.function.name }}{% endfor %}"
+    assert ChatTemplate(needs, {}).needs_descriptions
+    assert not ChatTemplate(needs.replace("'' + ", ""), {}).needs_descriptions
+    assert not ChatTemplate("{{ messages[0].content }}", {}).needs_descriptions

@@ -24,10 +24,10 @@ class Function:
     parameters: dict[str, Any] | None
     is_strict: bool
 
-    @property
-    def shown(self) -> dict[str, Any]:
+    def shown(self, *, needs_description: bool = False) -> dict[str, Any]:
         """The tool as templates take it."""
-        description = {} if self.description is None else {"description": self.description}
+        has_none = self.description is None and not needs_description
+        description = {} if has_none else {"description": self.description or ""}
         parameters = {"type": "object", "properties": {}} if self.parameters is None else self.parameters
         return {"type": "function", "function": {"name": self.name, **description, "parameters": parameters}}
 

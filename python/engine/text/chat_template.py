@@ -73,14 +73,20 @@ class ChatTemplate:
     @functools.cached_property
     def shows_tools(self) -> bool:
         """Whether the model is told of the tools of a request."""
-        function = {"name": "probe_tool", "description": "", "parameters": {"type": "object"}}
+        return self._shows_tool({"name": "probe_tool", "description": "", "parameters": {"type": "object"}})
+
+    @functools.cached_property
+    def needs_descriptions(self) -> bool:
+        """Whether tools can be shown with a description only, if an empty one."""
+        without = {"name": "probe_tool", "parameters": {"type": "object"}}
+        return self.shows_tools and not self._shows_tool(without)
+
+    def _shows_tool(self, function: Mapping[str, Any]) -> bool:
+        tool = {"type": "function", "function": function}
         try:
-            text = self.render(
-                [{"role": "user", "content": ""}], tools=[{"type": "function", "function": function}]
-            )
+            return function["name"] in self.render([{"role": "user", "content": ""}], tools=[tool])
         except InvalidRequest:
             return False
-        return "probe_tool" in text
 
     def written_call(self, name: str, arguments: Mapping[str, Any]) -> str | None:
         """A conversation with a call of one tool, as the model is shown it; None if that fails."""

@@ -75,9 +75,10 @@ def parse(context: ServerContext, model: ModelFiles, body: dict[str, Any]) -> Ch
 def render_prompt(model: ModelFiles, asked: ChatRequest) -> str:
     """The whole conversation as the model reads it."""
     template, variables = model.chat_template, asked.template_variables
+    offered = None if asked.tools is None else asked.tools.offered
     return template.render(
         asked.messages,
-        tools=None if asked.tools is None else [function.shown for function in asked.tools.offered],
+        tools=offered and [tool.shown(needs_description=template.needs_descriptions) for tool in offered],
         add_generation_prompt=asked.add_generation_prompt,
         continue_final_message=asked.continue_final_message,
         **effort_variables(asked.thoughts.effort, template, variables),
