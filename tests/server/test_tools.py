@@ -210,10 +210,12 @@ def test_tools_are_shown_to_the_model_as_they_were_taught(server: Server) -> Non
 
 
 def test_a_tool_without_a_description_is_shown_where_templates_need_one(tmp_path: Path) -> None:
-    template = template_writing("hermes").replace("{{ t | tojson }}", "{{ t.function.description + '!' }}")
+    template = template_writing("hermes").replace(
+        "{{ t | tojson }}", "{{ t.function.name + t.function.description }}"
+    )
     with Server(write_model(tmp_path, template=template)) as server:
         assert server.chat(tools=[ADD]).status_code == 200
-        assert server.prompt_text(server.engine.submitted[-1]) == "!;u:Hi;a:"
+        assert server.prompt_text(server.engine.submitted[-1]) == "add;u:Hi;a:"
 
 
 def test_without_a_choice_tools_are_neither_shown_nor_read(server: Server) -> None:
