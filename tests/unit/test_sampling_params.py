@@ -1,5 +1,7 @@
 """What a script or a request may ask of sampling, and how it is told that it may not."""
 
+import re
+
 import msgspec
 import pytest
 
@@ -51,6 +53,20 @@ def test_a_wrong_value_is_refused_by_name(param, value):
         SamplingParams(**{param: value})
     assert caught.value.param == ("top_logprobs" if value == 21 else param)
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("param", "value", "shown"),
+    [
+        ("top_p", 1.0000001, "1.0000001"),
+        ("top_p", 0.0, "0"),
+        ("temperature", 2.1, "2.1"),
+        ("min_p", 1e30, "1e+30"),
+    ],
+)
+def test_the_wrong_value_is_shown_as_it_is(param, value, shown):
+    with pytest.raises(InvalidRequest, match=f" got {re.escape(shown)}$"):
+        SamplingParams(**{param: value})
 
 
 @pytest.mark.parametrize(

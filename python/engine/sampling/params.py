@@ -56,19 +56,19 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         if self.temperature < 0:
             _fail("temperature", "must be non-negative")
         if self.temperature > 2:
-            _fail("temperature", f"must be at most 2, got {self.temperature:g}")
+            _fail("temperature", f"must be at most 2, got {self.temperature:.12g}")
         if not 0 < self.top_p <= 1:
-            _fail("top_p", f"must be in (0, 1], got {self.top_p:g}")
+            _fail("top_p", f"must be in (0, 1], got {self.top_p:.12g}")
         if self.top_k < -1:
             _fail("top_k", f"must be -1 (off), 0 (off) or positive, got {self.top_k}")
         if not 0 <= self.min_p <= 1:
-            _fail("min_p", f"must be in [0, 1], got {self.min_p:g}")
+            _fail("min_p", f"must be in [0, 1], got {self.min_p:.12g}")
         for name in ("frequency_penalty", "presence_penalty"):
             value = getattr(self, name)
             if not -2 <= value <= 2:
-                _fail(name, f"must be in [-2, 2], got {value:g}")
+                _fail(name, f"must be in [-2, 2], got {value:.12g}")
         if not 0 < self.repetition_penalty <= 2:
-            _fail("repetition_penalty", f"must be in (0, 2], got {self.repetition_penalty:g}")
+            _fail("repetition_penalty", f"must be in (0, 2], got {self.repetition_penalty:.12g}")
         if self.max_tokens is not None and self.max_tokens < 0:
             _fail("max_tokens", f"must be non-negative, got {self.max_tokens}")
         if self.min_tokens < 0:
@@ -93,7 +93,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             if token_id < 0:
                 _fail("logit_bias", f"token ids must be non-negative, got {token_id}")
             if not -100 <= bias <= 100:
-                _fail("logit_bias", f"must be in [-100, 100], got {bias:g} for token {token_id}")
+                _fail("logit_bias", f"must be in [-100, 100], got {bias:.12g} for token {token_id}")
 
     def num_prompt_scores(self, prompt_len: int) -> int:
         """How many tokens of a prompt get a log-probability: the last ones, never the first token."""
