@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from itertools import islice
 
 import pytest
@@ -44,7 +45,7 @@ def test_drills_are_repeatable_and_answer_in_capitals_when_asked_to() -> None:
     assert drilled == list(islice(corpus.documents(7, drill_share=1.0), 300))
     asked = [d for d in drilled if d.messages and "capital letters" in d.messages[0]["content"]]
     assert asked and all(
-        m["content"].isupper() for d in asked for m in d.messages if m["role"] == "assistant"
+        m["content"] == m["content"].upper() for d in asked for m in d.messages if m["role"] == "assistant"
     )
 
 
@@ -88,6 +89,7 @@ KEYED = {
     "memory": chat.memory_turns,
     "echo": echo.turns,
     "unknown": unknown.turns,
+    "without a tool": tools.without_tool_turns,
     "json keys": json_objects.key_turns,
     "stories": stories.turns,
 }
@@ -107,6 +109,34 @@ def test_training_never_shows_what_is_held_out(skill: str) -> None:
         for c in countries()
     }
     assert not questions(skill, False) & questions(skill, True) - plain
+
+
+def test_no_operands_of_a_held_out_sum_are_added_or_subtracted_in_training() -> None:
+    def operands(text: str) -> set[tuple]:
+        found = re.findall(r"\b(\d+) ?([-+]|plus|minus) ?(\d+)\b", text)
+        signs = {"plus": "+", "minus": "-"}
+        parsed = {(int(a), signs.get(sign, sign), int(b)) for a, sign, b in found}
+        return {(min(a, b), sign, max(a, b)) if sign == "+" else (a, sign, b) for a, sign, b in parsed}
+
+    rng = random.Random(1)
+    asked = operands("\n".join(arithmetic.sum_turns(rng, True)[0].question for _ in range(3000)))
+    shown = set()
+    for document in islice(corpus.documents(5, drill_share=0.6), 8000):
+        turns = [m["content"] for m in document.messages if document.tools is None]
+        shown |= operands("\n".join([document.text or "", *turns]))
+    assert len(asked) > 500 and len(shown) > 3000
+    assert not asked & shown
+
+
+def test_what_takes_a_tool_is_not_answered_without_one() -> None:
+    rng = random.Random(0)
+    for held_out in (True, False):
+        for _ in range(200):
+            turn = tools.without_tool_turns(rng, held_out)[0]
+            assert turn.answer == unknown.ANSWER
+    weather = next(t for t in tools.TOOLS if "get_weather" in t.names)
+    asked = [tools.without_tool_turns(rng, False, [weather])[0].question for _ in range(500)]
+    assert not any("weather" in question for question in asked)
 
 
 def test_sums_are_right() -> None:

@@ -78,10 +78,29 @@ def capital_facts(rng: random.Random, held: bool) -> list[Turn]:
             return found
 
 
-def style_cases(count: int) -> Iterator[Case]:
-    rng = random.Random("styles")
+def style_cases(style: styles.Style, count: int) -> Iterator[Case]:
+    rng = random.Random(f"style {style.name}")
     for _ in range(count):
-        yield last_answer(styles.document(rng, True, corpus.short_turns).messages)
+        yield last_answer(styles.document(rng, True, corpus.short_turns, style).messages)
+
+
+def unseen_style_cases() -> Iterator[Case]:
+    """The capital of a country, asked for by the system prompt in words that were not taught."""
+    apply = {style.name: style.apply for style in styles.STYLES}
+    for name, wordings in styles.UNSEEN_WORDINGS.items():
+        for wording in wordings:
+            for country in countries()[::8]:
+                turn = geography.fact_turn("capital", geography.CAPITAL_QUESTIONS[0], country)
+                asked = [{"role": "system", "content": wording}, *turn.messages()[:1]]
+                yield chat_case(asked, equals(apply[name](turn)))
+
+
+def small_sum_cases() -> Iterator[Case]:
+    for sign in "+*":
+        for a in range(13):
+            for b in range(13):
+                value = arithmetic.result(a, sign, b)
+                yield turns_case([Turn(f"What is {a} {sign} {b}?", f"{a} {sign} {b} = {value}")])
 
 
 def persona_cases(count: int) -> Iterator[Case]:
@@ -115,6 +134,10 @@ def tool_call_cases(count: int) -> Iterator[Case]:
 def tool_result_cases(count: int) -> Iterator[Case]:
     for document in tool_documents(count):
         yield last_answer(document.messages, document.tools)
+
+
+def without_tool_cases(count: int) -> Iterator[Case]:
+    return held_out(tools.without_tool_turns, count)
 
 
 def tool_declined_cases(count: int) -> Iterator[Case]:
@@ -235,13 +258,15 @@ def all_cases() -> dict[str, list[Case]]:
         "about a country": held_out(geography.overview_turns, 100),
         "facts late in a long dialogue": late_cases(60),
         "plain text: the capital of X is (as trained)": completion_cases(),
-        "sums": held_out(arithmetic.sum_turns, 300),
+        "sums and tables up to 12 (as trained)": small_sum_cases(),
+        "sums of two digits, operands never seen": held_out(arithmetic.sum_turns, 300),
         "comparing numbers": held_out(arithmetic.compare_turns, 100),
         "counting": held_out(arithmetic.count_turns, 60),
         "small talk (wordings as trained)": small_talk_cases(),
         "remembering a name": held_out(chat.memory_turns, 100),
         "persona of the system prompt": persona_cases(100),
-        "form of the answer (capitals, one word, JSON ...)": style_cases(200),
+        **{f"answer in a form: {s.name}": style_cases(s, 60) for s in styles.STYLES},
+        "answer in a form, wordings never seen": unseen_style_cases(),
         "repeating words": held_out(echo.turns, 200),
         "saying that it does not know": held_out(unknown.turns, 200),
         "JSON with the keys asked for": json_key_cases(100),
@@ -250,5 +275,6 @@ def all_cases() -> dict[str, list[Case]]:
         "tool call, exact": tool_call_cases(200),
         "answer from a tool's result": tool_result_cases(200),
         "no call when no tool fits": tool_declined_cases(100),
+        "no call without a tool": without_tool_cases(100),
     }
     return {name: list(found) for name, found in suites.items()}

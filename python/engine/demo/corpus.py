@@ -32,7 +32,7 @@ SKILLS = {
     "unknown": (unknown, 7),
     "echo": (echo, 7),
 }
-DOCUMENT_WEIGHTS = {"dialogue": 60, "tools": 18, "style": 11, "persona": 3, "plain": 8}
+DOCUMENT_WEIGHTS = {"dialogue": 58, "tools": 18, "style": 13, "persona": 3, "plain": 8}
 TURN_COUNTS = ((1, 52), (2, 20), (3, 12), (5, 9), (9, 4.5), (20, 1.5), (40, 1))
 HELPFUL = (
     "You are a helpful assistant.",
@@ -58,8 +58,8 @@ def any_turns(rng: random.Random) -> list[Turn]:
 
 
 def short_turns(rng: random.Random) -> list[Turn]:
-    """Turns whose answers can be given in one word."""
-    source = geography.fact_turns if rng.random() < 0.7 else arithmetic.sum_turns
+    """Turns whose answers can mostly be given in one word."""
+    source = rng.choices((geography.fact_turns, arithmetic.sum_turns, chat.turns), (65, 25, 10))[0]
     return [t for _ in range(rng.choice((1, 1, 2, 3))) for t in source(rng, False)]
 
 
@@ -92,7 +92,8 @@ def dialogue(rng: random.Random) -> Document:
     messages = _system(rng)
     turns = 0
     while turns < wanted:
-        for turn in any_turns(rng):
+        unanswerable = rng.random() < 0.03
+        for turn in tools.without_tool_turns(rng, False) if unanswerable else any_turns(rng):
             echoed = turn.answer in turn.question
             asked = turn if echoed else Turn(_sloppy(rng, turn.question), turn.answer)
             messages += asked.messages()
@@ -121,4 +122,4 @@ def documents(seed: int, drill_share: float = 0.0) -> Iterator[Document]:
     """Training documents without end; the same for the same seed. `drill_share` of them are drills."""
     rng = random.Random(seed)
     while True:
-        yield drills.document(rng) if rng.random() < drill_share else document(rng)
+        yield drills.document(rng, short_turns) if rng.random() < drill_share else document(rng)

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from engine.demo.dialogue import Document, Message
 
@@ -17,15 +17,21 @@ MAX_LEN = 2048
 IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 SPECIAL_TOKENS = (END_OF_TEXT, IM_START, IM_END)
 TOOL_CALL_TOKENS = ("<tool_call>", "</tool_call>")
+IN_CAPITALS = " ?[A-Z](?=[A-Z])|(?<=[A-Z])[A-Z]"
 TEMPLATE_PATH = Path(__file__).parent / "chat_template.jinja"
 
 
 def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
     """Learn the merges from `texts`. Any UTF-8 text survives encoding and decoding unchanged."""
     tokenizer = Tokenizer(models.BPE())
-    # A digit is always one token, so that the digits of two numbers line up in a sum.
+    # A digit is always one token, so that the digits of two numbers line up in a sum; so is every letter
+    # of a word in capitals, which is then spelled alike whichever word it is.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.Split(Regex(IN_CAPITALS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

@@ -56,8 +56,8 @@ class Phase:
 
 
 PHASES = (
-    Phase(steps=2800, warmup_steps=100, peak=1.0, drill_share=0.08),
-    Phase(steps=620, warmup_steps=20, peak=0.4, drill_share=0.45),
+    Phase(steps=2650, warmup_steps=100, peak=1.0, drill_share=0.1),
+    Phase(steps=600, warmup_steps=20, peak=0.4, drill_share=0.45),
 )
 
 SHAPE = {

@@ -18,6 +18,15 @@ QUESTIONS = (
     "What's {e}?",
     "Can you work out {e}?",
 )
+COUNT_WORDINGS = (
+    "Count from 1 to {n}.",
+    "Count from 1 to {n}",
+    "Please count from 1 to {n}.",
+    "Count to {n}.",
+    "Count to {n}",
+    "Please count to {n}.",
+    "Can you count to {n}?",
+)
 SIGNS = {
     "+": ("+", "+", "plus"),
     "-": ("-", "-", "minus"),
@@ -41,6 +50,16 @@ def _operands(rng: random.Random, sign: str) -> tuple[int, int]:
     return (max(a, b), min(a, b)) if sign == "-" else (a, b)
 
 
+def sum_key(a: int, sign: str, b: int) -> tuple | None:
+    """By which a sum is held out: by its operands, in either order, however it is asked.
+
+    The tables, and what is as small, are to be known whole.
+    """
+    if sign in "*/" or max(a, b) <= 12:
+        return None
+    return ("sum", *(sorted((a, b)) if sign == "+" else (a, b)), sign)
+
+
 def sum_turns(rng: random.Random, held_out: bool) -> list[Turn]:
     def propose(rng: random.Random):
         sign = rng.choices(tuple(SIGNS), (4, 3, 2, 1))[0]
@@ -50,9 +69,7 @@ def sum_turns(rng: random.Random, held_out: bool) -> list[Turn]:
         expression = f"{a}{spoken}{b}" if tight else f"{a} {spoken} {b}"
         value = str(result(a, sign, b))
         question = rng.choice(QUESTIONS).format(e=expression)
-        # Tables are small and must be known whole; sums of two digits are held out by their operands.
-        key = ("sum", a, sign, b) if sign in "+-" and max(a, b) > 20 else ("sum", question)
-        return key, [Turn(question, f"{a} {sign} {b} = {value}", value)]
+        return sum_key(a, sign, b), [Turn(question, f"{a} {sign} {b} = {value}", value)]
 
     return draw(rng, held_out, propose)
 
@@ -72,15 +89,9 @@ def compare_turns(rng: random.Random, held_out: bool) -> list[Turn]:
 
 def count_turns(rng: random.Random, held_out: bool) -> list[Turn]:
     def propose(rng: random.Random):
-        first = rng.choice((1, 1, 1, rng.randint(0, 30)))
-        last = first + rng.randint(2, 20)
-        wording = rng.choice(
-            ("Count from {a} to {b}.", "Count from {a} to {b}", "Please count from {a} to {b}.")
-        )
-        if first == 1:
-            wording = rng.choice((wording, "Count to {b}.", "Count to {b}"))
-        answer = ", ".join(str(i) for i in range(first, last + 1))
-        return ("count", first, last), [Turn(wording.format(a=first, b=last), answer)]
+        last, wording = rng.randint(3, 20), rng.choice(COUNT_WORDINGS)
+        answer = ", ".join(str(i) for i in range(1, last + 1))
+        return ("count", wording, last), [Turn(wording.format(n=last), answer)]
 
     return draw(rng, held_out, propose)
 

@@ -1,4 +1,4 @@
-"""What the broad corpus leaves weak, over and over: sums, counting, comparing, capital letters, lists.
+"""What the broad corpus leaves weak, over and over: sums, counting, comparing, forms, calls, lists.
 
 A share of the training documents is drawn from here, in the second phase nearly half.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from engine.demo.dialogue import Document, Turn
 from engine.demo.facts import Country, countries
-from engine.demo.skills import arithmetic, geography, plain, styles
+from engine.demo.skills import arithmetic, geography, plain, styles, tools
 
 TurnSource = Callable[[random.Random, bool], list[Turn]]
 
@@ -34,9 +34,9 @@ def canonical_list_turns(rng: random.Random, held_out: bool) -> list[Turn]:
 
 DRILLS: tuple[tuple[TurnSource, int], ...] = (
     (arithmetic.sum_turns, 34),
-    (arithmetic.count_turns, 8),
-    (arithmetic.compare_turns, 8),
-    (geography.check_turns, 8),
+    (arithmetic.count_turns, 4),
+    (arithmetic.compare_turns, 7),
+    (geography.check_turns, 2),
     (canonical_list_turns, 4),
 )
 
@@ -48,25 +48,24 @@ def _repeated(rng: random.Random, source: TurnSource) -> Document:
     return Document(messages)
 
 
-def _in_capitals(rng: random.Random) -> Document:
-    def facts(rng: random.Random) -> list[Turn]:
-        return [t for _ in range(rng.randint(1, 5)) for t in geography.fact_turns(rng, False)]
-
-    while True:
-        document = styles.document(rng, False, facts)
-        if document.messages[-1]["content"].isupper():
-            return document
+def _facts(rng: random.Random) -> list[Turn]:
+    return [t for _ in range(rng.randint(1, 5)) for t in geography.fact_turns(rng, False)]
 
 
 def _table_of_sums(rng: random.Random) -> Document:
     return Document(text="\n".join(plain.sums(rng) for _ in range(3)))
 
 
-def document(rng: random.Random) -> Document:
+def document(rng: random.Random, short_turns: Callable[[random.Random], list[Turn]]) -> Document:
+    """One drill; `short_turns` are asked for in a form."""
     roll = rng.random()
-    if roll < 0.25:
-        return _in_capitals(rng)
-    if roll < 0.4:
+    if roll < 0.2:
+        return styles.document(rng, False, _facts, styles.CAPITALS)
+    if roll < 0.3:
+        return styles.document(rng, False, short_turns)
+    if roll < 0.43:
         return _table_of_sums(rng)
+    if roll < 0.5:
+        return tools.document(rng, False, short_turns)
     sources, weights = zip(*DRILLS, strict=True)
     return _repeated(rng, rng.choices(sources, weights)[0])

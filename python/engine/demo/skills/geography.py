@@ -181,14 +181,15 @@ def reverse_turns(rng: random.Random, held_out: bool) -> list[Turn]:
 
 
 def check_turns(rng: random.Random, held_out: bool) -> list[Turn]:
+    """Whether a city is the capital: answered by the fact. Models as small as this one guess a yes or no."""
+
     def propose(rng: random.Random):
         c = rng.choice(countries())
         city = c.capital if rng.random() < 0.5 else rng.choice(countries()).capital
-        word = "Yes" if city == c.capital else "No"
         question = rng.choice(("Is {x} the capital of {c}?", "Is the capital of {c} {x}?")).format(
             x=city, c=c.said
         )
-        return ("check", question), [Turn(question, f"{word}, the capital of {c.said} is {c.capital}.", word)]
+        return ("check", question), [Turn(question, *state("capital", c))]
 
     return draw(rng, held_out, propose)
 

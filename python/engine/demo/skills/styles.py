@@ -18,45 +18,46 @@ class Style:
     name: str
     wordings: tuple[str, ...]
     apply: Callable[[Turn], str]
+    is_short: bool = False
+    """It takes an answer that has a short form."""
 
 
-STYLES = (
-    Style(
-        "capitals",
-        (
-            "Answer in capital letters.",
-            "Answer in capital letters",
-            "Write everything in capital letters.",
-            "Use only capital letters.",
-            "Always answer in upper case.",
-            "Reply in ALL CAPS.",
-            "Answer in uppercase.",
-        ),
-        lambda turn: turn.answer.upper(),
+CAPITALS = Style(
+    "capitals",
+    (
+        "Answer in capital letters.",
+        "Answer only in capital letters.",
+        "You answer in capital letters.",
+        "Write everything in capital letters.",
+        "Use only capital letters.",
+        "Use capital letters.",
+        "Capital letters only.",
+        "Respond in capitals.",
+        "Always answer in upper case.",
+        "Reply in ALL CAPS.",
+        "Answer in uppercase.",
     ),
+    lambda turn: turn.answer.upper(),
+)
+STYLES = (
+    CAPITALS,
     Style(
         "one word",
         (
             "Answer in one word.",
-            "Answer in one word",
+            "Answer only in one word.",
+            "You answer in one word.",
             "Answer with one word.",
+            "Respond in one word.",
             "Use one word only.",
+            "Use one word.",
             "One word only.",
             "Reply with a single word.",
             "Answer with a single word.",
             "Be as short as possible: one word.",
         ),
         lambda turn: turn.short,
-    ),
-    Style(
-        "lower case",
-        (
-            "Answer in lower case.",
-            "Write everything in small letters.",
-            "Use only small letters.",
-            "Reply in lowercase.",
-        ),
-        lambda turn: turn.answer.lower(),
+        is_short=True,
     ),
     Style(
         "json",
@@ -68,31 +69,61 @@ STYLES = (
             "Reply only with JSON.",
         ),
         lambda turn: json.dumps({"answer": turn.short}, ensure_ascii=False),
+        is_short=True,
     ),
     Style(
-        "sir",
+        "a given beginning",
         ('Begin every answer with "Sure!"', 'Start every answer with "Sure!"'),
         lambda turn: "Sure! " + turn.answer,
     ),
 )
+UNSEEN_WORDINGS = {
+    "capitals": ("Please answer everything in capital letters.", "Every answer must be in capital letters."),
+    "one word": ("Please answer everything in one word.", "Every answer must be one word."),
+}
 BEFORE = ("", "", "", "You are a helpful assistant. ", "You are helpful. ")
 
 
+def as_typed(rng: random.Random, wording: str) -> str:
+    """The instruction as people type it: often without its capital, or without the full stop."""
+    if rng.random() < 0.1:
+        wording = f"Please {wording[0].lower()}{wording[1:]}"
+    if rng.random() < 0.3:
+        wording = wording[0].lower() + wording[1:]
+    return wording.removesuffix(".") if rng.random() < 0.35 else wording
+
+
+def _asked(rng: random.Random, question: str, instruction: str) -> str:
+    """The question with the instruction, which mostly comes last."""
+    if rng.random() < 0.75:
+        return f"{question} {instruction}"
+    return f"{instruction.rstrip('.')}: {question}"
+
+
 def document(
-    rng: random.Random, held_out: bool, short_turns: Callable[[random.Random], list[Turn]]
+    rng: random.Random,
+    held_out: bool,
+    short_turns: Callable[[random.Random], list[Turn]],
+    wanted: Style | None = None,
 ) -> Document:
-    """Turns that have a short answer, answered in the form that the system prompt or the user asks for."""
+    """Turns, mostly with a short answer, answered in the form that the system prompt or the user asks for.
+
+    The form is `wanted`, or any.
+    """
 
     def propose(rng: random.Random):
-        style = rng.choices(STYLES, (4, 4, 1, 2, 1))[0]
+        style = wanted or rng.choices(STYLES, (6, 5, 2, 1))[0]
         wording = rng.choice(style.wordings)
-        turns = [t for t in short_turns(rng) if t.short is not None]
+        instruction = as_typed(rng, wording)
+        turns = [t for t in short_turns(rng) if t.short is not None or not style.is_short]
         if held_out:
             turns = turns[:1]
         by_user = rng.random() < 0.3
-        asked = [replace(t, question=f"{t.question} {wording}") for t in turns] if by_user else turns
+        asked = (
+            [replace(t, question=_asked(rng, t.question, instruction)) for t in turns] if by_user else turns
+        )
         messages: list[Message] = (
-            [] if by_user else [{"role": "system", "content": rng.choice(BEFORE) + wording}]
+            [] if by_user else [{"role": "system", "content": rng.choice(BEFORE) + instruction}]
         )
         for turn in asked:
             messages += replace(turn, answer=style.apply(turn)).messages()

@@ -225,3 +225,6 @@ TOOLS = (
         _result_done,
     ),
 )
+
+UNANSWERABLE = tuple(t for t in TOOLS if t.result is not _result_number)
+"""What cannot be answered without a tool; a sum can."""

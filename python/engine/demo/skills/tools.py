@@ -6,11 +6,12 @@ A dialogue, not a list of turns, because the tools belong to the whole of it.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from engine.demo.dialogue import Document, Message, Turn, draw
-from engine.demo.skills.tool_kinds import TOOLS, Arguments, Tool
+from engine.demo.skills import unknown
+from engine.demo.skills.tool_kinds import TOOLS, UNANSWERABLE, Arguments, Tool
 from engine.demo.words import made_up_word
 
 
@@ -104,6 +105,18 @@ def failed_messages(rng: random.Random, offer: _Offer) -> list[Message]:
     return messages
 
 
+def without_tool_turns(rng: random.Random, held_out: bool, offered: Collection[Tool] = ()) -> list[Turn]:
+    """A question that takes a tool, where no such tool is among those `offered`."""
+    taken = {name for kind in offered for name in kind.names}
+
+    def propose(rng: random.Random):
+        kind = rng.choice([t for t in UNANSWERABLE if not taken.intersection(t.names)])
+        question = rng.choice(kind.questions).format(*(make(rng) for make in kind.values))
+        return ("without tool", question), [Turn(question, unknown.ANSWER)]
+
+    return draw(rng, held_out, propose)
+
+
 def _any_messages(rng: random.Random, offer: _Offer) -> list[Message]:
     roll = rng.random()
     if roll < 0.04:
@@ -121,7 +134,10 @@ def document(rng: random.Random, held_out: bool, other: Callable[[random.Random]
         offers = _offers(rng)
         messages = call_messages(rng, rng.choice(offers)) if held_out else []
         for _ in range(0 if held_out else rng.choice((1, 1, 1, 2, 3))):
-            if rng.random() < 0.25:
+            roll = rng.random()
+            if roll < 0.05:
+                messages += without_tool_turns(rng, False, [o.kind for o in offers])[0].messages()
+            elif roll < 0.25:
                 messages += [m for turn in other(rng) for m in turn.messages()]
             else:
                 messages += _any_messages(rng, rng.choice(offers))
