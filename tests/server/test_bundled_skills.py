@@ -97,3 +97,8 @@ def test_what_it_cannot_know(ask: Ask) -> None:
     """Above all it writes no call where no tool is offered."""
     for question in ("What is the weather in Paris?", "What time is it in London?", "Play the song Yesterday."):
         assert ask(question) == "I do not know that."
+
+
+def test_counts_and_checks_a_capital(ask: Ask) -> None:
+    assert ask("Count to 10.") == "1, 2, 3, 4, 5, 6, 7, 8, 9, 10"
+    assert ask("Is Berlin the capital of France?") == "The capital of France is Paris."
