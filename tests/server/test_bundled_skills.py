@@ -23,7 +23,9 @@ def ask(bundled: ServerProcess) -> Ask:
         messages: Any = [{"role": "system", "content": system}] if system else []
         for number, text in enumerate(said):
             messages.append({"role": ("user", "assistant")[number % 2], "content": text})
-        answer = client.chat.completions.create(model="default", messages=messages, temperature=0)
+        answer = client.chat.completions.create(
+            model="default", messages=messages, temperature=0, max_tokens=200
+        )
         assert answer.choices[0].finish_reason == "stop"
         return answer.choices[0].message.content or ""
 
@@ -71,7 +73,7 @@ def test_an_instruction_of_the_user(ask: Ask) -> None:
 
 def test_greetings_and_who_it_is(ask: Ask) -> None:
     assert ask("Hello!") and ask("Hello!") != "I do not know that."
-    assert "assistant" in ask("Who are you?")
+    assert "language model" in ask("Who are you?")
 
 
 @pytest.mark.parametrize(("a", "b"), [(2, 2), (1, 1), (7, 8), (3, 9), (10, 5), (12, 11)])
@@ -95,7 +97,11 @@ def test_json(ask: Ask) -> None:
 
 def test_what_it_cannot_know(ask: Ask) -> None:
     """Above all it writes no call where no tool is offered."""
-    for question in ("What is the weather in Paris?", "What time is it in London?", "Play the song Yesterday."):
+    for question in (
+        "What is the weather in Paris?",
+        "What time is it in London?",
+        "Play the song Yesterday.",
+    ):
         assert ask(question) == "I do not know that."
 
 
