@@ -353,6 +353,30 @@ def test_bombs_harm_nobody_else(server, client):
     assert chat(client, regex="ok").choices[0].message.content == "ok"
 
 
+def test_many_slow_constraints_let_quick_ones_pass(server):
+    """Four that would each be tried until the time limit hold up none that takes no time."""
+    branches = "|".join(["a*"] * 2000)
+    answered, begun = [], threading.Barrier(5)
+
+    def ask(number: int) -> None:
+        begun.wait(30)
+        assert "longer than" in post(server, regex=f"({branches})*b{number}").text
+        answered.append(number)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    begun.wait(30)
+    deadline = time.monotonic() + 10
+    while len(trials(server)) < 2:  # the others are sent by then, or soon
+        assert time.monotonic() < deadline
+    assert post(server, regex="quick").json()["choices"][0]["message"]["content"] == "quick"
+    assert len(answered) <= 1
+    for thread in threads:
+        thread.join()
+    assert len(answered) == 4
+
+
 def test_a_client_that_leaves_while_its_constraint_compiles_is_forgotten(server, client):
     slow = json_schema(
         {"anyOf": [{"type": "string", "pattern": f"^([ab{i}]|c)*d{{1,60000}}$"} for i in range(300)]}

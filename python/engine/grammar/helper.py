@@ -37,6 +37,9 @@ TRIAL_BYTES = 2**30
 """Address space of a trial, beyond what the helper has itself."""
 TRIAL_NICENESS = 5
 """Trials give way to the engine's kernels."""
+QUICK_S = 0.25
+"""Time of a trial after which it takes no turn from others any more: it goes on as the only slow one, or
+begins again when it is its turn to be that."""
 
 
 def main(argv: list[str]) -> int:
@@ -57,8 +60,9 @@ def main(argv: list[str]) -> int:
 class _Trial:
     """One fork: its job, its process, and where its answer comes from."""
 
-    def __init__(self, job: Job, pid: int, answer: Connection, timeout_s: float) -> None:
-        self.job, self.pid, self.answer = job, pid, answer
+    def __init__(self, job: Job, pid: int, answer: Connection, timeout_s: float, is_slow: bool) -> None:
+        self.job, self.pid, self.answer, self.is_slow = job, pid, answer, is_slow
+        self.turn_ends_s = time.monotonic() + QUICK_S
         self.deadline_s = time.monotonic() + timeout_s
 
 
@@ -72,13 +76,13 @@ class _Helper:
         self._compiler = self._bindings.GrammarCompiler(info, 1, False, -1)
         self._strings = StringTables(self._bindings, self._compiler, data.tokens)
         self._waiting: deque[Job] = deque()
+        self._slow: deque[Job] = deque()
         self._trials: dict[Connection, _Trial] = {}
         self._decoder = msgspec.msgpack.Decoder(Job | Forget)
 
     def serve(self) -> None:
         while True:
-            while self._waiting and len(self._trials) < MAX_TRIALS:
-                self._begin(self._waiting.popleft())
+            self._begin_trials()
             ready = multiprocessing.connection.wait([self._connection, *self._trials], self._patience_s())
             for source in ready:
                 if source is self._connection:
@@ -89,21 +93,46 @@ class _Helper:
                 self._stop(trial)
                 limit = f"takes longer than {self._settings.timeout_s:g} s to compile"
                 self._send(Verdict(trial.job.number, Refusal(limit)))
+            if self._waiting:
+                self._end_turns()
+
+    def _begin_trials(self) -> None:
+        while len(self._trials) < MAX_TRIALS and (self._waiting or self._slow):
+            is_slow = bool(self._slow) and not (self._waiting and self._has_slow)
+            self._begin((self._slow if is_slow else self._waiting).popleft(), is_slow)
+
+    def _end_turns(self) -> None:
+        """Somebody waits who may be quick: at most one of those that are not goes on."""
+        for trial in list(self._trials.values()):
+            if not trial.is_slow and trial.turn_ends_s <= time.monotonic():
+                if self._has_slow:
+                    self._stop(trial)
+                    self._slow.append(trial.job)
+                else:
+                    trial.is_slow = True
+
+    @property
+    def _has_slow(self) -> bool:
+        return any(trial.is_slow for trial in self._trials.values())
 
     def _patience_s(self) -> float | None:
-        """Seconds until a trial has run too long."""
-        deadlines = [trial.deadline_s for trial in self._trials.values()]
-        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+        """Seconds until a trial has run too long, or its turn is over and others wait."""
+        times_s = [trial.deadline_s for trial in self._trials.values()]
+        if self._waiting:
+            times_s += [trial.turn_ends_s for trial in self._trials.values() if not trial.is_slow]
+        return max(0.0, min(times_s) - time.monotonic()) if times_s else None
 
     def _take(self, message: Job | Forget) -> None:
         if isinstance(message, Job):
             self._waiting.append(message)
             return
-        self._waiting = deque(job for job in self._waiting if job.number != message.number)
+        for waiting in (self._waiting, self._slow):
+            for job in [job for job in waiting if job.number == message.number]:
+                waiting.remove(job)
         for trial in [t for t in self._trials.values() if t.job.number == message.number]:
             self._stop(trial)
 
-    def _begin(self, job: Job) -> None:
+    def _begin(self, job: Job, is_slow: bool) -> None:
         ours, theirs = multiprocessing.connection.Pipe(duplex=False)
         helper_pid = os.getpid()
         pid = os.fork()
@@ -114,7 +143,7 @@ class _Helper:
             finally:
                 os._exit(0)
         theirs.close()
-        self._trials[ours] = _Trial(job, pid, ours, self._settings.timeout_s)
+        self._trials[ours] = _Trial(job, pid, ours, self._settings.timeout_s, is_slow)
 
     def _try(self, constraint: Constraint) -> Refusal | Passed:
         """In the fork."""
