@@ -13,6 +13,8 @@ import itertools
 import logging
 import multiprocessing.connection
 import os
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -41,6 +43,8 @@ MAX_CACHED = 1024
 MAX_CACHED_BYTES = 256 * 2**20
 _STACK_BYTES = 64 * 2**20
 """Of the thread: more than the helper has, where every constraint was tried."""
+_SILENCE_S = 10.0
+"""Beside the time for each constraint that waits: the helper, and what it starts, need some of their own."""
 _HELPER_COMMAND = (sys.executable, "-m", "engine.grammar.helper")
 
 
@@ -225,7 +229,7 @@ class _Worker(threading.Thread):
         """Seconds until a helper that says nothing is taken for stuck: it answers in time by itself."""
         if not self._jobs:
             return None
-        limit_s = 10 + self._settings.timeout_s * (1 + len(self._jobs))
+        limit_s = _SILENCE_S + self._settings.timeout_s * (1 + len(self._jobs))
         return max(0.0, self._silent_since_s + limit_s - time.monotonic())
 
     def _take(self, message: Constraint | Key | None) -> None:
@@ -247,14 +251,19 @@ class _Worker(threading.Thread):
             self._lose_helper()
 
     def _hear(self) -> None:
-        """One message of the helper: the vocabulary when it has started, then verdicts."""
+        """What the helper says, or that it is gone."""
         assert self._helper is not None
         self._silent_since_s = time.monotonic()
         try:
-            data = self._helper.recv_bytes()
+            self._heed(self._helper.recv_bytes())
         except (OSError, EOFError):
             self._lose_helper()
-            return
+        except Exception:
+            logger.exception("the grammar helper is of no use and is killed")
+            self._lose_helper()
+
+    def _heed(self, data: bytes) -> None:
+        """One message of the helper: the vocabulary when it has started, then verdicts."""
         if self._vocabulary is None:
             self._learn(msgspec.msgpack.decode(data, type=VocabularyData))
             return
@@ -307,6 +316,9 @@ class _Worker(threading.Thread):
                 stdin=subprocess.DEVNULL,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(search_path)},
             )
+        patience_s = _SILENCE_S + 2 * self._settings.timeout_s
+        with socket.socket(fileno=os.dup(ours.fileno())) as end:  # who is stopped reads nothing
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(patience_s))
         self._helper = ours
         self._vocabulary = None
 
@@ -329,3 +341,8 @@ class _Worker(threading.Thread):
             self._process.kill()
             self._process.wait()
             self._process = None
+
+
+def _timeval(seconds: float) -> bytes:
+    """As a socket's time-out is set."""
+    return struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))

@@ -1,0 +1,49 @@
+"""The engine's side of compiling constraints, with helpers that fail in every way a process can."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import sys
+
+import psutil
+import pytest
+
+from engine.errors import InternalError
+from engine.grammar import compiler as module
+from engine.grammar.compiler import GrammarCompiler
+from engine.sampling.constraint import MAX_CONSTRAINT_CHARS, Constraint
+
+READS = "from multiprocessing.connection import Connection; c = Connection(int(sys.argv[1]));"
+HELPERS = {
+    "is stopped": "os.kill(os.getpid(), signal.SIGSTOP)",
+    "reads and says nothing": READS + "[c.recv_bytes() for _ in iter(int, 1)]",
+    "exits": "sys.exit(3)",
+    "exits once it is asked": READS + "c.recv_bytes()",
+    "hangs up and stays": "os.close(int(sys.argv[1])); time.sleep(600)",
+    "talks nonsense": READS + "c.send_bytes(b'nonsense'); time.sleep(600)",
+}
+
+
+@pytest.mark.parametrize("text", ["[a-z]+", "a" * MAX_CONSTRAINT_CHARS], ids=["small", "large"])
+@pytest.mark.parametrize("how", HELPERS)
+def test_a_helper_that_fails_fails_its_constraints_only(
+    how: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is answered, however much the helper leaves unread; and so are those that come later."""
+    monkeypatch.setattr(module, "_SILENCE_S", 0.5)
+    program = f"import os, signal, sys, time; {HELPERS[how]}"
+    compiler = GrammarCompiler("", 100, timeout_s=0.1, helper_command=(sys.executable, "-c", program))
+    with contextlib.closing(compiler):
+        for number in range(2):
+            constraints = [Constraint("regex", f"{i}{number}{text[2:]}") for i in range(3)]
+            for constraint in constraints:
+                compiler.start(constraint)
+            results = {}
+            while len(results) < 3:
+                assert select.select([compiler.wake_fd], [], [], 20)[0], "somebody waits for ever"
+                results |= compiler.take_results()
+            assert set(results) == {constraint.key for constraint in constraints}
+            assert all(isinstance(result, InternalError) for result in results.values())
+    left = [child for child in psutil.Process().children() if program in child.cmdline()]
+    assert not left
