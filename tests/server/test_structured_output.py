@@ -265,6 +265,7 @@ def post(server, **fields) -> httpx.Response:
         ({"choice": "a"}, "choice", "array"),
         ({"choice": [1]}, "choice", "strings"),
         ({"json_schema": "{"}, "json_schema", "not valid JSON"),
+        ({"json_schema": '{"type": "number", "minimum": NaN}'}, "json_schema", "NaN is no number"),
         ({"structural_tag": {"type": "nothing"}}, "structural_tag", "a format"),
         ({"structural_tag": {"type": "structural_tag", "format": {
             "type": "json_schema", "json_schema": {"not": {}}}}}, "structural_tag", '"not" at #'),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from engine import LLM, SamplingParams
 from engine.grammar.channel_budget import BoundedThoughts
 from engine.grammar.look_ahead import masks_behind
 from engine.grammar.matcher import ConstraintMatcher, MatcherBatch
@@ -17,7 +20,9 @@ from engine.server.tool_constraint import tool_constraint
 from engine.server.tools import Function, ToolUse
 from engine.text.formats.harmony import HARMONY, MARKERS
 from helpers.grammars import Grammars
+from helpers.http_server import write_model
 from helpers.outputs import format_named, read
+from helpers.server_process import LLAMA
 
 WORDS = [*MARKERS, "analysis", "ana", "comment", "ary", "final", "assistant", " to", "add", "<|", "|>", "end"]
 TOKENS = [bytes([i]) for i in range(256)] + [word.encode() for word in WORDS] + [b""]
@@ -151,3 +156,31 @@ def test_a_budget_is_used_to_its_last_token(grammars: Grammars) -> None:
     for budget in range(4, 40, 5):
         answers = (drawn(grammars, "required", budget, seed, 0.0) for seed in range(20))
         assert any(END in ids and ids.index(END) == budget - 1 for ids in answers)
+
+
+def test_both_ways_of_forcing_give_the_same_answers(tmp_path: Path) -> None:
+    path = write_model(tmp_path, special=MARKERS)
+    vocab_size = json.loads((path / "config.json").read_text())["vocab_size"]
+    (path / "config.json").write_text(json.dumps({**LLAMA, "vocab_size": vocab_size}))
+    answers = []
+    for steps in (True, False):
+        with LLM(str(path), load_format="dummy", disable_jump_forward=steps, debug_checks=True) as llm:
+            (channel,), (end,) = (llm.tokenizer.encode(mark) for mark in ("<|channel|>", "<|end|>"))
+            params = [
+                SamplingParams(
+                    max_tokens=90,
+                    seed=budget,
+                    logprobs=2,
+                    constraint=constraint_of(kind),
+                    thinking=ThoughtMessages(channel=channel, end=end, budget=budget),
+                )
+                for kind in KINDS
+                for budget in (0, 11, 12, 25, 40)
+            ]
+            outputs = llm.generate(["Go on"] * len(params), params, use_tqdm=False)
+            answers.append([output.outputs[0] for output in outputs])
+    for one_by_one, at_once in zip(*answers, strict=True):
+        assert one_by_one.token_ids == at_once.token_ids
+        assert one_by_one.logprobs == at_once.logprobs
+        assert one_by_one.finish_reason == at_once.finish_reason
+    assert any(end in answer.token_ids for answer in answers[0])
