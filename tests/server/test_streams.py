@@ -276,3 +276,17 @@ def test_stopping_cuts_off_what_does_not_end(model_dir: Path) -> None:
                 while opened.recv(65536):
                     pass
     assert not server.engine.running
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/generate"])
+def test_a_client_of_http_1_0_gets_a_stream_without_chunks(server: Server, path: str) -> None:
+    body = {"text": "x", "stream": True} if path == "/generate" else {**CHAT, "prompt": "x", "stream": True}
+    whole = server.post(path, body).text
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: {len(content)}\r\n\r\n"
+    head, _, events = server.raw(head.encode() + content).partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head.lower() and b"connection: close" in head.lower()
+    assert b"x-request-id: " in head and b"content-type: text/event-stream; charset=utf-8" in head
+    assert events.endswith(b"data: [DONE]\n\n")
+    assert events.count(b"data: ") == whole.count("data: ")
+    assert server.chat().status_code == 200

@@ -13,6 +13,8 @@ from types import TracebackType
 from typing import Any
 
 import msgspec
+from sanic.headers import format_http1_response
+from sanic.http.constants import Stage
 from sanic.request import Request
 
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -153,6 +155,7 @@ class EventStream:
         self._held = b""
         self._has_begun = False
         """Whether the headers are out."""
+        self._is_chunked = request.version != "1.0"
         self._connection = request.stream.protocol
         self._comment: asyncio.Task[None] | None = None
 
@@ -160,9 +163,25 @@ class EventStream:
         self._response = await self._request.respond(
             status=200, headers={**HEADERS, **self._headers}, content_type=CONTENT_TYPE
         )
+        if not self._is_chunked:
+            await self._begin_plain()
         self._loop = asyncio.get_running_loop()
         self._watch()
         return self
+
+    async def _begin_plain(self) -> None:
+        """Send the headers of an answer that ends with its connection: HTTP/1.0 knows no chunks."""
+        http, self._response.headers["connection"] = self._request.stream, "close"
+        http.keep_alive = False
+
+        async def send(data: bytes, end_stream: bool) -> None:
+            if data:
+                await self._connection.send(data)
+            if end_stream:
+                http.response_func, http.stage = None, Stage.IDLE
+
+        http.response_func, http.stage = send, Stage.RESPONSE
+        await self._connection.send(format_http1_response(200, self._response.processed_headers))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -205,7 +224,7 @@ class EventStream:
         if self._held:
             event, self._held = self._held + event, b""
         self._last_sent = self._sending_since = monotonic()
-        if is_last or not self._has_begun:
+        if is_last or not self._has_begun or not self._is_chunked:
             await self._response.send(event, is_last)
             self._has_begun = True
         elif event:  # what the framework would send, by a shorter way
