@@ -121,6 +121,8 @@ def _read_modules(directory: Path) -> EmbeddingSpec:
         if index == 0:
             if kind != "Transformer":
                 raise ConfigError(f"modules.json: the first module must be a Transformer, got {kind!r:.80}")
+            if folder:
+                raise ConfigError(f"modules.json: a Transformer in a folder ({folder:.80}) is not supported")
         elif kind == "Pooling" and not pooling:
             pooling = _pooling(read_json(directory / folder / "config.json"), folder)
         elif kind == "Dense" and pooling and len(dense) < MAX_DENSE_LAYERS:
