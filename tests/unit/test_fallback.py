@@ -106,6 +106,13 @@ def test_configurations_that_are_refused(tmp_path: Path, changes: dict, message:
     assert message in refusal(edit_config(write_config(tmp_path, "StableLm"), **changes))
 
 
+def test_a_configuration_that_its_own_modules_cannot_follow(tmp_path: Path) -> None:
+    """Latent attention has no heads to share: where config.json speaks of fewer, the first product fails."""
+    directory = edit_config(save_model(make_model("deepseek_v3"), tmp_path), num_key_value_heads=2)
+    with pytest.raises(ConfigError, match="^DeepseekV3ForCausalLM cannot compute with this configuration: "):
+        make_runner(directory)
+
+
 def test_code_of_a_checkpoint_runs_only_where_it_is_trusted(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     write_config(tmp_path, "StableLm")

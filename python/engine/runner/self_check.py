@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.errors import ConfigError
+from engine.errors import ConfigError, EngineError
 from engine.models.any_model import AnyModel, AnySpec
 from engine.models.decoder import DecoderInputs
 from engine.models.fallback.spec import TransformersSpec
@@ -53,10 +53,19 @@ class Verdict(NamedTuple):
 
 
 def check_batches(model: AnyModel, spec: AnySpec, quantization: str) -> Verdict:
-    """A model of ours is batch-invariant by its making; another is tried."""
+    """A model of ours is batch-invariant by its making; another is tried.
+
+    Raises: `ConfigError` for one that is not served right, or fails.
+    """
     if isinstance(spec, ModelSpec):
         return Verdict(True, "")
-    return _try(model, spec, quantization)
+    try:
+        return _try(model, spec, quantization)
+    except EngineError:
+        raise
+    except Exception as error:  # the configuration is foreign input, and so is the code that follows it
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{spec.architecture} cannot compute with this configuration: {reason}") from None
 
 
 def _try(model: TransformersDecoder, spec: TransformersSpec, quantization: str) -> Verdict:
