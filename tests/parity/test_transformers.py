@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from helpers.native import FMA_ISAS
 from helpers.tiny_models import (
     CONTEXT,
     KINDS,
@@ -129,6 +130,21 @@ def test_comparison_notices_a_wrong_configuration(kind, changes, tmp_path):
     tokens, logits = generate(runner, prompt, 8)
     assert worst_error(logits, their_logits(wrong, prompt, tokens)) <= TOLERANCE
     assert worst_error(logits, their_logits(right, prompt, tokens)) > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize("head_dim", [16, 32, 48])
+def test_heads_as_small_as_those_of_small_models(head_dim, tmp_path):
+    model = make_model("qwen3", head_dim=head_dim)
+    save_model(model, tmp_path)
+    prompt = make_prompt(200)
+    tokens, logits = generate(make_runner(tmp_path), prompt, 8)
+    theirs = their_logits(model, prompt, tokens)
+    assert worst_error(logits, theirs) <= TOLERANCE and theirs.argmax(-1).tolist() == tokens
+    for isa in FMA_ISAS:
+        again = generate(make_runner(tmp_path, isa=isa), prompt, 8, 37)
+        assert again[0] == tokens and torch.equal(again[1], logits)
+    rounded = generate(make_runner(tmp_path, kv_cache_dtype="int8"), prompt, 1)[1]
+    assert 0 < worst_error(rounded, theirs[:1]) <= 0.1
 
 
 @pytest.mark.parametrize("length", [65, 200])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from urllib.parse import quote
@@ -9,6 +10,8 @@ from urllib.parse import quote
 import pytest
 
 from engine.config.server_config import ServerConfig
+from engine.errors import ConfigError
+from engine.server.model_files import ModelFiles
 from helpers.http_server import MODEL_PATH, Server, write_model
 
 NAMES = ("org/model-a", "plain", "with:colon", "/abs/path", "per%cent", "spaced name")
@@ -146,3 +149,17 @@ def test_health_waits_for_the_models_text_side(model_dir: Path) -> None:
         response = server.get("/health")
         assert (response.status_code, response.json()["error"]["code"]) == (503, "model_loading")
         assert server.chat().json()["error"]["code"] == "model_loading"
+
+
+@pytest.mark.parametrize("names", [5, None, [5], {"a": 1}])
+def test_odd_names_in_a_configuration_are_shown_or_left_out(tmp_path: Path, names: object) -> None:
+    directory = write_model(tmp_path)
+    path = directory / "config.json"
+    config = {**json.loads(path.read_text()), "architectures": names, "text_config": 5, "model_type": [1]}
+    path.write_text(json.dumps(config))
+    files = ModelFiles.load(str(directory), sampling_defaults="none")
+    assert files.architectures == (("5",) if isinstance(names, list) else ())
+    assert (files.model_type, files.vocab_size) == ("[1]", config["vocab_size"])
+    path.write_text(json.dumps({**config, "text_config": {"vocab_size": "many"}}))
+    with pytest.raises(ConfigError, match="^config.json: vocab_size must be an integer"):
+        ModelFiles.load(str(directory), sampling_defaults="none")

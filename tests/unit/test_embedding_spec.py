@@ -133,7 +133,11 @@ def test_broken_lists_of_modules(directory: Path, content: str, message: str) ->
     ("files", "message"),
     [
         ({"sentence_bert_config": {"max_seq_length": -1}}, "max_seq_length"),
-        ({"sentence_bert_config": {"max_seq_length": "many"}}, "max_seq_length"),
+        (
+            {"sentence_bert_config": {"max_seq_length": "many"}},
+            "^sentence_bert_config.json: max_seq_length must",
+        ),
+        ({"sentence_bert_config": {"do_lower_case": 1}}, "^sentence_bert_config.json: do_lower_case must"),
         ({"sentence_bert_config": []}, "must hold a JSON object"),
         ({"sentence_bert_config": {"query_length": 32}}, "query_length is not supported"),
         ({"sentence_bert_config": {"transformer_task": "fill-mask"}}, "transformer_task must be one of"),

@@ -144,7 +144,7 @@ def test_broken_config_is_one_line(tmp_path, text):
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "one flat object"),
         ({"rope_scaling": [1]}, "one flat object"),
         ({"num_key_value_heads": 3}, "4 query heads do not divide into 3"),
-        ({"head_dim": 72}, "head_dim 72 is not supported; supported: 64 to 256 in steps of 16"),
+        ({"head_dim": 72}, "head_dim 72 is not supported; supported: 16 to 256 in steps of 16"),
         ({"hidden_size": -1}, "hidden_size must be an integer from 1 to"),
         ({"hidden_size": True}, "hidden_size must be an integer"),
         ({"vocab_size": "many"}, "vocab_size must be an integer"),

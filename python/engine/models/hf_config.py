@@ -19,7 +19,7 @@ ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"
 WINDOWED = "sliding_attention"
 LAYER_TYPES = ("full_attention", WINDOWED)
 DTYPES = ("float32", "float16", "bfloat16")
-HEAD_DIMS = range(64, 257, 16)
+HEAD_DIMS = range(16, 257, 16)
 MAX_INTEGER = 2**31 - 1
 MAX_LAYERS = 4096
 MAX_EXPERTS = 4096
@@ -63,16 +63,20 @@ def integer(
     *,
     minimum: int = 1,
     maximum: int = MAX_INTEGER,
+    file: str = "config.json",
 ) -> int:
-    """An integer of config.json; null counts as absent. Raises: `ConfigError` naming the key."""
+    """An integer of config.json, or of another file; null counts as absent.
+
+    Raises: `ConfigError` naming the key.
+    """
     value = config.get(key)
     if value is None:
         value = default
     if value is None:
-        raise ConfigError(f"config.json lacks {key}")
+        raise ConfigError(f"{file} lacks {key}")
     if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
         expected = f"an integer from {minimum} to {maximum}"
-        raise ConfigError(f"config.json: {key} must be {expected}, got {value!r:.80}")
+        raise ConfigError(f"{file}: {key} must be {expected}, got {value!r:.80}")
     return value
 
 
@@ -88,13 +92,16 @@ def number(config: Mapping[str, Any], key: str, default: float | None = None) ->
     return float(value)
 
 
-def flag(config: Mapping[str, Any], key: str, default: bool = False) -> bool:
-    """A boolean of config.json; null counts as absent. Raises: `ConfigError` naming the key."""
+def flag(config: Mapping[str, Any], key: str, default: bool = False, *, file: str = "config.json") -> bool:
+    """A boolean of config.json, or of another file; null counts as absent.
+
+    Raises: `ConfigError` naming the key.
+    """
     value = config.get(key)
     if value is None:
         return default
     if not isinstance(value, bool):
-        raise ConfigError(f"config.json: {key} must be true or false, got {value!r:.80}")
+        raise ConfigError(f"{file}: {key} must be true or false, got {value!r:.80}")
     return value
 
 
@@ -279,7 +286,7 @@ def _token_ids(config: Mapping[str, Any], key: str) -> tuple[int, ...]:
 def check_supported(spec: ModelSpec) -> None:
     """Raises: `ConfigError` where the kernels or the facts themselves do not fit together."""
     if spec.head_dim not in HEAD_DIMS:
-        raise ConfigError(f"head_dim {spec.head_dim} is not supported; supported: 64 to 256 in steps of 16")
+        raise ConfigError(f"head_dim {spec.head_dim} is not supported; supported: 16 to 256 in steps of 16")
     if spec.num_heads % spec.num_kv_heads:
         raise ConfigError(
             f"{spec.num_heads} query heads do not divide into {spec.num_kv_heads} key-value heads"

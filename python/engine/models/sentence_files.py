@@ -56,7 +56,7 @@ def read_sentence_files(directory: Path) -> SentenceFiles:
         )
     return SentenceFiles(
         max_len=_max_len(limits, directory),
-        lowers_case=flag(limits, "do_lower_case"),
+        lowers_case=flag(limits, "do_lower_case", file=LIMITS_FILE),
         prompts=prompts,
         default_prompt=default_prompt,
         activation=activation,
@@ -67,7 +67,7 @@ def read_sentence_files(directory: Path) -> SentenceFiles:
 def _max_len(limits: Mapping[str, Any], directory: Path) -> int | None:
     """Older versions write the limit into a file of their own, newer ones leave it with the tokenizer."""
     if limits.get("max_seq_length") is not None:
-        return integer(limits, "max_seq_length")
+        return integer(limits, "max_seq_length", file=LIMITS_FILE)
     found = _optional(directory / "tokenizer_config.json").get("model_max_length")
     return found if type(found) is int and 0 < found < _NO_LIMIT else None
 

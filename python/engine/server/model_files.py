@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from engine.errors import ConfigError, InvalidRequest
-from engine.models.hf_config import read_config
+from engine.models.hf_config import integer, read_config
 from engine.sampling.params import SamplingParams
 from engine.text.chat_template import ChatTemplate
 from engine.text.formats.detect import AUTO, ModelFormats, choose_formats
@@ -58,7 +58,7 @@ class ModelFiles:
         """
         config = read_config(directory)
         tokenizer = Tokenizer.from_checkpoint(directory)
-        text_config = config.get("text_config", config)
+        nested, names = config.get("text_config"), config.get("architectures")
         if chat_template_file is None:
             chat_template = ChatTemplate.from_tokenizer(tokenizer)
         else:
@@ -67,9 +67,11 @@ class ModelFiles:
             tokenizer=tokenizer,
             chat_template=chat_template,
             formats=choose_formats(chat_template, tool_call_parser, reasoning_parser),
-            vocab_size=text_config.get("vocab_size", tokenizer.vocab_size),
-            model_type=config.get("model_type", ""),
-            architectures=tuple(config.get("architectures") or ()),
+            vocab_size=integer(
+                nested if isinstance(nested, dict) else config, "vocab_size", tokenizer.vocab_size
+            ),
+            model_type=str(config.get("model_type") or ""),
+            architectures=tuple(map(str, names)) if isinstance(names, list) else (),
             sampling_defaults=_sampling_defaults(Path(directory)) if sampling_defaults == "model" else {},
         )
 
