@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from engine.errors import CheckpointError
 from engine.models.any_model import read_any_spec
 from engine.models.checkpoint_files import SINGLE_FILE
+from engine.models.quantized_config import read_quantization
 from engine.models.spec import ModelSpec
 from helpers.published_configs import PUBLISHED, VOCAB_SIZE, shrunk
 from helpers.tiny_models import fill_at_random
@@ -84,6 +85,61 @@ def test_longrope_by_its_first_name(tmp_path: Path) -> None:
     spec = read_any_spec(write(tmp_path, config))
     su = {**config, "rope_scaling": {**config["rope_scaling"], "type": "su"}}
     assert read_any_spec(write(tmp_path, su)) == spec
+
+
+W4A16 = {
+    "actorder": "weight", "block_structure": None, "dynamic": False, "group_size": 128, "num_bits": 4,
+    "observer": "minmax", "observer_kwargs": {}, "strategy": "group", "symmetric": True, "type": "int",
+}  # fmt: skip
+W8A8 = W4A16 | {"actorder": None, "group_size": None, "num_bits": 8, "strategy": "channel"}
+TOKENS_8 = {"dynamic": True, "num_bits": 8, "strategy": "token", "symmetric": True, "type": "int"}
+
+
+def compressed(weights: dict, layout: str, **group: object) -> dict:
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights, "output_activations": None, **group}}
+    return {
+        "config_groups": groups, "format": layout, "ignore": ["lm_head"], "kv_cache_scheme": None,
+        "quant_method": "compressed-tensors", "quantization_status": "compressed",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        (
+            {"bits": 4, "group_size": 128, "modules_to_not_convert": None, "quant_method": "awq",
+             "version": "gemm", "zero_point": True},
+            ("awq", 4, 128, False, False),
+        ),
+        (
+            {"bits": 4, "damp_percent": 0.1, "desc_act": False, "group_size": 128, "quant_method": "gptq",
+             "model_file_base_name": "model", "model_name_or_path": None, "sym": True,
+             "true_sequential": True},
+            ("gptq", 4, 128, True, False),
+        ),
+        (
+            {"bits": 4, "checkpoint_format": "gptq", "desc_act": True, "dynamic": None, "group_size": 32,
+             "lm_head": False, "meta": {"quantizer": ["gptqmodel:2.0"]}, "pack_dtype": "int32",
+             "quant_method": "gptq", "sym": True},
+            ("gptq", 4, 32, True, True),
+        ),
+        (compressed(W4A16, "pack-quantized"), ("pack-quantized", 4, 128, True, False)),
+        (
+            compressed(W4A16 | {"actorder": "group"}, "pack-quantized", input_activations=None),
+            ("pack-quantized", 4, 128, True, True),
+        ),
+        (
+            compressed(W8A8, "int-quantized", input_activations=TOKENS_8),
+            ("int-quantized", 8, 0, True, False),
+        ),
+    ],
+)  # fmt: skip
+def test_published_quantization_configs(facts: dict, expected: tuple) -> None:
+    """Of Qwen's AWQ, TheBloke's and GPTQModel's GPTQ, and llm-compressor's files."""
+    found = read_quantization({"quantization_config": facts})
+    assert found is not None
+    facts_found = found.method, found.bits, found.group_size, found.is_symmetric, found.has_order
+    assert facts_found == expected
 
 
 OLD_NAMES = {"model.": "language_model.model.", "lm_head.": "language_model.lm_head."}

@@ -143,7 +143,7 @@ def _compressed_tensors(facts: Mapping[str, Any]) -> Quantization:
         bits=bits,
         group_size=_group_size(weights, ("group_size",)) if strategy == "group" else 0,
         is_symmetric=is_symmetric,
-        has_order=weights.get("actorder") in ("group", True),
+        has_order=weights.get("actorder") in ("group", "dynamic", True),
         marker=".weight_packed" if is_packed else ".weight",
         scales=".weight_scale",
     )
