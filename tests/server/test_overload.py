@@ -107,7 +107,7 @@ def test_health_is_quick_while_100_wait(roomy: ServerProcess) -> None:
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         while len(looks_s) < 50:
             done = thread.submit(lambda: asyncio.run(crowd()))
-            wait_until(lambda: num_waiting(roomy) >= 100)
+            wait_until(lambda: num_waiting(roomy) >= 100, 30)
             while num_waiting(roomy) >= 100:
                 start = time.perf_counter()
                 assert roomy.http.get("/health").status_code == 200
