@@ -371,8 +371,9 @@ def test_many_slow_constraints_let_quick_ones_pass(server):
     deadline = time.monotonic() + 10
     while len(trials(server)) < 2:  # the others are sent by then, or soon
         assert time.monotonic() < deadline
-    assert post(server, regex="quick").json()["choices"][0]["message"]["content"] == "quick"
-    assert len(answered) <= 1
+    for word in ("quick", "again"):  # when two slow ones are tried because nobody else waits, too
+        assert post(server, regex=word).json()["choices"][0]["message"]["content"] == word
+        assert len(answered) <= 1
     for thread in threads:
         thread.join()
     assert len(answered) == 4

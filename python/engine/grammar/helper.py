@@ -98,8 +98,10 @@ class _Helper:
 
     def _begin_trials(self) -> None:
         while len(self._trials) < MAX_TRIALS and (self._waiting or self._slow):
-            is_slow = bool(self._slow) and not (self._waiting and self._has_slow)
-            self._begin((self._slow if is_slow else self._waiting).popleft(), is_slow)
+            has_slow = self._has_slow
+            takes_slow = bool(self._slow) and not (self._waiting and has_slow)
+            job = (self._slow if takes_slow else self._waiting).popleft()
+            self._begin(job, is_slow=takes_slow and not has_slow)
 
     def _end_turns(self) -> None:
         """Somebody waits who may be quick: at most one of those that are not goes on."""
