@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import socket
@@ -246,6 +247,17 @@ class Server:
         with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as connection:
             connection.sendall(data)
             return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+@contextlib.contextmanager
+def sent_post(url: str, path: str, body: Any, **headers: str) -> Iterator[socket.socket]:
+    """A connection on which a request was sent and nothing was read. To leave it is to vanish."""
+    content, at = json.dumps(body).encode(), httpx.URL(url)
+    lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {len(content)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    with socket.create_connection((at.host, at.port), timeout=10) as opened:
+        opened.sendall("\r\n".join([*lines, "", ""]).encode() + content)
+        yield opened
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 10) -> None:

@@ -6,16 +6,14 @@ import concurrent.futures
 import itertools
 import json
 import math
-import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import httpx
 import openai
 import pytest
 
 from engine.config.model_location import bundled_model
-from helpers.http_server import events_of, wait_until
+from helpers.http_server import events_of, sent_post, wait_until
 from helpers.server_process import ServerProcess
 
 KEYS = ("a-first-key", "another-key")
@@ -155,11 +153,7 @@ def test_a_vanished_client_frees_its_place(bundled: ServerProcess, stream: bool)
         return bundled.http.get("/v1/loads").json()["aggregate"]["num_running_reqs"]
 
     body = {"model": "default", "prompt": "x", "max_tokens": 2000, "ignore_eos": True, "n": 4}
-    content = json.dumps({**body, "stream": stream}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n".encode()
-    url = httpx.URL(bundled.url)
-    with socket.create_connection((url.host, url.port), timeout=10) as leaving:
-        leaving.sendall(head + content)
+    with sent_post(bundled.url, "/v1/completions", {**body, "stream": stream}):
         wait_until(lambda: num_running() == 4)
     wait_until(lambda: num_running() == 0, 2)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import logging
@@ -10,6 +9,7 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,14 @@ import pytest
 
 from engine.config.server_config import ServerConfig
 from engine.server.schema import ChatRequest
-from helpers.http_server import EOS, Server, wait_until
+from helpers.http_server import EOS, Server, sent_post, wait_until
 from helpers.server_process import ServerProcess
 
 CHAT = {"model": "default", "messages": [{"role": "user", "content": "x"}]}
 
 
-@contextlib.contextmanager
-def connection(server: Server, path: str, body: dict[str, Any]) -> Iterator[socket.socket]:
-    """A connection that has sent a request and nothing more."""
-    content = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as opened:
-        opened.sendall(head.encode() + content)
-        yield opened
+def connection(server: Server, path: str, body: dict[str, Any]) -> AbstractContextManager[socket.socket]:
+    return sent_post(server.url, path, body)
 
 
 def read_until(opened: socket.socket, what: bytes) -> bytes:
@@ -162,11 +156,7 @@ def test_choices_that_grow_together_go_out_together(
     """One write a step, which is one chunk of the transfer."""
     body = {"model": "default", "max_tokens": 20, "ignore_eos": True, "stream": True, "seed": 1, **fields}
     whole = bundled.http.post(path, json={**body, "stream": False}).json()
-    url = httpx.URL(bundled.url)
-    content = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
-    with socket.create_connection((url.host, url.port), timeout=10) as opened:
-        opened.sendall(head.encode() + content)
+    with sent_post(bundled.url, path, body) as opened:
         framed = read_until(opened, b"\r\n0\r\n\r\n").partition(b"\r\n\r\n")[2]
     texts = [""] * 8
     for event in re.findall(rb"data: ({.*})\n\n", framed):
@@ -272,7 +262,7 @@ def test_stopping_cuts_off_what_does_not_end(model_dir: Path) -> None:
         with connection(server, "/v1/chat/completions", {**CHAT, "stream": True}) as opened:
             wait_until(lambda: running(server) == 1)
             server.begin_stop()
-            with contextlib.suppress(ConnectionResetError):
+            with suppress(ConnectionResetError):
                 while opened.recv(65536):
                     pass
     assert not server.engine.running
