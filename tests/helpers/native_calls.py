@@ -113,7 +113,7 @@ class Arguments:
         return self._draw(st.lists(st.integers(least, most), max_size=most_rows))
 
     def matrix(self, out_features: int, in_features: int) -> _native.PackedMatrix:
-        dtype = self.one_of("float32", "bfloat16", "int8", "int4", "int4_affine")
+        dtype = self.one_of("float32", "bfloat16", "bf16_dot", "int8", "int4", "int4_affine")
         matrix = _native.PackedMatrix(out_features, in_features, dtype, self.one_of(0, 32, 128))
         if dtype == "int4_affine" or dtype.startswith("int") and self.one_of(True, False):
             matrix.pack_codes(self._ctx, 0, **plain(self.codes(matrix, out_features)))

@@ -57,7 +57,9 @@ def test_what_is_right_is_computed(op: str, data: st.DataObject) -> None:
 
 
 _SIZES = st.integers(-1, 300) | st.sampled_from(EXTREMES)
-_FORMATS = st.sampled_from(["float32", "bfloat16", "int8", "int4", "int4_affine", "float64", "", "\0"])
+_FORMATS = st.sampled_from(
+    ["float32", "bfloat16", "bf16_dot", "int8", "int4", "int4_affine", "float64", "", "\0"]
+)
 
 
 @settings(FUZZ, max_examples=4 * NUM_EXAMPLES)
