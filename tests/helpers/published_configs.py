@@ -263,6 +263,87 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+_BERT = {
+    "attention_probs_dropout_prob": 0.1, "classifier_dropout": None, "gradient_checkpointing": False,
+    "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "id2label": {"0": "LABEL_0"},
+    "label2id": {"LABEL_0": 0}, "position_embedding_type": "absolute", "torch_dtype": "float32",
+    "use_cache": True,
+}  # fmt: skip
+EMBEDDERS: dict[str, dict[str, Any]] = {
+    "bge-base-en-v1.5": {
+        **_BERT, "architectures": ["BertModel"], "hidden_size": 768, "intermediate_size": 3072,
+        "layer_norm_eps": 1e-12, "max_position_embeddings": 512, "model_type": "bert",
+        "num_attention_heads": 12, "num_hidden_layers": 12, "pad_token_id": 0, "type_vocab_size": 2,
+        "vocab_size": 30522,
+    },
+    "all-distilroberta-v1": {
+        **_BERT, "architectures": ["RobertaForMaskedLM"], "bos_token_id": 0, "eos_token_id": 2,
+        "hidden_size": 768, "intermediate_size": 3072, "layer_norm_eps": 1e-05,
+        "max_position_embeddings": 514, "model_type": "roberta", "num_attention_heads": 12,
+        "num_hidden_layers": 6, "pad_token_id": 1, "type_vocab_size": 1, "vocab_size": 50265,
+    },
+    "multilingual-e5-large": {
+        **_BERT, "architectures": ["XLMRobertaModel"], "bos_token_id": 0, "eos_token_id": 2,
+        "hidden_size": 1024, "intermediate_size": 4096, "layer_norm_eps": 1e-05,
+        "max_position_embeddings": 514, "model_type": "xlm-roberta", "num_attention_heads": 16,
+        "num_hidden_layers": 24, "output_past": True, "pad_token_id": 1, "type_vocab_size": 1,
+        "vocab_size": 250002,
+    },
+    "distilbert-base": {
+        "activation": "gelu", "architectures": ["DistilBertForMaskedLM"], "attention_dropout": 0.1,
+        "dim": 768, "dropout": 0.1, "hidden_dim": 3072, "max_position_embeddings": 512,
+        "model_type": "distilbert", "n_heads": 12, "n_layers": 6, "pad_token_id": 0, "qa_dropout": 0.1,
+        "seq_classif_dropout": 0.2, "sinusoidal_pos_embds": False, "tie_weights_": True,
+        "vocab_size": 30522,
+    },
+    "gte-modernbert-base": {
+        "architectures": ["ModernBertModel"], "attention_bias": False, "classifier_activation": "gelu",
+        "classifier_bias": False, "classifier_pooling": "mean", "cls_token_id": 50281, "decoder_bias": True,
+        "deterministic_flash_attn": False, "global_attn_every_n_layers": 3, "global_rope_theta": 160000.0,
+        "hidden_activation": "gelu", "hidden_size": 768, "intermediate_size": 1152, "layer_norm_eps": 1e-05,
+        "local_attention": 128, "local_rope_theta": 10000.0, "max_position_embeddings": 8192,
+        "mlp_bias": False, "model_type": "modernbert", "norm_bias": False, "norm_eps": 1e-05,
+        "num_attention_heads": 12, "num_hidden_layers": 22, "pad_token_id": 50283,
+        "position_embedding_type": "absolute", "sep_token_id": 50282, "torch_dtype": "float16",
+        "vocab_size": 50368,
+    },
+    "Qwen3-Embedding-0.6B": {
+        **_QWEN, "architectures": ["Qwen3ForCausalLM"], "eos_token_id": 151643, "head_dim": 128,
+        "hidden_size": 1024, "intermediate_size": 3072, "max_position_embeddings": 32768,
+        "max_window_layers": 28, "model_type": "qwen3", "num_attention_heads": 16, "num_hidden_layers": 28,
+        "num_key_value_heads": 8, "rope_theta": 1000000, "tie_word_embeddings": True, "vocab_size": 151669,
+    },
+    "e5-mistral-7b": {
+        "architectures": ["MistralModel"], "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 4096,
+        "intermediate_size": 14336, "max_position_embeddings": 32768, "model_type": "mistral",
+        "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8, "pad_token_id": 2,
+        "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "sliding_window": 4096, "tie_word_embeddings": False,
+        "torch_dtype": "float16", "vocab_size": 32000,
+    },
+    "embeddinggemma-300m": {
+        **_GEMMA, "_sliding_window_pattern": 6, "architectures": ["Gemma3TextModel"],
+        "attn_logit_softcapping": None, "eos_token_id": 1, "final_logit_softcapping": None,
+        "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 768, "intermediate_size": 1152,
+        "layer_types": [*["sliding_attention"] * 5, "full_attention"] * 4, "max_position_embeddings": 2048,
+        "model_type": "gemma3_text", "num_attention_heads": 3, "num_hidden_layers": 24,
+        "num_key_value_heads": 1, "query_pre_attn_scalar": 256, "rope_local_base_freq": 10000.0,
+        "rope_scaling": None, "rope_theta": 1000000.0, "sliding_window": 512, "torch_dtype": "float32",
+        "use_bidirectional_attention": True, "vocab_size": 262144,
+    },
+}  # fmt: skip
+_FEW_LAYERS = {
+    "num_hidden_layers": 4, "n_layers": 3, "num_attention_heads": 4, "n_heads": 4, "hidden_size": 64,
+    "dim": 64, "intermediate_size": 96, "hidden_dim": 96, "vocab_size": 300, "local_attention": 24,
+    "max_position_embeddings": 300,
+}  # fmt: skip
+
+
+def shrunk_encoder(config: dict[str, Any]) -> dict[str, Any]:
+    """The same for an encoder."""
+    small = config | {key: value for key, value in _FEW_LAYERS.items() if key in config}
+    return small | {"pad_token_id": min(config["pad_token_id"], 1)}
+
+
 _FEW_EXPERTS = {
     "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
 }  # fmt: skip

@@ -6,6 +6,7 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,9 +14,19 @@ from safetensors.torch import load_file, save_file
 from engine.errors import CheckpointError
 from engine.models.any_model import read_any_spec
 from engine.models.checkpoint_files import SINGLE_FILE
+from engine.models.encoder_registry import is_encoder, read_encoder_spec
 from engine.models.quantized_config import read_quantization
 from engine.models.spec import ModelSpec
-from helpers.published_configs import PUBLISHED, VOCAB_SIZE, shrunk
+from helpers.embedding_models import (
+    NORMALIZE,
+    embed,
+    expected_vectors,
+    load,
+    pooling,
+    random_texts,
+    write_modules,
+)
+from helpers.published_configs import EMBEDDERS, PUBLISHED, VOCAB_SIZE, shrunk, shrunk_encoder
 from helpers.tiny_models import fill_at_random
 from parity.driving import generate, make_runner
 
@@ -195,3 +206,37 @@ def test_a_dtype_that_config_does_not_name_is_that_of_most_weights(tmp_path: Pat
     assert read_any_spec(tmp_path).dtype == "bfloat16"
     (tmp_path / SINGLE_FILE).write_bytes(b"no tensors")
     assert read_any_spec(tmp_path).dtype == "float32"  # and loading will say what is wrong
+
+
+MILLIONS = {
+    "bge-base-en-v1.5": 109, "all-distilroberta-v1": 82, "multilingual-e5-large": 560,
+    "distilbert-base": 66, "gte-modernbert-base": 149, "Qwen3-Embedding-0.6B": 596, "e5-mistral-7b": 7111,
+    "embeddinggemma-300m": 303,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EMBEDDERS)
+def test_a_model_that_embeds_is_read_and_a_small_one_is_transformers(name: str, tmp_path: Path) -> None:
+    import transformers
+
+    published = EMBEDDERS[name]
+    is_read = read_encoder_spec if is_encoder(published) else read_any_spec
+    num_parameters = is_read(write(tmp_path, published)).num_parameters
+    if name == "e5-mistral-7b":  # a head would be counted
+        num_parameters -= published["vocab_size"] * published["hidden_size"]
+    assert abs(num_parameters / 1e6 / MILLIONS[name] - 1) < 0.01
+
+    config = shrunk_encoder(published) if is_encoder(published) else shrunk(copy.deepcopy(published))
+    write(tmp_path, config)
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+    torch.manual_seed(0)
+    model = transformers.AutoModel.from_config(theirs, dtype=torch.float32, attn_implementation="eager")
+    fill_at_random(model.eval(), type(model).__name__)
+    model.save_pretrained(tmp_path)
+    write(tmp_path, config)
+    write_modules(tmp_path, pooling("mean_tokens"), NORMALIZE)
+    texts = random_texts(12, 90)
+    vectors = embed(load(tmp_path, dtype="float32"), texts)
+    expected = expected_vectors(model, texts, "mean_tokens")
+    assert np.abs(vectors - expected).max() <= 1e-4
+    assert (1 - (vectors * expected).sum(1)).max() < 1e-6
