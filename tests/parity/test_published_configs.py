@@ -27,6 +27,7 @@ from helpers.embedding_models import (
     write_modules,
 )
 from helpers.published_configs import EMBEDDERS, PUBLISHED, VOCAB_SIZE, shrunk, shrunk_encoder
+from helpers.quantized_checkpoints import write_quantized
 from helpers.tiny_models import fill_at_random
 from parity.driving import generate, make_runner
 
@@ -183,6 +184,21 @@ def test_what_sees_is_left_alone(name: str, prefixes: dict[str, str], tmp_path: 
     save_file(tensors | {"model.audio_tower.weight": torch.ones(3)}, tmp_path / SINGLE_FILE)
     with pytest.raises(CheckpointError, match=r"does not: model\.audio_tower\.weight$"):
         make_runner(tmp_path)
+
+
+def test_the_part_for_text_may_come_in_few_bits(tmp_path: Path) -> None:
+    write_quantized(tmp_path, "pack-quantized", kind="mistral", symmetric=True)
+    tokens, logits = generate(make_runner(tmp_path), random_prompt(), 4)
+    text = json.loads((tmp_path / "config.json").read_text())
+    whole = {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3"}
+    whole["quantization_config"] = text.pop("quantization_config")
+    write(tmp_path, {**whole, "text_config": text})
+    tensors = rename(load_file(tmp_path / SINGLE_FILE), OLD_NAMES)
+    save_file(tensors | {"vision_tower.a.weight": torch.ones(3)}, tmp_path / SINGLE_FILE)
+    runner = make_runner(tmp_path)
+    assert runner.model.slots()["model.layers.0.self_attn.o_proj.weight"].matrix.dtype == "int4"
+    again = generate(runner, random_prompt(), 4)
+    assert again[0] == tokens and torch.equal(again[1], logits)
 
 
 def test_other_parts_have_no_place_in_a_checkpoint_of_text(tmp_path: Path) -> None:
