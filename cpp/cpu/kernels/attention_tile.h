@@ -66,6 +66,17 @@ struct Scratch {
 template <typename Element>
 constexpr int kRowsPerLine = kLine<Element> / kGroup;
 
+// Adds to each of R rows of sums its factor, factors[r][at], times C vectors that all rows share.
+template <int R, int C, class Factors>
+ENGINE_INLINE void add_products(Factors factors, int64_t at, const Vec16 (&x)[C], Vec16 (&sum)[R][C]) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    const Vec16 factor = set1(factors[r][at]);
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) sum[r][c] = fma(factor, x[c], sum[r][c]);
+  }
+}
+
 // Scores of R pairs for C groups of tokens.
 template <int R, int C, typename Element>
 ENGINE_INLINE void score_groups(const PagedAttentionArgs& args, const float* const* query,
@@ -88,12 +99,7 @@ ENGINE_INLINE void score_groups(const PagedAttentionArgs& args, const float* con
         key[c] = load_cache(split.keys[group + c] + d * args.S);
         if ((d - step) % kRowsPerLine<Element> == 0) __builtin_prefetch(split.values[group + c] + d * kGroup);
       }
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const Vec16 x = set1(query[r][d]);
-#pragma GCC unroll 4
-        for (int c = 0; c < C; ++c) sum[r][c] = fma(x, key[c], sum[r][c]);
-      }
+      add_products(query, d, key, sum);
     }
   }
 #pragma GCC unroll 8
@@ -174,12 +180,7 @@ ENGINE_INLINE void add_value_columns(const PagedAttentionArgs& args, const Split
       for (int c = 0; c < C; ++c) x[c] = load_cache(value + c * 16);
 #pragma GCC unroll 4
       for (int c = 0; c < C; c += kRowsPerLine<Element>) __builtin_prefetch(ahead + c * args.S);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const Vec16 weight = set1(weights[r][token]);
-#pragma GCC unroll 4
-        for (int c = 0; c < C; ++c) sum[r][c] = fma(weight, x[c], sum[r][c]);
-      }
+      add_products(weights, token, x, sum);
     }
   }
 #pragma GCC unroll 8
