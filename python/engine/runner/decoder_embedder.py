@@ -36,8 +36,9 @@ class DecoderEmbedder:
     """Implements `core.embedding_core.Embedder`.
 
     A batch of up to `max_tokens` tokens is one step; a longer text is computed in chunks of as many, cut
-    at the same places whatever else there is. Keys and values live in blocks of its own, so that no text
-    waits for blocks that generation holds, and for no longer than a batch.
+    at the same places whatever else there is, or as a whole by a model whose tokens see both ways. Keys
+    and values live in blocks of its own, so that no text waits for blocks that generation holds, and for
+    no longer than a batch.
     Cost: the memory of as many blocks as the largest batch so far had, at most those of `max_len` tokens or
     of `max_tokens` texts of one block.
     """
@@ -68,6 +69,7 @@ class DecoderEmbedder:
         self._head = head
         self._block_size = block_size
         self._is_causal = spec.is_causal
+        self._chunk = max_tokens if spec.is_causal else max(max_tokens, max_len)
         num_blocks = max(max_tokens, -(-max_len // block_size))
         cache = KVCache(spec, num_blocks=num_blocks, block_size=block_size, dtype=getattr(torch, dtype))
         self._kv_layers = cache.layers
@@ -81,9 +83,9 @@ class DecoderEmbedder:
         batch = TextBatch(lens, self._block_size, is_causal=self._is_causal)
         token_ids = np.concatenate(texts)
         different, adapter_of_text = number_adapters(adapters)
-        for start in range(0, len(token_ids), self.max_step_tokens):
+        for start in range(0, len(token_ids), self._chunk):
             # More than one chunk only where a text is alone.
-            chunk = token_ids[start : start + self.max_step_tokens]
+            chunk = token_ids[start : start + self._chunk]
             counts = lens if len(texts) > 1 else np.array([len(chunk)])
             starts = np.full(len(texts), start)
             positions, slot_ids, plan = batch.piece(starts, counts)
@@ -124,8 +126,6 @@ def load_decoder_embedder(
     Raises: `ConfigError` or `CheckpointError` when it cannot be loaded.
     """
     max_len = min(spec.max_position_embeddings, embedding.max_len or spec.max_position_embeddings)
-    if not spec.is_causal:  # a text is computed as a whole
-        max_tokens = max(max_tokens, max_len)
     stored = {name: kept for name, kept in spec.stored.items() if name != _HEAD}
     has_prefix = (
         is_gguf(directory)
@@ -138,7 +138,7 @@ def load_decoder_embedder(
         dtype,
         ops=ops,
         ctx=ctx,
-        max_tokens=max_tokens,
+        max_tokens=max_tokens if spec.is_causal else max(max_tokens, max_len),
         max_rows=1,
         num_positions=max_len,
         max_lora_rank=max_lora_rank,
