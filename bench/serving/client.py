@@ -193,10 +193,12 @@ class Client:
             **self._extra,
         }
         request = self._post("/v1/completions", json.dumps(body).encode())
+        # The server may have closed those that were idle for long.
+        self._idle = [connection for connection in self._idle if connection.is_open]
         connection = self._idle.pop() if self._idle else await self._connect()
         try:
             sent_s, pieces = await connection.ask(request)
-        except ConnectionError:  # it may have been closed while it was idle
+        except ConnectionError:  # closed just now
             connection = await self._connect()
             sent_s, pieces = await connection.ask(request)
         if connection.is_open:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -79,6 +80,34 @@ def test_an_answer_of_known_length(client, piece_len: int) -> None:
 def test_a_wrong_answer_is_not_timed(client, content: bytes) -> None:
     with pytest.raises(client.BadAnswer):
         answer(client, content, 50).read()
+
+
+def test_a_connection_that_was_closed_while_idle_is_not_used_again(client) -> None:
+    """Servers close what is idle for long, as one server is while others take their turns."""
+
+    async def ask_twice() -> list[int]:
+        closed = asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b'"prompt": [1, 2]')
+            writer.write(stream(EVENTS))
+            writer.close()
+            closed.set()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server:
+            host, port = server.sockets[0].getsockname()
+            ours = client.Client(f"http://{host}:{port}", "default")
+            found = []
+            for _ in range(2):
+                async with asyncio.timeout(10):
+                    found += (await ours.complete([1, 2], 3)).read().token_ids
+                await closed.wait()
+                while any(connection.is_open for connection in ours._idle):
+                    await asyncio.sleep(0)
+            return found
+
+    assert asyncio.run(ask_twice()) == [5, 6, 7] * 2
 
 
 def run_bench(*argv: str, statuses: tuple[int, ...] = (0,)) -> dict:
