@@ -18,6 +18,7 @@ import dataclasses
 import importlib
 import os
 import random
+import signal
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -209,6 +210,7 @@ def main() -> int:
         )
     if args.rounds < 1 or not case.demands:
         parser.error("nothing to measure")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # ends the engines, too
     print(f"{machine()}\n{args.case}, {args.rounds} rounds, {args.threads} threads\n")
     with started({OWN: "", **dict(args.rival)}, case, args) as engines:
         samples = measure(engines, case, args.rounds)
