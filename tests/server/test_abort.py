@@ -173,5 +173,6 @@ def test_request_id_is_another_word_for_rid(held: Server) -> None:
     assert abort(held, rid="mine") == 1
     assert started.response.headers["x-ignored-params"] == "request_id"
     for wrong in ("", "x" * 257, 7):
-        refusal = held.chat(request_id=wrong)
-        assert refusal.status_code == 400 and refusal.json()["param"] == "request_id"
+        for fields in ({}, {"rid": "a good one"}):
+            refusal = held.chat(request_id=wrong, **fields)
+            assert refusal.status_code == 400 and refusal.json()["param"] == "request_id"

@@ -90,7 +90,7 @@ def to_http(error: BaseException, request_id: str) -> HttpError:
 
 def _internal(request_id: str) -> HttpError:
     message = f"Internal server error; the server's log tells more about request {request_id}."
-    return HttpError(500, "internal_server_error", "internal_error", message)
+    return HttpError(500, "internal_error", "internal_error", message)
 
 
 def _overloaded(error: Overloaded) -> HttpError:

@@ -300,13 +300,13 @@ def _sampling(
 
 
 def read_rid(fields: Fields) -> str | None:
-    """The client's own name of a request; `request_id`, as vLLM calls it, is read where there is no `rid`."""
-    name, rid = "rid", fields.text("rid")
-    if rid is None:
-        name, rid = "request_id", fields.text("request_id")
-    if rid is not None and not 1 <= len(rid) <= MAX_RID_CHARS:
-        raise fields.fail(name, f"must have 1 to {MAX_RID_CHARS} characters, got {len(rid)}")
-    return rid
+    """The client's own name of a request; `request_id`, as vLLM calls it, counts where there is no `rid`."""
+    given = Fields({name: fields.peek(name) for name in ("rid", "request_id")})
+    names = {name: given.text(name) for name in ("rid", "request_id")}
+    for name, rid in names.items():  # also the one that does not count
+        if rid is not None and not 1 <= len(rid) <= MAX_RID_CHARS:
+            raise fields.fail(name, f"must have 1 to {MAX_RID_CHARS} characters, got {len(rid)}")
+    return fields.raw("request_id" if names["rid"] is None else "rid")
 
 
 def _priority(fields: Fields) -> int:
