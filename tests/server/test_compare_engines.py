@@ -163,7 +163,7 @@ def test_a_stopped_engine_rests_and_goes_on_with_all_its_processes(bench, weight
 
 
 def state_of(process_id: int) -> str:
-    """As the kernel calls it: T for stopped, Z for one that only waits to be reaped; empty once it is gone."""
+    """As the kernel calls it: T for stopped, Z for one that waits to be reaped; empty once it is gone."""
     try:
         return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
