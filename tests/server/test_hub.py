@@ -24,7 +24,7 @@ class Hub:
     """Serves one repository, as the hub's public interface does. `asked` are the files that were fetched."""
 
     def __init__(self, files: Path, cache: Path) -> None:
-        self._files, self._cache = files, cache
+        self.files, self._cache = files, cache
         self.asked: list[str] = []
         hub = self
 
@@ -41,8 +41,8 @@ class Hub:
                 elif path == f"/api/models/{NAME}/tree/{COMMIT}":
                     self.reply(json.dumps(hub.tree()).encode())
                 elif path.startswith(f"/{NAME}/resolve/{COMMIT}/"):
-                    hub.asked.append(path.rsplit("/", 1)[1])
-                    self.reply((hub._files / hub.asked[-1]).read_bytes())
+                    hub.asked.append(path.removeprefix(f"/{NAME}/resolve/{COMMIT}/"))
+                    self.reply((hub.files / hub.asked[-1]).read_bytes())
                 else:
                     self.send_error(404)
 
@@ -62,17 +62,18 @@ class Hub:
         return [
             {
                 "type": "file",
-                "path": path.name,
+                "path": path.relative_to(self.files).as_posix(),
                 "size": path.stat().st_size,
                 "oid": hashlib.sha1(path.read_bytes()).hexdigest(),
             }
-            for path in sorted(self._files.iterdir())
+            for path in sorted(self.files.rglob("*"))
+            if path.is_file()
         ]
 
-    def run(self, argv: list[str]) -> str:
+    def run(self, argv: list[str], **variables: str) -> str:
         """What a command prints that has this hub, and a cache of its own."""
         env = environment() | {"HF_ENDPOINT": f"http://127.0.0.1:{self._server.server_port}"}
-        env |= {"HF_HUB_OFFLINE": "0", "HF_HUB_CACHE": str(self._cache), "NO_PROXY": "127.0.0.1"}
+        env |= {"HF_HUB_OFFLINE": "0", "HF_HUB_CACHE": str(self._cache), "NO_PROXY": "127.0.0.1"} | variables
         done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=90, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -85,7 +86,11 @@ class Hub:
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
     files = write_llama(tmp_path / "files")
-    for name in ("model.safetensors", "consolidated.safetensors", "pytorch_model.bin", "modeling.py"):
+    (files / "original").mkdir()
+    for name in (
+        *("model.safetensors", "consolidated.safetensors", "original/model.safetensors"),
+        *("pytorch_model.bin", "modeling.py"),
+    ):
         (files / name).write_bytes(b"weights")
     hub = Hub(files, tmp_path / "cache")
     yield hub
@@ -106,3 +111,47 @@ def test_only_what_is_read_is_fetched_and_only_once(hub: Hub) -> None:
     assert set(hub.asked) == {"model.safetensors"}
     assert (directory / "model.safetensors").read_bytes() == b"weights"
     assert (directory / "config.json").is_file() and not (directory / "modeling.py").exists()
+
+
+CONFIGURATION = """
+import transformers
+from .names import NAME
+
+class Config(transformers.LlamaConfig):
+    model_type = NAME
+
+"""
+MODELING = """
+import transformers
+from .configuration import Config
+
+class Model(transformers.LlamaForCausalLM):
+    config_class = Config
+"""
+OPTIONS = "trust_remote_code=True, load_format='dummy', max_total_tokens=1024"
+SCRIPT = f"from engine import LLM; LLM('organisation/tiny', {OPTIONS}).close()"
+ENGINE = (
+    "from engine import EngineConfig; from engine.core.build import build_engine; "
+    f"build_engine(EngineConfig(model_path='organisation/tiny', {OPTIONS}))"
+)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        command("--model-path", NAME, "--trust-remote-code", "--print-config"),
+        [sys.executable, "-c", SCRIPT],
+        [sys.executable, "-c", ENGINE],
+    ],
+    ids=["flags", "script", "engine"],
+)
+def test_code_is_fetched_where_it_is_trusted(hub: Hub, tmp_path: Path, argv: list[str]) -> None:
+    auto_map = {"AutoConfig": "configuration.Config", "AutoModelForCausalLM": "modeling.Model"}
+    write_llama(hub.files, architectures=["Mystery"], model_type="mystery", auto_map=auto_map)
+    (hub.files / "configuration.py").write_text(CONFIGURATION)
+    (hub.files / "modeling.py").write_text(MODELING)
+    (hub.files / "names.py").write_text("NAME = 'mystery'\n")
+    hub.run([sys.executable, "-c", LOCATE])  # the cache holds all but the code
+    assert not [name for name in hub.asked if name.endswith(".py")]
+    hub.run(argv, HF_MODULES_CACHE=str(tmp_path / "modules"))
+    assert {"configuration.py", "modeling.py", "names.py"} <= set(hub.asked)

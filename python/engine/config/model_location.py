@@ -14,8 +14,9 @@ BUNDLED_POOLING = "mean"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _DESCRIPTIONS = ("*.json", "*.jinja")
 _WEIGHTS = ("*.safetensors",)
-_UNUSED = ("consolidated*",)
-"""The same weights again under the names of their maker."""
+_CODE = ("*.py",)
+_UNUSED = ("consolidated*", "original/*")
+"""The same weights again as their maker has them."""
 
 
 def bundled_model() -> Path:
@@ -49,20 +50,21 @@ def check_model_path(model_path: str) -> Path | None:
     return None
 
 
-def locate_model(model_path: str, *, with_weights: bool = True) -> Path:
+def locate_model(model_path: str, *, with_weights: bool = True, with_code: bool = False) -> Path:
     """Directory, or GGUF file, of the checkpoint that `model_path` names.
 
     `with_weights`: false for who reads only what describes it; the weights may then be missing.
+    `with_code`: true for who may run the Python code that comes with it.
     Effects: downloads what a hub id names and the local cache lacks.
     Raises: `ConfigError` with the reason.
     """
-    return check_model_path(model_path) or _from_hub(model_path, with_weights)
+    return check_model_path(model_path) or _from_hub(model_path, with_weights, with_code)
 
 
-def _from_hub(repository: str, with_weights: bool) -> Path:
+def _from_hub(repository: str, with_weights: bool, with_code: bool) -> Path:
     import huggingface_hub
 
-    needed = [*_DESCRIPTIONS, *(_WEIGHTS if with_weights else ())]
+    needed = [*_DESCRIPTIONS, *(_WEIGHTS if with_weights else ()), *(_CODE if with_code else ())]
 
     def fetch(**options: bool) -> Path:
         return Path(

@@ -34,7 +34,7 @@ def build_engine(
     Raises: `ConfigError` or `CheckpointError`, one line, when it cannot be done.
     Effects: may download a model that is named by a hub id; imports torch.
     """
-    directory = str(locate_model(config.model_path))
+    directory = str(locate_model(config.model_path, with_code=config.trust_remote_code))
     config = dataclasses.replace(config, model_path=directory)
     if only_embeds(directory):
         return build_embedding_engine(config, progress, board)

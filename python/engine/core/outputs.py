@@ -113,7 +113,10 @@ def script_config(model_path: str | None, fields: Mapping[str, Any]) -> EngineCo
     unknown = set(fields) - {field.name for field in dataclasses.fields(EngineConfig)}
     if unknown:
         raise ConfigError(f"unknown option: {', '.join(sorted(unknown))}")
-    path = bundled_model() if model_path is None else locate_model(str(model_path))
+    if model_path is None:
+        path = bundled_model()
+    else:
+        path = locate_model(str(model_path), with_code=bool(fields.get("trust_remote_code")))
     defaults = {"cpu_isa": read_environment().cpu_isa}
     if model_path is None and not fields.get("embedding_model"):
         defaults["pooling"] = BUNDLED_POOLING

@@ -109,13 +109,13 @@ def _explain(settings: Settings, engine_config: EngineConfig, server_config: Ser
     from engine.models.any_model import read_any_spec
 
     trusts = engine_config.trust_remote_code
-    directory = str(locate_model(engine_config.model_path, with_weights=False))
+    directory = str(locate_model(engine_config.model_path, with_weights=False, with_code=trusts))
     resolved: dict[str, Any] = {}
     if not only_embeds(directory):
         try:
             spec = read_any_spec(directory, trusts_remote_code=trusts)
         except CheckpointError:  # what a quantised one stores in which form is told by its weights alone
-            directory = str(locate_model(engine_config.model_path))
+            directory = str(locate_model(engine_config.model_path, with_code=trusts))
             spec = read_any_spec(directory, trusts_remote_code=trusts)
         resolved = resolve(engine_config, spec).explained() | _explained_formats(directory, server_config)
     if engine_config.load_format == "auto":
