@@ -156,7 +156,7 @@ async def _crash_in_company(
 def test_a_short_soak() -> None:
     """The long one: pytest -m soak, or python -m helpers.soak."""
     report = Soak(
-        seconds=8, num_clients=4, fault_every_s=(2, 3), num_threads=1, measured_after=(50, 150)
+        seconds=8, num_clients=4, fault_every_s=(2, 3), num_threads=1, measured_after=(50, 150), idle_s=5
     ).run()
     assert report.problems == [], report.table()
 
