@@ -221,3 +221,19 @@ def test_a_client_that_vanishes_while_sending(server: Server) -> None:
 def test_a_conversation_of_too_many_messages(server: Server) -> None:
     response = server.chat(messages=[{"role": "user", "content": ""}] * 16385)
     assert (response.status_code, response.json()["param"]) == (400, "messages")
+
+
+@pytest.mark.parametrize("path", [CHAT, "/tokenize"])
+@pytest.mark.parametrize("field", ["guided_json", "structural_tag"])
+def test_what_can_be_read_but_not_written_again_is_nested_too_deeply(
+    server: Server, path: str, field: str
+) -> None:
+    """Around the depth at which the reader gives up; where that is depends on who calls it."""
+    found = set()
+    for depth in range(920, 1000):
+        value = b'{"a":' + b"[" * depth + b"]" * depth + b"}"
+        response = server.http.post(
+            path, content=GOOD[:-1] + b',"%b":%b}' % (field.encode(), value), headers=JSON
+        )
+        found.add((response.status_code, response.json().get("error", {}).get("code")))
+    assert (400, "invalid_json") in found and {status for status, _ in found} <= {200, 400}

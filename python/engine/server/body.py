@@ -40,10 +40,17 @@ async def read_request(request: Request, parse: Callable[[dict[str, Any]], T]) -
 
 
 async def run_sized(request: Request, work: Callable[[], T]) -> T:
-    """Do `work` on a request: here if that is small, else in a thread, so that others go on."""
-    if (request.stream.request_bytes or 0) <= _INLINE_BYTES:
-        return work()
-    return await asyncio.to_thread(work)
+    """Do `work` on a request: here if that is small, else in a thread, so that others go on.
+
+    Raises: what `work` raises, but for its `RecursionError`, which is the request's: `InvalidRequest`. What
+    could just be read may still be nested too deeply to be written again from a few calls further down.
+    """
+    try:
+        if (request.stream.request_bytes or 0) <= _INLINE_BYTES:
+            return work()
+        return await asyncio.to_thread(work)
+    except RecursionError:
+        raise InvalidRequest("the JSON body is nested too deeply", slug="invalid_json") from None
 
 
 def _decode(content: bytes) -> dict[str, Any]:
@@ -53,8 +60,6 @@ def _decode(content: bytes) -> dict[str, Any]:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         reason = "it holds half of a surrogate pair" if _is_half_pair(error, content) else error
         raise InvalidRequest(f"the body is not valid JSON: {reason}", slug="invalid_json") from None
-    except RecursionError:
-        raise InvalidRequest("the JSON body is nested too deeply", slug="invalid_json") from None
     if not isinstance(value, dict):
         raise InvalidRequest("the body must be a JSON object", slug="invalid_json")
     return value
