@@ -83,7 +83,11 @@ def test_a_dry_run_tells_layers_heads_sizes_and_windows(tmp_path: Path) -> None:
             {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
             "dynamic",
         ),
-        ("ViT", {"ending": "ForImageClassification"}, "transformers cannot build this model"),
+        (
+            "ViT",
+            {"ending": "ForImageClassification"},
+            "unsupported architecture: ViTForImageClassification; ",
+        ),
     ],
 )
 def test_kinds_that_are_refused(tmp_path: Path, family: str, changes: dict, message: str) -> None:

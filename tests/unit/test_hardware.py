@@ -10,6 +10,7 @@ from engine.runner.hardware import available_memory_bytes, usable_cores
 
 CORES = len(os.sched_getaffinity(0))
 GIB = 2**30
+FULL_OF_FILES = {"memory.max": f"{3 * GIB}\n", "memory.current": f"{3 * GIB}\n"}
 
 
 def write(root, files):
@@ -46,6 +47,17 @@ def test_cores(tmp_path, files, expected):
         ({"memory.max": f"{GIB}\n", "memory.current": f"{2 * GIB}\n"}, 0),
         ({"memory.max": f"{100 * GIB}\n", "memory.current": "0\n"}, 8 * GIB),
         ({"memory/memory.limit_in_bytes": f"{GIB}\n", "memory/memory.usage_in_bytes": "0\n"}, GIB),
+        ({**FULL_OF_FILES, "memory.stat": f"anon {GIB}\nactive_file {GIB}\ninactive_file 5\n"}, GIB + 5),
+        ({**FULL_OF_FILES, "memory.stat": f"active_file {9 * GIB}\ninactive_file 0\n"}, 3 * GIB),
+        ({**FULL_OF_FILES, "memory.stat": "nonsense"}, 0),
+        (
+            {
+                "memory/memory.limit_in_bytes": f"{3 * GIB}\n",
+                "memory/memory.usage_in_bytes": f"{3 * GIB}\n",
+                "memory/memory.stat": f"inactive_file 7\ntotal_active_file 0\ntotal_inactive_file {GIB}\n",
+            },
+            GIB,
+        ),
     ],
 )
 def test_memory(tmp_path, files, expected):

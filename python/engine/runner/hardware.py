@@ -18,21 +18,34 @@ def usable_cores(cgroup: Path = CGROUP_ROOT) -> int:
 
 
 def available_memory_bytes(cgroup: Path = CGROUP_ROOT, meminfo: Path = MEMINFO) -> int:
-    """Memory that can be taken without swapping: free on the machine, and left in the cgroup."""
+    """Memory that can be taken without swapping: free on the machine, and left in the cgroup.
+
+    Cached pages of files, as of a checkpoint just downloaded, are charged to the cgroup but make room.
+    """
     free = next(
         int(line.split()[1]) * 1024
         for line in meminfo.read_text().splitlines()
         if line.startswith("MemAvailable:")
     )
-    limits = (
-        (cgroup / "memory.max", cgroup / "memory.current"),
-        (cgroup / "memory/memory.limit_in_bytes", cgroup / "memory/memory.usage_in_bytes"),
+    versions = (
+        (cgroup, "memory.max", "memory.current", ""),
+        (cgroup / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
     )
-    for limit_path, usage_path in limits:
-        limit, usage = _read_integer(limit_path), _read_integer(usage_path)
+    for folder, limit_name, usage_name, prefix in versions:
+        limit, usage = _read_integer(folder / limit_name), _read_integer(folder / usage_name)
         if limit is not None and usage is not None:
-            free = min(free, max(0, limit - usage))
+            cached = _cached_file_bytes(folder / "memory.stat", prefix)
+            free = min(free, max(0, limit - max(0, usage - cached)))
     return free
+
+
+def _cached_file_bytes(stat: Path, prefix: str) -> int:
+    """Pages of files that a cgroup holds and the kernel can drop; 0 where it does not tell."""
+    try:
+        counts = dict(line.split() for line in stat.read_text().splitlines())
+        return sum(int(counts[f"{prefix}{name}"]) for name in ("active_file", "inactive_file"))
+    except (OSError, ValueError, KeyError):
+        return 0
 
 
 def _cpu_quota(cgroup: Path) -> float | None:

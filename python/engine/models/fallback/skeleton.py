@@ -169,7 +169,7 @@ def _persistent_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def _construct(directory: Path, trusts_remote_code: bool) -> nn.Module:
     """The modules, their parameters in memory that nobody touches."""
     import transformers
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     transformers.logging.set_verbosity_error()
@@ -180,6 +180,12 @@ def _construct(directory: Path, trusts_remote_code: bool) -> nn.Module:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, **options)
         if getattr(config, "is_encoder_decoder", False):
             raise ConfigError("encoder-decoder models are not supported")
+        if not trusts_remote_code and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            names = ", ".join(map(str, getattr(config, "architectures", None) or ()))
+            raise ConfigError(
+                f"unsupported architecture: {names:.80}; transformers has no decoder of the model type "
+                f"{config.model_type!r:.80}"
+            )
         if hasattr(config, "output_router_logits"):
             config.output_router_logits = False
         options |= {"dtype": torch.float32, "attn_implementation": attention.NAME}
