@@ -9,6 +9,7 @@ import sys
 import psutil
 import pytest
 
+from engine.config.model_location import bundled_model
 from engine.errors import InternalError
 from engine.grammar import compiler as module
 from engine.grammar.compiler import GrammarCompiler
@@ -47,3 +48,21 @@ def test_a_helper_that_fails_fails_its_constraints_only(
             assert all(isinstance(result, InternalError) for result in results.values())
     left = [child for child in psutil.Process().children() if program in child.cmdline()]
     assert not left
+
+
+def test_a_grammar_that_is_compiled_twice_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody left when it was compiled already, and came back before anybody had heard of that."""
+    compiler = GrammarCompiler(str(bundled_model()), 4096, timeout_s=5)
+    constraint, kept, keep = Constraint("regex", "[a-z]+"), [], compiler._keep
+    monkeypatch.setattr(compiler, "_keep", lambda *found: (kept.append(found), keep(*found)))
+    with contextlib.closing(compiler):
+        compiler.start(constraint)
+        assert select.select([compiler.wake_fd], [], [], 30)[0]
+        compiler.forget(constraint)
+        compiler.start(constraint)
+        while len(kept) < 2:
+            assert select.select([compiler.wake_fd], [], [], 30)[0]
+            compiler.take_results()
+        grammar = compiler.find(constraint)
+        assert grammar is not None
+        assert compiler._num_cached_bytes == grammar.num_bytes + len(constraint.text)

@@ -60,10 +60,26 @@ def test_masks_are_those_of_a_matcher_alone(grammars, seed):
         histories = {matcher: past for matcher, past in histories.items() if not matcher.is_over}
 
 
+def test_a_grammar_that_gets_slow_with_the_answer_ends_it(grammars, monkeypatch):
+    """Each further x can be parted from the others in more ways."""
+    monkeypatch.setattr("engine.grammar.matcher.MAX_STEP_S", 0.003)
+    matcher = ConstraintMatcher(grammars.compile("regex", "(x+x+)+y"), [grammars.end_id])
+    masks, x = MatcherBatch(2, len(grammars.vocabulary.tokens)), grammars.vocabulary.tokens.index(b"x")
+    num_tokens = 0
+    while not matcher.is_too_slow:
+        assert x in allowed_ids(masks.fill([matcher])[0])
+        masks.advance([matcher], [x])
+        num_tokens += 1
+        assert num_tokens < 1000
+    assert num_tokens > 3
+    stopped, free = masks.fill([matcher, None])
+    assert not stopped.any() and (free == -1).all()
+
+
 class ScriptedMatcher:
     """Forces what it is told from the start."""
 
-    is_over = False
+    is_over = is_too_slow = False
 
     def __init__(self, forced: list[int]) -> None:
         self.forced = deque(forced)

@@ -11,7 +11,9 @@ from engine.grammar.channel_budget import BoundedThoughts
 from engine.grammar.compiler import CompiledGrammar, GrammarCompiler
 from engine.grammar.matcher import ConstraintMatcher
 from engine.grammar.thinking import ThinkingMatcher
+from engine.grammar.trial import MAX_STEP_S
 from engine.sampling.constraint import Constraint, ThoughtMessages
+from engine.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from engine.grammar.matcher import AnyMatcher
@@ -108,6 +110,16 @@ def matcher_maker(
         return ThinkingMatcher(thinking, matcher)
 
     return make
+
+
+def too_slow(params: SamplingParams) -> InvalidRequest:
+    """Why an answer ends whose constraint cannot be matched in time."""
+    assert params.constraint is not None
+    param = params.constraint.param
+    return InvalidRequest(
+        f"Invalid request: {param} takes more than {MAX_STEP_S * 1e3:g} ms to match a token of a long answer",
+        param=param,
+    )
 
 
 def _constraint(request: GenerateRequest) -> Constraint:

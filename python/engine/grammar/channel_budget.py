@@ -43,6 +43,11 @@ class BoundedThoughts:
         """Whether the answer is complete, and nothing may follow."""
         return self._answer.is_over
 
+    @property
+    def is_too_slow(self) -> bool:
+        """Whether matching holds up the steps of everybody else."""
+        return self._answer.is_too_slow
+
     def fill(self, row: np.ndarray) -> None:
         """Write the bitmask of the next token, int32 [ceil(V / 32)]."""
         self._answer.fill(row)

@@ -150,6 +150,8 @@ class GrammarCompiler:
         return self._worker
 
     def _keep(self, key: Key, grammar: CompiledGrammar) -> None:
+        if (before := self._cache.pop(key, None)) is not None:  # somebody left, and came back too early
+            self._num_cached_bytes -= before.num_bytes + len(key[1])
         self._cache[key] = grammar
         self._num_cached_bytes += grammar.num_bytes + len(key[1])
         while len(self._cache) > MAX_CACHED or self._num_cached_bytes > MAX_CACHED_BYTES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
@@ -10,7 +11,7 @@ import numpy as np
 
 from engine.grammar.compiler import CompiledGrammar
 from engine.grammar.string_masks import StringPlace
-from engine.grammar.trial import MAX_FORCED_BYTES, forced_text
+from engine.grammar.trial import MAX_FORCED_BYTES, MAX_STEP_S, forced_text
 from engine.grammar.vocabulary import Vocabulary, allow_only, allows, forbid
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 FORCED_BYTES = 512
 """Forced text that is cut into tokens at a time, so that no single step is held up by it."""
+MAX_SLOW_TOKENS = 3
+"""Tokens that may take longer than `MAX_STEP_S`, then the answer ends: a busy machine is slow less often."""
 
 
 class ConstraintMatcher:
@@ -33,6 +36,9 @@ class ConstraintMatcher:
     `stop_ids` are the tokens that end an answer. Those of them that are no text are allowed only where
     the grammar may end; where it must, one of them is forced, and if there is none, the answer is over
     without it. The others are text like any other.
+
+    Some grammars take the longer, the longer the answer is, and no trial before shows it. When matching
+    has taken too long, `is_too_slow` says so, and no token is allowed any more.
     """
 
     __slots__ = (
@@ -43,6 +49,7 @@ class ConstraintMatcher:
         "_mask",
         "_may_end",
         "_num_accepted",
+        "_num_slow",
         "_place",
         "_stop_id",
         "_vocabulary",
@@ -62,7 +69,7 @@ class ConstraintMatcher:
         self._mask = np.empty(-(-len(grammar.vocabulary.tokens) // 32), np.int32)
         self._library_mask = grammar.bindings.from_dlpack(self._mask)
         self._has_mask = self._may_end = self._has_ended = False
-        self._num_accepted = 0
+        self._num_accepted = self._num_slow = 0
         self._settle()
 
     @property
@@ -70,12 +77,19 @@ class ConstraintMatcher:
         """Whether the answer is complete, and nothing may follow."""
         return self._has_ended and not self.forced
 
+    @property
+    def is_too_slow(self) -> bool:
+        """Whether matching holds up the steps of everybody else."""
+        return self._num_slow >= MAX_SLOW_TOKENS
+
     def fill(self, row: np.ndarray) -> None:
         """Write the bitmask of the next token, int32 [ceil(V / 32)]."""
         if self.forced:
             allow_only(row, self.forced[0])
         elif self._has_ended:
             row[:] = -1
+        elif self.is_too_slow:
+            row[:] = 0
         else:
             row[:] = self._next_mask()
 
@@ -97,8 +111,10 @@ class ConstraintMatcher:
         elif token_id in self._end_ids:
             self._has_ended = True
         elif not self._has_ended:
+            began_s = time.perf_counter()  # CPU time would take a microsecond to ask for
             self._accept_in_grammar(token_id)
             self._settle()
+            self._num_slow += time.perf_counter() - began_s > MAX_STEP_S
 
     def force(self, token_id: int) -> None:
         """Put a token behind those that are forced already; the grammar must allow it."""

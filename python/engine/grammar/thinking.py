@@ -50,6 +50,11 @@ class ThinkingMatcher:
         """Whether the answer is complete, and nothing may follow."""
         return self._state is _State.ANSWERING and self._answer is not None and self._answer.is_over
 
+    @property
+    def is_too_slow(self) -> bool:
+        """Whether matching holds up the steps of everybody else."""
+        return self._answer is not None and self._answer.is_too_slow
+
     def fill(self, row: np.ndarray) -> None:
         """Write the bitmask of the next token, int32 [ceil(V / 32)]."""
         if self._state is _State.ANSWERING:

@@ -19,3 +19,8 @@ class Matcher(Protocol):
     def is_over(self) -> bool:
         """Whether the answer is complete, and nothing may follow."""
         ...
+
+    @property
+    def is_too_slow(self) -> bool:
+        """Whether it allows no token any more because matching takes too long."""
+        ...
