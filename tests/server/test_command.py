@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from engine.server.serve import _unless
 from helpers.http_server import wait_until, write_model
 from helpers.server_process import ServerProcess, run, write_llama
 
@@ -192,6 +194,20 @@ def test_a_signal_while_loading_ends_it_cleanly(tmp_path: Path) -> None:
     with ServerProcess("--model-path", str(tmp_path), *DUMMY) as server:
         assert server.stop() == 0
         assert "Traceback" not in server.log
+
+
+def test_a_signal_in_the_turn_in_which_loading_ends_is_heeded() -> None:
+    async def load() -> None:
+        """Is done in one turn of the loop, as the signal is taken."""
+
+    async def main() -> None:
+        signals: asyncio.Queue[None] = asyncio.Queue()
+        signals.put_nowait(None)
+        assert await _unless(signals, load())
+        assert not await asyncio.wait_for(_unless(signals, asyncio.sleep(60)), 10)
+        assert await _unless(signals, load()), "it was one signal"
+
+    asyncio.run(main())
 
 
 def test_a_signal_during_a_stream_lets_it_end(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 from engine.config.engine_config import EngineConfig
 from engine.core import frames
 from engine.core.client import EngineState
+from engine.core.drain_rate import DrainRate
 from engine.core.messages import CancelRequest, GenerateRequest, Shutdown, ToEngine
 from engine.core.process import Patience, ProcessClient
 from engine.errors import ConfigError, InternalError, InvalidRequest, Overloaded
@@ -132,6 +133,30 @@ def test_cancel_reaches_the_engine():
             assert (await client.stats()).num_blocks_in_use == 0
             flushed, stats = await asyncio.gather(client.flush(), client.stats())
             assert (flushed, stats.num_blocks_cached) == (True, 0)
+
+    run(main)
+
+
+def test_refusals_do_not_shorten_the_advised_wait():
+    """Places become free as fast as requests end, however many come in vain meanwhile."""
+    now = 0.0
+
+    async def main():
+        nonlocal now
+        async with running() as client:
+            await client.wait_ready()
+            client._drain_rate = rate = DrainRate(lambda: now)
+            rate.note_begin()
+            for _ in range(3):
+                now += 2
+                rate.note_end()
+            await client.submit(generate("takes all places", [fake.SLOW], n=104, max_tokens=900))
+            for i in range(10):
+                with pytest.raises(Overloaded) as caught:
+                    await client.submit(generate(f"late{i}", [1]))
+                assert (caught.value.slug, caught.value.retry_after_s) == ("queue_full", 2)
+            client.cancel("takes all places")
+            assert client.retry_after_s < 2, "an end counts"
 
     run(main)
 

@@ -195,7 +195,8 @@ class ProcessClient:
         """It came to its end, be it by its client's wish."""
         if stream.was_computed:
             self._suspects.note_end(stream.request)
-        self._drain_rate.note_end()
+        if not stream.was_refused:  # that gave nobody a place
+            self._drain_rate.note_end()
         if not len(self._streams):
             self._drain_rate.note_idle()
 

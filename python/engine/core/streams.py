@@ -27,6 +27,8 @@ class TokenStream:
         self.is_overrun = False
         self.was_computed = False
         """Whether it has come as far as a first result."""
+        self.was_refused = False
+        """Whether the engine ended it before it ran."""
         self.admission: asyncio.Future[Admitted] = asyncio.get_running_loop().create_future()
         self._chunks: deque[TokenChunk] = deque()
         self._open = set(range(request.n))
@@ -119,6 +121,8 @@ class EmbeddingAnswer:
         self.request = request
         self.admission: asyncio.Future[Admitted] = loop.create_future()
         self.result: asyncio.Future[Embedded] = loop.create_future()
+        self.was_refused = False
+        """Whether the engine ended it before it ran."""
 
     @property
     def is_open(self) -> bool:
@@ -149,6 +153,7 @@ def _settle(stream: TokenStream | EmbeddingAnswer, message: ToServer) -> None:
         case Embedded() if isinstance(stream, EmbeddingAnswer) and stream.is_open:
             stream.result.set_result(message)
         case Failed():
+            stream.was_refused = not stream.admission.done()
             stream.fail(message.to_error())
 
 

@@ -139,7 +139,8 @@ async def _unless(signals: asyncio.Queue[None], work: Coroutine[Any, Any, Any]) 
     """Do `work` unless a signal comes first. Returns whether it was done."""
     task, signalled = asyncio.create_task(work), asyncio.create_task(signals.get())
     await asyncio.wait((task, signalled), return_when=asyncio.FIRST_COMPLETED)
-    signalled.cancel()
+    if not signalled.cancel() and task.done():
+        signals.put_nowait(None)  # both in one turn of the loop: the signal ends what is done next
     if task.done():
         task.result()
         return True
