@@ -53,6 +53,8 @@ def family(server: ServerProcess) -> list[psutil.Process]:
     found: list[psutil.Process] = []
     threading.Thread(target=ask, daemon=True).start()
     wait_until(look, 30)
+    # It compiles, so it has asked to die with its parent: stopped before that it could not.
+    wait_until(lambda: found[-1].cpu_times().user > 0.05, 30)
     found[-1].suspend()
     return found
 
