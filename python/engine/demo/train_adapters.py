@@ -1,6 +1,6 @@
 """Trains the bundled model's adapters with peft: `python -m engine.demo.train_adapters MODEL_DIR`.
 
-`engine.demo.train` ends with this. Needs transformers and peft. Cost: 24 minutes of CPU time.
+`engine.demo.train` ends with this. Needs transformers and peft. Cost: 12 minutes of CPU time.
 """
 
 from __future__ import annotations
