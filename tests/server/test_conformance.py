@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import itertools
 import json
 import math
@@ -57,6 +58,10 @@ def complete(client: openai.OpenAI, **fields: Any) -> Any:
     extra = {"ignore_eos": True, **fields.pop("extra_body", {})}
     defaults = {"model": "default", "prompt": "Once upon a time", "temperature": 0, "max_tokens": 24}
     return client.completions.create(**{**defaults, **fields}, extra_body=extra)
+
+
+def num_running(server: ServerProcess) -> int:
+    return server.http.get("/v1/loads").json()["aggregate"]["num_running_reqs"]
 
 
 def texts(answer: Any) -> list[str]:
@@ -149,13 +154,10 @@ def test_a_stream_never_splits_a_character(client: openai.OpenAI, bundled: Serve
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_vanished_client_frees_its_place(bundled: ServerProcess, stream: bool) -> None:
-    def num_running() -> int:
-        return bundled.http.get("/v1/loads").json()["aggregate"]["num_running_reqs"]
-
     body = {"model": "default", "prompt": "x", "max_tokens": 2000, "ignore_eos": True, "n": 4}
     with sent_post(bundled.url, "/v1/completions", {**body, "stream": stream}):
-        wait_until(lambda: num_running() == 4)
-    wait_until(lambda: num_running() == 0, 2)
+        wait_until(lambda: num_running(bundled) == 4)
+    wait_until(lambda: num_running(bundled) == 0, 2)
 
 
 # --- errors
@@ -394,13 +396,17 @@ def test_a_prompt_is_cached_for_one_adapter(guarded: ServerProcess) -> None:
     assert cached == [0, 496, 0, 0, 496]
 
 
-def test_seeds(client: openai.OpenAI) -> None:
+def test_seeds(client: openai.OpenAI, bundled: ServerProcess) -> None:
     fields = {"seed": 42, "temperature": 1.5, "n": 3, "max_tokens": 20}
     alone = texts(complete(client, **fields))
     assert len(set(alone)) == 3
-    crowd = [lambda i=i: complete(client, seed=i, n=16, prompt=f"{i} bottles") for i in range(4)]
-    *_, crowded = together(*crowd, lambda: complete(client, **fields))
-    assert texts(crowded) == alone
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        ask = functools.partial(complete, client, prompt="bottles of", n=15, max_tokens=300)
+        crowd = [threads.submit(ask, seed=i) for i in range(4)]
+        wait_until(lambda: num_running(bundled) == 60)
+        crowded = texts(complete(client, **fields))
+        assert not any(one.done() for one in crowd), "they shared every step"
+    assert crowded == alone
     assert texts(complete(client, **fields)) == alone
     unseeded = [texts(complete(client, temperature=1.5, max_tokens=20))[0] for _ in range(3)]
     assert len(set(unseeded)) == 3
