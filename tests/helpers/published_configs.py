@@ -331,6 +331,13 @@ EMBEDDERS: dict[str, dict[str, Any]] = {
         "use_bidirectional_attention": True, "vocab_size": 262144,
     },
 }  # fmt: skip
+DOCUMENTED_POOLING = {
+    "bge-base-en-v1.5": "cls_token", "all-distilroberta-v1": "mean_tokens",
+    "multilingual-e5-large": "mean_tokens", "distilbert-base": "mean_tokens",
+    "gte-modernbert-base": "cls_token", "Qwen3-Embedding-0.6B": "lasttoken", "e5-mistral-7b": "lasttoken",
+    "embeddinggemma-300m": "mean_tokens",
+}  # fmt: skip
+"""What their model cards say is made of the hidden states."""
 _FEW_LAYERS = {
     "num_hidden_layers": 4, "n_layers": 3, "num_attention_heads": 4, "n_heads": 4, "hidden_size": 64,
     "dim": 64, "intermediate_size": 96, "hidden_dim": 96, "vocab_size": 300, "local_attention": 24,

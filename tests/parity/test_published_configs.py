@@ -26,7 +26,14 @@ from helpers.embedding_models import (
     random_texts,
     write_modules,
 )
-from helpers.published_configs import EMBEDDERS, PUBLISHED, VOCAB_SIZE, shrunk, shrunk_encoder
+from helpers.published_configs import (
+    DOCUMENTED_POOLING,
+    EMBEDDERS,
+    PUBLISHED,
+    VOCAB_SIZE,
+    shrunk,
+    shrunk_encoder,
+)
 from helpers.quantized_checkpoints import write_quantized
 from helpers.tiny_models import fill_at_random
 from parity.driving import generate, make_runner
@@ -250,9 +257,10 @@ def test_a_model_that_embeds_is_read_and_a_small_one_is_transformers(name: str, 
     fill_at_random(model.eval(), type(model).__name__)
     model.save_pretrained(tmp_path)
     write(tmp_path, config)
-    write_modules(tmp_path, pooling("mean_tokens"), NORMALIZE)
+    mode = DOCUMENTED_POOLING[name]
+    write_modules(tmp_path, pooling(mode), NORMALIZE)
     texts = random_texts(12, 90)
     vectors = embed(load(tmp_path, dtype="float32"), texts)
-    expected = expected_vectors(model, texts, "mean_tokens")
+    expected = expected_vectors(model, texts, mode)
     assert np.abs(vectors - expected).max() <= 1e-4
     assert (1 - (vectors * expected).sum(1)).max() < 1e-6

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from helpers.server_process import ServerProcess, run
 from helpers.tiny_models import VOCAB_SIZE, make_model, save_model
@@ -68,6 +69,26 @@ def test_it_takes_no_adapters_and_says_so(server: ServerProcess, directory: Path
 def test_it_embeds(server: ServerProcess) -> None:
     answer = server.http.post("/v1/embeddings", json={"model": "default", "input": ["a", "b c"]})
     assert [len(item["embedding"]) for item in answer.json()["data"]] == [128, 128]
+
+
+def test_where_a_batch_may_change_bits_it_says_so(tmp_path: Path) -> None:
+    """At start and whoever asks; the gate of Qwen2-MoE's shared expert is code of torch's own."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.Qwen2MoeConfig(
+        vocab_size=VOCAB_SIZE, hidden_size=64, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, num_experts=2, num_experts_per_tok=1,
+        moe_intermediate_size=32, shared_expert_intermediate_size=32,
+    )  # fmt: skip
+    save_model(transformers.Qwen2MoeForCausalLM(config), tmp_path)
+    save_tokenizer(byte_level_tokenizer(VOCAB_SIZE - 8), tmp_path)
+    with ServerProcess("--model-path", str(tmp_path)) as process:
+        process.wait_ready()
+        assert "batch_invariant false: " in process.log
+        for path in ("/get_model_info", "/server_info"):
+            assert process.http.get(path).json()["batch_invariant"] is False
+        assert process.stop() == 0
 
 
 def test_a_kind_that_cannot_be_served_ends_the_start(tmp_path: Path) -> None:

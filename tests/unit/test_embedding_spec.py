@@ -154,6 +154,7 @@ def test_broken_lists_of_modules(directory: Path, content: str, message: str) ->
         ),
         ({"config_sentence_transformers": {"similarity_fn_name": [1]}}, r"similarity_fn_name \[1\] is not"),
         ({"config_sentence_transformers": {"default_prompt_name": "a"}}, "there is no prompt 'a'"),
+        ({"config_sentence_transformers": {"default_prompt_name": ["a"]}}, r"there is no prompt \['a'\]"),
         ({"config": {"matryoshka_dimensions": [0]}}, "matryoshka_dimensions must be positive"),
         ({"config": {"matryoshka_dimensions": "64"}}, "matryoshka_dimensions must be positive"),
         ({"config": {"is_matryoshka": 1}}, "is_matryoshka must be true or false"),

@@ -91,7 +91,7 @@ def _prompts(settings: Mapping[str, Any]) -> tuple[Mapping[str, str], str | None
     if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
         raise ConfigError(f"{PROMPTS_FILE}: prompts must map names to texts")
     default = settings.get("default_prompt_name")
-    if default is not None and default not in prompts:
+    if default is not None and (not isinstance(default, str) or default not in prompts):
         raise ConfigError(f"{PROMPTS_FILE}: there is no prompt {default!r:.80}")
     return prompts, default
 
