@@ -108,7 +108,7 @@ class ServerProcess:
 
     @staticmethod
     def _content(file: IO[str]) -> str:
-        return os.pread(file.fileno(), 1 << 24, 0).decode()
+        return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode()
 
     def wait_ready(self) -> None:
         wait_until(lambda: self.http.get("/health").status_code == 200, START_S)

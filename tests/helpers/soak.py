@@ -300,7 +300,10 @@ class Soak:
         facts["descriptors, threads, tasks before the first request, and then"] = (
             f"{first.counts}, {after.counts}"
         )
-        facts["engine restarts counted"] = int(metrics(http)["engine:engine_restarts_total"])
+        num_restarts = int(metrics(http)["engine:engine_restarts_total"])
+        facts["engine restarts counted"] = num_restarts
+        if num_restarts != self._report.faults.total() - self._report.faults["abort all"]:
+            self._problem(f"{num_restarts} restarts of the engine, after {dict(self._report.faults)}")
 
     def _problem(self, text: str) -> None:
         if len(self._report.problems) < 20:

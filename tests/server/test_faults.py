@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from helpers import crashing_server
-from helpers.crowd import Outcome, ask, client, completion
+from helpers.crowd import Outcome, ask, client, completion, metrics
 from helpers.server_process import ServerProcess
 from helpers.soak import Soak
 
@@ -46,6 +46,7 @@ def test_three_faults_in_a_row(number: signal.Signals, found_s: float) -> None:
             asyncio.run(_fault(server, number, found_s))
             again = asyncio.run(_one(server, completion("The sea", 12, logprobs=1)))
             assert again.answer == expected.answer, server.log[-2000:]
+        assert metrics(server.http)["engine:engine_restarts_total"] == 3
         assert server.stop() == 0
         assert "Traceback" not in server.log
         assert server.log.count("and is being restarted") == 3

@@ -6,12 +6,14 @@ import json
 import logging
 import string
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from engine.errors import Overloaded
+from helpers.crowd import metrics
 from helpers.http_server import Server, wait_until
 from helpers.server_process import ServerProcess
 
@@ -101,20 +103,32 @@ def test_an_overloaded_engine_and_a_failure_in_a_stream(server: Server, lines: L
     assert (whole["status"], whole["code"], whole["end"]) == (503, "engine_restarted", "error")
 
 
-def test_a_client_that_leaves(server: Server, lines: Lines) -> None:
-    for waits in (True, False):
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": HI}),
+        ("/v1/completions", {"prompt": "x", "stream": True}),
+        ("/v1/embeddings", {"input": "x"}),
+    ],
+)
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_client_that_leaves(
+    model_dir: Path, lines: Lines, path: str, body: dict[str, Any], waits: bool
+) -> None:
+    """Has one line that says so, and counts as cancelled: nobody refused it."""
+    with Server(model_dir) as server:
         server.call(server.engine.hold_admission if waits else server.engine.hold)
         with pytest.raises(httpx.ReadTimeout):
-            server.http.post("/v1/chat/completions", json={"model": "default", "messages": HI}, timeout=0.3)
+            server.http.post(path, json={"model": "default", **body}, timeout=0.3)
+        wait_until(lambda: lines() != [])
         server.call(server.engine.release_admission)
         server.call(server.engine.release)
         server.wait_idle()
-    wait_until(lambda: any(line["status"] == 499 for line in lines()))
-    samples = server.get("/metrics").text
-    (count,) = [
-        line for line in samples.splitlines() if line.startswith('engine:cancelled_total{cause="client"}')
-    ]
-    assert float(count.split()[-1]) >= 2
+        samples = metrics(server.http)
+    assert samples['engine:cancelled_total{cause="client"}'] == 1
+    assert not any(name.startswith("engine:rejected_total{") for name in samples)
+    (line,) = lines()
+    assert (line["endpoint"], line["status"]) == (path, 499)
 
 
 def test_the_state_can_be_seen(bundled: ServerProcess) -> None:

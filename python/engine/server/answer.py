@@ -17,11 +17,11 @@ from engine.config.server_config import ServerConfig
 from engine.core.output_processor import TextDelta
 from engine.sampling.params import SamplingParams
 from engine.server.context import ServerContext
-from engine.server.error_map import to_http
+from engine.server.error_map import CLIENT_CLOSED, to_http
 from engine.server.generation import Generation
 from engine.server.ignored import ignored_header
 from engine.server.request_id import request_id_of
-from engine.server.request_log import CLIENT_CLOSED, endpoint_of, log_of
+from engine.server.request_log import endpoint_of, log_of
 from engine.server.schema import GenerationRequest
 from engine.server.sse import DONE, Events, EventStream, error_event
 from engine.server.stream_interval import in_intervals

@@ -13,7 +13,7 @@ from engine.config.limits import Limits
 from engine.server.auth import Keyring, is_admin_path
 from engine.server.context import ServerContext
 from engine.server.cors import AllowedOrigins
-from engine.server.error_map import to_http
+from engine.server.error_map import CLIENT_CLOSED, to_http
 from engine.server.metrics import Metrics
 from engine.server.request_id import HEADER, request_id_of
 from engine.server.request_log import endpoint_of, log_of
@@ -159,6 +159,6 @@ class _ErrorHandler(ErrorHandler):
     def default(self, request: Request, exception: Exception) -> HTTPResponse:
         error = to_http(exception, request_id_of(request))
         log_of(request).code = error.slug
-        if request.method == "POST" and error.status != 500:
+        if request.method == "POST" and error.status not in (CLIENT_CLOSED, 500):
             self._metrics.count_rejection(error.slug)
         return HTTPResponse(error.body(self._error_format), error.status, error.headers, "application/json")

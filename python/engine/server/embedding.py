@@ -19,11 +19,12 @@ from engine.server.adapter_hold import AdapterHold, aborted_error
 from engine.server.auth import Client
 from engine.server.context import ServerContext
 from engine.server.deadline import Deadlines
+from engine.server.error_map import CLIENT_CLOSED
 from engine.server.fields import Fields
 from engine.server.metrics import RequestTimer
 from engine.server.rate_limits import RateLimits
 from engine.server.request_id import request_id_of
-from engine.server.request_log import CLIENT_CLOSED, endpoint_of, log_of
+from engine.server.request_log import endpoint_of, log_of
 from engine.server.schema import ignored_names, read_prompts, read_rid, read_user
 
 MAX_INPUTS = 2048

@@ -13,13 +13,15 @@ import math
 from typing import Any
 
 import msgspec
-from sanic.exceptions import SanicException
+from sanic.exceptions import RequestCancelled, SanicException
 
 from engine.errors import ConfigError, EngineError, InvalidRequest, NotFound, Overloaded
 
 logger = logging.getLogger(__name__)
 
 INVALID = "invalid_request_error"
+CLIENT_CLOSED = 499
+"""As the status of an answer that nobody was there to take."""
 MESSAGE_PREFIX = "Invalid request: "
 _MAX_MESSAGE_CHARS = 300
 
@@ -77,7 +79,9 @@ def to_http(error: BaseException, request_id: str) -> HttpError:
         return HttpError(404, INVALID, error.slug, error.message, param=error.param)
     if isinstance(error, Overloaded):
         return _overloaded(error)
-    if isinstance(error, asyncio.CancelledError):  # the client is gone, or soon the server
+    if isinstance(error, RequestCancelled):  # nobody reads this; for the log and the metrics
+        return HttpError(CLIENT_CLOSED, INVALID, "client_closed", "The client closed the connection.")
+    if isinstance(error, asyncio.CancelledError):  # soon the server is gone
         return _overloaded(Overloaded("The connection was closed.", slug="shutting_down"))
     if isinstance(error, SanicException):
         return _from_sanic(error, request_id)

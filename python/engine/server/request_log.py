@@ -14,8 +14,6 @@ from sanic.request import Request
 from engine.server.request_id import request_id_of
 
 logger = logging.getLogger("engine.requests")
-CLIENT_CLOSED = 499
-"""As the status of an answer that nobody was there to take."""
 
 
 def endpoint_of(route: Any) -> str:
