@@ -141,10 +141,10 @@ def test_those_who_stay_get_what_they_get_alone(leaving: int, staying: int) -> N
             draw = random.Random(7)
             async with client(server.url) as http:
 
-                async def leave(i: int) -> None:
+                async def leave(i: int) -> bool:
                     await asyncio.sleep(draw.uniform(0, leaving / 30))
                     request = completion(words(draw, 20) + str(i), 300, stream=i % 2 == 0, n=1 + i % 2)
-                    await ask(http, request, leaves_after_s=draw.uniform(0.01, 1.5))
+                    return (await ask(http, request, leaves_after_s=draw.uniform(0.01, 1.5))).left
 
                 async def stay(i: int) -> Outcome:
                     await asyncio.sleep(draw.uniform(0, leaving / 30))
@@ -152,7 +152,8 @@ def test_those_who_stay_get_what_they_get_alone(leaving: int, staying: int) -> N
 
                 gone = [asyncio.create_task(leave(i)) for i in range(leaving)]
                 answers = await asyncio.gather(*(stay(i) for i in range(staying)))
-                await asyncio.gather(*gone)
+                have_left = await asyncio.gather(*gone)
+                assert sum(have_left) >= leaving / 2, "they were answered before they could leave"
                 return answers
 
         expected = asyncio.run(alone())
