@@ -37,6 +37,9 @@ REQUIRED = {
 EXCLUSIVE = {("TokenizeRequest", "messages"), ("GenerateRequest", "input_ids")}
 """Not together with what the request has already."""
 
+THOUGHTS = ("reasoning_effort", "thinking_budget", "thinking_token_budget")
+"""For models that have some."""
+
 SCHEMAS = document()["components"]["schemas"]
 
 
@@ -277,7 +280,7 @@ def test_described_fields_are_known_and_take_null(server: Server, name: str) -> 
             continue
         response = server.post(path, {**body, field: example(wanted)})
         assert "x-ignored-params" not in response.headers, field
-        needs_more = ("top_logprobs", "top_logprobs_num", "logprob_start_len", "reasoning_effort")
+        needs_more = ("top_logprobs", "top_logprobs_num", "logprob_start_len", *THOUGHTS)
         expected = 404 if field == "lora_path" else 400 if field in needs_more else 200
         assert response.status_code == expected, field
 

@@ -222,6 +222,9 @@ def test_the_engine_is_told_of_thoughts_where_it_has_to_know(servers: dict[str, 
     bounded = ThoughtMessages(channel=channel, end=ended, budget=50)
     assert told("gpt-oss", thinking_budget=50) == bounded
     assert told("gpt-oss", thinking_budget=50, tools=[ADD], tool_choice="none") == bounded
+    begun = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    response = ask(servers["gpt-oss"], messages=begun, continue_final_message=True, thinking_budget=50)
+    check_error(response, 400, "unsupported_parameter", "thinking_budget")
     # The constraint covers the messages of thoughts.
     assert told("gpt-oss", regex="a") is None
 
@@ -245,6 +248,10 @@ def test_parsers_can_be_named(tmp_path: Path) -> None:
         assert server.get("/get_model_info").json()["reasoning_parser"] is None
         assert message_of(ask(server))["content"] == "<think>a</think>b"
         assert "completion_tokens_details" not in ask(server).json()["usage"]
+        for fields in ({}, {"tools": [ADD]}):  # whatever it thinks, nothing would hold it to that
+            for name in ("thinking_budget", "thinking_token_budget"):
+                response = ask(server, **{name: 5}, **fields)
+                check_error(response, 400, "unsupported_parameter", "thinking_budget")
 
 
 def test_intervals_of_a_stream_change_nothing(tmp_path: Path) -> None:

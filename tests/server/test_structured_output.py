@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import enum
 import json
@@ -16,6 +17,7 @@ import psutil
 import pydantic
 import pytest
 
+from helpers.random_schemas import random_schema
 from helpers.server_process import ServerProcess
 
 MODEL = "default"
@@ -108,13 +110,19 @@ def test_grammars_and_choices(client, fields, pattern):
     assert re.fullmatch(pattern, chat(client, **fields).choices[0].message.content)
 
 
-def test_json_objects_are_compact(client):
-    for seed in range(5):
-        text = chat(client, response_format={"type": "json_object"}, seed=seed, max_tokens=40).choices[0]
-        if text.finish_reason == "stop":
-            content = text.message.content
-            value = json.loads(content)
-            assert isinstance(value, dict)
+def test_json_objects_are_compact(server, client):
+    """Whatever a model that likes spaces says."""
+    (space,) = server.http.post("/tokenize", json={"prompt": " "}).json()["tokens"]
+    num_whole = 0
+    for seed in range(20):
+        fields = {"response_format": {"type": "json_object"}, "seed": seed, "logit_bias": {str(space): 5}}
+        (choice,) = chat(client, **fields).choices
+        if choice.finish_reason == "stop":
+            content = choice.message.content
+            outside_of_strings = re.sub(r'"(?:[^"\\]|\\.)*"', "", content)
+            assert isinstance(json.loads(content), dict) and not re.search(r"\s", outside_of_strings)
+            num_whole += len(content) > 2
+    assert num_whole > 2
 
 
 def test_a_structural_tag(client):
@@ -188,6 +196,28 @@ def test_free_and_constrained_requests_share_a_batch(client):
     for thread in threads:
         thread.join()
     assert all(texts[number] == alone for number in range(0, 8, 2))
+
+
+def test_what_is_drawn_at_temperature_1_is_right(client):
+    """Schemas and regular expressions of every kind, several at a time, in streams and whole."""
+
+    def ask(number: int) -> None:
+        schema = random_schema(1000 + number)
+        fields = {"response_format": json_schema(schema), "seed": number, "max_tokens": 1500}
+        if number % 2:
+            (choice,) = chat(client, **fields).choices
+            text, reason = choice.message.content, choice.finish_reason
+        else:
+            choices = [chunk.choices[0] for chunk in chat(client, stream=True, **fields)]
+            text, reason = "".join(c.delta.content or "" for c in choices), choices[-1].finish_reason
+        reasons.append(reason)
+        if reason == "stop":
+            jsonschema.validate(json.loads(text), schema)
+
+    reasons: list[str | None] = []
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        list(threads.map(ask, range(200)))
+    assert set(reasons) <= {"stop", "length"} and reasons.count("stop") >= 190, reasons
 
 
 # --- what comes before what

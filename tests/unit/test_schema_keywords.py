@@ -221,6 +221,27 @@ def test_what_comes_to_an_end(grammars, schema):
         jsonschema.validate(value, schema)
 
 
+ANYTHING = {"a": {}, "b": [], "c": [1, {"d": 2, "e": [[], "x"]}]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("json_object", ""),
+        ("json_schema", True),
+        ("json_schema", {"type": "object"}),
+        ("json_schema", {"type": "object", "properties": {"a": {"type": "object"}, "b": {"type": "array"},
+                                                          "c": {"type": "array", "items": True}}}),
+        ("json_schema", {"type": "object", "additionalProperties": {"type": ["object", "array"]}}),
+    ],
+)  # fmt: skip
+def test_json_is_compact_wherever_nothing_is_said_about_it(grammars, kind, text):
+    grammar = grammars.compile(kind, text)
+    assert grammars.accepts(grammar, spelled(ANYTHING))
+    for separators in ((", ", ":"), (",", ": "), (" ,", ":"), (",", " :")):
+        assert not grammars.accepts(grammar, json.dumps(ANYTHING, separators=separators))
+
+
 NOT_UTF8 = (b"\xed\xa0\x80", b"\xc0\x80", b"\xe0\x80\x80", b"\xf0\x80\x80\x80", b"\xf4\x90\x80\x80", b"\xff")
 
 

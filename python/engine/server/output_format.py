@@ -85,11 +85,13 @@ def choose_thinking(
     """What the engine has to know of the thoughts: only where an answer behind them is constrained, or
     where they are bounded.
 
-    Raises: `InvalidRequest` if that cannot be done, because what marks them are no tokens.
+    Raises: `InvalidRequest` if that cannot be done: what marks them are no tokens, or none are known.
     """
-    if output_format is None or output_format.thoughts is None:
-        return None
     constraint, budget = asked.params.constraint, asked.thoughts.budget
+    if output_format is None or output_format.thoughts is None:
+        if budget is not None:
+            raise _unsupported("thinking_budget", "it has no thoughts, or in no format that is known here")
+        return None
     if constraint is None and budget is None:
         return None
     if isinstance(output_format.thoughts, Channels):
@@ -106,8 +108,10 @@ def choose_thinking(
 
 def _choose_messages(thoughts: Channels, tokenizer: Tokenizer, asked: ChatRequest) -> ThoughtMessages | None:
     """The constraint covers all messages: only a budget has to be told beside it."""
-    if asked.thoughts.budget is None or asked.continue_final_message:
+    if asked.thoughts.budget is None:
         return None
+    if asked.continue_final_message:
+        raise _unsupported("thinking_budget", "no thoughts can be bounded in a message that has begun")
     marks = thoughts.marks(tokenizer)
     if marks is None or asked.params.constraint is None:
         raise _unsupported("thinking_budget", _NO_MARKS)
