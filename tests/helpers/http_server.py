@@ -100,7 +100,8 @@ class Server:
         self._config = config or ServerConfig()
         self.model = ModelFiles.load(
             str(model_dir),
-            sampling_defaults="model",
+            sampling_defaults=self._config.sampling_defaults,
+            preferred_sampling=self._config.preferred_sampling,
             chat_template_file=self._config.chat_template,
             tool_call_parser=self._config.tool_call_parser,
             reasoning_parser=self._config.reasoning_parser,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from urllib.parse import quote
@@ -122,6 +123,46 @@ def test_sampling_defaults_come_from_the_model_for_both_endpoints(tmp_path: Path
         assert (third.temperature, third.top_k) == (1.0, -1)
         defaults = server.get("/get_model_info").json()["default_sampling_params"]
         assert (defaults["temperature"], defaults["top_k"], defaults["top_p"]) == (0.25, 7, 1.0)
+
+
+def test_what_the_server_prefers_comes_before_the_model_but_after_the_request(tmp_path: Path) -> None:
+    directory = write_model(tmp_path, temperature=0.25, top_k=7, eos_token_id=0)
+    preferred = {"temperature": 0.5, "min_p": 0.1}
+    for defaults, expected in (
+        (json.dumps(preferred), (0.5, 7, 0.1)),
+        ("model", (0.25, 7, 0)),
+        ("openai", (1, -1, 0)),
+    ):
+        with Server(directory, config=ServerConfig(sampling_defaults=defaults)) as server:
+            server.chat()
+            server.complete()
+            server.chat(temperature=2, top_k=1, min_p=0)
+            *unset, chosen = (request.params for request in server.engine.submitted)
+            for params in unset:
+                assert (params.temperature, params.top_k, params.min_p) == expected
+            assert (chosen.temperature, chosen.top_k, chosen.min_p) == (2, 1, 0)
+            info = server.get("/get_model_info").json()
+        assert info["preferred_sampling_params"] == (preferred if defaults.startswith("{") else None)
+        shown = info["default_sampling_params"]
+        assert (shown["temperature"], shown["top_k"], shown["min_p"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("defaults", "words"),
+    [
+        ('{"temperature": -1}', "temperature must be non-negative"),
+        ('{"temperature": "hot"}', "temperature has the wrong type"),
+        ('{"top_k": null}', "top_k has the wrong type"),
+        ('{"max_tokens": 5}', "'max_tokens'"),
+        ("[]", "must be model or openai, or a JSON object"),
+        ("{", "must be model or openai, or a JSON object"),
+        ("Model", "must be model or openai, or a JSON object"),
+    ],
+)
+def test_wrong_preferences_name_the_flag(model_dir: Path, defaults: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)) as caught:
+        Server(model_dir, config=ServerConfig(sampling_defaults=defaults))
+    assert caught.value.message.startswith("--sampling-defaults")
 
 
 @pytest.mark.parametrize("bad", [{"temperature": -1}, {"top_p": "high"}, {"top_k": 1.5}])

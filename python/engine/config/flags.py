@@ -25,7 +25,6 @@ from engine.config.engine_config import (
 from engine.config.server_config import (
     ERROR_FORMATS,
     REASONING_PARSERS,
-    SAMPLING_DEFAULTS,
     TOOL_CALL_PARSERS,
     ServerConfig,
 )
@@ -142,8 +141,9 @@ FLAGS: tuple[Flag, ...] = (
     Flag(
         "--sampling-defaults", Kind.TEXT, MODEL,
         "Sampling parameters of a request that leaves them out: those of the model's "
-        "generation_config.json, or those of the OpenAI API.",
-        ServerConfig, SAMPLING_DEFAULTS,
+        "generation_config.json, those of the OpenAI API, or a JSON object with some that come before the "
+        "model's.",
+        ServerConfig,
     ),
     Flag(
         "--logprobs-mode", Kind.TEXT, MODEL,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 import re
+from typing import Any
 
 from engine.config.adapter_source import AdapterSource
 from engine.config.api_keys import ApiKey, read_api_keys
@@ -75,7 +77,9 @@ class ServerConfig:
     """Limit of a chat answer when the request gives none; None: what the context leaves."""
 
     sampling_defaults: str = "model"
-    """Where unset sampling parameters come from: the model's generation_config.json, or "openai"."""
+    """Where unset sampling parameters come from: the model's generation_config.json ("model"), the OpenAI API
+    ("openai"), or a JSON object, and the model for those that it leaves out.
+    """
 
     chat_template: str | None = None
     """Jinja file that takes the place of the model's own chat template."""
@@ -110,6 +114,22 @@ class ServerConfig:
         return read_api_keys(self.api_key, self.api_key_file)
 
     @functools.cached_property
+    def preferred_sampling(self) -> dict[str, Any]:
+        """What the JSON object of `sampling_defaults` holds; empty if it is none. Raises: `ConfigError`."""
+        if self.sampling_defaults in SAMPLING_DEFAULTS:
+            return {}
+        try:
+            preferred = json.loads(self.sampling_defaults)
+        except (ValueError, RecursionError):
+            preferred = None
+        if not isinstance(preferred, dict):
+            raise ConfigError(
+                f"--sampling-defaults must be {' or '.join(SAMPLING_DEFAULTS)}, or a JSON object, "
+                f"got {self.sampling_defaults!r:.80}"
+            )
+        return preferred
+
+    @functools.cached_property
     def limits(self) -> Limits:
         return parse_limits(self.limit)
 
@@ -127,13 +147,13 @@ class ServerConfig:
             if not 0 <= seconds < math.inf:
                 raise ConfigError(f"{flag} must not be negative, got {seconds:g}")
         parse_limits(self.limit)
+        _ = self.preferred_sampling
         if not 0 <= self.sse_keep_alive_s <= 86400:
             raise ConfigError(f"--sse-keep-alive-s must be in [0, 86400], got {self.sse_keep_alive_s:g}")
         if not 1 <= self.stream_interval <= 1024:
             raise ConfigError(f"--stream-interval must be in [1, 1024], got {self.stream_interval}")
         for flag, value, allowed in (
             ("--error-format", self.error_format, ERROR_FORMATS),
-            ("--sampling-defaults", self.sampling_defaults, SAMPLING_DEFAULTS),
             ("--tool-call-parser", self.tool_call_parser, TOOL_CALL_PARSERS),
             ("--reasoning-parser", self.reasoning_parser, REASONING_PARSERS),
             ("--log-level", self.log_level, LEVELS),

@@ -141,7 +141,10 @@ def _explained_formats(directory: str, config: ServerConfig) -> dict[str, tuple[
     from engine.server.model_files import ModelFiles
 
     formats = ModelFiles.load(
-        directory, sampling_defaults=config.sampling_defaults, chat_template_file=config.chat_template
+        directory,
+        sampling_defaults=config.sampling_defaults,
+        preferred_sampling=config.preferred_sampling,
+        chat_template_file=config.chat_template,
     ).formats
     found = {"tool_call_parser": formats.tools, "reasoning_parser": formats.thoughts}
     return {

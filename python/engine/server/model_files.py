@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,11 +49,13 @@ class ModelFiles:
         directory: str,
         *,
         sampling_defaults: str,
+        preferred_sampling: Mapping[str, Any] = types.MappingProxyType({}),
         chat_template_file: str | None = None,
         tool_call_parser: str = AUTO,
         reasoning_parser: str = AUTO,
     ) -> ModelFiles:
-        """`chat_template_file` takes the place of the checkpoint's templates.
+        """`chat_template_file` takes the place of its templates; `preferred_sampling` comes before
+        what it says of sampling, unless `sampling_defaults` is "openai".
 
         Effects: reads files for some 100 ms. Raises: `ConfigError` naming what is missing.
         """
@@ -72,7 +75,11 @@ class ModelFiles:
             ),
             model_type=str(config.get("model_type") or ""),
             architectures=tuple(map(str, names)) if isinstance(names, list) else (),
-            sampling_defaults=_sampling_defaults(Path(directory)) if sampling_defaults == "model" else {},
+            sampling_defaults=(
+                {}
+                if sampling_defaults == "openai"
+                else _sampling_defaults(Path(directory)) | _checked(preferred_sampling)
+            ),
         )
 
 
@@ -111,9 +118,31 @@ def _sampling_defaults(directory: Path) -> dict[str, Any]:
     content = read_json(path)
     given = {name: content[name] for name in SAMPLING_FIELDS if content.get(name) is not None}
     try:
-        typed = {name: msgspec.convert(value, SAMPLING_FIELDS[name]) for name, value in given.items()}
-        SamplingParams(**typed)
-    except (InvalidRequest, msgspec.ValidationError) as error:
+        return _typed(given)
+    except InvalidRequest as error:
         logger.warning("%s is not used for sampling: %s", path.name, error)
         return {}
+
+
+def _typed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Raises `InvalidRequest` naming the parameter."""
+    typed = {}
+    for name, value in given.items():
+        try:
+            typed[name] = msgspec.convert(value, SAMPLING_FIELDS[name])
+        except msgspec.ValidationError as error:
+            raise InvalidRequest(f"{name} has the wrong type: {str(error).lower()}") from None
+    SamplingParams(**typed)
     return typed
+
+
+def _checked(preferred: Mapping[str, Any]) -> dict[str, Any]:
+    """What somebody chose for this server has to be right, unlike what a checkpoint brings along."""
+    for name in preferred:
+        if name not in SAMPLING_FIELDS:
+            raise ConfigError(f"--sampling-defaults takes {', '.join(SAMPLING_FIELDS)}, got {name!r:.80}")
+    try:
+        return _typed(preferred)
+    except InvalidRequest as error:
+        reason = error.message.removeprefix("Invalid request: ")
+        raise ConfigError(f"--sampling-defaults: {reason}") from None

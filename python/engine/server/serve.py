@@ -122,6 +122,7 @@ def _load_files(context: ServerContext) -> ModelFiles:
     return ModelFiles.load(
         directory,
         sampling_defaults=context.config.sampling_defaults,
+        preferred_sampling=context.config.preferred_sampling,
         chat_template_file=context.config.chat_template,
         tool_call_parser=context.config.tool_call_parser,
         reasoning_parser=context.config.reasoning_parser,

@@ -135,7 +135,7 @@ def model_info(context: ServerContext) -> dict[str, Any]:
             "adapters": [adapter.name for adapter in context.adapters],
         },
         "default_sampling_params": _default_sampling(model),
-        "preferred_sampling_params": None,
+        "preferred_sampling_params": context.config.preferred_sampling or None,
         "default_max_tokens": context.config.default_max_tokens_chat,
         "reasoning_parser": None if thoughts is None else thoughts.name,
         "tool_call_parser": None if tools is None else tools.name,
