@@ -21,7 +21,9 @@ import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from time import thread_time_ns
+from typing import Any
 
 import numpy as np
 
@@ -150,13 +152,18 @@ def time_limit(num_prompts: int) -> Timing:
     return time_each(lambda i: others[order[i]], lambda other: prompt == other, calls=len(order))
 
 
-def judge(name: str, timings: dict[int, Timing]) -> dict[str, object]:
-    medians = [timings[size].median_us for size in SIZES]
-    growth = medians[1] / medians[0]
-    result: dict[str, object] = {
+def judge(name: str, timings: dict[int, list[Timing]]) -> dict[str, Any]:
+    """Medians over the rounds. The growth is taken within a round: where memory lies, and what else the
+    machine does, differs from round to round, but little within one."""
+    rounds = [[timing.median_us for timing in timings[size]] for size in SIZES]
+    medians = [median(us) for us in rounds]
+    growths = sorted(large / small for small, large in zip(*rounds, strict=True))
+    growth = median(growths)
+    result: dict[str, Any] = {
         "us": [round(us, 2) for us in medians],
-        "spread": [round(timings[size].spread, 2) for size in SIZES],
+        "us_range": [[round(min(us), 2), round(max(us), 2)] for us in rounds],
         "growth": round(growth, 2),
+        "growth_range": [round(growths[0], 2), round(growths[-1], 2)],
     }
     most_us = next((us for key, us in MOST_US.items() if name.startswith(key + " ")), None)
     if most_us is not None:
@@ -183,7 +190,11 @@ def resident_bytes() -> int:
 
 
 def main() -> int:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="of new trees of both sizes (default: %(default)s)"
+    )
+    args = parser.parse_args()
     print(machine())
     limit = time_limit(1)
     print(f"{'memcmp of a prompt':38} {limit}")
@@ -191,14 +202,21 @@ def main() -> int:
         print(f"{'memcmp of a prompt, cold':38} {size:9,} blocks {time_limit(size // PROMPT_BLOCKS)}")
     memory = {"one": bytes_per_block(SIZES[1], PROMPT_BLOCKS), "wide": bytes_per_block(SIZES[1], 1)}
     print(f"bytes per block of 16 tokens, 64 of them the tokens: {memory}")
-    timings: dict[str, dict[int, Timing]] = {}
-    for size in SIZES:
-        for rows in (*(time_matches(shape, size) for shape in NODES), time_wide(size)):
-            for name, timing in rows:
-                timings.setdefault(name, {})[size] = timing
-                print(f"{name:38} {size:9,} blocks {timing}", flush=True)
+    timings: dict[str, dict[int, list[Timing]]] = {}
+    for _ in range(args.rounds):
+        for size in SIZES:
+            for rows in (*(time_matches(shape, size) for shape in NODES), time_wide(size)):
+                for name, timing in rows:
+                    timings.setdefault(name, {}).setdefault(size, []).append(timing)
     results = {name: judge(name, by_size) for name, by_size in timings.items()}
-    one_us = timings["match one repeated"][SIZES[0]].median_us
+    print("Medians of the rounds (lowest, highest) in µs, at 100,000 and at 1,000,000 blocks; growth:")
+    for name, result in results.items():
+        cells = [
+            f"{us} ({low}, {high})" for us, (low, high) in zip(result["us"], result["us_range"], strict=True)
+        ]
+        verdict = {None: "", True: "pass", False: "FAIL"}[result.get("reached")]
+        print(f"{name:42} {cells[0]:>22} {cells[1]:>22} {result['growth']:6} {verdict}")
+    one_us = results["match one repeated"]["us"][0]
     report(
         "radix_tree",
         {
