@@ -200,6 +200,7 @@ def test_values_out_of_range_of_the_server(fields: dict[str, object], message: s
         ({"max_queued_requests": -1}, "--max-queued-requests must be in [0, 2147483647], got -1"),
         ({"max_total_tokens": 10**30}, "--max-total-tokens must be in [1, 2147483647], got 1000"),
         ({"context_length": 0}, "--context-length must be in"),
+        ({"context_length": 1}, "--context-length must be in [2, "),
         ({"page_size": 10**30}, "--page-size must be a multiple of 16"),
         ({"max_running_requests": 10**10}, "--max-running-requests must be in"),
         ({"chunked_prefill_size": 10**10}, "--chunked-prefill-size must be in"),

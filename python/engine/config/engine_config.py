@@ -87,7 +87,7 @@ class EngineConfig:
         if not self.model_path:
             raise ConfigError("--model-path must not be empty")
         for flag, value, least, most in (
-            ("--context-length", self.context_length, 1, _MOST),
+            ("--context-length", self.context_length, 2, _MOST),
             ("--max-total-tokens", self.max_total_tokens, 1, _MOST),
             ("--max-running-requests", self.max_running_requests, 1, 65536),
             ("--max-queued-requests", self.max_queued_requests, 0, _MOST),
