@@ -36,6 +36,9 @@ ENFORCED = [
      [{"b": {"b": {"a": 1}}}], [{"b": 1}]),
     ("$defs", {"$defs": {"x": STRING}, "type": "array", "items": {"$ref": "#/$defs/x"}}, [["a"]], [[1]]),
     ("definitions", {"definitions": {"x": STRING}, "$ref": "#/definitions/x"}, ["a"], [1]),
+    ("minimum", {"type": "integer", "minimum": 2.0}, [2, 3], [1]),
+    ("maxItems", {"type": "array", "prefixItems": [INTEGER, STRING], "maxItems": 2},
+     [[1, "a"]], [[1, "a", 2]]),
     ("minimum", {"type": "integer", "minimum": -5}, [-5, 7, 1000], [-6]),
     ("minimum", {"type": "number", "minimum": 1.5}, [1.5, 2, 100], [1.25, -3]),
     ("maximum", {"type": "integer", "maximum": 17}, [17, -100], [18, 100]),
@@ -116,6 +119,11 @@ REFUSED = [
     ("const", {"const": 5, "type": "string"}),
     ("multipleOf", {"type": "number", "multipleOf": 0.5}),
     ("multipleOf", {"type": "integer", "multipleOf": 5, "minimum": 0}),
+    *(
+        (keyword, {"type": ["null", "integer"], keyword: 2.5})
+        for keyword in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+    ),
+    ("maxItems", {"type": "array", "prefixItems": [INTEGER, STRING], "maxItems": 1}),
     ("maxLength", {"type": "string", "pattern": "^a$", "maxLength": 3}),
     ("minLength", {"type": "string", "format": "date", "minLength": 3}),
     ("format", {"type": "string", "format": "regex"}),

@@ -19,12 +19,17 @@ def wrong_value(schema: Mapping[str, Any], types: Collection[str]) -> tuple[str,
                 return keyword, f"must be a whole number from 0 to {_MOST_COUNTED}"
         if most in schema and schema.get(least, 0) > schema[most]:
             return least, f"must be at most {most!r}"
+    first = schema.get("prefixItems")
+    if isinstance(first, list) and schema.get("maxItems", len(first)) < len(first):
+        return "maxItems", "is not supported below the number of 'prefixItems'"
     for keyword in _NUMBERS:
         value = schema.get(keyword, 0)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return keyword, "must be a number"
         if abs(value) > _MOST and "integer" in types:
             return keyword, "is not supported beyond 64 bits"
+        if "integer" in types and value % 1:
+            return keyword, "is supported for integers as a whole number only"
     if schema.get("multipleOf", 1) <= 0:
         return "multipleOf", "must be above 0"
     for least in ("minimum", "exclusiveMinimum"):
