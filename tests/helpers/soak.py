@@ -31,6 +31,11 @@ EXPECTED_ERRORS = {
     "model_loading",
 }
 FAULTS = ("SIGKILL", "SIGSEGV", "SIGSTOP", "abort all")
+WATCHDOG_S = 8.0
+FOUND_S = {"SIGKILL": 1.0, "SIGSEGV": 1.0, "SIGSTOP": WATCHDOG_S + 1.0}
+"""The longest time until the server knows of a fault of the engine."""
+BACK_S = 10.0
+"""From then on: the longest time until it serves again."""
 NUM_KNOWN = 24
 ABORTED = "ended by /abort_request, which the answer says"
 
@@ -42,7 +47,9 @@ class Report:
     seconds: float
     outcomes: Counter[str] = dataclasses.field(default_factory=Counter)
     faults: Counter[str] = dataclasses.field(default_factory=Counter)
-    recovery_s: list[float] = dataclasses.field(default_factory=list)
+    recovery_s: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    """By fault: times until /health said ok again."""
+
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     problems: list[str] = dataclasses.field(default_factory=list)
 
@@ -51,8 +58,13 @@ class Report:
         rows = [("duration", f"{self.seconds:.0f} s"), ("requests", sum(self.outcomes.values()))]
         rows += sorted((f"- {name}", count) for name, count in self.outcomes.items())
         rows += sorted((f"fault: {name}", count) for name, count in self.faults.items())
-        if self.recovery_s:
-            rows.append(("longest time until /health said ok again", f"{max(self.recovery_s):.1f} s"))
+        rows += [
+            (
+                f"longest time from {fault} until /health said ok again",
+                f"{max(times):.1f} s (allowed: {FOUND_S[fault]:g} s to find it, and {BACK_S:g} s)",
+            )
+            for fault, times in sorted(self.recovery_s.items())
+        ]
         rows += list(self.facts.items())
         rows.append(("problems", "; ".join(self.problems) or "none"))
         lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
@@ -81,8 +93,8 @@ class Soak:
         self._num_clients = num_clients
         self._fault_every_s = fault_every_s
         self._flags = (
-            "--max-running-requests", "8", "--max-queued-requests", "16", "--watchdog-timeout", "8",
-            "--num-threads", str(num_threads), "--max-total-tokens", "8192",
+            "--max-running-requests", "8", "--max-queued-requests", "16", "--max-total-tokens", "8192",
+            "--watchdog-timeout", str(WATCHDOG_S), "--num-threads", str(num_threads),
             "--limit", f"idle_s={idle_s}",
         )  # fmt: skip
         self._settle_s = idle_s + 20
@@ -224,7 +236,10 @@ class Soak:
         while engine in psutil.Process(self._pid).children():  # until the server knows of its death
             await asyncio.sleep(0.02)
         await self._wait_healthy(http)
-        self._report.recovery_s.append(time.monotonic() - start)
+        seconds = time.monotonic() - start
+        self._report.recovery_s.setdefault(fault, []).append(seconds)
+        if seconds > FOUND_S[fault] + BACK_S:
+            self._problem(f"{seconds:.1f} s after {fault} until /health said ok again")
 
     async def _wait_healthy(self, http: httpx.AsyncClient) -> None:
         while not await self._is_healthy(http):
