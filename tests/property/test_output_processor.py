@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from engine.core.messages import TokenChunk, TokenLogprobs
 from engine.core.output_processor import OutputProcessor, TextDelta
 from engine.sampling.params import SamplingParams
+from engine.server.prompt_scores import token_offsets
 from engine.text.tokenizer import Tokenizer
 from helpers.tokenizers import byte_level_tokenizer
 
@@ -97,6 +98,48 @@ def test_scored_tokens_come_once_in_order_and_never_before_their_text(
     assert spelled.startswith(given_out)
     if deltas[-1].matched_stop == EOS:
         assert spelled == given_out == text
+
+
+def character_at(data: bytes, position: int) -> int:
+    """Which character of the text that `data` decodes to has the byte at `position`."""
+    index = begin = 0
+    while begin < len(data):
+        try:
+            rest = data[begin:].decode()
+            widths = [len(character.encode()) for character in rest]
+        except UnicodeDecodeError as error:
+            whole = data[begin : begin + error.start].decode()
+            widths = [*(len(character.encode()) for character in whole), error.end - error.start]
+        for width in widths:
+            if position < begin + width:
+                return index
+            index, begin = index + 1, begin + width
+    return index
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    ids=st.lists(st.sampled_from(TOKENIZER.encode("b🙂é€ ab")), max_size=12),
+    sizes=st.lists(st.integers(1, 4)),
+)
+def test_tokens_start_at_their_own_character_behind_broken_ones_too(ids: list[int], sizes: list[int]) -> None:
+    deltas = run(ids, SamplingParams(logprobs=0), sizes, ends=True)
+    pieces = [TOKENIZER.token_bytes(token_id) for token_id in ids]
+    data = b"".join(pieces)
+    wanted = [character_at(data, len(b"".join(pieces[:i]))) for i in range(len(ids))]
+    assert [start for delta in deltas for start in delta.token_starts] == wanted
+    text = data.decode(errors="replace")
+    assert "".join(delta.text for delta in deltas) == text
+    assert token_offsets(TOKENIZER, ids, text) == wanted
+
+
+def test_a_stop_behind_a_broken_character_takes_its_own_token_only() -> None:
+    lead, second, *_ = TOKENIZER.encode("🙂")
+    (b,) = TOKENIZER.encode("b")
+    deltas = run([lead, second, b], SamplingParams(logprobs=0, stop=("b",)), [3], ends=False)
+    assert [(delta.text, [token_id for token_id, _ in delta.tokens]) for delta in deltas] == [
+        ("\ufffd", [lead, second])
+    ]
 
 
 def test_a_choice_that_is_complete_ignores_later_chunks() -> None:

@@ -121,7 +121,10 @@ class _Choice:
             piece = self._detokenizer.push_one(token_id)
             if logprobs is not None:
                 self._scored.add(
-                    (token_id, logprobs[i]), len(piece), is_whole=not self._detokenizer.num_pending
+                    (token_id, logprobs[i]),
+                    len(piece),
+                    self._detokenizer.num_flushed,
+                    is_whole=not self._detokenizer.num_pending,
                 )
             text += self._stops.push(piece)
             if self._stops.matched is not None:
@@ -137,11 +140,18 @@ class _ScoredTokens:
         self._num_decoded = 0
         self._num_given_out = 0
 
-    def add(self, token: tuple[int, TokenLogprobs], num_chars: int, *, is_whole: bool) -> None:
-        """`num_chars` were decoded with this token; unless `is_whole`, more of it is to come."""
-        start, self._num_decoded = self._num_decoded, self._num_decoded + num_chars
-        if is_whole:
-            self._waiting = deque((t, s, self._num_decoded if e is None else e) for t, s, e in self._waiting)
+    def add(
+        self, token: tuple[int, TokenLogprobs], num_chars: int, num_flushed: int, *, is_whole: bool
+    ) -> None:
+        """`num_chars` were decoded with this token, the first `num_flushed` of them from earlier ones.
+
+        Unless `is_whole`, more of it is to come.
+        """
+        start = self._num_decoded + num_flushed
+        self._num_decoded += num_chars
+        if is_whole or num_flushed:
+            ended = start if num_flushed else self._num_decoded
+            self._waiting = deque((t, s, ended if e is None else e) for t, s, e in self._waiting)
         self._waiting.append((token, start, self._num_decoded if is_whole else None))
 
     def release(

@@ -46,9 +46,11 @@ def token_offsets(tokenizer: Tokenizer, token_ids: Sequence[int], text: str) -> 
     detokenizer = IncrementalDetokenizer(tokenizer)
     offsets, num_chars = [], 0
     for token_id in token_ids:
-        offsets.append(min(num_chars, len(text)))
+        start = num_chars
         if token_id not in tokenizer.special_ids:
-            num_chars += len(detokenizer.push([token_id]))
+            num_chars += len(detokenizer.push_one(token_id))
+            start += detokenizer.num_flushed
         elif text.startswith(spelled := tokenizer.token_text(token_id), num_chars):
             num_chars += len(spelled)
+        offsets.append(min(start, len(text)))
     return offsets

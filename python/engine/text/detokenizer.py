@@ -41,6 +41,8 @@ class IncrementalDetokenizer:
         self._at_start = True
         self._to_strip = decoding.stripped_at_start
         self._num_pending = 0
+        self.num_flushed = 0
+        """How many of the last push's characters come before its token: what earlier ones left unfinished."""
         self._is_midway = False
         """Whether all text so far is given out, and what follows needs no regard for it."""
 
@@ -92,8 +94,8 @@ class IncrementalDetokenizer:
         if self._is_midway and (text := self._tokenizer.whole_text(token_id)) is not None:
             return "" if token_id in self._skipped else text
         text = self._push_with_care(token_id)
-        is_at_rest = not (self._num_pending or self._at_start or self._to_strip or self._joiner.carry)
-        self._is_midway = is_at_rest
+        awaits = self._num_pending or self._at_start or self._to_strip or self._joiner.carry
+        self._is_midway = not (awaits or self.num_flushed)
         return text
 
     def finish(self) -> str:
@@ -102,20 +104,22 @@ class IncrementalDetokenizer:
         return self._strip(self._joiner.flush())
 
     def _push_with_care(self, token_id: int) -> str:
-        text = ""
+        flushed = own = ""
         if token_id not in self._skipped:
             tokenizer = self._tokenizer
             piece = tokenizer.first_piece(token_id) if self._at_start else tokenizer.piece(token_id)
             if piece is not None:
                 self._at_start = False
-                text = self._joiner.feed(piece)
+                flushed, own = self._joiner.feed(piece)
         if not self._joiner.is_pending:
             self._num_pending = 0
-        elif text and isinstance(self._joiner, _Utf8Stream):
+        elif (flushed or own) and isinstance(self._joiner, _Utf8Stream):
             self._num_pending = 1  # what waits now began inside this token
         else:
             self._num_pending += 1
-        return self._strip(text)
+        flushed = self._strip(flushed)
+        self.num_flushed = len(flushed)
+        return flushed + self._strip(own)
 
     def _strip(self, text: str) -> str:
         """Drop the first space of the whole text, where the vocabulary puts one there."""
@@ -139,12 +143,16 @@ class _Utf8Stream:
     def is_pending(self) -> bool:
         return bool(self._decoder.getstate()[0])
 
-    def feed(self, piece: bytes) -> str:
+    def feed(self, piece: bytes) -> tuple[str, str]:
+        """What earlier pieces left and this one does not go on with, and the text from there on."""
         if self.carry and piece:
             carry, self.carry = self.carry, b""
             if _is_unfinished_or_valid(carry + piece[:1]):
                 piece = carry + piece
-        return self._decoder.decode(piece)
+        unfinished = self._decoder.getstate()[0]
+        goes_on = not unfinished or _is_unfinished_or_valid(unfinished + piece[:1])
+        flushed = "" if goes_on else self.flush()
+        return flushed, self._decoder.decode(piece)
 
     def flush(self) -> str:
         return self._decoder.decode(b"", True)
@@ -166,15 +174,14 @@ class _ByteRuns:
     def is_pending(self) -> bool:
         return bool(self._run)
 
-    def feed(self, piece: Piece) -> str:
+    def feed(self, piece: Piece) -> tuple[str, str]:
+        """The text of the run that this piece ends, and its own."""
         if isinstance(piece, str):
-            text = self.flush() + piece if self._run else piece
-            self.carry = b""
-            return text
+            return self.flush(), piece
         if self.carry and not self._run and not _is_unfinished_or_valid(self.carry + piece):
             self.carry = b""
         self._run += piece
-        return ""
+        return "", ""
 
     def flush(self) -> str:
         run, carry = self._run, self.carry
