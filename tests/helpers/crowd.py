@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import random
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ class Outcome:
     """The client went away in the middle."""
 
     seconds: float = 0.0
+    ended_s: float = 0.0
+    """When all of it was there; by the clock of the machine, as in the server's log."""
 
     @property
     def answer(self) -> tuple[object, ...]:
@@ -57,6 +60,7 @@ async def ask(
     except TimeoutError:
         return Outcome(0, left=True)
     outcome.seconds = asyncio.get_running_loop().time() - start
+    outcome.ended_s = time.time()
     return outcome
 
 

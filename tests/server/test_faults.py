@@ -80,6 +80,7 @@ async def _fault(server: ServerProcess, number: signal.Signals, found_s: float) 
     assert killed_s <= found <= killed_s + found_s
     ended = [json.loads(line)["time"] for line in lines if '"code":"engine_restarted"' in line]
     assert len(ended) == 12 and found - 0.1 <= min(ended) and max(ended) <= found + 2
+    assert all(outcome.ended_s <= found + 2 for outcome in outcomes), "a client heard of it late"
     assert all(probe.sent_s <= killed_s + found_s for probe in healthy), "/health said ok for too long"
     assert back.answered_s <= found + 10, "service is not back"
 
