@@ -18,6 +18,7 @@ from engine.server.auth import ADMIN_PATHS, OPEN_PATHS
 from engine.server.fields import Fields
 from engine.server.openapi import OPERATIONS, document
 from engine.server.openapi_headers import GENERATED
+from engine.text.stop_strings import MAX_STOP_CHARS
 from helpers.http_server import Server, write_adapter
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -341,6 +342,15 @@ def test_described_bounds_are_those_in_force(server: Server, name: str) -> None:
         for value in beyond:
             response = server.post(path, {**body, "logprobs": name == "ChatRequest" or None, field: value})
             assert response.status_code == 400, (field, value)
+
+
+def test_how_long_stop_strings_may_be_together_is_described(server: Server) -> None:
+    described = SCHEMAS["CompletionRequest"]["properties"]["stop"]["anyOf"][0]["description"]
+    assert f"at most {MAX_STOP_CHARS} characters" in described
+    stops = ["x" * (MAX_STOP_CHARS - 10), "y" * 10]
+    assert server.complete(stop=stops).status_code == 200
+    refused = server.complete(stop=[*stops, "z"])
+    assert (refused.status_code, refused.json()["param"]) == (400, "stop")
 
 
 def test_the_page_lists_the_routes_and_needs_nothing_else(server: Server) -> None:

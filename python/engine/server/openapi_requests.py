@@ -40,6 +40,7 @@ from engine.server.schema import (
 )
 from engine.server.thoughts import EFFORTS
 from engine.server.tools import MAX_DESCRIPTION_CHARS, MAX_TOOLS, TOOL_NAME
+from engine.text.stop_strings import MAX_STOP_CHARS
 
 MAX_INTEGER = 2**63 - 1
 
@@ -61,7 +62,10 @@ SAMPLING: dict[str, Schema] = {
         "propertyNames": {"pattern": "^[0-9]{1,9}$"},
         "additionalProperties": bounded(NUMBER, -100, 100),
     },
-    "stop": {"anyOf": [NONEMPTY, array(NONEMPTY, MAX_STOP_STRINGS)]},
+    "stop": {
+        "anyOf": [NONEMPTY, array(NONEMPTY, MAX_STOP_STRINGS)],
+        "description": f"All together have at most {MAX_STOP_CHARS} characters.",
+    },
     "stop_token_ids": array(_ID, MAX_STOP_TOKENS),
     "ignore_eos": BOOLEAN,
     "include_stop_str_in_output": BOOLEAN,
