@@ -229,6 +229,30 @@ def test_what_comes_to_an_end(grammars, schema):
         jsonschema.validate(value, schema)
 
 
+def test_a_declared_name_is_not_spelled_in_another_way(grammars):
+    """Its value would not be held to its schema."""
+    names = ("a", "ab", "é", "x/y", 'quo"te')
+    properties = dict.fromkeys(names, INTEGER)
+    for keyword in ("additionalProperties", "unevaluatedProperties"):
+        for required in ([], ["ab"]):
+            schema = {"type": "object", "properties": properties, "required": required, keyword: STRING}
+            grammar = grammars.compile("json_schema", schema)
+            before = '"ab":1,' if required else ""
+            for name in ("b", "aa", "abc", "ac", "x", "quo", "z\\n\\u0061"):
+                assert grammars.accepts(grammar, f'{{{before}"{name}":"s"}}'), name
+            for name in (
+                r"\u0061",
+                r"a\u0062",
+                r"\u00e9",
+                r"x\/y",
+                r"quo\u0022te",
+                r"quo\"te",
+                r"\u0071uo\"te",
+            ):
+                assert json.loads(f'"{name}"') in names
+                assert not grammars.accepts(grammar, f'{{{before}"{name}":"s"}}'), name
+
+
 ANYTHING = {"a": {}, "b": [], "c": [1, {"d": 2, "e": [[], "x"]}]}
 
 

@@ -1,12 +1,12 @@
 """From a JSON schema to a grammar that is right to the last character, and quick to compile.
 
-The compiler's own grammar is taken as text, and four things in it are changed. Elements of JSON that no
-schema says anything about are parted like all others. Patterns go through the converter for regular
-expressions: the way that the compiler has for them within JSON takes `( [0-9]{1,2})?` for
-`( ?[0-9]{1,2})?`, and lets quotes through. Strings of a bounded length may not hold control characters,
-which JSON does not allow. And where bounds are large they are counted while matching: masks for every
-single character that may be left take the compiler seconds with a vocabulary of 100,000 tokens, against
-milliseconds.
+The compiler's own grammar is taken as text, and five things in it are changed. Elements of JSON that no
+schema says anything about are parted like all others. Names of further properties are no declared ones,
+spelled with escapes. Patterns go through the converter for regular expressions: the way that the compiler
+has for them within JSON takes `( [0-9]{1,2})?` for `( ?[0-9]{1,2})?`, and lets quotes through. Strings of a
+bounded length may not hold control characters, which JSON does not allow. And where bounds are large they
+are counted while matching: masks for every single character that may be left take the compiler seconds with
+a vocabulary of 100,000 tokens, against milliseconds.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ SPACED = (", ", ": ")
 """As chat templates write JSON."""
 _ANY_ELEMENTS = re.compile(r'^(basic_(?:array_items|object_properties) ::= \(\()", "', re.MULTILINE)
 """Further elements of JSON that no schema says anything about: the compiler always puts a space there."""
+
+_ESCAPE_IN_NAME = re.compile(
+    r'^(\S+_addl_key(?:_\d+)? ::= .*) \| \("\\\\" basic_escape basic_string_sub\)', re.MULTILINE
+)
+"""In a name that is none of the declared ones, as far as it begins like one of these."""
 
 _COMPILER_CHARACTER = r"^\"\\\r\n"
 _JSON_CHARACTER = r"[^\"\\\0-\x1f]"
@@ -64,7 +69,7 @@ def schema_text(bindings: Any, schema: Any, separators: tuple[str, str] | None) 
     grammar = bindings.Grammar.from_json_schema(
         json.dumps(schema), is_free, None, separators, True, most, False, False
     )
-    text = grammar.to_string()
+    text = _ESCAPE_IN_NAME.sub(r"\1", grammar.to_string())
     if separators is not None:
         text = _ANY_ELEMENTS.sub(rf'\1"{separators[0]}"', text)
     return _with_patterns(bindings, text, patterns)
