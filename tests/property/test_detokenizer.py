@@ -213,3 +213,18 @@ def test_a_decoder_that_cannot_be_streamed_is_refused_by_name():
         bad = Tokenizer(backend, special_tokens={}, bos_token_id=None, eos_token_ids=(), chat_templates={})
         with pytest.raises(ConfigError, match=name):
             IncrementalDetokenizer(bad)
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "gguf_style", "gemma_style"])
+@pytest.mark.parametrize("data", [b"\xc3", b"\xe2\x82", "🙂".encode(), "éé".encode()])
+def test_the_text_of_a_run_of_bytes_is_told_apart_from_that_of_the_token_that_ends_it(
+    kind: str, data: bytes
+) -> None:
+    tok = tokenizer(kind)
+    detokenizer = IncrementalDetokenizer(tok)
+    assert detokenizer.push(byte_token_ids(kind)[byte] for byte in data) == ""
+    (a,) = (i for i in range(tok.vocab_size) if tok.piece(i) == "a")
+    text = detokenizer.push_one(a)
+    assert detokenizer.num_flushed == len(text) - 1 > 0
+    assert text[detokenizer.num_flushed :] == "a"
+    assert (detokenizer.push_one(a), detokenizer.num_flushed) == ("a", 0)
