@@ -85,8 +85,9 @@ def packed(q: Quantized, bits: int, symmetric: bool, order: bool) -> dict[str, t
     return tensors
 
 
-def plain(q: Quantized) -> dict[str, torch.Tensor]:
-    return {"weight": (q.codes - 128).to(torch.int8), "weight_scale": q.scales}
+def plain(q: Quantized, symmetric: bool) -> dict[str, torch.Tensor]:
+    tensors = {"weight": (q.codes - 128).to(torch.int8), "weight_scale": q.scales}
+    return tensors if symmetric else {**tensors, "weight_zero_point": (q.zeros - 128).to(torch.int8)}
 
 
 def compressed(layout: str, bits: int, group_size: int, symmetric: bool, order: bool) -> dict:
@@ -106,16 +107,14 @@ def write_quantized(directory: Path, method: str, *, kind: str = "llama", group_
     """Save a tiny model whose linear layers are in few bits; the model with the numbers they stand for."""
     model = make_model(kind, **({"use_sliding_window": False} if kind.startswith("qwen") else {}))
     bits = options.get("bits", 8 if method == "int-quantized" else 4)
-    symmetric, order = options.get("symmetric", False), options.get("order", False)
+    symmetric, order = options.get("symmetric", bits == 8), options.get("order", False)
     dtype = options.get("dtype", torch.float16)
-    if method == "int-quantized" or bits == 8:
-        symmetric = True
     writers = {
         "awq": awq,
         "gptq": gptq,
         "gptq_v2": lambda q: gptq(q, 0),
         "pack-quantized": lambda q: packed(q, bits, symmetric, order),
-        "int-quantized": plain,
+        "int-quantized": lambda q: plain(q, symmetric),
     }
     configs = {
         "awq": {"quant_method": "awq", "bits": 4, "group_size": group_size or -1, "zero_point": True},

@@ -40,6 +40,33 @@ CASES = {
     "int8-rows": ("int-quantized", {"group_size": 0, "dtype": BF16}, "int8", 128),
     "int8-groups": ("int-quantized", {"group_size": 32}, "int8", 32),
 }
+IN_FULL = {
+    "int8-zeros": ("int-quantized", {"symmetric": False}, "int8 with zero points in groups of 32"),
+    "int8-rows-zeros": (
+        "int-quantized",
+        {"symmetric": False, "group_size": 0, "dtype": BF16, "kind": "qwen2"},
+        "int8 with zero points in groups of a row",
+    ),
+    "packed-8-zeros": (
+        "pack-quantized",
+        {"bits": 8, "symmetric": False},
+        "int8 with zero points in groups of 32",
+    ),
+    "packed-16": ("pack-quantized", {"symmetric": True, "group_size": 16}, "int4 in groups of 16"),
+    "packed-48-order": (
+        "pack-quantized",
+        {"group_size": 48, "order": True, "dtype": BF16},
+        "int4 with zero points in groups of 48",
+    ),
+    "int8-24": ("int-quantized", {"group_size": 24}, "int8 in groups of 24"),
+    "awq-48": ("awq", {"group_size": 48}, "int4 with zero points in groups of 48"),
+    "gptq-16-order": (
+        "gptq",
+        {"group_size": 16, "order": True},
+        "int4 with zero points in groups of 16",
+    ),
+}
+"""What no packed matrix holds."""
 FEW = ("awq", "gptq-order", "packed-half", "int8-rows")
 
 
@@ -73,6 +100,47 @@ def test_packed_weights_are_exactly_those_of_the_formula(tmp_path, case):
     assert len(seen) == (3 if "order" in case or case == "gptq_v2" else 1)
     down = slots["model.layers.2.mlp.down_proj.weight"].matrix
     assert unpacked(down).equal(weights["model.layers.2.mlp.down_proj.weight"])
+
+
+@pytest.mark.parametrize("case", IN_FULL)
+def test_what_does_not_map_is_dequantised_with_a_warning(tmp_path, caplog, case):
+    method, options, kind = IN_FULL[case]
+    model = write_quantized(tmp_path / "model", method, **options)
+    runner = make_runner(tmp_path / "model", dtype="float32")
+    num_matrices = 7 * model.config.num_hidden_layers
+    told = f"model: {num_matrices} matrices are {kind}, which no packed format holds; they are dequantised"
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [told]
+    slots, weights = runner.model.slots(), model.state_dict()
+    for layer in range(model.config.num_hidden_layers):
+        for name in (f"model.layers.{layer}.{part}.weight" for part in ("self_attn.o_proj", "mlp.down_proj")):
+            assert slots[name].matrix.dtype == "float32"
+            assert unpacked(slots[name].matrix).equal(weights[name])
+    qkv = [f"model.layers.1.self_attn.{part}_proj.weight" for part in "qkv"]
+    assert unpacked(slots[qkv[0]].matrix).equal(torch.cat([weights[name] for name in qkv]))
+    tokens = make_prompt(40)
+    ours = torch.stack(
+        [step_logits(runner, request, 1) for request in [make_request(tokens)] for _ in tokens]
+    )
+    theirs = their_logits(model, tokens[:1], [*tokens[1:], 0])
+    assert float((ours - theirs).abs().max() / theirs.std()) < 1e-4
+    rounded = make_runner(tmp_path / "model", dtype="bfloat16").model.slots()[qkv[0]].matrix
+    assert rounded.dtype == "bfloat16"
+    assert unpacked(rounded).equal(torch.cat([weights[name].bfloat16().float() for name in qkv]))
+    prompt = make_prompt(70)
+    again, first = (generate(runner, prompt, 4, chunk) for chunk in (37, 512))
+    assert again[0] == first[0]
+    assert_same_bits(again[1], first[1])
+
+
+def test_zero_points_that_awq_holds_count_whatever_it_says(tmp_path):
+    """As for AutoAWQ's own reader."""
+    model, directory = make(tmp_path, "awq")
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"]["zero_point"] = False
+    path.write_text(json.dumps(config))
+    name = "model.layers.2.mlp.down_proj.weight"
+    assert unpacked(make_runner(directory).model.slots()[name].matrix).equal(model.state_dict()[name])
 
 
 @pytest.mark.parametrize("case", FEW)
@@ -144,8 +212,8 @@ def refusal(directory) -> str:
     [
         ("awq", {"bits": 3}, "awq with 3 bits is not supported"),
         ("awq", {"version": "gemv"}, "awq version 'gemv' is not supported"),
-        ("awq", {"zero_point": False}, "awq without zero points"),
-        ("awq", {"group_size": 48}, "group_size 48 is no multiple of 32"),
+        ("awq", {"group_size": 48}, r"qzeros has shape .*, expected"),
+        ("int8-groups", {"config_groups": {"a": {}, "b": {}}}, "needs one config_group with weights"),
         ("awq", {"group_size": "x"}, "group_size must be an integer"),
         ("awq", {"group_size": 64}, r"qzeros has shape .*, expected"),
         (

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from engine.gguf_file import GGUFFile, is_gguf
 from engine.models.gguf_weights import load_gguf
 from engine.models.hf_config import read_config
-from engine.models.quantized_config import read_quantization
+from engine.models.quantized_config import quantized_matrices, read_quantization
 from engine.models.quantized_weights import with_quantized
 from engine.models.spec import ModelSpec
 from engine.models.text_part import is_of_other_part, name_in_part
 from engine.models.weights import Progress, Slot, load_checkpoint, tensor_names
+
+log = logging.getLogger(__name__)
 
 
 def load_weights(
@@ -23,14 +26,28 @@ def load_weights(
     is_ignored: Callable[[str], bool] = lambda name: False,
     progress: Progress | None = None,
 ) -> None:
-    """Store every tensor of the checkpoint in its slot. Raises: `CheckpointError`, as the loaders."""
+    """Store every tensor of the checkpoint in its slot.
+
+    Effects: warns of matrices that are dequantised, because no packed matrix holds what they are.
+    Raises: `CheckpointError`, as the loaders.
+    """
     if is_gguf(path):
         load_gguf(GGUFFile(path), spec, slots, is_ignored=is_ignored, progress=progress)
         return
     names = tensor_names(path)
     theirs = {name_in_part(name): name for name in names}
-    if spec.stored and (quantization := read_quantization(read_config(path))):
-        slots = with_quantized(slots, quantization, spec.stored, theirs)
+    if quantization := read_quantization(read_config(path)):
+        stored = list(spec.stored)
+        if not quantization.is_packable:
+            ours = map(name_in_part, quantized_matrices(Path(path), quantization))
+            stored = [name for name in ours if not is_ignored(f"{name}.weight")]
+            log.warning(
+                "%s: %d matrices are %s, which no packed format holds; they are dequantised",
+                Path(path).name,
+                len(stored),
+                quantization.kind,
+            )
+        slots = with_quantized(slots, quantization, stored, theirs)
     has_parts = theirs.keys() != names
     load_checkpoint(
         path,

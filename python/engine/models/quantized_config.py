@@ -41,6 +41,17 @@ class Quantization:
         """Of packed matrices: larger groups are taken apart into these."""
         return 32 if self.group_size % 128 else 128
 
+    @property
+    def is_packable(self) -> bool:
+        """Whether a packed matrix holds exactly this; otherwise it becomes floats while it is loaded."""
+        return self.group_size % 32 == 0 and (self.bits == 4 or self.is_symmetric)
+
+    @property
+    def kind(self) -> str:
+        """In words."""
+        zeros = "" if self.is_symmetric else " with zero points"
+        return f"int{self.bits}{zeros} in groups of {self.group_size or 'a row'}"
+
     def stored(self, scale_dtype: str) -> StoredFormat:
         if self.bits == 8:
             dtype = "int8"
@@ -58,10 +69,7 @@ def read_quantization(config: Mapping[str, Any]) -> Quantization | None:
     method = facts.get("quant_method") if isinstance(facts, Mapping) else None
     if not isinstance(method, str) or method not in _READERS:
         return None
-    quantization = _READERS[method](facts)
-    if quantization.group_size % 32:
-        raise ConfigError(f"config.json: group_size {quantization.group_size} is no multiple of 32")
-    return quantization
+    return _READERS[method](facts)
 
 
 def is_supported(method: Any) -> bool:
@@ -69,7 +77,18 @@ def is_supported(method: Any) -> bool:
 
 
 def stored_formats(directory: Path, quantization: Quantization) -> dict[str, StoredFormat]:
-    """The quantised matrices by name without ".weight", as the headers of the files name them.
+    """The matrices that are packed as they are, by name without ".weight".
+
+    Raises: `CheckpointError` for broken files, and where none is quantised.
+    """
+    scale_dtypes = quantized_matrices(directory, quantization)
+    if not quantization.is_packable:
+        return {}
+    return {name: quantization.stored(dtype) for name, dtype in scale_dtypes.items()}
+
+
+def quantized_matrices(directory: Path, quantization: Quantization) -> dict[str, str]:
+    """The dtype of the scales of each quantised matrix, as the headers of the files name them.
 
     Raises: `CheckpointError` for broken files, and where none is quantised.
     """
@@ -79,13 +98,11 @@ def stored_formats(directory: Path, quantization: Quantization) -> dict[str, Sto
     names = [name for name in names if name + scales in dtypes]
     if not names:
         raise CheckpointError(f"config.json says {quantization.method}, but no tensor is stored so")
-    return {name: quantization.stored(dtypes[name + scales]) for name in names}
+    return {name: dtypes[name + scales] for name in names}
 
 
 def _awq(facts: Mapping[str, Any]) -> Quantization:
     _expect_bits(facts, "awq", ("bits", "w_bit"))
-    if not flag(facts, "zero_point", True):
-        raise ConfigError("config.json: awq without zero points is not supported")
     version = facts.get("version", "gemm")
     if not isinstance(version, str) or version.lower() != "gemm":
         raise ConfigError(f"config.json: awq version {version!r:.80} is not supported; supported: gemm")
@@ -93,7 +110,7 @@ def _awq(facts: Mapping[str, Any]) -> Quantization:
         method="awq",
         bits=4,
         group_size=_group_size(facts, ("group_size", "q_group_size")),
-        is_symmetric=False,
+        is_symmetric=False,  # zero_point false or not, qzeros are there and are what counts
         has_order=False,
         marker=".qweight",
         scales=".scales",
@@ -136,8 +153,6 @@ def _compressed_tensors(facts: Mapping[str, Any]) -> Quantization:
         raise ConfigError(
             f"config.json: strategy {strategy!r:.80} is not supported; supported: group, channel"
         )
-    if bits == 8 and not is_symmetric:
-        raise ConfigError("config.json: int8 weights with zero points are not supported")
     return Quantization(
         method=str(layout),
         bits=bits,

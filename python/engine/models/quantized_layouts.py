@@ -17,6 +17,8 @@ from engine.models.coded_weight import CodedWeight
 from engine.models.quantized_config import Quantization
 
 Tensors = Mapping[str, torch.Tensor]
+Weight = CodedWeight | torch.Tensor
+"""Floats where no packed matrix holds what is stored."""
 _SCALES = ("F16", "BF16", "F32")
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """The columns of eight that stand in a word of AWQ, from its lowest bits on."""
@@ -33,7 +35,7 @@ class Layout(NamedTuple):
     """`parts` names the tensors of a matrix [rows, columns]; `decode` makes a weight of them."""
 
     parts: Callable[[Quantization, int, int], dict[str, Part]]
-    decode: Callable[[Quantization, Tensors], CodedWeight]
+    decode: Callable[[Quantization, Tensors], Weight]
 
 
 def unpack(words: torch.Tensor, bits: int = 4) -> torch.Tensor:
@@ -55,7 +57,7 @@ def _awq_parts(quantization: Quantization, rows: int, columns: int) -> dict[str,
     return parts | {"qzeros": Part((groups, rows // 8), ("I32",))}
 
 
-def _awq(quantization: Quantization, tensors: Tensors) -> CodedWeight:
+def _awq(quantization: Quantization, tensors: Tensors) -> Weight:
     place = torch.tensor(_AWQ_ORDER).argsort()
 
     def in_order(words: torch.Tensor) -> torch.Tensor:
@@ -79,7 +81,7 @@ def _gptq_parts(quantization: Quantization, rows: int, columns: int) -> dict[str
     }
 
 
-def _gptq(quantization: Quantization, tensors: Tensors) -> CodedWeight:
+def _gptq(quantization: Quantization, tensors: Tensors) -> Weight:
     codes = unpack(tensors["qweight"].T.contiguous())
     zeros = unpack(tensors["qzeros"]).T + quantization.zero_bias
     return _weight(quantization, codes, tensors["scales"].T, zeros, tensors["g_idx"])
@@ -102,7 +104,7 @@ def _packed_parts(quantization: Quantization, rows: int, columns: int) -> dict[s
     return parts
 
 
-def _packed(quantization: Quantization, tensors: Tensors) -> CodedWeight:
+def _packed(quantization: Quantization, tensors: Tensors) -> Weight:
     rows, columns = tensors["weight_shape"].tolist()
     packed, scales = tensors["weight_packed"], tensors["weight_scale"]
     codes = unpack(packed, quantization.bits)
@@ -110,17 +112,22 @@ def _packed(quantization: Quantization, tensors: Tensors) -> CodedWeight:
         raise CheckpointError(f"weight_shape says [{rows}, {columns}], which the packed tensor is not")
     zeros = None
     if not quantization.is_symmetric:
-        zeros = unpack(tensors["weight_zero_point"].T.contiguous()).T[:rows]
+        zeros = unpack(tensors["weight_zero_point"].T.contiguous(), quantization.bits).T[:rows]
     return _weight(quantization, codes[:, :columns], scales, zeros, tensors.get("weight_g_idx"))
 
 
 def _plain_parts(quantization: Quantization, rows: int, columns: int) -> dict[str, Part]:
-    scale = Part((rows, num_groups(quantization, columns)), _SCALES)
-    return {"weight": Part((rows, columns), ("I8",)), "weight_scale": scale}
+    groups = (rows, num_groups(quantization, columns))
+    parts = {"weight": Part((rows, columns), ("I8",)), "weight_scale": Part(groups, _SCALES)}
+    if not quantization.is_symmetric:
+        parts["weight_zero_point"] = Part(groups, ("I8",))
+    return parts
 
 
-def _plain(quantization: Quantization, tensors: Tensors) -> CodedWeight:
-    return _weight(quantization, tensors["weight"].view(torch.uint8) ^ 128, tensors["weight_scale"], None)
+def _plain(quantization: Quantization, tensors: Tensors) -> Weight:
+    codes = tensors["weight"].view(torch.uint8) ^ 128
+    zeros = None if quantization.is_symmetric else tensors["weight_zero_point"].view(torch.uint8) ^ 128
+    return _weight(quantization, codes, tensors["weight_scale"], zeros)
 
 
 LAYOUTS: Mapping[str, Layout] = MappingProxyType(
@@ -139,14 +146,18 @@ def _weight(
     scales: torch.Tensor,
     zeros: torch.Tensor | None,
     group_of_column: torch.Tensor | None = None,
-) -> CodedWeight:
+) -> Weight:
     """Of codes [N, K], scales [N, groups], and zero points [N, groups], None for the middle of the codes."""
     order = None
     columns, middle = codes.shape[1], 1 << quantization.bits - 1
     group_size = quantization.group_size or columns
     if group_of_column is not None:
         order = _order(group_of_column, group_size, quantization.has_order)
-        codes = codes if order is None else codes[:, order]
+    if not quantization.is_packable:
+        of_column = torch.arange(columns) // group_size if order is None else group_of_column.long()
+        points = middle if zeros is None else zeros.float()[:, of_column]
+        return ((codes.float() - points) * scales.float()[:, of_column]).contiguous()
+    codes = codes if order is None else codes[:, order]
     ours = quantization.group_len
     of_ours = torch.arange(0, columns, ours) // group_size
     scales = scales[:, of_ours].contiguous()

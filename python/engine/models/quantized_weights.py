@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 
 import torch
 
 from engine.errors import CheckpointError
 from engine.models.quantized_config import Quantization
 from engine.models.quantized_layouts import LAYOUTS
-from engine.models.spec import StoredFormat
 from engine.models.weights import Slot
 
 
 def with_quantized(
     slots: Mapping[str, Slot],
     quantization: Quantization,
-    stored: Mapping[str, StoredFormat],
+    stored: Collection[str],
     names: Container[str],
 ) -> dict[str, Slot]:
-    """The slots, those of quantised matrices replaced by one for each of their tensors.
+    """The slots, those of the quantised matrices `stored` replaced by one for each of their tensors.
 
     Of the checkpoint's `names`, a bias that the architecture has not may be zero: AutoGPTQ writes one for
     each matrix.
