@@ -164,11 +164,20 @@ def proportional_bytes(pid: int) -> int:
     return total
 
 
-def _proportional_bytes(process: psutil.Process) -> tuple[int, int]:
-    """Of its own pages and those it shares with others of ours, and of pages of files."""
+def _memory(process: psutil.Process) -> tuple[int, int, int]:
+    """Proportional bytes of its own pages and those it shares with others of ours, and of pages of files; and
+    all bytes of files, whoever else has mapped them.
+    """
     lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()[1:]
     kib = {line.split()[0]: int(line.split()[1]) for line in lines}
-    return 1024 * (kib["Pss_Anon:"] + kib["Pss_Shmem:"]), 1024 * kib["Pss_File:"]
+    anonymous_and_shared = kib["Pss_Anon:"] + kib["Pss_Shmem:"]
+    return 1024 * anonymous_and_shared, 1024 * kib["Pss_File:"], 1024 * _rss_of_files(process)
+
+
+def _rss_of_files(process: psutil.Process) -> int:
+    """KiB."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssFile:"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +190,9 @@ class Held:
     file_bytes: int
     """Proportional memory of those: programs, libraries, weights that are mapped."""
 
+    mapped_bytes: int
+    """The same, not divided among those who have mapped them: what others do does not show here."""
+
     descriptors: int
     threads: int
     tasks: int
@@ -191,9 +203,10 @@ class Held:
         num_tasks = http.get("/debug/state").json()["server"]["tasks"]
         process = psutil.Process(pid)
         all_of_them = (process, *process.children(recursive=True))
-        own, of_files = map(sum, zip(*map(_proportional_bytes, all_of_them), strict=True))
+        own, of_files, mapped = map(sum, zip(*map(_memory, all_of_them), strict=True))
         num_fds = sum(one.num_fds() for one in all_of_them)
-        return cls(own, of_files, num_fds, sum(one.num_threads() for one in all_of_them), num_tasks)
+        num_threads = sum(one.num_threads() for one in all_of_them)
+        return cls(own, of_files, mapped, num_fds, num_threads, num_tasks)
 
     @property
     def counts(self) -> tuple[int, int, int]:
@@ -204,8 +217,12 @@ class Held:
         return all(now <= before for now, before in zip(self.counts, idle.counts, strict=True))
 
     def is_flat_since(self, before: Held) -> bool:
-        """Whether at most 2 % and 10 MB of memory came to it."""
-        return self.bytes - before.bytes <= min(0.02 * before.bytes, 10 * 2**20)
+        """Whether at most 2 % and 10 MB of memory came to it.
+
+        Of files, all that came counts as its own: their proportional memory changes with who else runs.
+        """
+        grown = self.bytes - before.bytes + max(0, self.mapped_bytes - before.mapped_bytes)
+        return grown <= min(0.02 * (before.bytes + before.file_bytes), 10 * 2**20)
 
 
 def words(draw: random.Random, count: int) -> str:

@@ -308,7 +308,8 @@ class Soak:
         grown = after.bytes - before.bytes
         facts[f"- after {self._measured_after[-1]:,}"] = (
             f"{_mb(grown, '+')} ({grown / before.bytes:+.2%}), "
-            f"and {_mb(after.file_bytes - before.file_bytes, '+')} of files"
+            f"and {_mb(after.file_bytes - before.file_bytes, '+')} of files, "
+            f"of which {_mb(after.mapped_bytes - before.mapped_bytes, '+')} more are mapped"
         )
         if not after.is_flat_since(before):
             self._problem("memory grew")
