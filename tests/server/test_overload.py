@@ -103,18 +103,26 @@ def test_health_is_quick_while_100_wait(roomy: ServerProcess) -> None:
         async with client(roomy.url, headers=KEYS["busy"]) as http:
             return await asyncio.gather(*(ask(http, completion(f"{i}", 60)) for i in range(160)))
 
-    looks_s: list[float] = []
-    with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        while len(looks_s) < 50:
-            done = thread.submit(lambda: asyncio.run(crowd()))
-            wait_until(lambda: num_waiting(roomy) >= 100, 30)
-            while num_waiting(roomy) >= 100:
-                start = time.perf_counter()
-                assert roomy.http.get("/health").status_code == 200
-                looks_s.append(time.perf_counter() - start)
-            assert {outcome.status for outcome in done.result()} == {200}
-    # Others use the machine as well: half of the looks tell what the server does.
-    assert statistics.median(looks_s) < 0.05, sorted(looks_s)
+    def sample() -> list[float]:
+        looks_s: list[float] = []
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            while len(looks_s) < 50:
+                done = thread.submit(lambda: asyncio.run(crowd()))
+                wait_until(lambda: num_waiting(roomy) >= 100, 30)
+                while num_waiting(roomy) >= 100:
+                    start = time.perf_counter()
+                    assert roomy.http.get("/health").status_code == 200
+                    looks_s.append(time.perf_counter() - start)
+                assert {outcome.status for outcome in done.result()} == {200}
+        return looks_s
+
+    # Others use the machine as well: a server that is slow by itself is slow in each of three samples.
+    slowest_tenth_s = []
+    for _ in range(3):
+        slowest_tenth_s.append(statistics.quantiles(sample(), n=10)[-1])
+        if slowest_tenth_s[-1] < 0.05:
+            return
+    pytest.fail(f"a tenth of the looks took longer than {slowest_tenth_s} s")
 
 
 @pytest.mark.parametrize(("leaving", "staying"), [(60, 16), pytest.param(500, 100, marks=pytest.mark.slow)])
