@@ -9,9 +9,10 @@ import torch
 
 from engine.models.registry import spec_from_config
 from engine.models.spec import StoredFormat
+from engine.models.workspace import Workspace
 from engine.ops.linear import PackedMatrix
 from engine.runner.kv_cache import KVCache
-from engine.runner.memory import block_bytes, blocks_that_fit, weight_bytes
+from engine.runner.memory import block_bytes, blocks_that_fit, text_bytes, weight_bytes
 from helpers.tiny_models import LLAMA_CONFIG
 
 SPEC = spec_from_config(LLAMA_CONFIG)
@@ -30,6 +31,17 @@ def test_blocks_that_fit():
     assert [blocks_that_fit(SPEC, 16, "bfloat16", size) for size in (-1, 0, one - 1, one, 5 * one + 1)] == [
         0, 0, 0, 1, 5,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize(("max_tokens", "max_len", "num_blocks"), [(64, 2000, 125), (256, 2000, 256)])
+def test_text_bytes_are_those_of_the_cache_and_the_workspace(is_causal, max_tokens, max_len, num_blocks):
+    spec = dataclasses.replace(SPEC, is_causal=is_causal)
+    cache = KVCache(spec, num_blocks=num_blocks, block_size=16, dtype=torch.bfloat16)
+    workspace = Workspace(spec, max_tokens if is_causal else max_len, 0)
+    tensors = [tensor for layer in cache.layers for tensor in layer if tensor is not None]
+    tensors += [value for value in vars(workspace).values() if isinstance(value, torch.Tensor)]
+    assert text_bytes(spec, "bfloat16", max_tokens, max_len) == sum(tensor.nbytes for tensor in tensors)
 
 
 @pytest.mark.parametrize(("head_dim", "ratio"), [(64, 1.88), (128, 1.93)])

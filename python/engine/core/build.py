@@ -42,8 +42,8 @@ def build_engine(
     machine = Machine.this()
     if config.embedding_model is not None:
         embedding_directory = str(locate_model(config.embedding_model))
-        left_bytes = machine.memory_bytes - embedding_bytes(config, embedding_directory)
-        machine = dataclasses.replace(machine, memory_bytes=max(left_bytes, 0))
+        taken_bytes = embedding_bytes(config, embedding_directory, machine.memory_bytes)
+        machine = dataclasses.replace(machine, memory_bytes=machine.memory_bytes - taken_bytes)
     resolved = resolve(config, spec, machine)
 
     # Late: torch takes seconds to import, and a wrong path is told at once.

@@ -21,7 +21,7 @@ from engine.models.embedding_spec import EmbeddingSpec, is_embedding_checkpoint,
 from engine.models.encoder_registry import is_encoder, read_encoder_spec
 from engine.models.hf_config import read_config
 from engine.models.registry import FAMILIES, has_native, is_headless, read_spec, sees_both_ways
-from engine.runner.memory import DTYPE_BYTES, weight_bytes
+from engine.runner.memory import DTYPE_BYTES, text_bytes, weight_bytes
 from engine.scheduling.settings import Places
 
 if TYPE_CHECKING:
@@ -54,14 +54,9 @@ def build_embedding_engine(
             f"--kv-cache-dtype {config.kv_cache_dtype} is for models that generate, "
             f"and {config.model_path} only embeds"
         )
-    num_threads = config.num_threads or Machine.this().num_cores
-    memory_bytes = Machine.this().memory_bytes
-    needed_bytes = embedding_bytes(config, config.model_path)
-    if needed_bytes > memory_bytes:
-        raise ConfigError(
-            f"the model does not fit: its weights take {needed_bytes / 2**30:.1f} GiB, and "
-            f"{memory_bytes / 2**30:.1f} GiB of memory are available"
-        )
+    machine = Machine.this()
+    num_threads = config.num_threads or machine.num_cores
+    embedding_bytes(config, config.model_path, machine.memory_bytes)
     from engine._native import ExecutionContext, ProgressBoard
     from engine.core.idle_generation import idle_engine
 
@@ -120,7 +115,6 @@ def embedder_beside(
     spec = _embedding_spec(config, config.model_path)
     head = EmbeddingHead(spec, runner.spec.hidden_size, ops=native, ctx=runner.context)
     head.load(config.model_path, is_dummy=config.load_format == "dummy")
-    max_len = min(context_length, spec.max_len or context_length)
     return DecoderEmbedder(
         runner.model,
         runner.spec,
@@ -128,7 +122,7 @@ def embedder_beside(
         dtype=dtype,
         block_size=page_size,
         max_tokens=chunk,
-        max_len=max_len,
+        max_len=spec.longest_text(context_length),
         adapter_reader=runner.adapter_reader,
     )
 
@@ -181,13 +175,29 @@ def load_embedder(
     )
 
 
-def embedding_bytes(config: EngineConfig, directory: str) -> int:
-    """Memory of the weights of an embedding checkpoint, to the rounding. Raises: `ConfigError`."""
+def embedding_bytes(config: EngineConfig, directory: str, available_bytes: int) -> int:
+    """Memory that an embedding checkpoint takes: weights, to the rounding, and what a decoder holds of texts.
+
+    Raises: `ConfigError`, also when more is needed than is available.
+    """
     dtype = _dtype(config, _checkpoint_dtype(directory))
+    texts = 0
     if is_encoder(read_config(directory)):
-        return read_encoder_spec(directory).num_parameters * DTYPE_BYTES[dtype]
-    quantization = _quantization(config)
-    return weight_bytes(_decoder_spec(directory), dtype if quantization == "none" else quantization)
+        weights = read_encoder_spec(directory).num_parameters * DTYPE_BYTES[dtype]
+    else:
+        spec, quantization = _decoder_spec(directory), _quantization(config)
+        weights = weight_bytes(spec, dtype if quantization == "none" else quantization)
+        longest = _embedding_spec(config, directory).longest_text(spec.max_position_embeddings)
+        texts = text_bytes(spec, dtype, config.chunked_prefill_size or CHUNK, longest)
+    if weights + texts > available_bytes:
+        gib = 2**30
+        also = f" and texts of up to {longest} tokens {texts / gib:.1f} GiB" if texts else ""
+        less = "; a lower --context-length takes less" if texts and config.embedding_model is None else ""
+        raise ConfigError(
+            f"the embedding model does not fit: its weights take {weights / gib:.1f} GiB{also}, and "
+            f"{available_bytes / gib:.1f} GiB of memory are available{less}"
+        )
+    return weights + texts
 
 
 def _decoder_spec(directory: str | Path) -> ModelSpec:

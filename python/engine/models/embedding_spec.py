@@ -62,6 +62,10 @@ class EmbeddingSpec:
     similarity: str = SIMILARITIES[0]
     """By which measure vectors are compared."""
 
+    def longest_text(self, num_positions: int) -> int:
+        """In tokens, for a model of so many positions."""
+        return min(num_positions, self.max_len or num_positions)
+
     def size(self, hidden_size: int) -> int:
         """Numbers of a vector, for a model of this hidden size. Raises: `ConfigError` for a misfit."""
         size = hidden_size * len(self.pooling)

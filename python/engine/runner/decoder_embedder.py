@@ -24,9 +24,9 @@ from engine.models.spec import ModelSpec
 from engine.models.text_part import name_in_part
 from engine.models.weights import Progress, load_dummy, tensor_names
 from engine.runner.kv_cache import KVCache
+from engine.runner.memory import TEXT_BLOCK_SIZE, num_text_blocks
 from engine.runner.text_batch import TextBatch
 
-BLOCK_SIZE = 16
 _PREFIX, _HEAD = "model.", "lm_head"
 _HEADS = (f"{_HEAD}.", "output.")
 """What names of tensors of the head begin with, the second in GGUF files."""
@@ -70,7 +70,7 @@ class DecoderEmbedder:
         self._block_size = block_size
         self._is_causal = spec.is_causal
         self._chunk = max_tokens if spec.is_causal else max(max_tokens, max_len)
-        num_blocks = max(max_tokens, -(-max_len // block_size))
+        num_blocks = num_text_blocks(max_tokens, max_len, block_size)
         cache = KVCache(spec, num_blocks=num_blocks, block_size=block_size, dtype=getattr(torch, dtype))
         self._kv_layers = cache.layers
 
@@ -125,7 +125,7 @@ def load_decoder_embedder(
 
     Raises: `ConfigError` or `CheckpointError` when it cannot be loaded.
     """
-    max_len = min(spec.max_position_embeddings, embedding.max_len or spec.max_position_embeddings)
+    max_len = embedding.longest_text(spec.max_position_embeddings)
     stored = {name: kept for name, kept in spec.stored.items() if name != _HEAD}
     has_prefix = (
         is_gguf(directory)
@@ -167,7 +167,7 @@ def load_decoder_embedder(
         spec,
         head,
         dtype=dtype,
-        block_size=BLOCK_SIZE,
+        block_size=TEXT_BLOCK_SIZE,
         max_tokens=max_tokens,
         max_len=max_len,
         adapter_reader=reader,

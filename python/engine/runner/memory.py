@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from engine.models.any_model import AnySpec
-from engine.models.spec import num_elements
+from engine.models.spec import ModelSpec, num_elements
 
 DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
 WEIGHT_BYTES = {**DTYPE_BYTES, "bf16_dot": 2, "int8": 1 + 4 / 128, "int4": 1 / 2 + 2 / 32}
 """Per weight, with its share of the scales."""
 CODE_BYTES = {"int8": 1.0, "int4": 0.5, "int4_affine": 0.5}
 SCALE_BYTES = {"int8": 4, "int4": 2, "int4_affine": 8}
+
+TEXT_BLOCK_SIZE = 16
+"""Tokens of a block of texts that a decoder embeds, where no chat model says another."""
 
 
 def block_bytes(spec: AnySpec, block_size: int, dtype: str) -> int:
@@ -31,3 +34,18 @@ def weight_bytes(spec: AnySpec, dtype: str) -> int:
         own_bytes = CODE_BYTES[stored.dtype] + SCALE_BYTES[stored.dtype] / stored.group_len
         total += num_elements(spec, name) * (own_bytes - WEIGHT_BYTES[dtype])
     return round(total)
+
+
+def num_text_blocks(max_tokens: int, max_len: int, block_size: int) -> int:
+    """Of the largest batch that a decoder embeds: one text of `max_len` tokens, or `max_tokens` texts."""
+    return max(max_tokens, -(-max_len // block_size))
+
+
+def text_bytes(spec: ModelSpec, dtype: str, max_tokens: int, max_len: int) -> int:
+    """Keys, values and rows of the largest batch that a decoder embeds; a text whose tokens see both ways is
+    computed as a whole."""
+    num_rows = max_tokens if spec.is_causal else max(max_tokens, max_len)
+    row = 4 * spec.hidden_size + 2 * spec.num_heads * spec.head_dim + spec.qkv_size
+    row += 3 * spec.intermediate_size
+    num_blocks = num_text_blocks(max_tokens, max_len, TEXT_BLOCK_SIZE)
+    return num_blocks * block_bytes(spec, TEXT_BLOCK_SIZE, dtype) + 4 * num_rows * row
