@@ -31,7 +31,7 @@ def check_regex(regex: str, place: str = "") -> None:
             inner[-1] = max(inner[-1], closed)
         elif piece[0] == "(":
             inner.append(1)
-            if len(inner) > MAX_GROUPS:
+            if len(inner) - 1 > MAX_GROUPS:
                 raise GrammarError(f"has groups in one another, over {MAX_GROUPS}: {_where(piece, place)}")
         elif piece[0] == ")" and len(inner) > 1:
             closed = inner.pop()
