@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,26 @@ def test_kinds_that_are_refused(tmp_path: Path, family: str, changes: dict, mess
 )
 def test_configurations_that_are_refused(tmp_path: Path, changes: dict, message: str) -> None:
     assert message in refusal(edit_config(write_config(tmp_path, "StableLm"), **changes))
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        ("stablelm", "intermediate_size"),
+        ("stablelm", "hidden_size"),
+        ("deepseek_v3", "moe_intermediate_size"),
+        ("deepseek_v3", "q_lora_rank"),
+        ("olmoe", "intermediate_size"),
+    ],
+)
+@pytest.mark.parametrize("load_format", ["auto", "dummy"])
+def test_a_size_of_nothing_is_named(tmp_path: Path, kind: str, field: str, load_format: str) -> None:
+    directory = edit_config(save_model(make_model(kind), tmp_path), **{field: 0})
+    with pytest.raises(ConfigError) as caught:
+        make_runner(directory, load_format=load_format)
+    named = r"(config.json: \S+ would have shape \[.*\]|transformers cannot build this model: .*); fields of"
+    assert re.match(named + rf" config.json that are 0: .*{field}", caught.value.message)
+    assert "\n" not in caught.value.message
 
 
 def test_a_configuration_that_its_own_modules_cannot_follow(tmp_path: Path) -> None:

@@ -199,6 +199,7 @@ def _construct(directory: Path, trusts_remote_code: bool) -> nn.Module:
         if model._can_set_experts_implementation():
             model.set_experts_implementation("eager")
         model.tie_weights()
+        _check_sizes(model, _fields_of_zero(directory))
         return model
     except ConfigError:
         raise
@@ -210,7 +211,24 @@ def _construct(directory: Path, trusts_remote_code: bool) -> nn.Module:
         raise ConfigError(f"transformers cannot build this model: it lacks {error}") from None
     except Exception as error:  # a configuration is foreign input, and so is the code that reads it
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"transformers cannot build this model: {reason}") from None
+        zeros = _fields_of_zero(directory)
+        raise ConfigError(f"transformers cannot build this model: {reason}{zeros}") from None
+
+
+def _check_sizes(model: nn.Module, zeros: str) -> None:
+    """Raises: `ConfigError` for a matrix without rows or columns; `zeros` is what may be why."""
+    for name, parameter in model.named_parameters():
+        if 0 in parameter.shape:
+            raise ConfigError(f"config.json: {name} would have shape {list(parameter.shape)}{zeros}")
+
+
+def _fields_of_zero(directory: Path) -> str:
+    """The end of a message that names them, empty if there is none."""
+    raw = read_json(directory / "config.json")
+    nested = raw.get("text_config")
+    facts = {**raw, **(nested if isinstance(nested, dict) else {})}
+    zeros = [key for key, value in facts.items() if type(value) is int and not value and key[-3:] != "_id"]
+    return f"; fields of config.json that are 0: {', '.join(zeros)}" if zeros else ""
 
 
 def _check_configuration(config: Mapping[str, Any], trusts_remote_code: bool) -> None:
