@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import signal
 import threading
+from collections.abc import Iterator
 
 import httpx
 import psutil
@@ -64,6 +65,16 @@ def assert_gone(processes: list[psutil.Process]) -> None:
     assert not left
 
 
+@pytest.fixture
+def heeded_signals() -> Iterator[None]:
+    """Nohup and background jobs ignore signals, and what they start inherits that."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGQUIT, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("heeded_signals")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGQUIT, signal.SIGHUP])
 def test_no_process_outlives_the_server(number: signal.Signals) -> None:
     with ServerProcess(*FLAGS) as server:
