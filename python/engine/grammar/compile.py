@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from engine.grammar.bindings import RAW_VOCABULARY
+from engine.grammar.compiler_voice import heard, reason
 from engine.grammar.errors import GrammarError
 from engine.grammar.grammar_text import spelled_out, without_surrogates
 from engine.grammar.json_grammar import whole_schema_text
+from engine.grammar.nesting import deepest_place
 from engine.grammar.protocol import Prepared
 from engine.grammar.regex_limits import check_regex
 from engine.grammar.string_masks import RULE, Bounds, StringTables, bounds_of
@@ -20,7 +21,6 @@ from engine.grammar.vocabulary import VocabularyData
 from engine.sampling.constraint import Constraint
 
 _WITH_STRINGS = ("json_schema", "structural_tag")
-_PLACE = re.compile(r"^\[\d\d:\d\d:\d\d\] \S+:\d+: ")
 
 
 def make_tokenizer_info(bindings: Any, data: VocabularyData) -> Any:
@@ -30,8 +30,11 @@ def make_tokenizer_info(bindings: Any, data: VocabularyData) -> Any:
 
 def prepare(bindings: Any, constraint: Constraint, vocab_size: int, free_whitespace: bool) -> Prepared:
     """The constraint as the compiler takes it. Raises: `GrammarError`."""
-    with _said_in_a_line():
-        return _prepare(bindings, constraint, vocab_size, free_whitespace)
+    try:
+        with _said_in_a_line():
+            return _prepare(bindings, constraint, vocab_size, free_whitespace)
+    except RecursionError:
+        raise GrammarError(f"is nested too deeply: {deepest_place(constraint.text)}") from None
 
 
 def compile_prepared(compiler: Any, grammar: Prepared) -> Any:
@@ -56,8 +59,10 @@ def strings_of(
 def _said_in_a_line() -> Iterator[None]:
     try:
         yield
+    except RecursionError:  # a RuntimeError, too
+        raise
     except (RuntimeError, ValueError, TypeError) as error:  # the bindings raise nothing narrower
-        raise GrammarError(_reason(error)) from None
+        raise GrammarError(reason(error)) from None
 
 
 def _prepare(bindings: Any, constraint: Constraint, vocab_size: int, free_whitespace: bool) -> Prepared:
@@ -69,7 +74,8 @@ def _prepare(bindings: Any, constraint: Constraint, vocab_size: int, free_whites
             text = whole_schema_text(bindings, {"type": "object"}, vocab_size, free_whitespace)
         case "regex":
             check_regex(text)
-            text = without_surrogates(bindings.Grammar.from_regex(spelled_out(text), False).to_string())
+            with heard():
+                text = without_surrogates(bindings.Grammar.from_regex(spelled_out(text), False).to_string())
         case "structural_tag":
             tag = enforceable_tag(bindings, _parse_json(text), vocab_size, free_whitespace)
             return Prepared(tag, is_tag=True)
@@ -97,15 +103,5 @@ def _refuse_constant(name: str) -> None:
 def _parse_json(text: str) -> Any:
     try:
         return json.loads(text, parse_constant=_refuse_constant)
-    except RecursionError:
-        raise GrammarError("is nested too deeply") from None
     except ValueError as error:
         raise GrammarError(f"is not valid JSON: {error}") from None
-
-
-def _reason(error: Exception) -> str:
-    """The library's message without its place in the library's sources, in one line."""
-    text = _PLACE.sub("", str(error))
-    if "bad_alloc" in text:
-        return "needs too much memory to compile"
-    return "cannot be compiled: " + " ".join(text.split())[:500]

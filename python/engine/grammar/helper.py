@@ -23,6 +23,7 @@ import msgspec
 from engine.grammar.bindings import load_bindings
 from engine.grammar.compile import compile_prepared, make_tokenizer_info, prepare, strings_of
 from engine.grammar.errors import GrammarError
+from engine.grammar.nesting import deepest_place
 from engine.grammar.protocol import Forget, HelperSettings, Job, Passed, Refusal, Verdict
 from engine.grammar.string_masks import StringTables
 from engine.grammar.trial import try_out
@@ -176,7 +177,7 @@ class _Helper:
         try:
             result = msgspec.msgpack.decode(trial.answer.recv_bytes(), type=Refusal | Passed)
         except EOFError:
-            result = Refusal("is nested too deeply or too large for the compiler")
+            result = Refusal("is nested too deeply or too large for the compiler" + _deepest(trial.job))
         self._stop(trial)
         self._send(Verdict(trial.job.number, result))
 
@@ -188,6 +189,13 @@ class _Helper:
 
     def _send(self, verdict: Verdict) -> None:
         self._connection.send_bytes(msgspec.msgpack.encode(verdict))
+
+
+def _deepest(job: Job) -> str:
+    """What may be to blame for an overflow of the stack."""
+    if job.constraint.kind not in ("json_schema", "structural_tag"):
+        return ""
+    return f"; it is deepest with {deepest_place(job.constraint.text)}"
 
 
 def _warning(log: IO[bytes]) -> str | None:

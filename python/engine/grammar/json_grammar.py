@@ -11,12 +11,16 @@ a vocabulary of 100,000 tokens, against milliseconds.
 
 from __future__ import annotations
 
+import bisect
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
+from engine.grammar.compiler_voice import heard
+from engine.grammar.errors import GrammarError, Unenforceable
 from engine.grammar.grammar_text import LEXEME, spelled_out, within_json_string, without_surrogates
-from engine.grammar.schema_keywords import enforceable
+from engine.grammar.schema_keywords import Pattern, enforceable, refusal
 from engine.grammar.string_masks import rule_name
 
 MAX_WHITESPACE = 20
@@ -54,7 +58,7 @@ _CHARACTER_RULE = re.compile(r"^(\S+) ::= \(\(\[" + re.escape(_COMPILER_CHARACTE
 def whole_schema_text(bindings: Any, schema: Any, vocab_size: int, free_whitespace: bool) -> str:
     """The grammar of an answer that follows a schema.
 
-    Raises: `GrammarError` when it is not enforceable, `RuntimeError` when the compiler refuses it.
+    Raises: `GrammarError` when it is not enforceable, or the compiler refuses it.
     """
     (text,) = finished([schema_text(bindings, schema, None if free_whitespace else COMPACT)], vocab_size)
     return text
@@ -63,16 +67,27 @@ def whole_schema_text(bindings: Any, schema: Any, vocab_size: int, free_whitespa
 def schema_text(bindings: Any, schema: Any, separators: tuple[str, str] | None) -> str:
     """The grammar of a schema, to be `finished`. `separators` are those of items and of names, None for
     free white space. Raises as `whole_schema_text`."""
-    schema, patterns = enforceable(schema, looks_for_ends=True)
+    found = enforceable(schema, looks_for_ends=True)
     is_free = separators is None
     most = MAX_WHITESPACE if is_free else None
-    grammar = bindings.Grammar.from_json_schema(
-        json.dumps(schema), is_free, None, separators, True, most, False, False
-    )
-    text = _ESCAPE_IN_NAME.sub(r"\1", grammar.to_string())
+
+    def converted() -> str:
+        with heard():
+            return bindings.Grammar.from_json_schema(
+                json.dumps(found.schema), is_free, None, separators, True, most, False, False
+            ).to_string()
+
+    try:
+        text = _ESCAPE_IN_NAME.sub(r"\1", converted())
+    except Unenforceable as error:
+        if "oneOf" not in str(error):
+            raise
+        at = _first_overlap(found.one_ofs, converted)
+        what = "is supported only for schemas that provably never match the same"
+        raise refusal(at, "oneOf", what) from None
     if separators is not None:
         text = _ANY_ELEMENTS.sub(rf'\1"{separators[0]}"', text)
-    return _with_patterns(bindings, text, patterns)
+    return _with_patterns(bindings, text, found.patterns)
 
 
 def finished(texts: list[str], vocab_size: int) -> list[str]:
@@ -82,16 +97,38 @@ def finished(texts: list[str], vocab_size: int) -> list[str]:
     return [without_surrogates(_with_bounds(text, counts)) for text in texts]
 
 
-def _with_patterns(bindings: Any, text: str, patterns: list[str]) -> str:
+def _first_overlap(one_ofs: list[tuple[dict[str, Any], str]], converted: Callable[[], str]) -> str:
+    """The place of the first of these that the compiler does not take; it takes their schema with none."""
+
+    def warns(count: int) -> bool:
+        """Of the first `count`, when in the others more than one schema may match."""
+        for i, (schema, _) in enumerate(one_ofs):
+            branches = schema.pop("oneOf", None) or schema.pop("anyOf")
+            schema["oneOf" if i < count else "anyOf"] = branches
+        try:
+            converted()
+        except Unenforceable:
+            return True
+        return False
+
+    return one_ofs[bisect.bisect_left(range(1, len(one_ofs)), True, key=warns)][1]
+
+
+def _with_patterns(bindings: Any, text: str, patterns: list[Pattern]) -> str:
     """Put the rules of the patterns where the compiler has its own; the schema has their numbers."""
-    rules = [
-        within_json_string(
-            bindings.Grammar.from_regex(spelled_out(pattern), False).to_string(), f"pattern_{number}_"
-        )
-        for number, pattern in enumerate(patterns)
-    ]
+    rules = [_rules_of(bindings, pattern, f"pattern_{number}_") for number, pattern in enumerate(patterns)]
     text = LEXEME.sub(lambda m: m[0] if m["regex"] is None else f"pattern_{int(m['regex'])}_root", text)
     return "\n".join([text, *rules])
+
+
+def _rules_of(bindings: Any, pattern: Pattern, prefix: str) -> str:
+    place = f", in the pattern at {pattern.at[:200]}"
+    with heard(place):
+        text = bindings.Grammar.from_regex(spelled_out(pattern.regex), False).to_string()
+    try:
+        return within_json_string(text, prefix)
+    except GrammarError as error:
+        raise GrammarError(f"{error}{place}") from None
 
 
 def _num_bounded_chars(text: str) -> int:

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import re
 
-from engine.grammar.errors import GrammarError
+from engine.grammar.errors import GrammarError, Unenforceable
 
 MAX_REPETITIONS = 2**16
 MAX_GROUPS = 500
 """Groups within each other."""
 
 _PIECE = re.compile(r"\\.|\[(?:[^\]\\]|\\.)*\]|\{(\d+)(?:,(\d*))?\}|.", re.DOTALL)
+_UNSUPPORTED = re.compile(r"\(\?(?!:|<[^=!])<?.|\\[bB1-9kpP]", re.DOTALL)
+"""Look-around, flags and other special groups, word boundaries, back references, classes by property."""
+_REPETITION = re.compile(r"[*+?]|\{\d")
 _RANGE = re.compile(r"\\.|([^\\])-([^\\])", re.DOTALL)
 """Of a class of characters, both ends of which are plain."""
 
 
 def check_regex(regex: str, place: str = "") -> None:
     """Raises: `GrammarError` with the position of a repetition that is too large, inner ones included, of
-    bounds or a range of characters the wrong way round, or of too many groups in one another."""
+    bounds or a range of characters the wrong way round, of too many groups in one another, or of a
+    repetition of nothing; `Unenforceable` with that of what no grammar can hold."""
     inner = [1]  # the largest repetition in each open group
     closed = 1  # that of what has just been closed, or of a single character
+    before = "|"
     for piece in _PIECE.finditer(regex):
+        if (found := _UNSUPPORTED.match(regex, piece.start())) is not None:
+            raise Unenforceable(f"has what is not supported: {_where(found, place)}")
+        is_group = before == "(" and piece[0] == "?"
+        if before in ("|", "(") and _REPETITION.match(piece[0]) and not is_group:
+            raise GrammarError(f"repeats nothing: {_where(piece, place)}")
+        before = piece[0]
         if piece[1] is not None:
             if piece[2] and int(piece[1][:10]) > int(piece[2][:10]):
                 raise GrammarError(f"has bounds the wrong way round: {_where(piece, place)}")

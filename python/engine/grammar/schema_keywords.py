@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from engine.grammar.errors import GrammarError, Unenforceable
@@ -82,8 +82,24 @@ _TYPES = ("null", "boolean", "object", "array", "number", "string", "integer")
 KEYWORDS = frozenset({"type", *_ALONE, *_DEFINITIONS}).union(*_OF_TYPE.values())
 
 
-def enforceable(schema: Any, *, looks_for_ends: bool = False) -> tuple[Any, list[str]]:
-    """The schema as the compiler should get it, and its patterns, in whose place it has their numbers.
+class Pattern(NamedTuple):
+    """A regular expression, and the place of the schema that has it."""
+
+    regex: str
+    at: str
+
+
+class Enforceable(NamedTuple):
+    """The schema as the compiler should get it, its patterns, in whose place it has their numbers, and those
+    of its schemas that have `oneOf`, with their places."""
+
+    schema: Any
+    patterns: list[Pattern]
+    one_ofs: list[tuple[dict[str, Any], str]]
+
+
+def enforceable(schema: Any, *, looks_for_ends: bool = False) -> Enforceable:
+    """What the compiler needs to enforce a schema.
 
     `looks_for_ends`: references that no finite answer can follow are refused as well, which takes up to the
     square of their number.
@@ -93,27 +109,30 @@ def enforceable(schema: Any, *, looks_for_ends: bool = False) -> tuple[Any, list
     done = walk.schema(schema, "#")
     endless = endless_ref({ref: target for ref, (target, _) in walk.refs.items()}) if looks_for_ends else None
     if endless is not None:
-        raise _refusal(walk.refs[endless][1], "$ref", "leads to a schema that contains itself without an end")
-    return done, walk.patterns
+        raise refusal(walk.refs[endless][1], "$ref", "leads to a schema that contains itself without an end")
+    return Enforceable(done, walk.patterns, walk.one_ofs)
 
 
 class _Walk:
     def __init__(self, root: Any) -> None:
         self._root = root
-        self.patterns: list[str] = []
+        self.patterns: list[Pattern] = []
+        self.one_ofs: list[tuple[dict[str, Any], str]] = []
         self.refs: dict[str, tuple[Any, str]] = {}
         """What each reference leads to, and the first place that has it."""
 
-    def schema(self, schema: Any, at: str) -> Any:
+    def schema(self, schema: Any, at: str, may_be_false: bool = False) -> Any:
+        if schema is False and not may_be_false:
+            raise Unenforceable(f"has the schema false at {at[:200]}, which nothing matches")
         if isinstance(schema, bool):
             return schema
         if not isinstance(schema, dict):
-            raise GrammarError(f"must have a schema at {at}, an object or a boolean")
+            raise GrammarError(f"must have a schema at {at[:200]}, an object or a boolean")
         for keyword in schema:
             if keyword not in KEYWORDS and keyword not in ANNOTATIONS and not keyword.startswith("x-"):
                 if keyword == "$id" and at == "#":
                     continue
-                raise _refusal(at, keyword, "is not supported")
+                raise refusal(at, keyword, "is not supported")
         schema = {key: value for key, value in schema.items() if key not in ANNOTATIONS}
         found = [keyword for keyword in _ALONE if keyword in schema]
         if found:
@@ -125,9 +144,9 @@ class _Walk:
                     if "type" in schema:
                         schema.pop(keyword)  # says nothing about the types that are allowed
                     else:
-                        raise _refusal(at, keyword, f"needs a type beside it: {kind}")
+                        raise refusal(at, keyword, f"needs a type beside it: {kind}")
         if (wrong := wrong_value(schema, types)) is not None:
-            raise _refusal(at, *wrong)
+            raise refusal(at, *wrong)
         _check_number(schema, types, at)
         if "string" in types:
             self._string(schema, at)
@@ -148,7 +167,7 @@ class _Walk:
             return []
         types = given if isinstance(given, list) else [given]
         if not types or not all(isinstance(kind, str) and kind in _TYPES for kind in types):
-            raise _refusal(at, "type", f"must be one or more of {', '.join(_TYPES)}")
+            raise refusal(at, "type", f"must be one or more of {', '.join(_TYPES)}")
         return types
 
     def _alone(self, schema: dict[str, Any], keyword: str, at: str) -> Any:
@@ -157,7 +176,7 @@ class _Walk:
             others.discard("type")
         if others:
             other = min(others)
-            raise _refusal(at, other, f"is not supported beside {keyword!r}")
+            raise refusal(at, other, f"is not supported beside {keyword!r}")
         if keyword == "$ref":
             self._check_ref(schema["$ref"], at)
         elif keyword in ("const", "enum"):
@@ -166,19 +185,19 @@ class _Walk:
         else:
             branches = schema[keyword]
             if not isinstance(branches, list) or not branches:
-                raise _refusal(at, keyword, "must be a non-empty array")
+                raise refusal(at, keyword, "must be a non-empty array")
             if keyword == "allOf" and len(branches) > 1:
-                raise _refusal(at, keyword, "is supported with a single schema only")
+                raise refusal(at, keyword, "is supported with a single schema only")
         return self._inner(schema, at)
 
     def _check_values(self, schema: dict[str, Any], keyword: str, at: str) -> None:
         values = schema["enum"] if keyword == "enum" else [schema["const"]]
         if not isinstance(values, list) or not values:
-            raise _refusal(at, keyword, "must be a non-empty array")
+            raise refusal(at, keyword, "must be a non-empty array")
         types = self._types(schema, at)
         for value in values:
             if types and not any(_has_type(value, kind) for kind in types):
-                raise _refusal(at, keyword, f"has a value of another type than {', '.join(types)}")
+                raise refusal(at, keyword, f"has a value of another type than {', '.join(types)}")
 
     def _check_ref(self, ref: Any, at: str) -> None:
         """Follow references to a schema; only those within the document can be followed."""
@@ -186,27 +205,29 @@ class _Walk:
         while isinstance(ref, str) and ref not in seen:
             seen.add(ref)
             if ref != "#" and not ref.startswith("#/"):
-                raise _refusal(at, "$ref", "must be a JSON pointer within the schema, like #/$defs/name")
+                raise refusal(at, "$ref", "must be a JSON pointer within the schema, like #/$defs/name")
             if "~" in ref or "%" in ref:
-                raise _refusal(at, "$ref", "with escaped characters is not supported")
+                raise refusal(at, "$ref", "with escaped characters is not supported")
             target = self._root
             for step in ref.split("/")[1:]:
                 if not isinstance(target, dict) or unquote(step) not in target:
-                    raise _refusal(at, "$ref", f"leads nowhere: {ref[:100]}")
+                    raise refusal(at, "$ref", f"leads nowhere: {ref[:100]}")
                 target = target[step]
+            if target is False:
+                raise refusal(at, "$ref", "is not supported to the schema false, which nothing matches")
             self.refs.setdefault(ref, (target, at))
             if not isinstance(target, dict) or "$ref" not in target:
                 return
             ref = target["$ref"]
-        raise _refusal(at, "$ref", "refers to nothing but itself" if ref in seen else "must be a string")
+        raise refusal(at, "$ref", "refers to nothing but itself" if ref in seen else "must be a string")
 
     def _string(self, schema: dict[str, Any], at: str) -> None:
         if "format" in schema and schema["format"] not in FORMATS:
-            raise _refusal(at, "format", f"must be one of {', '.join(FORMATS)}")
+            raise refusal(at, "format", f"must be one of {', '.join(FORMATS)}")
         first = next((keyword for keyword in ("pattern", "format") if keyword in schema), None)
         for other in ("format", "minLength", "maxLength"):
             if first is not None and other in schema and other != first:
-                raise _refusal(at, other, f"is not supported beside {first!r}")
+                raise refusal(at, other, f"is not supported beside {first!r}")
         if FORMATS.get(schema.get("format", "")) is not None:
             schema["pattern"] = FORMATS[schema.pop("format")]
         if "pattern" in schema:
@@ -214,14 +235,14 @@ class _Walk:
 
     def _pattern(self, pattern: Any, at: str) -> str:
         if not isinstance(pattern, str):
-            raise _refusal(at, "pattern", "must be a string")
+            raise refusal(at, "pattern", "must be a string")
         check_regex(pattern, f" at {at[:200]}/pattern")
-        self.patterns.append(pattern)
+        self.patterns.append(Pattern(pattern, at))
         return str(len(self.patterns) - 1)
 
     def _array(self, schema: dict[str, Any], at: str) -> dict[str, Any]:
         if schema.get("uniqueItems"):
-            raise _refusal(at, "uniqueItems", "is not supported")
+            raise refusal(at, "uniqueItems", "is not supported")
         schema.pop("uniqueItems", None)
         if not schema.keys() & {"items", "prefixItems", "unevaluatedItems"}:
             return {**schema, "items": True}
@@ -230,28 +251,28 @@ class _Walk:
     def _object(self, schema: dict[str, Any], at: str) -> dict[str, Any]:
         properties = schema.get("properties", {})
         if not isinstance(properties, dict):
-            raise _refusal(at, "properties", "must be an object")
+            raise refusal(at, "properties", "must be an object")
         required = schema.get("required", [])
         if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
-            raise _refusal(at, "required", "must be an array of strings")
+            raise refusal(at, "required", "must be an array of strings")
         for name in required:
             if name not in properties:
-                raise _refusal(at, "required", f"names {name[:40]!r}, which is not one of the properties")
+                raise refusal(at, "required", f"names {name[:40]!r}, which is not one of the properties")
         others = [key for key in ("additionalProperties", "unevaluatedProperties") if schema.get(key, False)]
         patterns = schema.get("patternProperties", {})
         if not isinstance(patterns, dict):
-            raise _refusal(at, "patternProperties", "must be an object")
+            raise refusal(at, "patternProperties", "must be an object")
         if patterns and (len(patterns) > 1 or properties or others):
-            raise _refusal(at, "patternProperties", "is supported alone only, with a single pattern")
+            raise refusal(at, "patternProperties", "is supported alone only, with a single pattern")
         if patterns:
             schema["patternProperties"] = {self._pattern(key, at): value for key, value in patterns.items()}
         if "propertyNames" in schema and properties:
-            raise _refusal(at, "propertyNames", "is not supported beside properties")
+            raise refusal(at, "propertyNames", "is not supported beside properties")
         if "propertyNames" in schema and not others:
-            raise _refusal(at, "propertyNames", "is supported beside additionalProperties only")
+            raise refusal(at, "propertyNames", "is supported beside additionalProperties only")
         is_open = bool(others or patterns or not schema.keys() - {"type", "minProperties", "maxProperties"})
         if is_open and schema.get("minProperties", 0) > max(1, len(required)):
-            raise _refusal(at, "minProperties", "above 1 is supported for declared properties only")
+            raise refusal(at, "minProperties", "above 1 is supported for declared properties only")
         has_bounds = "minProperties" in schema or "maxProperties" in schema
         if has_bounds and not schema.keys() & {"properties", "additionalProperties", "patternProperties"}:
             return {**schema, "additionalProperties": True}
@@ -260,18 +281,23 @@ class _Walk:
     def _inner(self, schema: dict[str, Any], at: str) -> dict[str, Any]:
         """The same with every schema inside of it checked."""
         done = dict(schema)
+        if "oneOf" in done:
+            self.one_ofs.append((done, at))
         for keyword, value in schema.items():
             place = f"{at}/{keyword}"
             if keyword in ("properties", "patternProperties", *_DEFINITIONS):
                 if not isinstance(value, dict):
-                    raise _refusal(at, keyword, "must be an object")
-                done[keyword] = {name: self.schema(inner, f"{place}/{name}") for name, inner in value.items()}
+                    raise refusal(at, keyword, "must be an object")
+                done[keyword] = {
+                    name: self.schema(inner, f"{place}/{name}", may_be_false=keyword in _DEFINITIONS)
+                    for name, inner in value.items()
+                }
             elif keyword in ("anyOf", "allOf", "oneOf", "prefixItems"):
                 if not isinstance(value, list):
-                    raise _refusal(at, keyword, "must be an array")
+                    raise refusal(at, keyword, "must be an array")
                 done[keyword] = [self.schema(inner, f"{place}/{i}") for i, inner in enumerate(value)]
             elif keyword in ("items", "additionalProperties", "unevaluatedItems", "unevaluatedProperties"):
-                done[keyword] = self.schema(value, place)
+                done[keyword] = self.schema(value, place, may_be_false=True)
             elif keyword == "propertyNames":
                 done[keyword] = self._names(value, place)
         return done
@@ -281,7 +307,7 @@ class _Walk:
         if not isinstance(schema, dict):
             raise GrammarError(f"must have an object at {at}")
         for keyword in schema.keys() - ANNOTATIONS - {"type", "minLength", "maxLength", "pattern"}:
-            raise _refusal(at, keyword, "is not supported for names")
+            raise refusal(at, keyword, "is not supported for names")
         return self.schema({**schema, "type": "string"}, at)
 
 
@@ -289,10 +315,10 @@ def _check_number(schema: dict[str, Any], types: list[str], at: str) -> None:
     if "multipleOf" not in schema or not {"number", "integer"} & set(types):
         return
     if "number" in types or not isinstance(schema["multipleOf"], int):
-        raise _refusal(at, "multipleOf", "is supported for integers only")
+        raise refusal(at, "multipleOf", "is supported for integers only")
     for keyword in _OF_TYPE["number"] - {"multipleOf"}:
         if keyword in schema:
-            raise _refusal(at, "multipleOf", f"is not supported beside {keyword!r}")
+            raise refusal(at, "multipleOf", f"is not supported beside {keyword!r}")
 
 
 _IS: dict[str, Callable[[Any], bool]] = {
@@ -313,7 +339,8 @@ def _has_type(value: Any, kind: str) -> bool:
     return _IS[kind](value)
 
 
-def _refusal(at: str, keyword: str, what: str) -> GrammarError:
+def refusal(at: str, keyword: str, what: str) -> GrammarError:
+    """The error for a keyword at a place."""
     is_wrong = what.startswith(("must", "leads", "refers")) and keyword != "format"
     error = GrammarError if is_wrong else Unenforceable
     return error(f"has {json.dumps(keyword)} at {at[:200]}, which {what}")

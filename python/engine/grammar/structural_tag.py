@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from engine.grammar.compiler_voice import heard
 from engine.grammar.errors import GrammarError
 from engine.grammar.grammar_text import spelled_out, without_surrogates
 from engine.grammar.json_grammar import COMPACT, SPACED, finished, schema_text
@@ -100,7 +101,8 @@ class _Walk:
         if not isinstance(pattern, str):
             raise GrammarError(f'has "pattern" at {at[:200]}, which must be a string')
         check_regex(pattern, f" at {at[:200]}")
-        text = self._bindings.Grammar.from_regex(spelled_out(pattern), False).to_string()
+        with heard(f", in the expression at {at[:200]}"):
+            text = self._bindings.Grammar.from_regex(spelled_out(pattern), False).to_string()
         return {"type": "grammar", "grammar": without_surrogates(text)}
 
     @staticmethod

@@ -1,0 +1,20 @@
+"""Where JSON is nested most, for those that go too deep."""
+
+from __future__ import annotations
+
+import re
+
+_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|(?P<open>[\[{])|(?P<close>[\]}])', re.DOTALL)
+
+
+def deepest_place(text: str) -> str:
+    """Said of JSON that may be no whole document."""
+    depth = most = at = 0
+    for bracket in _BRACKET.finditer(text):
+        if bracket["open"]:
+            depth += 1
+            if depth > most:
+                most, at = depth, bracket.start()
+        elif bracket["close"]:
+            depth -= 1
+    return f"{most} levels at character {at}"
