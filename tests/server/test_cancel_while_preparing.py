@@ -1,7 +1,8 @@
-"""Requests that end before they run: while their adapter is read, and while their constraint is compiled."""
+"""Requests that do not run yet: whose adapter is read, or whose constraint is compiled."""
 
 from __future__ import annotations
 
+import json
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -131,3 +132,42 @@ def test_a_request_that_ends_while_its_constraint_compiles(
         bundled.http.post("/v1/chat/completions", json=quick).json()["choices"][1]["message"]["content"]
         == "ok"
     )
+
+
+def test_tokens_wait_while_a_constraint_compiles() -> None:
+    """They count for --max-queued-tokens, and keep no other client from its place."""
+    flags = ("--max-running-requests", "1", "--max-queued-tokens", "60", "--grammar-timeout", "60")
+    with ServerProcess(*flags, "--api-key", "ours", "--api-key", "theirs") as server:
+        server.http.headers["authorization"] = "Bearer ours"
+        server.wait_ready()
+
+        def post(num_tokens: int, rid: str, key: str = "ours", **fields: Any) -> httpx.Response:
+            body = {"model": "default", "prompt": [5] * num_tokens, "ignore_eos": True, "rid": rid, **fields}
+            headers = {"authorization": f"Bearer {key}"}
+            return server.http.post("/v1/completions", json={"max_tokens": 5, **body}, headers=headers)
+
+        def names(where: str) -> set[str]:
+            return {each["x_request_id"] for each in server.http.get("/debug/state").json()["engine"][where]}
+
+        def slow(name: str) -> dict[str, Any]:
+            return {"json_schema": json.dumps({"anyOf": [*MANY_PATTERNS, {"const": name}]})}
+
+        def is_refused(answer: httpx.Response) -> bool:
+            return answer.status_code == 503 and "too many tokens" in answer.json()["error"]["message"]
+
+        running = in_thread(lambda: post(3, "running", max_tokens=2000))
+        wait_until(lambda: len(names("running")) == 1)
+        compiled = in_thread(lambda: post(40, "compiled", **slow("a")))
+        wait_until(lambda: len(names("compiling")) == 1)
+        assert is_refused(post(21, "plain"))
+        assert is_refused(post(21, "another", **slow("b")))
+        theirs = in_thread(lambda: post(40, "theirs", "theirs"))
+        wait_until(lambda: len(names("waiting")) == 1)
+        small = in_thread(lambda: post(10, "small", **slow("c")))
+        wait_until(lambda: len(names("compiling")) == 2)
+        assert server.http.post("/abort_request", json={"abort_all": True}).status_code == 200
+        answers = [answer() for answer in (compiled, small, theirs)]
+        assert [answer.json()["error"]["code"] for answer in answers] == ["request_aborted"] * 3
+        assert running().json()["choices"][0]["finish_reason"] == "abort"
+        assert post(40, "again").status_code == 200
+        assert server.stop() == 0

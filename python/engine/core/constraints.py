@@ -48,21 +48,26 @@ class ConstrainedRequests:
         """Start what compiles before somebody waits for it."""
         self._compiler.warm_up()
 
+    def held(self, client: str) -> tuple[int, int]:
+        """Choices of a client whose constraint is being compiled, and tokens of their prompts."""
+        own = [request for request in self._waiting.values() if request.client == client]
+        return sum(request.n for request in own), sum(len(request.prompt) // 4 for request in own)
+
     def find(self, request: GenerateRequest) -> CompiledGrammar | None:
-        """The grammar of a constrained request; None when it has to wait for `take_ready`.
+        """The grammar of a constrained request; None when it has to be compiled."""
+        return self._compiler.find(_constraint(request))
+
+    def hold(self, request: GenerateRequest) -> None:
+        """Have its grammar compiled; `take_ready` gives it back.
 
         Raises: `InvalidRequest` when its id is in use, `Overloaded` when too many wait.
         """
-        constraint = _constraint(request)
-        grammar = self._compiler.find(constraint)
-        if grammar is None:
-            if request.request_id in self._waiting:
-                raise InvalidRequest(f"Invalid request: the request id {request.request_id!r} is in use")
-            if len(self._waiting) >= self._max_waiting:
-                raise Overloaded("The request queue is full.", slug="queue_full")
-            self._waiting[request.request_id] = request
-            self._compiler.start(constraint)
-        return grammar
+        if request.request_id in self._waiting:
+            raise InvalidRequest(f"Invalid request: the request id {request.request_id!r} is in use")
+        if len(self._waiting) >= self._max_waiting:
+            raise Overloaded("The request queue is full.", slug="queue_full")
+        self._waiting[request.request_id] = request
+        self._compiler.start(_constraint(request))
 
     def cancel(self, request_id: str) -> None:
         """Forget a request; unknown ids are ignored."""

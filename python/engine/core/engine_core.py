@@ -93,7 +93,10 @@ class EngineCore:
             adapter_queue = AdapterQueue(adapters)
         line = None if adapter_queue is None else adapter_queue.line()
         self.cpu_clock = cpu_clock
-        self._scheduler = Scheduler(settings, cache, clock=clock, adapters=line)
+        places = settings.max_running_requests + settings.max_queued_requests
+        self._constrained = None if grammars is None else ConstrainedRequests(grammars, places)
+        held = None if self._constrained is None else self._constrained.held
+        self._scheduler = Scheduler(settings, cache, clock=clock, adapters=line, held=held)
         self._adapters = adapters
         self._runner = runner
         self._cache = cache
@@ -103,8 +106,6 @@ class EngineCore:
         self._outbox: list[ToServer] = []
         self._board = board
         self._schedule_s = self._model_s = self._update_s = 0.0
-        places = settings.max_running_requests + settings.max_queued_requests
-        self._constrained = None if grammars is None else ConstrainedRequests(grammars, places)
         self._masks = StepMasks(settings.max_running_requests, settings.vocab_size)
         self._last_step_s = 0.0
 
@@ -173,6 +174,9 @@ class EngineCore:
             if self._constrained is None:
                 raise InvalidRequest("Invalid request: this engine serves no constraints")
             grammar = self._constrained.find(request)
+            if grammar is None:
+                self._scheduler.check_tokens(request.n, len(request.prompt) // 4, request.client)
+                self._constrained.hold(request)
         except EngineError as error:
             self._outbox.append(Failed.from_error(request.request_id, error))
             return

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 import numpy as np
 
 from engine.core.messages import AdapterRef
-from engine.errors import EngineError, InvalidRequest
+from engine.errors import EngineError, InvalidRequest, Overloaded
 from engine.sampling.params import SamplingParams
 from engine.scheduling.adapter_queue import AdapterLine
 from engine.scheduling.admission import Load, check_choices, check_place, make_room, max_known_tokens
@@ -47,7 +47,9 @@ class Scheduler:
         *,
         clock: Callable[[], float] = time.monotonic,
         adapters: AdapterLine[Request] | None = None,
+        held: Callable[[str], tuple[int, int]] | None = None,
     ) -> None:
+        """`held`: choices and prompt tokens of a client that will be submitted later, but wait already."""
         self.settings = settings
         self.counters = SchedulerCounters()
         self._cache = cache
@@ -57,6 +59,7 @@ class Scheduler:
         self._drafts = Drafts(settings, self._blocks, cache.block_size, self.counters)
         self._clock = clock
         self._adapters = adapters
+        self._held = held
         policy = settings.schedule_policy
         self._waiting = FairQueue(lambda: WaitingQueue(policy, self._blocks.cached_prefix_len))
         self._displaced: list[str] = []
@@ -172,7 +175,7 @@ class Scheduler:
 
     def _find_place(self, n: int, prompt_len: int, client: str, weight: float) -> None:
         """Raises: `Overloaded` when there is no place, nor one that another client has too much of."""
-        load = self._load()
+        load = self._load(client)
 
         def check(gone: list[Request]) -> None:
             check_place(n, prompt_len, load.without(gone), self.settings)
@@ -189,10 +192,27 @@ class Scheduler:
             self.cancel(request_id)
         self._displaced += displaced
 
-    def _load(self) -> Load:
-        has_limit = self.settings.max_queued_tokens is not None
-        num_tokens = sum(r.prompt_len for r in self.waiting if r.choice == 0) if has_limit else 0
+    def _load(self, client: str) -> Load:
+        """As it is for a client: what others hold back keeps it from nothing."""
+        num_tokens = 0
+        if self.settings.max_queued_tokens is not None:
+            held_tokens = 0 if self._held is None else self._held(client)[1]
+            num_tokens = held_tokens + sum(r.prompt_len for r in self.waiting if r.choice == 0)
         return Load(len(self._running), self.num_waiting, num_tokens)
+
+    def check_tokens(self, n: int, prompt_len: int, client: str) -> None:
+        """Whether a request may be held back that waits for something else than a slot first.
+
+        Raises: `Overloaded` when the client has too many tokens waiting; others may have to make room later.
+        """
+        most = self.settings.max_queued_tokens
+        if most is None or self._held is None:
+            return
+        num_held, num_tokens = self._held(client)
+        num_tokens += sum(r.prompt_len for r in self.waiting if r.choice == 0 and r.client == client)
+        num_live = len(self._running) + self.num_waiting + num_held + n
+        if num_live > self.settings.max_running_requests and num_tokens + prompt_len > most:
+            raise Overloaded("The request queue holds too many tokens.", slug="queue_full")
 
     @property
     def has_work(self) -> bool:
