@@ -10,10 +10,13 @@ import psutil
 import pytest
 
 from engine.config.model_location import bundled_model
-from engine.errors import InternalError
+from engine.core.constraints import ConstrainedRequests
+from engine.core.messages import GenerateRequest
+from engine.errors import InternalError, InvalidRequest
 from engine.grammar import compiler as module
 from engine.grammar.compiler import GrammarCompiler
 from engine.sampling.constraint import MAX_CONSTRAINT_CHARS, Constraint
+from engine.sampling.params import SamplingParams
 
 READS = "from multiprocessing.connection import Connection; c = Connection(int(sys.argv[1]));"
 HELPERS = {
@@ -66,3 +69,22 @@ def test_a_grammar_that_is_compiled_twice_is_counted_once(monkeypatch: pytest.Mo
         grammar = compiler.find(constraint)
         assert grammar is not None
         assert compiler._num_cached_bytes == grammar.num_bytes + len(constraint.text)
+
+
+def test_a_wrong_constraint_of_several_names_is_named_as_each_request_does() -> None:
+    """They wait for the same compilation."""
+    compiler = GrammarCompiler(str(bundled_model()), 4096, timeout_s=5)
+    names = {"first": "regex", "second": "structured_outputs.regex", "third": "guided_regex"}
+    with contextlib.closing(ConstrainedRequests(compiler, max_waiting=3)) as requests:
+        for request_id, param in names.items():
+            params = SamplingParams(constraint=Constraint("regex", "(a", param))
+            assert requests.find(GenerateRequest(request_id, b"", params)) is None
+        answered = []
+        while not answered:
+            assert select.select([requests.wake_fd], [], [], 30)[0]
+            answered = list(requests.take_ready())
+    assert [request.request_id for request, *_ in answered] == list(names)
+    for request, error, _ in answered:
+        assert isinstance(error, InvalidRequest)
+        assert error.param == names[request.request_id]
+        assert error.message.startswith(f"Invalid request: {error.param} cannot be compiled")

@@ -9,6 +9,7 @@ from engine.core.messages import GenerateRequest
 from engine.errors import EngineError, InvalidRequest, Overloaded
 from engine.grammar.channel_budget import BoundedThoughts
 from engine.grammar.compiler import CompiledGrammar, GrammarCompiler
+from engine.grammar.errors import GrammarError
 from engine.grammar.matcher import ConstraintMatcher
 from engine.grammar.thinking import ThinkingMatcher
 from engine.grammar.trial import MAX_STEP_S
@@ -89,7 +90,8 @@ class ConstrainedRequests:
             result = results.get(_constraint(request).key)
             if result is not None:
                 del self._waiting[request.request_id]
-                yield request, result, self._cancelled.pop(request.request_id, set())
+                mine = _refused(request.params, str(result)) if isinstance(result, GrammarError) else result
+                yield request, mine, self._cancelled.pop(request.request_id, set())
 
     def close(self) -> None:
         """Stop what compiles; those that wait are abandoned."""
@@ -119,12 +121,14 @@ def matcher_maker(
 
 def too_slow(params: SamplingParams) -> InvalidRequest:
     """Why an answer ends whose constraint cannot be matched in time."""
+    return _refused(params, f"takes more than {MAX_STEP_S * 1e3:g} ms to match a token of a long answer")
+
+
+def _refused(params: SamplingParams, what: str) -> InvalidRequest:
+    """Names the constraint as this request does: others may have the same under another name."""
     assert params.constraint is not None
     param = params.constraint.param
-    return InvalidRequest(
-        f"Invalid request: {param} takes more than {MAX_STEP_S * 1e3:g} ms to match a token of a long answer",
-        param=param,
-    )
+    return InvalidRequest(f"Invalid request: {param} {what}", param=param)
 
 
 def _constraint(request: GenerateRequest) -> Constraint:

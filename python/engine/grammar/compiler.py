@@ -22,14 +22,15 @@ import time
 from collections import OrderedDict, deque
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
 import engine
-from engine.errors import EngineError, InternalError, InvalidRequest
+from engine.errors import InternalError
 from engine.grammar.bindings import load_bindings
 from engine.grammar.compile import compile_prepared, make_tokenizer_info, strings_of
+from engine.grammar.errors import GrammarError
 from engine.grammar.protocol import Forget, HelperSettings, Job, Passed, Refusal, Verdict
 from engine.grammar.string_masks import Bounds, StringTables
 from engine.grammar.vocabulary import Vocabulary, VocabularyData
@@ -38,6 +39,8 @@ from engine.sampling.constraint import Constraint
 logger = logging.getLogger(__name__)
 
 Key = tuple[str, str]
+Result: TypeAlias = "CompiledGrammar | GrammarError | InternalError"
+"""`GrammarError` says what is wrong with the constraint, of which requests may have different names."""
 
 MAX_CACHED = 1024
 MAX_CACHED_BYTES = 256 * 2**20
@@ -116,7 +119,7 @@ class GrammarCompiler:
             assert self._worker is not None
             self._worker.forget(constraint.key)
 
-    def take_results(self) -> dict[Key, CompiledGrammar | EngineError]:
+    def take_results(self) -> dict[Key, Result]:
         """What has been compiled, or refused, since the last call."""
         if self._worker is None:
             return {}
@@ -166,7 +169,7 @@ class _Worker(threading.Thread):
         super().__init__(name="grammar", daemon=True)
         self._command, self._settings, self._wake_writer = command, settings, wake_writer
         self._inbox: deque[Constraint | Key | None] = deque()
-        self._results: deque[tuple[Key, CompiledGrammar | EngineError]] = deque()
+        self._results: deque[tuple[Key, Result]] = deque()
         self._bell, self._ring = Pipe(duplex=False)
         self._numbers = itertools.count()
         self._jobs: dict[int, Constraint] = {}
@@ -197,7 +200,7 @@ class _Worker(threading.Thread):
     def forget(self, key: Key) -> None:
         self._tell(key)
 
-    def take_results(self) -> list[tuple[Key, CompiledGrammar | EngineError]]:
+    def take_results(self) -> list[tuple[Key, Result]]:
         return [self._results.popleft() for _ in range(len(self._results))]
 
     def stop(self) -> None:
@@ -281,11 +284,9 @@ class _Worker(threading.Thread):
         self._compiler = self._bindings.GrammarCompiler(info, 1, False, -1)
         self._strings = StringTables(self._bindings, self._compiler, data.tokens)
 
-    def _conclude(self, constraint: Constraint, result: Refusal | Passed) -> CompiledGrammar | EngineError:
+    def _conclude(self, constraint: Constraint, result: Refusal | Passed) -> Result:
         if isinstance(result, Refusal):
-            return InvalidRequest(
-                f"Invalid request: {constraint.param} {result.text}", param=constraint.param
-            )
+            return GrammarError(result.text)
         assert self._vocabulary is not None and self._strings is not None
         try:
             handle = compile_prepared(self._compiler, result.grammar)
@@ -295,7 +296,7 @@ class _Worker(threading.Thread):
             logger.exception("a constraint passed in the helper and failed in the engine")
             return InternalError("The constraint could not be compiled.")
 
-    def _finish(self, constraint: Constraint, result: CompiledGrammar | EngineError) -> None:
+    def _finish(self, constraint: Constraint, result: Result) -> None:
         self._results.append((constraint.key, result))
         with contextlib.suppress(BlockingIOError):  # it has not heard of the others yet
             os.write(self._wake_writer, b"\0")

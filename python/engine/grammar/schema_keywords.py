@@ -98,8 +98,11 @@ class Enforceable(NamedTuple):
     one_ofs: list[tuple[dict[str, Any], str]]
 
 
-def enforceable(schema: Any, *, looks_for_ends: bool = False) -> Enforceable:
+def enforceable(schema: Any, *, looks_for_ends: bool = False, is_parted: bool = False) -> Enforceable:
     """What the compiler needs to enforce a schema.
+
+    `is_parted`: each property becomes a schema of its own with the definitions beside it, so that references
+    may lead to these only.
 
     `looks_for_ends`: references that no finite answer can follow are refused as well, which takes up to the
     square of their number.
@@ -110,6 +113,9 @@ def enforceable(schema: Any, *, looks_for_ends: bool = False) -> Enforceable:
     endless = endless_ref({ref: target for ref, (target, _) in walk.refs.items()}) if looks_for_ends else None
     if endless is not None:
         raise refusal(walk.refs[endless][1], "$ref", "leads to a schema that contains itself without an end")
+    for ref, (_, at) in walk.refs.items() if is_parted else ():
+        if not ref.startswith(tuple(f"#/{name}/" for name in _DEFINITIONS)):
+            raise Unenforceable(f'has "$ref" at {at[:200]}, which leads out of the argument that it is in')
     return Enforceable(done, walk.patterns, walk.one_ofs)
 
 

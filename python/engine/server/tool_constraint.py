@@ -30,7 +30,7 @@ def tool_constraint(tools: ToolFormat, use: ToolUse, answer: Constraint | None) 
 
     Raises: `InvalidRequest` if there is both a demand for calls and one for an answer.
     """
-    schemas = {function.name: _arguments_schema(function) for function in use.callable}
+    schemas = {function.name: _arguments_schema(function, tools) for function in use.callable}
     if use.is_required and answer is not None:
         raise InvalidRequest(
             f"{answer.param} cannot be combined with a tool_choice that demands a call", param=answer.param
@@ -99,22 +99,28 @@ def _tag(begin: str, tools: ToolFormat, name: str, schema: Any, end: str) -> For
     }
 
 
-def _arguments_schema(function: Function) -> dict[str, Any]:
-    """What is enforced: the tool's schema, or any object if it is not strict and cannot be enforced.
+def _arguments_schema(function: Function, tools: ToolFormat) -> dict[str, Any]:
+    """What is enforced: the tool's schema, or if it is not strict and cannot be enforced, any object; where
+    arguments are written one by one, any values of those that there are.
 
     Raises: `InvalidRequest` for a schema that is wrong.
     """
     try:
-        enforceable(function.schema)
+        enforceable(function.schema, is_parted=tools.has_python_arguments)
     except GrammarError as error:
         if isinstance(error, Unenforceable) and not function.is_strict:
-            return {"type": "object"}
+            return _with_any_values(function.schema) if tools.has_python_arguments else {"type": "object"}
         raise InvalidRequest(f"tools: the schema of {function.name} {error}", param="tools") from None
     except RecursionError:
         raise InvalidRequest(
             f"tools: the schema of {function.name} is nested too deeply", param="tools"
         ) from None
     return function.schema
+
+
+def _with_any_values(schema: dict[str, Any]) -> dict[str, Any]:
+    names = schema.get("properties")
+    return {"type": "object", "properties": dict.fromkeys(names, True) if isinstance(names, dict) else {}}
 
 
 def _json(schema: Any) -> Format:

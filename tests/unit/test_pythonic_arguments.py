@@ -1,0 +1,54 @@
+"""Arguments that are written as Python's: each is held to what the schema of the tool says of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engine.errors import InvalidRequest
+from engine.grammar.compiler import CompiledGrammar
+from engine.server.tool_constraint import tool_constraint
+from engine.server.tools import Function, ToolUse
+from engine.text.formats.pythonic import PYTHONIC
+from helpers.grammars import Grammars, bundled_vocabulary
+
+INTEGER = {"type": "integer"}
+TREE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/tree"}}}
+
+
+@pytest.fixture(scope="module")
+def grammars() -> Grammars:
+    return Grammars(bundled_vocabulary())
+
+
+def calls_of(grammars: Grammars, schema: dict[str, Any], is_strict: bool) -> CompiledGrammar:
+    function = Function(name="f", description=None, parameters=schema, is_strict=is_strict)
+    use = ToolUse(offered=(function,), callable=(function,), is_required=True, is_parallel=False)
+    constraint = tool_constraint(PYTHONIC, use, None)
+    return grammars.compile(constraint.kind, constraint.text)
+
+
+@pytest.mark.parametrize("ref", ["#", "#/properties/a", "#/properties/b/properties/c"])
+def test_a_reference_out_of_an_argument(grammars: Grammars, ref: str) -> None:
+    """Each argument is a schema of its own, in which `#` would be another one."""
+    inner = {"type": "object", "properties": {"c": INTEGER, "d": {"$ref": ref}}}
+    schema = {"type": "object", "properties": {"a": INTEGER, "b": inner}}
+    with pytest.raises(InvalidRequest, match=r'of f has "\$ref" at #/properties/b/properties/d'):
+        calls_of(grammars, schema, is_strict=True)
+    loose = calls_of(grammars, schema, is_strict=False)
+    for call in ("[f()]", '[f(a="x", b={"d": 1})]', "[f(b=2)]"):
+        assert grammars.accepts(loose, call)
+    assert not grammars.accepts(loose, "[f(z=1)]")
+
+
+def test_a_reference_to_a_definition(grammars: Grammars) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/tree"}},
+        "required": ["a"],
+        "$defs": {"tree": TREE},
+    }
+    grammar = calls_of(grammars, schema, is_strict=True)
+    assert grammars.accepts(grammar, '[f(a={"next": {"next": {}}})]')
+    assert not grammars.accepts(grammar, '[f(a={"next": 1})]')
