@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import http.client
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,13 +100,32 @@ def test_too_long_and_too_many(alone: ServerProcess) -> None:
 
 
 def test_a_thousand_single_requests_are_one_another(alone: ServerProcess) -> None:
-    """Many clients at once: everybody gets the vector of his own text, the same as alone."""
-    texts = [f"text number {i} " + "word " * (i % 40) for i in range(300)]
-    client = alone.sdk()
-    together = vectors(client, "minilm", texts)
-    with concurrent.futures.ThreadPoolExecutor(32) as pool:
-        single = list(pool.map(lambda text: vectors(client, "minilm", [text])[0], texts))
-    assert (np.array(single) == together).all()
+    """Many clients at once: everybody gets the vector of his own text, the same as alone, and texts of all of
+    them share batches."""
+    texts = [f"text number {i} " + "word " * (i % 40) for i in range(1000)]
+    together = vectors(alone.sdk(), "minilm", texts)
+
+    def num_batches() -> int:
+        return alone.http.get("/debug/state").json()["engine"]["embedding"]["num_batches"]
+
+    before = num_batches()
+
+    def ask(part: list[str]) -> list[np.ndarray]:
+        """One after the other; the SDK would take longer than the model."""
+        connection = http.client.HTTPConnection("127.0.0.1", httpx.URL(alone.url).port, timeout=60)
+        found = []
+        for text in part:
+            body = {"model": "minilm", "input": text, "encoding_format": "base64"}
+            connection.request("POST", "/v1/embeddings", json.dumps(body))
+            answer = json.loads(connection.getresponse().read())
+            found.append(np.frombuffer(base64.b64decode(answer["data"][0]["embedding"]), np.float32))
+        connection.close()
+        return found
+
+    with concurrent.futures.ThreadPoolExecutor(100) as pool:
+        single = list(pool.map(ask, (texts[i : i + 10] for i in range(0, 1000, 10))))
+    assert (np.concatenate(single) == together).all()
+    assert num_batches() - before <= 200  # 32 where the clients keep up; their tokens alone fill 24
 
 
 def test_two_models_on_one_server(beside: ServerProcess, alone: ServerProcess) -> None:

@@ -113,6 +113,18 @@ def test_texts_of_all_requests_share_batches_and_come_back_in_order(core, embedd
     assert core.num_tokens == 60 and len(core) == 0
 
 
+@pytest.mark.parametrize(("budget", "texts_in_batch"), [(1024, 64), (160, 40)])
+def test_a_thousand_requests_for_one_text_run_in_large_batches(embedder, budget, texts_in_batch):
+    """As many texts as there are slots, or as many tokens as the budget has."""
+    embedder.max_step_tokens = budget
+    core = make_core(embedder, max_running_requests=64, max_queued_requests=1000)
+    requests = {f"r{i}": [[i % 40, 1, 2, 3]] for i in range(1000)}
+    for name, texts in requests.items():
+        core.submit(EmbedRequest.of(name, texts))
+    assert run(core) == {name: expected(texts) for name, texts in requests.items()}
+    assert core.num_batches == len(embedder.batches) == -(-1000 // texts_in_batch)
+
+
 def test_a_short_request_passes_a_long_one(core, embedder):
     core.submit(EmbedRequest.of("long", [[1] * 4] * 40))
     core.step(0)

@@ -75,6 +75,8 @@ class EmbeddingCore:
         self.info = embedder.info
         self.num_tokens = 0
         """Tokens of finished batches, since the start."""
+        self.num_batches = 0
+        """Those, since the start."""
         self._embedder = embedder
         self._board = board
         self._clock = clock
@@ -208,6 +210,7 @@ class EmbeddingCore:
         if not np.isfinite(vectors).all():
             return self._fail("The model computed no usable numbers.")
         answers: list[ToServer] = []
+        self.num_batches += 1
         for (job, text), vector in zip(self._batch, vectors, strict=True):
             self.num_tokens += len(text)
             job.vectors[job.num_done] = vector

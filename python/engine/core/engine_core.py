@@ -316,9 +316,8 @@ class EngineCore:
 
     def dump_state(self) -> bytes:
         """What it is busy with, as JSON."""
-        queue = None if self._embedding is None else self._embedding.queue
         compiling = () if self._constrained is None else self._constrained.waiting
-        return msgspec.json.encode(describe_engine(self._scheduler, self._cache, queue, compiling))
+        return msgspec.json.encode(describe_engine(self._scheduler, self._cache, self._embedding, compiling))
 
     def flush(self) -> bool:
         """Empty the prefix cache, unless requests run or wait; whether it was done."""

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from engine.cache.prefix_cache import PrefixCache
-from engine.core.embedding_queue import EmbeddingJob, EmbeddingQueue
+from engine.core.embedding_core import EmbeddingCore
+from engine.core.embedding_queue import EmbeddingJob
 from engine.core.messages import GenerateRequest
 from engine.scheduling.request import Request
 from engine.scheduling.scheduler import Scheduler
@@ -15,7 +16,7 @@ from engine.scheduling.scheduler import Scheduler
 def describe_engine(
     scheduler: Scheduler,
     cache: PrefixCache,
-    embedding: EmbeddingQueue | None,
+    embedding: EmbeddingCore | None,
     compiling: Iterable[GenerateRequest],
 ) -> dict[str, Any]:
     """For JSON. `compiling`: requests whose constraint is not ready. Cost: linear in requests."""
@@ -23,8 +24,9 @@ def describe_engine(
         "embedding": None
         if embedding is None
         else {
-            "running": [_describe_job(job) for job in embedding.running],
-            "waiting": [_describe_job(job) for job in embedding.waiting],
+            "running": [_describe_job(job) for job in embedding.queue.running],
+            "waiting": [_describe_job(job) for job in embedding.queue.waiting],
+            "num_batches": embedding.num_batches,
         },
         "running": [_describe(request) for request in scheduler.running],
         "waiting": [_describe(request) for request in scheduler.waiting],
