@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from engine.core.messages import GenerateRequest
+from helpers.engines import FakeStream
 from helpers.http_server import Server, events_of, wait_until
 
 
@@ -85,6 +87,27 @@ def test_a_request_that_waits_can_be_aborted(held: Server) -> None:
         assert abort(held, rid="mine") == 1
         response = started.response
         assert (response.status_code, response.json()["error"]["code"]) == (400, "request_aborted")
+
+
+def test_prompts_that_are_not_submitted_yet(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks that submit them wait for their turn of the loop, and the engine knows nothing to cancel."""
+    engine = server.engine
+    submit, cancel = engine.submit, engine.cancel
+
+    async def submit_after_abort(request: GenerateRequest) -> FakeStream:
+        if not engine.submitted:
+            assert server.context.live.abort("mine") == 1
+        return await submit(request)
+
+    def cancel_if_known(request_id: str) -> None:
+        if any(request.request_id == request_id for request in engine.submitted):
+            cancel(request_id)
+
+    monkeypatch.setattr(engine, "submit", submit_after_abort)
+    monkeypatch.setattr(engine, "cancel", cancel_if_known)
+    answer = server.complete(prompt=["a", "b"], rid="mine")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_aborted")
+    assert len(engine.submitted) == 2 and running(server) == 0
 
 
 def test_the_id_of_the_answer_is_a_name_too(held: Server) -> None:

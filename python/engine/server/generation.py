@@ -194,6 +194,8 @@ class Generation:
                 if adapter is not None:
                     self._requests = [msgspec.structs.replace(r, adapter=adapter) for r in requests]
                 self._streams = await _submit_all(context.client, self._requests)
+            if self._is_aborted:  # before all of them were submitted: those that were not ran on
+                raise aborted_error()
         except BaseException as error:
             self.close()
             if self._is_aborted or isinstance(error, asyncio.CancelledError):
