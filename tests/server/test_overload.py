@@ -151,7 +151,8 @@ def test_those_who_stay_get_what_they_get_alone(leaving: int, staying: int) -> N
 
                 async def leave(i: int) -> bool:
                     await asyncio.sleep(draw.uniform(0, leaving / 30))
-                    request = completion(words(draw, 20) + str(i), 300, stream=i % 2 == 0, n=1 + i % 2)
+                    # So long that it cannot end before most of them leave, however fast the machine is.
+                    request = completion(words(draw, 20) + str(i), 1500, stream=i % 2 == 0, n=1 + i % 2)
                     return (await ask(http, request, leaves_after_s=draw.uniform(0.01, 1.5))).left
 
                 async def stay(i: int) -> Outcome:
