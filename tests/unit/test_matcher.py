@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import deque
 
@@ -62,7 +63,8 @@ def test_masks_are_those_of_a_matcher_alone(grammars, seed):
 
 def test_a_grammar_that_gets_slow_with_the_answer_ends_it(grammars, monkeypatch):
     """Each further x can be parted from the others in more ways."""
-    monkeypatch.setattr("engine.grammar.matcher.MAX_STEP_S", 0.003)
+    monkeypatch.setattr("engine.grammar.matcher.QUICK_S", 0.001)
+    monkeypatch.setattr("engine.grammar.matcher.MAX_SLOW_S", 0.02)
     matcher = ConstraintMatcher(grammars.compile("regex", "(x+x+)+y"), [grammars.end_id])
     masks, x = MatcherBatch(2, len(grammars.vocabulary.tokens)), grammars.vocabulary.tokens.index(b"x")
     num_tokens = 0
@@ -74,6 +76,30 @@ def test_a_grammar_that_gets_slow_with_the_answer_ends_it(grammars, monkeypatch)
     assert num_tokens > 3
     stopped, free = masks.fill([matcher, None])
     assert not stopped.any() and (free == -1).all()
+
+
+def test_a_machine_that_stalls_ends_no_answer(grammars, monkeypatch):
+    """Every token takes an hour by the clock, and hardly any time of the processor."""
+    hours = itertools.count(0, 3600)
+    monkeypatch.setattr("engine.grammar.matcher.time.perf_counter", lambda: float(next(hours)))
+    matcher = ConstraintMatcher(grammars.compile("regex", "[ab]+"), [grammars.end_id])
+    a = grammars.vocabulary.tokens.index(b"a")
+    for _ in range(100):
+        matcher.take(a)
+    assert not matcher.is_too_slow
+
+
+def test_what_an_answer_takes_is_bounded_as_a_whole(grammars, monkeypatch):
+    """By the sum over its tokens, none of which takes long."""
+    ticks = itertools.count()
+    monkeypatch.setattr("engine.grammar.matcher.time.perf_counter", lambda: next(ticks) * 0.02)
+    monkeypatch.setattr("engine.grammar.matcher.time.thread_time", lambda: next(ticks) * 0.02)
+    matcher = ConstraintMatcher(grammars.compile("regex", "[ab]+"), [grammars.end_id])
+    a, num_tokens = grammars.vocabulary.tokens.index(b"a"), 0
+    while not matcher.is_too_slow:
+        matcher.take(a)
+        num_tokens += 1
+    assert 99 <= num_tokens - 1 <= 101  # 10 ms of each are free; the first is not counted
 
 
 class ScriptedMatcher:

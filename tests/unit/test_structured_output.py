@@ -159,10 +159,11 @@ def test_what_does_not_compile_is_refused(llm):
 
 
 def test_an_answer_that_takes_longer_and_longer_to_match_is_refused_alone(llm, monkeypatch):
-    monkeypatch.setattr("engine.grammar.matcher.MAX_STEP_S", 0.003)
+    monkeypatch.setattr("engine.grammar.matcher.QUICK_S", 0.001)
+    monkeypatch.setattr("engine.grammar.matcher.MAX_SLOW_S", 0.02)
     (x,) = llm.tokenizer.encode("x", add_special_tokens=False)
     slow = {"logit_bias": {x: 100}, "temperature": 0, "max_tokens": 1000}
-    with pytest.raises(InvalidRequest, match="to match a token") as caught:
+    with pytest.raises(InvalidRequest, match="too long to match") as caught:
         answer(llm, "regex", "(x+x+)+y", **slow)
     assert caught.value.param == "constraint"
     assert answer(llm, "regex", "(x+x+)+y", **slow | {"max_tokens": 5}).text == "xxxxx"

@@ -10,9 +10,8 @@ from engine.errors import EngineError, InvalidRequest, Overloaded
 from engine.grammar.channel_budget import BoundedThoughts
 from engine.grammar.compiler import CompiledGrammar, GrammarCompiler
 from engine.grammar.errors import GrammarError
-from engine.grammar.matcher import ConstraintMatcher
+from engine.grammar.matcher import MAX_SLOW_S, ConstraintMatcher
 from engine.grammar.thinking import ThinkingMatcher
-from engine.grammar.trial import MAX_STEP_S
 from engine.sampling.constraint import Constraint, ThoughtMessages
 from engine.sampling.params import SamplingParams
 
@@ -121,7 +120,7 @@ def matcher_maker(
 
 def too_slow(params: SamplingParams) -> InvalidRequest:
     """Why an answer ends whose constraint cannot be matched in time."""
-    return _refused(params, f"takes more than {MAX_STEP_S * 1e3:g} ms to match a token of a long answer")
+    return _refused(params, f"takes too long to match a long answer: {MAX_SLOW_S:g} s in slow tokens")
 
 
 def _refused(params: SamplingParams, what: str) -> InvalidRequest:

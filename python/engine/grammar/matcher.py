@@ -11,7 +11,7 @@ import numpy as np
 
 from engine.grammar.compiler import CompiledGrammar
 from engine.grammar.string_masks import StringPlace
-from engine.grammar.trial import MAX_FORCED_BYTES, MAX_STEP_S, forced_text
+from engine.grammar.trial import MAX_FORCED_BYTES, forced_text
 from engine.grammar.vocabulary import Vocabulary, allow_only, allows, forbid
 
 if TYPE_CHECKING:
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 FORCED_BYTES = 512
 """Forced text that is cut into tokens at a time, so that no single step is held up by it."""
-MAX_SLOW_TOKENS = 3
-"""Tokens that may take longer than `MAX_STEP_S`, then the answer ends: a busy machine is slow less often."""
+QUICK_S = 0.01
+"""Time to match a token that is not counted."""
+MAX_SLOW_S = 1.0
+"""CPU time beyond `QUICK_S` a token that matching an answer may take, then the answer ends."""
 
 
 class ConstraintMatcher:
@@ -45,12 +47,13 @@ class ConstraintMatcher:
         "_end_ids",
         "_has_ended",
         "_has_mask",
+        "_is_watched",
         "_library_mask",
         "_mask",
         "_may_end",
         "_num_accepted",
-        "_num_slow",
         "_place",
+        "_slow_s",
         "_stop_id",
         "_vocabulary",
         "forced",
@@ -69,7 +72,8 @@ class ConstraintMatcher:
         self._mask = np.empty(-(-len(grammar.vocabulary.tokens) // 32), np.int32)
         self._library_mask = grammar.bindings.from_dlpack(self._mask)
         self._has_mask = self._may_end = self._has_ended = False
-        self._num_accepted = self._num_slow = 0
+        self._num_accepted = 0
+        self._is_watched, self._slow_s = False, 0.0
         self._settle()
 
     @property
@@ -80,7 +84,7 @@ class ConstraintMatcher:
     @property
     def is_too_slow(self) -> bool:
         """Whether matching holds up the steps of everybody else."""
-        return self._num_slow >= MAX_SLOW_TOKENS
+        return self._slow_s >= MAX_SLOW_S
 
     def fill(self, row: np.ndarray) -> None:
         """Write the bitmask of the next token, int32 [ceil(V / 32)]."""
@@ -111,10 +115,14 @@ class ConstraintMatcher:
         elif token_id in self._end_ids:
             self._has_ended = True
         elif not self._has_ended:
-            began_s = time.perf_counter()  # CPU time would take a microsecond to ask for
+            began_s = time.perf_counter()
+            cpu_began_s = time.thread_time() if self._is_watched else 0.0
             self._accept_in_grammar(token_id)
             self._settle()
-            self._num_slow += time.perf_counter() - began_s > MAX_STEP_S
+            if self._is_watched:
+                self._slow_s += max(0.0, time.thread_time() - cpu_began_s - QUICK_S)
+            elif time.perf_counter() - began_s > QUICK_S:
+                self._is_watched = True  # from here on by CPU time, which takes microseconds to ask for
 
     def force(self, token_id: int) -> None:
         """Put a token behind those that are forced already; the grammar must allow it."""
