@@ -165,6 +165,15 @@ def test_those_who_stay_get_what_they_get_alone(leaving: int, staying: int) -> N
                 assert sum(have_left) >= leaving / 2, "they were answered before they could leave"
                 return answers
 
+        async def fill_cache() -> None:
+            """Its memory is touched for the first time when it fills, half of it at once in huge pages."""
+            async with client(server.url) as http:
+                for i in range(11):
+                    draw = random.Random(i)
+                    prompt = [draw.randrange(300, 4000) for _ in range(1600)]
+                    assert (await ask(http, completion("", 1) | {"prompt": prompt})).status == 200
+
+        asyncio.run(fill_cache())
         expected = asyncio.run(alone())
         held = []
         for _ in range(2):
