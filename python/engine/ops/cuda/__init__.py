@@ -1,0 +1,47 @@
+"""The ops of the decoder on an NVIDIA GPU, with the names and arguments of `engine.ops.native`.
+
+What differs: tensors lie on the device, activations have the model's dtype, keys of the cache lie as values
+do, and the plan of a step is a `plan.DevicePlan`. A name is imported when it is first used: Triton and CUDA
+only where there is a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "ExecutionContext": "context",
+    "LoraAdapter": "lora",
+    "LoraPlan": "lora",
+    "PackedMatrix": "linear",
+    "add_rms_norm": "norm",
+    "append_kv": "attention",
+    "clamped_swiglu": "gated",
+    "embedding": "embedding",
+    "erf_gelu_mul": "gated",
+    "gated_linear": "linear",
+    "gelu_mul": "gated",
+    "linear": "linear",
+    "lora": "lora",
+    "lora_embedding": "lora",
+    "paged_attention": "attention",
+    "rms_norm": "norm",
+    "rope": "attention",
+    "rope_append_kv": "attention",
+    "sample": "sampling",
+    "score_tokens": "sampling",
+    "silu_mul": "gated",
+    "softcap": "gated",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value  # the next use costs nothing
+    return value
