@@ -58,6 +58,10 @@ class InternalError(EngineError):
     """The engine is at fault."""
 
 
+class DeviceLost(InternalError):
+    """The GPU refuses all further work of this process, which can only end."""
+
+
 class ConfigError(EngineError):
     """A flag, a configuration file or a checkpoint is wrong; the process cannot start with it."""
 

@@ -39,7 +39,7 @@ from engine.core.messages import (
 from engine.core.state_dump import describe_engine
 from engine.core.step_board import StepBoard
 from engine.core.step_masks import StepMasks
-from engine.errors import EngineError, InternalError, InvalidRequest
+from engine.errors import DeviceLost, EngineError, InternalError, InvalidRequest
 from engine.grammar.compiler import CompiledGrammar, GrammarCompiler
 from engine.log import request_name
 from engine.scheduling.adapter_queue import AdapterQueue
@@ -281,6 +281,8 @@ class EngineCore:
             result = self._runner.execute(plan)
             plan.accept(result.token_ids)
             self._masks.advance(plan, result.token_ids.tolist())
+        except DeviceLost:
+            raise  # nobody can be served any more
         except Exception:
             requests = dict.fromkeys(_name(row.request) for row in plan.rows)
             text = "a step of %d tokens failed, and with it %s"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import faulthandler
 import logging
+import os
 import resource
 import select
 import signal
@@ -26,7 +27,7 @@ from engine.core.frames import HEADER, FrameReader, checked_length, encode_frame
 from engine.core.garbage import spare_what_lives
 from engine.core.messages import EngineFailed, EngineReady, Progress, Shutdown, ToEngine, ToServer
 from engine.core.step_board import StepBoard
-from engine.errors import EngineError
+from engine.errors import DeviceLost, EngineError
 from engine.log import set_up_logging
 from engine.parent_death import die_with_parent
 
@@ -75,6 +76,10 @@ def run(connection: socket.socket, board: StepBoard, build: Build) -> int:
         awake_s = serve(connection, core, board)
     except ConnectionError:
         logger.info("the server is gone")
+    except DeviceLost as error:
+        # As native code dies of a fault: the requests of the step are told, and suspected.
+        logger.critical("%s; the engine process ends, to be started again", error.message)
+        os.abort()
     else:
         _log_totals(core, awake_s, time.thread_time() - began_cpu_s)
     return 0

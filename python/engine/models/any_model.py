@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from engine.models.lora_sites import Site
     from engine.models.weights import Progress, Slot
     from engine.ops.attention_plan import LayerCache
+    from engine.ops.placement import Placement
 
 AnySpec = ModelSpec | TransformersSpec
 
@@ -62,6 +63,7 @@ def build_model(
     ops: ModuleType,
     ctx: Any,
     quantization: str,
+    placement: Placement,
     **bounds: int,
 ) -> AnyModel:
     """The model without weights. `bounds` are those of `Decoder`. Raises: `ConfigError`."""
@@ -69,7 +71,7 @@ def build_model(
     if isinstance(spec, ModelSpec):
         from engine.models.decoder import Decoder
 
-        return Decoder(spec, dtype, **common, **bounds)
+        return Decoder(spec, dtype, placement=placement, **common, **bounds)
     from engine.models.fallback.decoder import TransformersDecoder
 
     return TransformersDecoder(spec, directory, dtype, **common)

@@ -17,10 +17,11 @@ from engine.models.decoder_layer import DecoderLayer, Mlp
 from engine.models.layers import FusedLinear, Norm
 from engine.models.lora_sites import EMBEDDING, Site
 from engine.models.rope import rope_tables
-from engine.models.spec import ModelSpec
+from engine.models.spec import ModelSpec, RopeSpec
 from engine.models.weights import Progress, Slot
 from engine.models.workspace import Heads, Rows, Workspace
 from engine.ops.attention_plan import AttentionPlan, LayerCache
+from engine.ops.placement import CPU, Placement
 
 
 @dataclasses.dataclass(slots=True)
@@ -29,7 +30,8 @@ class DecoderInputs:
 
     Shapes: `token_ids`, `positions` int32 [T]; `slot_ids` int64 [T], where each token's keys and
     values go; `logit_rows` int64 [R], indices into T, each once. The last `num_scored` of them score
-    prompt tokens, the others draw new ones; both parts ascend. `adapters` are those of the step, and
+    prompt tokens, the others draw new ones; both parts ascend. `host_logit_rows` are the same where those lie
+    on another device. `adapters` are those of the step, and
     `adapter_of_token` int [T] has an index into them, or -1 for the base model.
     """
 
@@ -41,6 +43,7 @@ class DecoderInputs:
     num_scored: int = 0
     adapters: Sequence[Any] = ()
     adapter_of_token: np.ndarray | None = None
+    host_logit_rows: np.ndarray | None = None
 
 
 class Decoder:
@@ -49,7 +52,8 @@ class Decoder:
     `ops` is `engine.ops.native`, or in tests `engine.ops.reference`; `ctx` is its execution context.
     `max_tokens` bounds T of a step, `num_positions` every position, `max_rows` the rows that are
     projected to logits at once, `max_lora_rank` the rank of an adapter's modules. Matrices are stored as
-    `quantization` says, "none" meaning `dtype`.
+    `quantization` says, "none" meaning `dtype`. A model for a GPU is made `with
+    placement.making():`.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Decoder:
         num_positions: int,
         max_lora_rank: int = 0,
         quantization: str = "none",
+        placement: Placement = CPU,
     ) -> None:
         self._spec, self._ops, self._ctx = spec, ops, ctx
         stored = dtype if quantization == "none" else quantization
@@ -77,10 +82,12 @@ class Decoder:
         if not spec.tie_word_embeddings:
             head = [("lm_head", spec.vocab_size)]
             self._head = FusedLinear(ops, ctx, head, size, stored, stored=in_few_bits)
-        self._rope_tables = {rope: rope_tables(rope, num_positions) for rope in set(spec.ropes) if rope}
+        self._rope_tables = {
+            rope: _tables(rope, num_positions, placement.device) for rope in set(spec.ropes) if rope
+        }
         # Rounded as the embeddings are, which is how such models were trained.
         self._embedding_scale = torch.tensor(spec.embedding_scale, dtype=getattr(torch, dtype)).item()
-        self._workspace = Workspace(spec, max_tokens, max_rows)
+        self._workspace = Workspace(spec, max_tokens, max_rows, placement)
         self._adaptable = [self._embedding]
         for layer in self._layers:
             self._adaptable += [layer.qkv, layer.output, *(layer.mlp if isinstance(layer.mlp, Mlp) else ())]
@@ -119,7 +126,7 @@ class Decoder:
         load_weights(directory, self._spec, slots, is_ignored=self.is_ignored, progress=progress)
 
     def forward(self, inputs: DecoderInputs, kv_layers: Sequence[LayerCache]) -> torch.Tensor:
-        """What the head sees of the wanted rows, float32 [R, hidden size], valid until the next call.
+        """What the head sees of the wanted rows [R, hidden size], valid until the next call.
 
         Effects: writes the keys and values of all T tokens into `kv_layers`.
         """
@@ -136,7 +143,7 @@ class Decoder:
             self._attend(layer, rows, heads, kv, inputs, adapters)
             if layer is self._layers[-1] and (inputs.num_scored or len(wanted) < num_tokens):
                 rows = self._workspace.keep(rows, wanted)  # nobody looks at the others again
-                adapters = None if adapters is None else adapters.select(wanted.numpy())
+                adapters = None if adapters is None else adapters.select(_on_host(inputs))
             if rows.residual.shape[0] > 0:
                 self._finish_layer(layer, rows, next_norm, adapters)
         self._wanted_adapters = adapters
@@ -238,3 +245,14 @@ class Decoder:
             out.copy_(x)
         else:
             self._ops.rms_norm(self._ctx, x, norm.weight, self._spec.rms_norm_eps, out)
+
+
+def _tables(rope: RopeSpec, num_positions: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Computed on the CPU wherever they go, so that every device turns by the same angles."""
+    with torch.device("cpu"):
+        cos, sin = rope_tables(rope, num_positions)
+    return cos.to(device), sin.to(device)
+
+
+def _on_host(inputs: DecoderInputs) -> np.ndarray:
+    return inputs.logit_rows.numpy() if inputs.host_logit_rows is None else inputs.host_logit_rows

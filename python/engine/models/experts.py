@@ -33,7 +33,7 @@ class Experts:
     ) -> None:
         self._ops, self._ctx, self._spec = ops, ctx, spec
         # A rounded router would send rows elsewhere; beside the experts it is small.
-        exact = dtype if dtype in ("bfloat16", "float32") else "float32"
+        exact = dtype if dtype in ("bfloat16", "float16", "float32") else "float32"
         router = [(f"{prefix}.{spec.router_name}", spec.num_experts)]
         linear = functools.partial(FusedLinear, ops, ctx, has_bias=spec.has_bias, stored=stored)
         gated = functools.partial(
@@ -59,7 +59,10 @@ class Experts:
             yield from part.slots()
 
     def forward(self, x: torch.Tensor, out: torch.Tensor) -> None:
-        """Shapes: `x`, `out` float32 [T, hidden size]. Cost: a few torch calls and three ops an expert."""
+        """Shapes: `x`, `out` [T, hidden size], of the activations' dtype.
+
+        Cost: a few torch calls and three ops an expert.
+        """
         num_rows, num_chosen = len(x), self._spec.num_chosen
         weights, expert_ids = self._route(x)
         # Pairs of a row and one of its experts, those of the same expert side by side.
@@ -80,7 +83,7 @@ class Experts:
 
     def _route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights float32 and ids int64 of each row's experts [T, num_chosen], best first."""
-        scores = torch.empty(len(x), self._spec.num_experts)
+        scores = x.new_empty(len(x), self._spec.num_experts, dtype=torch.float32)
         self._router.multiply(x, scores)
         if self._spec.weighs_all:
             shares, expert_ids = scores.softmax(-1).topk(self._spec.num_chosen)
@@ -91,8 +94,8 @@ class Experts:
     def _run(self, expert: int, rows: torch.Tensor) -> None:
         """Replace rows by what the expert makes of them."""
         gate_up, down = self._gate_up[expert], self._down[expert]
-        inner = torch.empty(len(rows), gate_up.out_features)
-        product = torch.empty(len(rows), self._spec.intermediate_size)
+        inner = rows.new_empty(len(rows), gate_up.out_features)
+        product = rows.new_empty(len(rows), self._spec.intermediate_size)
         if self._spec.swiglu is None:
             gate_up.multiply_gated(rows, inner, product)
         else:

@@ -7,6 +7,7 @@ import dataclasses
 import torch
 
 from engine.models.spec import ModelSpec
+from engine.ops.placement import CPU, Placement
 
 MOST_CUTS = 64
 """That are kept; some kilobytes each."""
@@ -14,7 +15,7 @@ MOST_CUTS = 64
 
 @dataclasses.dataclass(slots=True)
 class Rows:
-    """What rows carry through a layer, all float32.
+    """What rows carry through a layer, all of the activations' dtype.
 
     Shapes, for T rows of hidden size E: `residual`, `normed` and `update` [T, E], `attended`
     [T, H * D], `gate_up` [T, 2 I], `product` [T, I].
@@ -49,16 +50,17 @@ class Workspace:
     Cost: address space; untouched pages are never paid for.
     """
 
-    def __init__(self, spec: ModelSpec, max_tokens: int, max_rows: int) -> None:
+    def __init__(self, spec: ModelSpec, max_tokens: int, max_rows: int, placement: Placement = CPU) -> None:
         self._spec = spec
         hidden, heads = spec.hidden_size, spec.num_heads * spec.head_dim
-        self._residual, self._normed, self._update = (torch.empty(max_tokens, hidden) for _ in range(3))
-        self._qkv = torch.empty(max_tokens, spec.qkv_size)
-        self._attended = torch.empty(max_tokens, heads)
-        self._gate_up = torch.empty(max_tokens, 2 * spec.intermediate_size)
-        self._product = torch.empty(max_tokens, spec.intermediate_size)
-        self._kept_residual = torch.empty(max_tokens, hidden)
-        self._kept_attended = torch.empty(max_tokens, heads)
+
+        def rows(size: int) -> torch.Tensor:
+            return torch.empty(max_tokens, size, dtype=placement.activations)
+
+        self._residual, self._normed, self._update = rows(hidden), rows(hidden), rows(hidden)
+        self._qkv, self._attended = rows(spec.qkv_size), rows(heads)
+        self._gate_up, self._product = rows(2 * spec.intermediate_size), rows(spec.intermediate_size)
+        self._kept_residual, self._kept_attended = rows(hidden), rows(heads)
         self._logits = torch.empty(max_rows, spec.vocab_size)
         self._cuts: dict[int, tuple[Rows, Heads]] = {}
 

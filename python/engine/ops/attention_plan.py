@@ -27,8 +27,9 @@ class AttentionPlan:
 class LayerCache(NamedTuple):
     """The keys and values of one layer: N blocks of S tokens.
 
-    Shapes: `keys` [N, G, D, S] (transposed within a block, so that vector lanes run along tokens), `values`
-    [N, G, S, D]; where these are int8, `scales` float32 [N, G, 2, S], of each token's key and value.
+    Shapes: `keys` [N, G, D, S] (transposed within a block, so that vector lanes run along tokens; on a GPU as
+    values), `values` [N, G, S, D]; where these are codes of 8 bits, `scales` float32 [N, G, 2, S], of each
+    token's key and value.
     """
 
     keys: torch.Tensor

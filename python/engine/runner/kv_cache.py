@@ -11,23 +11,40 @@ import torch
 
 from engine.models.any_model import AnySpec
 from engine.ops.attention_plan import LayerCache
+from engine.ops.placement import CPU, Placement
 
 
 class KVCache:
-    """The caches of every layer, of `dtype`: torch.int8 means codes, with a scale for each token and KV head.
+    """The caches of every layer. A `dtype` of 8 bits means codes, with a scale for each token and KV head.
 
-    Cost: address space only; a page is paid for when its first token is written. Blocks lie anywhere, and
-    each in a small page of its own would cost a walk through the page tables: the pages are huge, where
-    the system has them.
+    Cost: on the CPU address space only; a page is paid for when its first token is written. Blocks lie
+    anywhere, and each in a small page of its own would cost a walk through the page tables: the pages are
+    huge, where the system has them.
     """
 
-    def __init__(self, spec: AnySpec, *, num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        spec: AnySpec,
+        *,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        placement: Placement = CPU,
+    ) -> None:
         layers, heads, dim = spec.num_layers, spec.num_kv_heads, spec.head_dim
-        keys = _allocate((layers, num_blocks, heads, dim, block_size), dtype)
-        values = _allocate((layers, num_blocks, heads, block_size, dim), dtype)
+        as_values = block_size, dim
+        as_keys = (dim, block_size) if placement.has_transposed_keys else as_values
+
+        def allocate(shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+            sizes = layers, num_blocks, heads, *shape
+            if placement.device.type == "cpu":
+                return _allocate(sizes, dtype)
+            return torch.zeros(sizes, dtype=dtype, device=placement.device)
+
+        keys, values = allocate(as_keys, dtype), allocate(as_values, dtype)
         scales: Sequence[torch.Tensor | None] = [None] * layers
-        if dtype == torch.int8:
-            scales = _allocate((layers, num_blocks, heads, 2, block_size), torch.float32).unbind()
+        if dtype.itemsize == 1:
+            scales = allocate((2, block_size), torch.float32).unbind()
         self.layers = [LayerCache(*tensors) for tensors in zip(keys, values, scales, strict=True)]
 
 

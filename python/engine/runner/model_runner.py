@@ -9,11 +9,15 @@ from typing import Any
 import torch
 
 from engine.adapters.lora import AdapterReader
+from engine.errors import DeviceLost
 from engine.models.any_model import AnyModel, AnySpec, build_model
 from engine.models.packed_cache import PackedCache, cache_key
 from engine.models.spec import ModelSpec
 from engine.models.weights import Progress, Slot, load_dummy
+from engine.ops.placement import CPU, Placement
 from engine.runner.batch_inputs import BatchInputs
+from engine.runner.decode_graphs import Capture, DecodeGraphs
+from engine.runner.device_inputs import DeviceInputs
 from engine.runner.kv_cache import KVCache
 from engine.runner.self_check import check_batches
 from engine.sampling.sampler import Sampler
@@ -22,14 +26,16 @@ from engine.scheduling.step_plan import StepPlan, StepResult
 
 
 class ModelRunner:
-    """Implements `scheduling.step_plan.Runner` on the CPU.
+    """Implements `scheduling.step_plan.Runner`, on the CPU unless `placement` says otherwise.
 
-    `dtype` is that of weights and, unless `kv_cache_dtype` says "int8", of the cache; `quantization` other
-    than "none" stores weights in fewer bits; activations are float32. `max_tokens` and `max_rows`
+    `dtype` is that of weights and, unless `kv_cache_dtype` says "int8" or "fp8", of the cache; `quantization`
+    other than "none" stores weights in fewer bits. `max_tokens` and `max_rows`
     bound a step, `max_draws` (as many as rows unless told) what it draws, `context_length` the known tokens
-    of a request. `ops` is `engine.ops.native` unless a test hands in `engine.ops.reference`.
+    of a request. `ops` is `engine.ops.native`, or `engine.ops.cuda`, or in tests `engine.ops.reference`, and
+    `context` its execution context, made here unless it is given. `capture` records decode steps on a GPU.
     `packed_cache` is a directory that keeps packed weights, `map_packed_cache` leaves them in its files.
-    Raises: `ConfigError` or `CheckpointError` when the model cannot be loaded.
+    Raises: `ConfigError` or `CheckpointError` when the model cannot be loaded; `DeviceLost` from a step after
+    which the GPU does nothing more for this process.
     """
 
     def __init__(
@@ -55,25 +61,30 @@ class ModelRunner:
         map_packed_cache: bool = False,
         progress: Progress | None = None,
         ops: ModuleType | None = None,
+        placement: Placement = CPU,
+        context: Any = None,
+        capture: Capture | None = None,
     ) -> None:
         ops = ops or _native_ops()
         max_draws = max_draws or max_rows
-        self.context: Any = ops.ExecutionContext(num_threads=num_threads, isa=isa)
+        self.context: Any = context or ops.ExecutionContext(num_threads=num_threads, isa=isa)
         if load_format == "dummy" and isinstance(spec, ModelSpec):
             spec = spec.in_full()
         self.spec = spec
-        self._model = build_model(
-            spec,
-            model_path,
-            dtype,
-            ops=ops,
-            ctx=self.context,
-            max_tokens=max_tokens,
-            max_rows=max_draws,
-            num_positions=context_length,
-            max_lora_rank=max_lora_rank,
-            quantization=quantization,
-        )
+        with placement.making():
+            self._model = build_model(
+                spec,
+                model_path,
+                dtype,
+                ops=ops,
+                ctx=self.context,
+                max_tokens=max_tokens,
+                max_rows=max_draws,
+                num_positions=context_length,
+                max_lora_rank=max_lora_rank,
+                quantization=quantization,
+                placement=placement,
+            )
         sites = self._model.lora_sites()
         self.adapter_reader = (
             AdapterReader(sites, model_path, dtype=dtype, max_rank=max_lora_rank, ops=ops) if sites else None
@@ -93,14 +104,34 @@ class ModelRunner:
         self.verdict = check_batches(self._model, spec, quantization)
         self.kv_cache = KVCache(
             spec,
-            num_blocks=num_blocks,
+            num_blocks=num_blocks if placement.is_host else num_blocks + 1,
             block_size=block_size,
-            dtype=getattr(torch, dtype if kv_cache_dtype == "auto" else kv_cache_dtype),
+            dtype=_cache_dtype(dtype if kv_cache_dtype == "auto" else kv_cache_dtype),
+            placement=placement,
         )
         self._inputs = BatchInputs(
             max_tokens=max_tokens, max_rows=max_rows, max_positions=context_length, block_size=block_size
         )
-        self._sampler = Sampler(ops, self.context, spec.vocab_size, max_draws, logprobs_mode=logprobs_mode)
+        self._graphs: DecodeGraphs | None = None
+        if not placement.is_host:
+            spare = num_blocks  # behind those that the scheduler gives away
+            self._graphs = DecodeGraphs(
+                self._model.forward,
+                self.kv_cache.layers,
+                DeviceInputs(placement.device, block_size=block_size, spare_block=spare),
+                max_rows=max_rows,
+                context_length=context_length,
+                device=placement.device,
+                capture=capture,
+            )
+        self._sampler = Sampler(
+            ops,
+            self.context,
+            spec.vocab_size,
+            max_draws,
+            logprobs_mode=logprobs_mode,
+            placement=placement,
+        )
         self._scorer = TokenScorer(
             ops,
             self.context,
@@ -127,6 +158,11 @@ class ModelRunner:
         """Compute the plan's tokens, fill their slots, score known tokens, and draw new ones."""
         try:
             return self._execute(plan)
+        except Exception as error:
+            if getattr(self.context, "is_lost", False):  # only a GPU can be
+                reason = " ".join(str(error).split())[:300]
+                raise DeviceLost(f"the GPU computes nothing more for this process: {reason}") from error
+            raise
         finally:
             self._model.end_step()
 
@@ -145,7 +181,13 @@ class ModelRunner:
 
     def _compute(self, plan: StepPlan) -> tuple[torch.Tensor, int]:
         inputs = self._inputs.build(plan)
+        if self._graphs is not None:
+            return self._graphs.run(inputs), inputs.num_scored
         return self._model.forward(inputs, self.kv_cache.layers), inputs.num_scored
+
+
+def _cache_dtype(name: str) -> torch.dtype:
+    return torch.float8_e4m3fn if name == "fp8" else getattr(torch, name)
 
 
 def _native_ops() -> ModuleType:

@@ -37,13 +37,14 @@ class TokenScorer:
     def score(self, hidden: torch.Tensor, rows: Sequence[StepRow], first_row: int) -> list[TokenScores]:
         """One entry for each of `rows`, whose scored positions `hidden` holds one after the other;
         `first_row` is the number of the first among the step's rows."""
-        token_ids = torch.from_numpy(np.concatenate([_next_tokens(row) for row in rows]))
+        device = hidden.device
+        token_ids = torch.from_numpy(np.concatenate([_next_tokens(row) for row in rows])).to(device)
         num_top = [min(_num_top(row), self._vocab_size) for row in rows]
         counts = [len(row.scored) for row in rows]
-        num_top_of_each = torch.from_numpy(np.repeat(np.array(num_top, np.int32), counts))
-        logprobs = torch.empty(len(hidden))
-        top_ids = torch.empty(len(hidden), max(num_top), dtype=torch.int32)
-        top_logprobs = torch.empty(len(hidden), max(num_top))
+        num_top_of_each = torch.from_numpy(np.repeat(np.array(num_top, np.int32), counts)).to(device)
+        logprobs = torch.empty(len(hidden), device=device)
+        top_ids = torch.empty(len(hidden), max(num_top), dtype=torch.int32, device=device)
+        top_logprobs = torch.empty(len(hidden), max(num_top), device=device)
         for begin in range(0, len(hidden), self._max_rows):
             part = slice(begin, begin + self._max_rows)
             self._ops.score_tokens(
@@ -56,6 +57,7 @@ class TokenScorer:
                 top_logprobs[part],
                 self._reports_logits,
             )
+        logprobs, top_ids, top_logprobs = logprobs.cpu(), top_ids.cpu(), top_logprobs.cpu()
         scores = []
         for end, count, most in zip(np.cumsum(counts), counts, num_top, strict=True):
             own = slice(end - count, end)

@@ -19,8 +19,8 @@ class DevicePlan(AttentionPlan):
 
     Shapes: `decode_rows` int32 [n], sequences with one query, ascending; `tiles` int32 [m, 2], of the other
     sequences, each tile's sequence and its first query, counted from the sequence's first query here.
-    `max_decode_kv_len` bounds `kv_lens` of the decode rows and `max_kv_len` all of them, so that no launch has
-    to wait for the device; both may be larger than they need be.
+    `max_decode_kv_len` bounds `kv_lens` of the decode rows and `max_kv_len` all of them, so that no launch
+    has to wait for the device; both may be larger than they need be.
     """
 
     decode_rows: torch.Tensor = dataclasses.field(kw_only=True)

@@ -1,0 +1,105 @@
+"""The inputs of a step on a GPU, padded where they are for a graph, and sent in one copy."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from engine.models.decoder import DecoderInputs
+from engine.ops.cuda.plan import DevicePlan, split_rows
+from engine.ops.transfer import send
+
+
+class DecodeShape(NamedTuple):
+    """Steps in which every row has one token: so many rows, none with more than `max_kv_len` tokens."""
+
+    num_rows: int
+    max_kv_len: int
+
+
+class DeviceInputs:
+    """Turns the inputs that `BatchInputs` builds into those of the device.
+
+    Rows that fill a step up to its shape write to `spare_block`, which no request ever has.
+    """
+
+    def __init__(self, device: torch.device, *, block_size: int, spare_block: int) -> None:
+        self._device, self._block_size, self._spare_block = device, block_size, spare_block
+
+    def send(
+        self, inputs: DecoderInputs, shape: DecodeShape | None = None, into: torch.Tensor | None = None
+    ) -> DecoderInputs:
+        """All on the device. `shape` is one that the step fits, `into` memory of `num_bytes(shape)`."""
+        plan = inputs.plan
+        kv_lens, cu_seqlens_q = plan.kv_lens.numpy(), plan.cu_seqlens_q.numpy()
+        max_kv_len = int(kv_lens.max()) if shape is None else shape.max_kv_len
+        num_columns = -(-max_kv_len // self._block_size)
+        tables = plan.block_tables[:, :num_columns].numpy()
+        if shape is None:
+            decode_rows, tiles = split_rows(cu_seqlens_q)
+            max_decode_kv_len = int(kv_lens[decode_rows].max(initial=0))
+            arrays = [
+                inputs.token_ids.numpy(),
+                inputs.positions.numpy(),
+                inputs.slot_ids.numpy(),
+                inputs.logit_rows.numpy(),
+                cu_seqlens_q,
+                kv_lens,
+                tables,
+                decode_rows,
+                tiles,
+            ]
+        else:
+            arrays = self._padded(inputs, kv_lens, tables, shape.num_rows)
+            max_decode_kv_len = max_kv_len
+        tokens, positions, slots, logits, cu_seqlens, lens, blocks, decode, tiles = send(
+            arrays, self._device, into
+        )
+        return dataclasses.replace(
+            inputs,
+            token_ids=tokens,
+            positions=positions,
+            slot_ids=slots,
+            logit_rows=logits,
+            host_logit_rows=inputs.logit_rows.numpy(),
+            plan=DevicePlan(
+                cu_seqlens_q=cu_seqlens,
+                kv_lens=lens,
+                block_tables=blocks,
+                is_causal=plan.is_causal,
+                decode_rows=decode,
+                tiles=tiles,
+                max_decode_kv_len=max_decode_kv_len,
+                max_kv_len=max_kv_len,
+            ),
+        )
+
+    def num_bytes(self, shape: DecodeShape) -> int:
+        """Of the memory that inputs of a shape take, at most."""
+        columns = -(-shape.max_kv_len // self._block_size)
+        return shape.num_rows * (4 * columns + 4 * 5 + 8 * 2) + 16 * 10
+
+    def _padded(
+        self, inputs: DecoderInputs, kv_lens: np.ndarray, tables: np.ndarray, num_rows: int
+    ) -> list[np.ndarray]:
+        """Arrays of decode rows, filled up with rows of one token in the spare block."""
+        more = num_rows - len(kv_lens)
+
+        def pad(array: np.ndarray, value: int) -> np.ndarray:
+            return np.concatenate([array, np.full((more, *array.shape[1:]), value, array.dtype)])
+
+        numbers = np.arange(num_rows + 1, dtype=np.int32)
+        return [
+            pad(inputs.token_ids.numpy(), 0),
+            pad(inputs.positions.numpy(), 0),
+            pad(inputs.slot_ids.numpy(), self._spare_block * self._block_size),
+            numbers[:-1].astype(np.int64),
+            numbers,
+            pad(kv_lens, 1),
+            pad(tables, self._spare_block),
+            numbers[:-1],
+            np.empty((0, 2), np.int32),
+        ]
