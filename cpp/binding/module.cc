@@ -13,4 +13,7 @@ PYBIND11_MODULE(_native, module) {
   bind_attention(module);
   bind_linear(module);
   bind_lora(module);
+  pybind11::module_ cuda =
+      module.def_submodule("cuda", "Ops of the CUDA backend; use them through engine.ops.cuda.");
+  bind_cuda(cuda);
 }

@@ -28,6 +28,9 @@ void bind_linear(pybind11::module_& module);
 // LoraAdapter, LoraPlan, lora, lora_embedding.
 void bind_lora(pybind11::module_& module);
 
+// The submodule `cuda`: its ops refuse in a build without CUDA.
+void bind_cuda(pybind11::module_& module);
+
 // Releases the interpreter lock around work; the views stay valid because the call holds their
 // tensors.
 using ReleaseGil = pybind11::call_guard<pybind11::gil_scoped_release>;

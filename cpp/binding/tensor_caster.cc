@@ -38,6 +38,9 @@ DType dtype_of(const DLDataType& type) {
       case kDLBool:
         if (type.bits == 8) return DType::kBool;
         break;
+      case kDLFloat8_e4m3fn:
+        if (type.bits == 8) return DType::kFloat8E4M3;
+        break;
       default: break;
     }
   }

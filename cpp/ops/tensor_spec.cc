@@ -90,6 +90,7 @@ const char* dtype_name(DType dtype) {
     case DType::kInt8: return "int8";
     case DType::kUInt8: return "uint8";
     case DType::kBool: return "bool";
+    case DType::kFloat8E4M3: return "float8_e4m3fn";
     case DType::kFloat64: return "float64";
     case DType::kOther: return "another dtype";
   }

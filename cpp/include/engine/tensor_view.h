@@ -15,6 +15,7 @@ enum class DType : uint8_t {
   kInt8,
   kUInt8,
   kBool,
+  kFloat8E4M3,
   kFloat64,
   kOther
 };

@@ -1,0 +1,42 @@
+#include <optional>
+
+#include "binding/module.h"
+#include "binding/tensor_caster.h"
+#include "ops.h"
+
+namespace engine::binding {
+
+namespace py = pybind11;
+
+namespace {
+
+using Optional = std::optional<TensorView>;
+
+const TensorView* pointer_to(const Optional& view) { return view ? &*view : nullptr; }
+
+void bind_cuda_attention(py::module_& module) {
+  module.def(
+      "append_kv",
+      [](const TensorView& k, const TensorView& v, const TensorView& k_cache, const TensorView& v_cache,
+         const TensorView& slot_ids, const Optional& kv_scales) {
+        cuda::append_kv(k, v, k_cache, v_cache, slot_ids, pointer_to(kv_scales));
+      },
+      py::arg("k"), py::arg("v"), py::arg("k_cache"), py::arg("v_cache"), py::arg("slot_ids"),
+      py::arg("kv_scales") = py::none());
+  module.def(
+      "rope_append_kv",
+      [](const TensorView& q, const TensorView& k, const TensorView& v, const TensorView& cos,
+         const TensorView& sin, const TensorView& positions, const TensorView& k_cache,
+         const TensorView& v_cache, const TensorView& slot_ids, const Optional& kv_scales) {
+        cuda::rope_append_kv(q, k, v, cos, sin, positions, k_cache, v_cache, slot_ids, pointer_to(kv_scales));
+      },
+      py::arg("q"), py::arg("k"), py::arg("v"), py::arg("cos"), py::arg("sin"), py::arg("positions"),
+      py::arg("k_cache"), py::arg("v_cache"), py::arg("slot_ids"), py::arg("kv_scales") = py::none());
+}
+
+}  // namespace
+
+// A launch takes a few microseconds: the interpreter lock is kept.
+void bind_cuda(py::module_& module) { bind_cuda_attention(module); }
+
+}  // namespace engine::binding
