@@ -118,6 +118,22 @@ _ROUTED = {
     "first_k_dense_replace": 1,
 }
 _OLMOE = {"num_experts": 8, "num_experts_per_tok": 3, "head_dim": 32}
+_UNTIED = {"head_dim": None, "tie_word_embeddings": False}
+_GPT = {**_UNTIED, "rotary_dim": 16}
+_LOCAL = {"attention_types": [[["global", "local", "global"], 1]], "window_size": WINDOW}
+WRITTEN_OUT_KINDS = {
+    "bloom": ("Bloom", {**_UNTIED, "num_attention_heads": 6, "hidden_size": 96}),
+    "codegen": ("CodeGen", _GPT),
+    "falcon": ("Falcon", _UNTIED),
+    "falcon_new": ("Falcon", {**_UNTIED, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    "gpt_neo": ("GPTNeo", {**_UNTIED, **_LOCAL}),
+    "gptj": ("GPTJ", _GPT),
+    "mpt": ("Mpt", {**_UNTIED, "max_seq_len": 1024}),
+    "xglm": ("XGLM", {**_UNTIED, "ffn_dim": 192}),
+}
+"""What runs through transformers, its modules writing their attention out: biases of positions (ALiBi),
+windows, one key head for all queries, rotary and learned positions."""
+
 TRANSFORMERS_KINDS = {
     "cohere2": ("Cohere2", {"sliding_window": WINDOW, "logit_scale": 1.0, "layer_types": _MIXED}),
     "deepseek_v3": ("DeepseekV3", {**_MLA, **_ROUTED}),
@@ -127,7 +143,7 @@ TRANSFORMERS_KINDS = {
 """What runs through transformers: LayerNorm, partial and interleaved rotary positions, heads of two sizes,
 experts of two kinds, parallel blocks."""
 
-SEEDS = {"olmo2": 3, "qwen3_moe_shares": 2}
+SEEDS = {"olmo2": 3, "qwen3_moe_shares": 2, "bloom": 8, "mpt": 3, "xglm": 1}
 """Where seed 0 makes a model that repeats itself."""
 
 
@@ -135,31 +151,38 @@ def make_model(kind: str, seed: int | None = None, **changes):
     """A float32 model in eval mode. `changes` replace fields of its configuration."""
     import transformers
 
-    family, fields = (KINDS | TRANSFORMERS_KINDS)[kind]
+    family, fields = (KINDS | TRANSFORMERS_KINDS | WRITTEN_OUT_KINDS)[kind]
     config_class = getattr(transformers, f"{family}Config")
-    config = config_class(**{**_SIZES, **fields, **changes})
-    config._attn_implementation = "eager"
+    given = {**_SIZES, **fields, **changes}
+    config = config_class(**{key: value for key, value in given.items() if value is not None})
+    config._attn_implementation = _reference(config)
     torch.manual_seed(SEEDS.get(kind, 0) if seed is None else seed)
     model = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")(config).eval()
-    return fill_at_random(model, family)
+    gain = 3.0 if kind in WRITTEN_OUT_KINDS.keys() - {"gpt_neo"} else 1.5  # whose scores are not scaled down
+    return fill_at_random(model, family, gain)
 
 
-def fill_at_random(model, family: str):
+def _reference(config) -> str:
+    """Transformers' own attention to compare with. Falcon's eager one adds the bias of positions twice."""
+    return "sdpa" if config.model_type == "falcon" else "eager"
+
+
+def fill_at_random(model, family: str, gain: float = 1.5):
     """Weights so that tokens depend on their context, not only on the last token, and logits spread by more
     than 1."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name and not name.endswith("bias"):
+            if ("norm" in name or "ln_" in name) and not name.endswith("bias"):
                 parameter.copy_(_norm_weight(family, name) + 0.2 * torch.randn_like(parameter))
             elif name.endswith("sinks"):
                 parameter.normal_(2, 1)
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.2)
-            elif "embed_tokens" in name or "lm_head" in name:
+            elif any(part in name for part in ("embed_tokens", "word_embeddings", "wte", "lm_head")):
                 parameter.normal_(0, 0.12)
             else:
-                gain = 1.4 if "q_proj" in name or "k_proj" in name else 1.5
-                parameter.normal_(0, gain / parameter.shape[-1] ** 0.5)
+                is_of_scores = "q_proj" in name or "k_proj" in name
+                parameter.normal_(0, gain * (1.4 / 1.5 if is_of_scores else 1) / parameter.shape[-1] ** 0.5)
     return model
 
 
@@ -182,6 +205,7 @@ def load_model(directory: Path, dtype: torch.dtype):
     """What transformers makes of a saved model: unlike `model.to(dtype)`, its rotary tables stay float32."""
     import transformers
 
+    reference = _reference(transformers.AutoConfig.from_pretrained(directory))
     return transformers.AutoModelForCausalLM.from_pretrained(
-        directory, dtype=dtype, attn_implementation="eager"
+        directory, dtype=dtype, attn_implementation=reference
     ).eval()

@@ -16,7 +16,14 @@ from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.settings import SchedulerSettings
 from helpers.attention import poison
 from helpers.guessing import Oracle
-from helpers.tiny_models import KINDS, TRANSFORMERS_KINDS, VOCAB_SIZE, make_model, save_model
+from helpers.tiny_models import (
+    KINDS,
+    TRANSFORMERS_KINDS,
+    VOCAB_SIZE,
+    WRITTEN_OUT_KINDS,
+    make_model,
+    save_model,
+)
 
 BLOCK_SIZE = 16
 PLENTY_OF_BLOCKS = 400
@@ -269,7 +276,7 @@ def test_other_families(tmp_path, mix, kind, dtype, monkeypatch):
     assert_same(machine.answer([few], drafts=MAX_DRAFTS), expected)
 
 
-@pytest.mark.parametrize("kind", TRANSFORMERS_KINDS)
+@pytest.mark.parametrize("kind", [*TRANSFORMERS_KINDS, *WRITTEN_OUT_KINDS])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_families_through_transformers(tmp_path, mix, kind, dtype):
     machine = Machine(save_model(make_model(kind), tmp_path), dtype=dtype)

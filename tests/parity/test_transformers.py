@@ -12,6 +12,7 @@ from helpers.tiny_models import (
     TRANSFORMERS_KINDS,
     VOCAB_SIZE,
     WINDOW,
+    WRITTEN_OUT_KINDS,
     load_model,
     make_model,
     save_model,
@@ -120,6 +121,8 @@ def test_float32_agrees(pair, length):
         ("stablelm", {"rope_parameters": {**ROPE_BASE, "partial_rotary_factor": 0.5}}),
         ("deepseek_v3", {"routed_scaling_factor": 2.0}),
         ("olmoe", {"norm_topk_prob": True}),
+        ("gpt_neo", {"window_size": WINDOW + 1}),
+        ("gptj", {"rotary_dim": 32}),
     ],
 )
 def test_comparison_notices_a_wrong_configuration(kind, changes, tmp_path):
@@ -130,6 +133,39 @@ def test_comparison_notices_a_wrong_configuration(kind, changes, tmp_path):
     tokens, logits = generate(runner, prompt, 8)
     assert worst_error(logits, their_logits(wrong, prompt, tokens)) <= TOLERANCE
     assert worst_error(logits, their_logits(right, prompt, tokens)) > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize("kind", WRITTEN_OUT_KINDS)
+def test_modules_that_write_their_attention_out(kind, tmp_path):
+    model = make_model(kind)
+    runner = make_runner(save_model(model, tmp_path))
+    for length in (1, 65, 700):
+        prompt = make_prompt(length)
+        tokens, logits = generate(runner, prompt, NUM_TOKENS)
+        assert tokens == their_greedy(model, prompt)
+        theirs = their_logits(model, prompt, tokens)
+        assert theirs.std() >= 1 and len(set(tokens)) >= 20
+        assert worst_error(logits, theirs) <= TOLERANCE
+    again = generate(runner, prompt, 8, 37)
+    assert again[0] == tokens[:8] and torch.equal(again[1], logits[:8])
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+@pytest.mark.parametrize("heads", [4, 5])
+def test_biases_of_positions_that_are_rounded(heads, is_shared, tmp_path):
+    """Falcon's are bfloat16, and it may have one key for all queries, which then differ in their biases."""
+    changes = {"num_attention_heads": heads, "hidden_size": 32 * heads, "multi_query": is_shared}
+    model = make_model("falcon", alibi=True, parallel_attn=False, bias=True, **changes)
+    runner = make_runner(save_model(model, tmp_path))
+    assert runner.verdict == (True, "")
+    prompt = make_prompt(700)
+    tokens, logits = generate(runner, prompt, 16)
+    theirs = their_logits(model, prompt, tokens)
+    assert theirs.argmax(-1).tolist() == tokens and worst_error(logits, theirs) <= TOLERANCE
+    again = generate(runner, prompt, 16, 37)
+    assert again[0] == tokens and torch.equal(again[1], logits)
+    plain = make_model("falcon", parallel_attn=False, bias=True, **changes)
+    assert worst_error(logits, their_logits(plain, prompt, tokens)) > 10 * TOLERANCE
 
 
 @pytest.mark.parametrize("head_dim", [16, 32, 48])
@@ -160,7 +196,7 @@ def test_longrope_takes_its_long_factors_where_the_context_is_long(length, tmp_p
 @pytest.mark.parametrize(
     ("kind", "length"),
     [
-        *((kind, 200) for kind in (*KINDS, *TRANSFORMERS_KINDS)),
+        *((kind, 200) for kind in (*KINDS, *TRANSFORMERS_KINDS, *WRITTEN_OUT_KINDS)),
         *((kind, length) for kind in ("llama", "mistral", "qwen2", "qwen3") for length in (1, 31, 700)),
     ],
 )

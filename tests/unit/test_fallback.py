@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from engine.config.engine_config import EngineConfig
+from engine.core.resolve import resolve
 from engine.errors import CheckpointError, ConfigError
 from engine.models.any_model import read_any_spec
 from engine.models.fallback import skeleton
@@ -71,14 +73,40 @@ def test_a_dry_run_tells_layers_heads_sizes_and_windows(tmp_path: Path) -> None:
     assert (spec.num_layers, spec.num_kv_heads, spec.head_dim) == (3, 4, 48)
 
 
+def test_a_dry_run_tells_what_written_out_attention_keeps(tmp_path: Path) -> None:
+    spec = read_any_spec(save_model(make_model("gpt_neo"), tmp_path / "a"))
+    assert [(index, layer.window) for index, layer in spec.layers] == [(0, 0), (1, WINDOW), (2, 0)]
+    assert not spec.has_position_bias
+    spec = read_any_spec(save_model(make_model("falcon"), tmp_path / "b"))
+    assert (spec.num_kv_heads, spec.head_dim, spec.layers[0][1].key_dim) == (1, 32, 32)
+    spec = read_any_spec(save_model(make_model("bloom"), tmp_path / "c"))
+    assert spec.has_position_bias and spec.max_position_embeddings == 1024
+    assert (spec.num_kv_heads, spec.head_dim) == (6, 32)  # 16 numbers and 3 for the bias
+    config = EngineConfig(model_path=str(tmp_path / "c"), kv_cache_dtype="int8")
+    with pytest.raises(ConfigError, match="--kv-cache-dtype int8 is not supported for BloomForCausalLM"):
+        resolve(config, spec)
+
+
+def test_biases_of_positions_without_a_context(tmp_path: Path) -> None:
+    directory = write_config(tmp_path, "Bloom")
+    config = json.loads((directory / "config.json").read_text())
+    del config["max_position_embeddings"]
+    (directory / "config.json").write_text(json.dumps(config))
+    assert read_any_spec(directory).max_position_embeddings == 2048
+
+
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
         ("Mamba", {}, "keeps a state from token to token"),
         ("Jamba", {"num_experts": 2}, "keeps a state from token to token"),
         ("T5", {"ending": "ForConditionalGeneration"}, "encoder-decoder models are not supported"),
-        ("GPTJ", {}, "attention of this model does not go through transformers' registry"),
-        ("Bloom", {}, "attention of BloomForCausalLM does not go through transformers' registry"),
+        (
+            "OpenAIGPT",
+            {"ending": "LMHeadModel"},
+            "attention of OpenAIGPTLMHeadModel neither goes through transformers' registry nor is written "
+            "out over a cache of keys and values",
+        ),
         (
             "StableLm",
             {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
@@ -265,7 +293,13 @@ def test_products_of_a_stand_in() -> None:
     assert torch.allclose(F.linear(x, weight, bias), F.linear(x, matrix, bias), atol=1e-4)
     assert torch.allclose(F.linear(x.double(), weight.to(torch.float64)), F.linear(x, matrix), atol=1e-4)
     assert torch.equal(F.embedding(torch.tensor([[3, 0]]), weight), matrix[torch.tensor([[3, 0]])])
-    for use in (lambda: weight.T, lambda: weight + 1, lambda: x @ weight, lambda: torch.softmax(weight, 0)):
+    assert torch.allclose(x @ weight.T, F.linear(x, matrix), atol=1e-4)
+    for use in (
+        lambda: weight.T + 1,
+        lambda: weight + 1,
+        lambda: x @ weight,
+        lambda: torch.softmax(weight, 0),
+    ):
         with pytest.raises(UnknownUse, match=r"w\.weight"):
             use()
 

@@ -8,6 +8,7 @@ from typing import Any
 from engine.config.engine_config import EngineConfig
 from engine.errors import ConfigError
 from engine.models.any_model import AnySpec
+from engine.models.fallback.spec import TransformersSpec
 from engine.runner.hardware import available_memory_bytes, usable_cores
 from engine.runner.memory import block_bytes, blocks_that_fit, weight_bytes
 from engine.scheduling.settings import SchedulerSettings
@@ -113,6 +114,11 @@ def resolve(config: EngineConfig, spec: AnySpec, machine: Machine | None = None)
     page_size = choose("page_size", PAGE_SIZE, "the block of tokens that is cached and found again")
     dtype = choose("dtype", *_dtype(spec))
     kv_cache_dtype = choose("kv_cache_dtype", dtype, "that of --dtype")
+    if kv_cache_dtype == "int8" and isinstance(spec, TransformersSpec) and spec.has_position_bias:
+        raise ConfigError(
+            f"--kv-cache-dtype int8 is not supported for {spec.architecture}, "
+            "whose keys hold biases of positions"
+        )
     weights = weight_bytes(spec, dtype if config.quantization == "none" else config.quantization)
     max_running = choose("max_running_requests", MAX_RUNNING_REQUESTS, "default on the CPU")
     context_length = choose(

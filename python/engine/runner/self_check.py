@@ -37,7 +37,18 @@ ROW_INDEPENDENT = frozenset(
     ("native_layer_norm", "_softmax", "mean", "sum", "pow", "amax", "max", "aminmax", "topk", "sort")
     + ("index_add", "index_put", "index_select", "index", "gather", "scatter", "nonzero", "embedding")
     + ("cat", "stack", "clone", "copy", "fill", "zero", "_to_copy", "_unsafe_view", "constant_pad_nd")
-    + ("empty", "empty_like", "zeros", "zeros_like", "ones", "new_empty", "new_zeros", "arange")
+    + (
+        "empty",
+        "empty_like",
+        "zeros",
+        "zeros_like",
+        "ones",
+        "full",
+        "new_empty",
+        "new_zeros",
+        "arange",
+        "repeat",
+    )
     + ("_local_scalar_dense",)
 )
 """Functions of torch whose result for a row comes from that row alone, in one order, beside those that torch
@@ -142,9 +153,14 @@ class _Functions(TorchDispatchMode):
         name = func.overloadpacket.__name__
         is_outer = name == "bmm" and args[0].shape[-1] == 1  # angles: one product an element, no sum
         is_elementwise = torch.Tag.pointwise in func.tags or func.is_view
-        if not (is_outer or is_elementwise or name.removesuffix("_") in ROW_INDEPENDENT):
+        is_exact = not any(isinstance(arg, list) or _is_rounded(arg) for arg in args)  # whole numbers alone
+        if not (is_outer or is_elementwise or is_exact or name.removesuffix("_") in ROW_INDEPENDENT):
             self.others.add(name)
         return func(*args, **(kwargs or {}))
+
+
+def _is_rounded(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and x.is_floating_point()
 
 
 def _difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,6 +47,8 @@ class TransformersDecoder:
             weight.allocate(ops, ctx, dtype if quantization == "none" else quantization, dtype)
         skeleton.attention.bind(ops, ctx)
         self._attention, self._model, self._base = skeleton.attention, skeleton.model, skeleton.base
+        self._own_attention = skeleton.own_attention if skeleton.writes_out else None
+        self._view = skeleton.view
         parent, _, name = skeleton.base_name.rpartition(".")
         setattr(self._model.get_submodule(parent), name, _GivenStates())
         self._any_mask = torch.zeros(1, 1, 1, 1)
@@ -90,8 +92,9 @@ class TransformersDecoder:
 
         Effects: writes the keys and values of all T tokens into `kv_layers`.
         """
-        with self._attention.step(inputs.plan, inputs.slot_ids, kv_layers):
-            hidden = self._hidden(inputs.token_ids, inputs.positions, self._any_mask)
+        given = self._view(len(inputs.token_ids)) or {"attention_mask": self._any_mask}
+        with self._attention.step(inputs.plan, inputs.slot_ids, kv_layers, inputs.positions):
+            hidden = self._hidden(inputs.token_ids, inputs.positions, given)
         if inputs.num_scored or len(inputs.logit_rows) < len(hidden):
             hidden = hidden.index_select(0, inputs.logit_rows)
         return hidden
@@ -108,21 +111,24 @@ class TransformersDecoder:
 
     def compute_alone(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Hidden states float32 [T, hidden size] of one text by transformers' own attention."""
-        self._base.set_attn_implementation("eager")
+        self._attend_by(self._own_attention or "eager")
         try:
-            return self._hidden(token_ids, torch.arange(len(token_ids)), None)
+            return self._hidden(token_ids, torch.arange(len(token_ids)), {})
         finally:
-            self._base.set_attn_implementation(attention.NAME)
+            self._attend_by(attention.WRITTEN_OUT if self._own_attention else attention.NAME)
+
+    def _attend_by(self, name: str) -> None:
+        if self._own_attention:
+            self._model.config._attn_implementation = name
+        else:
+            self._base.set_attn_implementation(name)
 
     @torch.no_grad()
     def _hidden(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None
+        self, token_ids: torch.Tensor, positions: torch.Tensor, given: Mapping[str, Any]
     ) -> torch.Tensor:
         out = self._base(
-            input_ids=token_ids.long()[None],
-            position_ids=positions.long()[None],
-            attention_mask=mask,
-            use_cache=False,
+            input_ids=token_ids.long()[None], position_ids=positions.long()[None], use_cache=False, **given
         )
         return out[0][0].float()
 

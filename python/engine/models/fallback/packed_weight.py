@@ -72,6 +72,8 @@ class _Weight:
             return args[2].multiply(args[1], args[0], is_transposed=True)
         if func in _PLAIN_PRODUCTS and isinstance(args[1], PackedWeight):
             return args[1].multiply(args[0], None, is_transposed=True)
+        if func in _PLAIN_PRODUCTS and isinstance(args[1], _Transposed):
+            return args[1].of.multiply(args[0], None, is_transposed=False)
         weight = next(arg for arg in (*args, *kwargs.values()) if isinstance(arg, _Weight))
         raise UnknownUse(weight.name, getattr(func, "__name__", str(func)))
 
@@ -119,6 +121,10 @@ class PackedWeight(_Weight):
             self._ops.embedding(self._ctx, ids.reshape(-1).int(), self._linear.weight, out)
         return out.view(*ids.shape, self.shape[1])
 
+    @property
+    def T(self) -> _Transposed:
+        return _Transposed(self)
+
     def slots(self) -> NamedSlots:
         assert self._linear is not None
         slot = Slot(tuple(self.shape), self.store, matrix=self._linear.weight)
@@ -130,6 +136,14 @@ class PackedWeight(_Weight):
 
     def adopt_orientation(self, other: PackedWeight) -> None:
         self._is_transposed = other._is_transposed
+
+
+class _Transposed(_Weight):
+    """What a module that multiplies by `weight.T` asks for."""
+
+    def __init__(self, of: PackedWeight) -> None:
+        super().__init__(of.name, torch.Size(reversed(of.shape)))
+        self.of = of
 
 
 class PackedStack(_Weight):

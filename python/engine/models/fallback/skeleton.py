@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from engine.errors import ConfigError
 from engine.models.fallback import attention
 from engine.models.fallback.packed_weight import PackedStack, PackedWeight, UnknownUse, packed
 from engine.models.fallback.spec import TransformersSpec
+from engine.models.fallback.written_out import CacheView
 from engine.models.hf_config import LAYER_TYPES, dtype_of, eos_token_ids, read_json
 
 MAX_HEAD_DIM = 256
@@ -24,8 +26,22 @@ _ROPES = ("default", "linear", "llama3", "yarn", "proportional")
 """Kinds whose angles do not depend on how long the longest text in a batch is."""
 
 
+_CONTEXTS = ("max_position_embeddings", "max_seq_len", "seq_length")
+_USUAL_CONTEXT = 2048
+"""Of models with biases for positions that do not say for how many they were made."""
+
+
+class _AsksNoRegistry(Exception):
+    """A model's attention does not ask transformers' registry. `reason`: what else failed."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 class Skeleton:
-    """`model` computes logits, `base` in it, called `base_name`, hidden states.
+    """`model` computes logits, `base` in it, called `base_name`, hidden states. `writes_out`: its modules
+    write their attention out, and must be given a `view`.
 
     Both use `weights` that are not there yet, and `plain` parameters and buffers, which stay torch's. Nothing
     of the weights' size is touched.
@@ -37,27 +53,49 @@ class Skeleton:
         directory = Path(directory)
         raw = read_json(directory / "config.json")
         _check_configuration(raw, trusts_remote_code)
-        self.model: nn.Module = _construct(directory, trusts_remote_code)
-        self.model.eval()
-        self.config = self.model.config.get_text_config()
-        _check_layers(self.config)
-        _check_rope(self.config)
-        if (
-            not isinstance(context := getattr(self.config, "max_position_embeddings", None), int)
-            or context < 1
-        ):
-            raise ConfigError("config.json: max_position_embeddings must be a positive number")
         self.attention = attention.PagedAttention()
         self.weights: dict[str, PackedWeight | PackedStack] = {}
         self.plain: dict[str, torch.Tensor] = {}
-        logits = self._run_dry()
+        self.writes_out = False
+        try:
+            logits = self._build(directory, trusts_remote_code)
+        except _AsksNoRegistry:
+            self.writes_out = True
+            try:
+                logits = self._build(directory, trusts_remote_code)
+            except _AsksNoRegistry as error:
+                kind = ", ".join(map(str, raw.get("architectures") or ()))
+                raise ConfigError(
+                    f"the attention of {kind:.80} neither goes through transformers' registry nor is written "
+                    f"out over a cache of keys and values{error.reason}"
+                ) from None
         self.base: nn.Module = self.model.get_decoder()
         names = [name for name, module in self.model.named_modules() if name and module is self.base]
         if not names:
             raise ConfigError(f"{type(self.model).__name__} has no body apart from its head")
         self.base_name = names[0]
-        self.vocab_size = logits.shape[-1]
+        self.vocab_size: int = logits.shape[-1]
         self._raw, self._directory, self._trusts_remote_code = raw, directory, trusts_remote_code
+
+    def _build(self, directory: Path, trusts_remote_code: bool) -> torch.Tensor:
+        """Logits of the dry run."""
+        self.model: nn.Module = _construct(directory, trusts_remote_code, self.writes_out)
+        self.model.eval()
+        self.own_attention: str = self.model.config._attn_implementation
+        """Transformers' own, which modules that write attention out go by."""
+        if self.writes_out:
+            _separate_masks(self.model)
+        self.config = self.model.config.get_text_config()
+        _check_layers(self.config)
+        _check_rope(self.config)
+        self.context_length = _context_length(self.config)
+        return self._run_dry()
+
+    def view(self, num_tokens: int) -> dict[str, CacheView]:
+        """What modules that write attention out are given in a step."""
+        if not self.writes_out:
+            return {}
+        return {"past_key_values": CacheView(self.attention, self.context_length, num_tokens)}
 
     @property
     def spec(self) -> TransformersSpec:
@@ -75,7 +113,7 @@ class Skeleton:
             num_kv_heads=max(layer.num_kv_heads for layer in layers.values()),
             head_dim=head_dim,
             vocab_size=self.vocab_size,
-            max_position_embeddings=self.config.max_position_embeddings,
+            max_position_embeddings=self.context_length,
             eos_token_ids=eos_token_ids(self._raw, generation, self.vocab_size),
             dtype=dtype_of(self._raw.get("text_config") or self._raw),
             num_parameters=sum(weight.shape.numel() for weight in self.weights.values()),
@@ -89,7 +127,9 @@ class Skeleton:
         kinds = type(self.model).__name__
         parameters = dict(self.model.named_parameters())
         kept: set[str] = set()
-        self._place_attention()
+        self._owners: list[tuple[nn.Module, str, str]] = []
+        for module in self.model.modules():
+            module.engine_attention = self.attention
         while True:
             self._replace(parameters, kept)
             self.attention.layers.clear()
@@ -104,25 +144,25 @@ class Skeleton:
                 raise
             except Exception as error:  # whatever a module does without a cache of transformers
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                if not self.attention.layers:
+                    raise _AsksNoRegistry(f": {reason}") from None
                 raise ConfigError(f"{kinds} cannot run through transformers here: {reason}") from None
         if not self.attention.layers:
-            raise ConfigError(f"the attention of {kinds} does not go through transformers' registry")
+            raise _AsksNoRegistry
         return logits
 
     @torch.no_grad()
     def _logits_of_nothing(self) -> torch.Tensor:
         ids = torch.zeros(1, _DRY_TOKENS, dtype=torch.int64)
-        return self.model(input_ids=ids, position_ids=torch.arange(_DRY_TOKENS)[None], use_cache=False).logits
-
-    def _place_attention(self) -> None:
-        for module in self.model.modules():
-            module.engine_attention = self.attention
+        positions = torch.arange(_DRY_TOKENS)[None]
+        view = self.view(_DRY_TOKENS)
+        return self.model(input_ids=ids, position_ids=positions, use_cache=False, **view).logits
 
     def _replace(self, parameters: Mapping[str, nn.Parameter], kept: set[str]) -> None:
         """Put stand-ins where matrices were, and zeros where the rest was; what is tied stays tied."""
         names = {id(parameter): name for name, parameter in reversed(list(parameters.items()))}
         exact = set(_exact_names(self.model))
-        if not self.weights and not self.plain:
+        if not self._owners:
             self._owners = [
                 (module, key, names[id(parameter)])
                 for module in self.model.modules()
@@ -166,7 +206,25 @@ def _persistent_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 yield f"{prefix}.{key}" if prefix else key, buffer
 
 
-def _construct(directory: Path, trusts_remote_code: bool) -> nn.Module:
+def _separate_masks(model: nn.Module) -> None:
+    """Let models make masks of ours, while the modules in them still see the attention they were made for."""
+    from transformers import PreTrainedModel
+
+    for module in model.modules():
+        if not isinstance(module, PreTrainedModel) and hasattr(module, "config"):
+            module.config = copy.copy(module.config)
+    model.config._attn_implementation = attention.WRITTEN_OUT
+
+
+def _context_length(config: Any) -> int:
+    found = [getattr(config, name) for name in _CONTEXTS if getattr(config, name, None) is not None]
+    length = found[0] if found else _USUAL_CONTEXT
+    if not isinstance(length, int) or length < 1:
+        raise ConfigError("config.json: max_position_embeddings must be a positive number")
+    return length
+
+
+def _construct(directory: Path, trusts_remote_code: bool, writes_out: bool) -> nn.Module:
     """The modules, their parameters in memory that nobody touches."""
     import transformers
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
@@ -188,7 +246,9 @@ def _construct(directory: Path, trusts_remote_code: bool) -> nn.Module:
             )
         if hasattr(config, "output_router_logits"):
             config.output_router_logits = False
-        options |= {"dtype": torch.float32, "attn_implementation": attention.NAME}
+        options["dtype"] = torch.float32
+        if not writes_out:
+            options["attn_implementation"] = attention.NAME
         with no_init_weights():
             model = AutoModelForCausalLM.from_config(config, **options)
         if getattr(model, "_is_stateful", False):
@@ -205,9 +265,7 @@ def _construct(directory: Path, trusts_remote_code: bool) -> nn.Module:
         raise
     except KeyError as error:
         if error.args == (attention.NAME,):
-            raise ConfigError(
-                "the attention of this model does not go through transformers' registry"
-            ) from None
+            raise _AsksNoRegistry from None
         raise ConfigError(f"transformers cannot build this model: it lacks {error}") from None
     except Exception as error:  # a configuration is foreign input, and so is the code that reads it
         reason = " ".join(str(error).split())[:200]

@@ -10,12 +10,13 @@ from typing import Any
 @dataclasses.dataclass(frozen=True)
 class AttentionLayer:
     """What one call of attention needs. `key_dim` and `value_dim` are sizes of a head; `window` counts the
-    tokens that a query sees, itself included, 0 meaning all."""
+    tokens that a query sees, itself included, 0 meaning all. `has_bias`: keys hold one of their positions."""
 
     num_kv_heads: int
     key_dim: int
     value_dim: int
     window: int
+    has_bias: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,5 +41,11 @@ class TransformersSpec:
     trusts_remote_code: bool
     is_causal: bool = True
     """Always: others are refused."""
+
+    @property
+    def has_position_bias(self) -> bool:
+        """Whether a key holds the bias of its position, which may be far larger than its other numbers."""
+        return any(layer.has_bias for _, layer in self.layers)
+
     stored: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """None: only models of ours take matrices as few bits from a checkpoint."""
