@@ -9,7 +9,7 @@ import torch
 
 from engine.ops.attention_plan import AttentionPlan
 
-TILE_ROWS = 64
+TILE_ROWS = 128
 """Queries of a sequence that one work item of the prefill kernel takes."""
 
 
