@@ -17,5 +17,5 @@ class Tile(NamedTuple):
 
 
 def has_wide_products(isa: str) -> bool:
-    """Whether tensor cores read their operands from shared memory, of which a block may have 200 KiB there."""
+    """Whether tensor cores read operands from shared memory, of which a block may have 200 KiB there."""
     return isa in _WIDE

@@ -8,8 +8,8 @@ import triton.language as tl
 
 @triton.jit
 def e4m3_to_float(codes, FACTOR: tl.constexpr = 1.0):
-    """float32 of the bits (uint8) of finite float8_e4m3fn numbers, exactly, on GPUs of any age; times a power of
-    two.
+    """float32 of the bits (uint8) of finite float8_e4m3fn numbers, exactly, on GPUs of any age; times
+    `FACTOR`, a power of two.
 
     Their exponent and mantissa become those of a float32 that is 2**120 times smaller.
     """

@@ -38,8 +38,8 @@ def prefill_attention(
     """`paged_attention` for the rows of `plan.tiles`; the others are left as they are.
 
     The heads of a group are rows of one tile, so that each key and value is read once for all of them. Keys
-    are visited in blocks that start at multiples of a fixed length, counted from the sequence's start: a row's
-    bits depend neither on the tile that it is in nor on the chunk that it comes in.
+    are visited in blocks that start at multiples of a fixed length, counted from the sequence's start: a
+    row's bits depend neither on the tile that it is in nor on the chunk that it comes in.
 
     Shapes: `q`, `out` bfloat16, float16 or float32 [T, H, D], heads contiguous; `k_cache`, `v_cache`
     [N, G, S, D], of the dtype of `q`, or float8_e4m3fn with `kv_scales` float32 [N, G, 2, S]; `sinks` float32
@@ -94,8 +94,8 @@ def prefill_attention(
 
 
 def tile_of(isa: str, head_dim: int, dtype: torch.dtype) -> Tile:
-    """Rows of queries and keys of a block, of a cache of `dtype`. They follow from the model and the GPU alone,
-    and are the largest whose sums fit the registers (docs/gpu.md)."""
+    """Rows of queries and keys of a block, of a cache of `dtype`. They follow from the model and the GPU
+    alone, and are the largest whose sums fit the registers (docs/gpu.md)."""
     is_small = head_dim <= 128
     if dtype == torch.float32:
         return Tile(rows=64, columns=32, num_warps=4, num_stages=1)
