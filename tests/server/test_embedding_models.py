@@ -170,12 +170,20 @@ def test_base64_and_float_are_the_same(beside: ServerProcess) -> None:
         assert np.frombuffer(base64.b64decode(other["embedding"]), "<f4").tolist() == one["embedding"]
 
 
-def test_truncation_by_flag() -> None:
-    with ServerProcess("--model-path", NAME, "--allow-auto-truncate") as process:
+def test_truncation_and_another_name_by_flags() -> None:
+    with ServerProcess("--embedding-model", f"mini/lm={NAME}", "--allow-auto-truncate") as process:
         process.wait_ready()
         client = process.sdk()
-        cut = vectors(client, "default", ["a " * 1000, "a " * 254])
+        cut = vectors(client, "mini/lm", ["a " * 1000, "a " * 254])
         assert (cut[0] == cut[1]).all()
+        listed = [model.id for model in client.models.list()]
+        assert "mini/lm" in listed and NAME not in listed
+        assert client.models.retrieve("mini/lm").id == client.models.retrieve(NAME).id == "mini/lm"
+        for name in ("mini/lm", NAME, "default"):
+            answer = client.embeddings.create(model=name, input="a")
+            assert answer.model == name
+        with pytest.raises(openai.BadRequestError, match="use /v1/embeddings"):
+            client.completions.create(model="mini/lm", prompt="a")
         assert process.stop() == 0
 
 
@@ -185,6 +193,10 @@ def test_truncation_by_flag() -> None:
         (("--embedding-model", "/nowhere"), "no such model directory: /nowhere"),
         (("--model-path", NAME, "--pooling", "middle"), "--pooling"),
         (("--embedding-model", NAME, "--matryoshka-dimensions", "x"), "--matryoshka-dimensions must be"),
+        (("--embedding-model", "=" + NAME), "--embedding-model expects PATH or NAME=PATH"),
+        (("--embedding-model", "a="), "--embedding-model expects PATH or NAME=PATH"),
+        (("--embedding-model", "default=" + NAME), "is a name of the model that generates"),
+        (("--embedding-model", "a=" + NAME, "--served-model-name", "a"), "'a' is a --served-model-name"),
     ],
 )
 def test_wrong_flags_are_one_line(argv: tuple[str, ...], message: str) -> None:

@@ -25,7 +25,7 @@ def read(*argv: str, environment: Environment = EMPTY) -> dict[str, object]:
 
 
 def test_flags_and_fields_are_the_same_things() -> None:
-    without_flag = {"tokenizer_path", "device", "cpu_isa", "debug_checks"}
+    without_flag = {"tokenizer_path", "device", "cpu_isa", "debug_checks", "embedding_model_name"}
     fields = {f.name for target in (EngineConfig, ServerConfig) for f in dataclasses.fields(target)}
     assert {flag.field for flag in FLAGS if flag.target} == fields - without_flag
     assert len(FLAGS) < MAX_FLAGS == 60

@@ -168,7 +168,8 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag(
         "--embedding-model", Kind.TEXT, MODEL,
-        "A second checkpoint, for embeddings: a directory, or an id on the Hugging Face hub.",
+        "A second checkpoint, for embeddings: a directory, or an id on the Hugging Face hub; NAME=PATH to "
+        "serve it under a name.",
         EngineConfig, unset="none",
     ),
     Flag(

@@ -45,6 +45,9 @@ class ServerConfig:
     served_model_name: tuple[str, ...] = ()
     """Names that requests may use; the first one is the model's id. Empty: the model path."""
 
+    embedding_model_name: str | None = None
+    """Name and id of a second model, that embeds: what --embedding-model says before =. None: its path."""
+
     api_key: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     """Accepted keys; without any every route is open."""
 
@@ -170,6 +173,10 @@ class ServerConfig:
             raise ConfigError("--lora-paths gives two adapters the same name")
         if any(not name for name in self.served_model_name):
             raise ConfigError("--served-model-name must not be empty")
+        if self.embedding_model_name in self.served_model_name:
+            raise ConfigError(
+                f"--embedding-model: {self.embedding_model_name!r:.80} is a --served-model-name"
+            )
         if any(not key.strip() for key in self.api_key):
             raise ConfigError("--api-key must not be empty")
         if self.admin_api_key is not None and not self.admin_api_key.strip():

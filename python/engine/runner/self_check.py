@@ -37,19 +37,8 @@ ROW_INDEPENDENT = frozenset(
     ("native_layer_norm", "_softmax", "mean", "sum", "pow", "amax", "max", "aminmax", "topk", "sort")
     + ("index_add", "index_put", "index_select", "index", "gather", "scatter", "nonzero", "embedding")
     + ("cat", "stack", "clone", "copy", "fill", "zero", "_to_copy", "_unsafe_view", "constant_pad_nd")
-    + (
-        "empty",
-        "empty_like",
-        "zeros",
-        "zeros_like",
-        "ones",
-        "full",
-        "new_empty",
-        "new_zeros",
-        "arange",
-        "repeat",
-    )
-    + ("_local_scalar_dense",)
+    + ("empty", "empty_like", "zeros", "zeros_like", "ones", "full", "new_empty", "new_zeros", "arange")
+    + ("repeat", "_local_scalar_dense")
 )
 """Functions of torch whose result for a row comes from that row alone, in one order, beside those that torch
 itself calls pointwise or views. Products of matrices are not among them. In-place forms count as their plain

@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from engine.config.adapter_source import AdapterSource
@@ -28,6 +29,7 @@ from engine.config.server_config import ServerConfig
 from engine.core.process import ProcessClient
 from engine.errors import CheckpointError, ConfigError
 from engine.log import set_up_logging
+from engine.server.model_names import ANY_NAME
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -68,7 +70,22 @@ def _configs(settings: Settings) -> tuple[EngineConfig, ServerConfig]:
         server_fields.setdefault("served_model_name", (BUNDLED_NAME,))
         names = server_fields["served_model_name"]
         server_fields["lora_paths"] = _beside_bundled(server_fields.get("lora_paths", ()), names)
+    name, path = _named(engine_fields.get("embedding_model"))
+    if name is not None:
+        engine_fields["embedding_model"], server_fields["embedding_model_name"] = path, name
+        if name in (engine_fields["model_path"], ANY_NAME):
+            raise ConfigError(f"--embedding-model: {name!r:.80} is a name of the model that generates")
     return EngineConfig(**engine_fields), ServerConfig(**server_fields)
+
+
+def _named(given: str | None) -> tuple[str | None, str | None]:
+    """Name and path of NAME=PATH; no name where all of it is a path. Raises: `ConfigError`."""
+    if given is None or "=" not in given or Path(given).exists():
+        return None, given
+    name, _, path = given.partition("=")
+    if not name or not path:
+        raise ConfigError(f"--embedding-model expects PATH or NAME=PATH, got {given!r:.200}")
+    return name, path
 
 
 def _beside_bundled(lora_paths: Sequence[str], model_names: Sequence[str]) -> tuple[str, ...]:

@@ -241,7 +241,7 @@ class AdapterRegistry:
         if not 1 <= len(name) <= MAX_NAME_CHARS or not name.isprintable():
             wanted = f"1 to {MAX_NAME_CHARS} printable characters"
             raise kind(f"the name of an adapter must have {wanted}", param="lora_name")
-        if self._model_names.is_base(name) or name == self._model_names.embedding:
+        if self._model_names.is_base(name) or self._model_names.is_embedding(name):
             raise kind(
                 f"{name!r} is a name of the model itself and cannot be one of an adapter", param="lora_name"
             )

@@ -52,7 +52,8 @@ class ServerContext:
             self.config.served_model_name or (path,),
             path,
             accepts_any=self.config.allow_any_model_name,
-            embedding=self.engine_config.embedding_model,
+            embedding=self.config.embedding_model_name or self.engine_config.embedding_model,
+            embedding_path=self.engine_config.embedding_model,
         )
         self.adapters = AdapterRegistry(self.client, self.names, self.config.lora_paths, self.config.lora_dir)
 

@@ -34,6 +34,7 @@ class ModelNames:
         *,
         accepts_any: bool = False,
         embedding: str | None = None,
+        embedding_path: str | None = None,
     ) -> None:
         self.served = tuple(dict.fromkeys(served))
         self.adapters: _Adapters | None = None
@@ -41,6 +42,7 @@ class ModelNames:
         self._accepts_any = accepts_any
         self.embedding = embedding
         """The id of a second model, that embeds."""
+        self._embedding_names = {embedding, embedding_path} - {None}
 
     @property
     def primary(self) -> str:
@@ -49,6 +51,10 @@ class ModelNames:
     def is_base(self, name: str) -> bool:
         """Whether it names the model without an adapter."""
         return name in self._accepted
+
+    def is_embedding(self, name: str) -> bool:
+        """Whether it names the second model: by its id or its path."""
+        return name in self._embedding_names
 
     def check(self, name: str) -> None:
         """Raises `NotFound` for a name that no request may give."""
@@ -60,7 +66,7 @@ class ModelNames:
         Raises `NotFound` for a name that no request may give: an adapter that is not there is never
         answered by the base model.
         """
-        if name == self.embedding:
+        if self.is_embedding(name):
             raise InvalidRequest(
                 f"the model {name!r} makes embeddings and no text; use /v1/embeddings",
                 slug="unsupported_parameter",
@@ -76,7 +82,7 @@ class ModelNames:
     def check_embedding(self, name: str) -> None:
         """Raises for a name that no request for embeddings may give: `NotFound`, or `InvalidRequest` when it
         is that of the model that generates, beside another one that embeds, or of its adapter."""
-        if self.embedding is not None and name in (self.embedding, ANY_NAME):
+        if self.is_embedding(name) or (self.embedding is not None and name == ANY_NAME):
             return
         if self.adapter_of(name) is not None and self.embedding is not None:
             raise InvalidRequest(
@@ -95,8 +101,8 @@ class ModelNames:
 
     def id_of(self, name: str) -> str:
         """The id under which `name` is listed. Raises `NotFound`."""
-        if name == self.embedding:
-            return name
+        if self.is_embedding(name):
+            return self.embedding or name
         if self.is_base(name):
             return name if name in self.served else self.primary
         adapter = self._split(name)

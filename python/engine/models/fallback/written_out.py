@@ -1,9 +1,9 @@
 """Our paged attention under modules of transformers that write their attention out.
 
 Such a module hands its keys and values to a cache, gets those of all tokens back, and then multiplies, adds
-and normalises by itself. Here the cache is a `CacheView`, and what it gives back stands for all positions of
-the model: tensors without numbers, which follow what is done with them (torch's `__torch_function__` protocol).
-A product of queries and such keys is `Scores`, of which a factor and a bias are remembered, and the product of
+and normalises by itself. Here the cache is a `CacheView`, and what it gives back stands for all positions:
+tensors without numbers, which follow what is done with them (torch's `__torch_function__` protocol). A
+product of queries and such keys is `Scores`, of which a factor and a bias are remembered, and the product of
 scores and values is our attention. So a module keeps its code, and a step its many requests.
 """
 
