@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from collections import deque
 
 import numpy as np
 import pytest
 
+from engine.grammar import matcher_memory
 from engine.grammar.matcher import ConstraintMatcher, MatcherBatch
 from helpers.grammars import Grammars, bundled_vocabulary
 from helpers.scheduling import Harness, greedy, prompt
@@ -68,7 +70,7 @@ def test_a_grammar_that_gets_slow_with_the_answer_ends_it(grammars, monkeypatch)
     matcher = ConstraintMatcher(grammars.compile("regex", "(x+x+)+y"), [grammars.end_id])
     masks, x = MatcherBatch(2, len(grammars.vocabulary.tokens)), grammars.vocabulary.tokens.index(b"x")
     num_tokens = 0
-    while not matcher.is_too_slow:
+    while not matcher.excess:
         assert x in allowed_ids(masks.fill([matcher])[0])
         masks.advance([matcher], [x])
         num_tokens += 1
@@ -76,6 +78,51 @@ def test_a_grammar_that_gets_slow_with_the_answer_ends_it(grammars, monkeypatch)
     assert num_tokens > 3
     stopped, free = masks.fill([matcher, None])
     assert not stopped.any() and (free == -1).all()
+
+
+@pytest.mark.parametrize(("kind", "text"), [("regex", "(a+)+"), ("ebnf", 'root ::= b+\nb ::= "a"+')])
+def test_a_grammar_that_takes_more_and_more_memory_ends_the_answer(grammars, kind, text):
+    """Each a may begin anew what is repeated, and the library forgets none of the ways; it stays quick."""
+    matcher = ConstraintMatcher(grammars.compile(kind, text), [grammars.end_id])
+    a, num_tokens, sizes = grammars.vocabulary.tokens.index(b"a"), 0, []
+    while not matcher.excess:
+        matcher.take(a)
+        num_tokens += 1
+        assert num_tokens < 10_000
+        if num_tokens % 100 == 0:
+            sizes.append(matcher_memory.size_of(matcher.handle))
+    assert "32 MiB of memory" in matcher.excess
+    assert 2**24 < max(sizes) < 2**26
+    assert sizes == sorted(sizes)
+
+
+def test_long_json_takes_little_memory(grammars):
+    """Of a length that no context holds: far more than an answer's tokens, and below a third of the bound."""
+    matcher = ConstraintMatcher(grammars.compile("json_object"), [grammars.end_id])
+    items = [{"name": "hello world " * 5, "values": [1, 2.5, None, {"deep": [True]}]}] * 600
+    text = json.dumps({"items": items}, separators=(",", ":")).encode()
+    for token_id in grammars.vocabulary.canonical(text):
+        assert matcher.forced or not matcher.excess
+        if matcher.forced:
+            assert matcher.forced[0] == token_id
+        matcher.take(token_id)
+    assert not matcher.excess and len(text) > 60_000
+    assert matcher_memory.size_of(matcher.handle) < 2**25 / 3
+
+
+def test_going_back_leaves_no_excess(grammars, monkeypatch):
+    """What was only tried is not held against the answer."""
+    monkeypatch.setattr("engine.grammar.matcher.MAX_BYTES", 2**20)
+    matcher = ConstraintMatcher(grammars.compile("regex", "(a+)+"), [grammars.end_id])
+    a, before = grammars.vocabulary.tokens.index(b"a"), matcher.state()
+    for _ in range(400):
+        matcher.take(a)
+        if matcher.excess:
+            break
+    assert matcher.excess
+    matcher.go_back(before)
+    assert not matcher.excess
+    assert a in allowed_ids(MatcherBatch(1, len(grammars.vocabulary.tokens)).fill([matcher])[0])
 
 
 def test_a_machine_that_stalls_ends_no_answer(grammars, monkeypatch):
@@ -86,7 +133,7 @@ def test_a_machine_that_stalls_ends_no_answer(grammars, monkeypatch):
     a = grammars.vocabulary.tokens.index(b"a")
     for _ in range(100):
         matcher.take(a)
-    assert not matcher.is_too_slow
+    assert not matcher.excess
 
 
 def test_what_an_answer_takes_is_bounded_as_a_whole(grammars, monkeypatch):
@@ -96,7 +143,7 @@ def test_what_an_answer_takes_is_bounded_as_a_whole(grammars, monkeypatch):
     monkeypatch.setattr("engine.grammar.matcher.time.thread_time", lambda: next(ticks) * 0.02)
     matcher = ConstraintMatcher(grammars.compile("regex", "[ab]+"), [grammars.end_id])
     a, num_tokens = grammars.vocabulary.tokens.index(b"a"), 0
-    while not matcher.is_too_slow:
+    while not matcher.excess:
         matcher.take(a)
         num_tokens += 1
     assert 99 <= num_tokens - 1 <= 101  # 10 ms of each are free; the first is not counted
@@ -105,7 +152,7 @@ def test_what_an_answer_takes_is_bounded_as_a_whole(grammars, monkeypatch):
 class ScriptedMatcher:
     """Forces what it is told from the start."""
 
-    is_over = is_too_slow = False
+    is_over, excess = False, ""
 
     def __init__(self, forced: list[int]) -> None:
         self.forced = deque(forced)

@@ -153,7 +153,7 @@ def test_regular_expressions(request, model):
 
 
 def test_what_does_not_compile_is_refused(llm):
-    with pytest.raises(InvalidRequest, match="position 3") as caught:
+    with pytest.raises(InvalidRequest, match="position 2") as caught:
         answer(llm, "regex", "(a")
     assert caught.value.param == "constraint"
 

@@ -10,7 +10,7 @@ from engine.errors import EngineError, InvalidRequest, Overloaded
 from engine.grammar.channel_budget import BoundedThoughts
 from engine.grammar.compiler import CompiledGrammar, GrammarCompiler
 from engine.grammar.errors import GrammarError
-from engine.grammar.matcher import MAX_SLOW_S, ConstraintMatcher
+from engine.grammar.matcher import ConstraintMatcher
 from engine.grammar.thinking import ThinkingMatcher
 from engine.sampling.constraint import Constraint, ThoughtMessages
 from engine.sampling.params import SamplingParams
@@ -89,7 +89,7 @@ class ConstrainedRequests:
             result = results.get(_constraint(request).key)
             if result is not None:
                 del self._waiting[request.request_id]
-                mine = _refused(request.params, str(result)) if isinstance(result, GrammarError) else result
+                mine = refused(request.params, str(result)) if isinstance(result, GrammarError) else result
                 yield request, mine, self._cancelled.pop(request.request_id, set())
 
     def close(self) -> None:
@@ -118,12 +118,7 @@ def matcher_maker(
     return make
 
 
-def too_slow(params: SamplingParams) -> InvalidRequest:
-    """Why an answer ends whose constraint cannot be matched in time."""
-    return _refused(params, f"takes too long to match a long answer: {MAX_SLOW_S:g} s in slow tokens")
-
-
-def _refused(params: SamplingParams, what: str) -> InvalidRequest:
+def refused(params: SamplingParams, what: str) -> InvalidRequest:
     """Names the constraint as this request does: others may have the same under another name."""
     assert params.constraint is not None
     param = params.constraint.param

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from engine.core.constraints import ConstrainedRequests, matcher_maker, too_slow
+from engine.core.constraints import ConstrainedRequests, matcher_maker, refused
 from engine.core.cpu_clock import CpuClock, process_cpu_s
 from engine.core.embedding_core import EmbeddingCore
 from engine.core.messages import (
@@ -308,8 +308,8 @@ class EngineCore:
     def _fail(self, new: NewToken) -> Failed:
         request_id = new.request.request_id
         self._scheduler.cancel(request_id)
-        if new.request.matcher is not None and new.request.matcher.is_too_slow:
-            return Failed.from_error(request_id, too_slow(new.request.params))
+        if new.request.matcher is not None and new.request.matcher.excess:
+            return Failed.from_error(request_id, refused(new.request.params, new.request.matcher.excess))
         if new.request.matcher is not None:
             reason = "No token of the vocabulary can continue this answer as its constraint demands."
             return Failed.from_error(request_id, InternalError(reason))

@@ -44,9 +44,9 @@ class BoundedThoughts:
         return self._answer.is_over
 
     @property
-    def is_too_slow(self) -> bool:
-        """Whether matching holds up the steps of everybody else."""
-        return self._answer.is_too_slow
+    def excess(self) -> str:
+        """What matching takes too much of; nothing as a rule."""
+        return self._answer.excess
 
     def fill(self, row: np.ndarray) -> None:
         """Write the bitmask of the next token, int32 [ceil(V / 32)]."""

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from engine.grammar.bindings import RAW_VOCABULARY
-from engine.grammar.compiler_voice import heard, reason
+from engine.grammar.compiler_voice import refused
 from engine.grammar.errors import GrammarError
-from engine.grammar.grammar_text import spelled_out, without_surrogates
+from engine.grammar.gbnf_source import check_gbnf
+from engine.grammar.grammar_text import without_surrogates
 from engine.grammar.json_grammar import whole_schema_text
 from engine.grammar.nesting import deepest_place
 from engine.grammar.protocol import Prepared
-from engine.grammar.regex_limits import check_regex
+from engine.grammar.regex_grammar import regex_grammar
 from engine.grammar.string_masks import RULE, Bounds, StringTables, bounds_of
 from engine.grammar.structural_tag import enforceable_tag
 from engine.grammar.vocabulary import VocabularyData
@@ -34,7 +35,7 @@ def prepare(bindings: Any, constraint: Constraint, vocab_size: int, free_whitesp
         with _said_in_a_line():
             return _prepare(bindings, constraint, vocab_size, free_whitespace)
     except RecursionError:
-        raise GrammarError(f"is nested too deeply: {deepest_place(constraint.text)}") from None
+        raise GrammarError(f"is nested too deeply: {deepest_place(constraint.text)[1]}") from None
 
 
 def compile_prepared(compiler: Any, grammar: Prepared) -> Any:
@@ -62,7 +63,7 @@ def _said_in_a_line() -> Iterator[None]:
     except RecursionError:  # a RuntimeError, too
         raise
     except (RuntimeError, ValueError, TypeError) as error:  # the bindings raise nothing narrower
-        raise GrammarError(reason(error)) from None
+        raise refused(error) from None
 
 
 def _prepare(bindings: Any, constraint: Constraint, vocab_size: int, free_whitespace: bool) -> Prepared:
@@ -73,9 +74,9 @@ def _prepare(bindings: Any, constraint: Constraint, vocab_size: int, free_whites
         case "json_object":
             text = whole_schema_text(bindings, {"type": "object"}, vocab_size, free_whitespace)
         case "regex":
-            check_regex(text)
-            with heard():
-                text = without_surrogates(bindings.Grammar.from_regex(spelled_out(text), False).to_string())
+            text = without_surrogates(regex_grammar(bindings, text))
+        case "ebnf":
+            check_gbnf(text)
         case "structural_tag":
             tag = enforceable_tag(bindings, _parse_json(text), vocab_size, free_whitespace)
             return Prepared(tag, is_tag=True)

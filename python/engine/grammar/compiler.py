@@ -60,8 +60,11 @@ class CompiledGrammar:
         handle: Any,
         vocabulary: Vocabulary,
         strings: tuple[StringTables, Bounds] | None = None,
+        largest: str = "",
     ) -> None:
         self.bindings, self.handle, self.vocabulary, self.strings = bindings, handle, vocabulary, strings
+        self.largest = largest
+        """What there is most of in the constraint, for an answer that takes too much."""
         self.num_bytes: int = handle.memory_size_bytes()
 
 
@@ -291,7 +294,7 @@ class _Worker(threading.Thread):
         try:
             handle = compile_prepared(self._compiler, result.grammar)
             strings = strings_of(self._strings, handle, constraint)
-            return CompiledGrammar(self._bindings, handle, self._vocabulary, strings)
+            return CompiledGrammar(self._bindings, handle, self._vocabulary, strings, result.largest)
         except Exception:
             logger.exception("a constraint passed in the helper and failed in the engine")
             return InternalError("The constraint could not be compiled.")

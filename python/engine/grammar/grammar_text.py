@@ -70,8 +70,23 @@ def spelled_out(regex: str) -> str:
 
     Its dot takes line ends too, and an escaped caret at the start of a class inverts that.
     """
-    pieces = re.findall(r"\\.|\[\^?(?:\\.|[^\]\\])*\]|.", regex, flags=re.DOTALL)
-    return "".join(_spelled_out(piece) for piece in pieces)
+    return "".join(_spelled_out(piece) for piece in _pieces(regex))
+
+
+def place_before_spelling(regex: str, position: int) -> int:
+    """Where in an expression that is which is at a position of it `spelled_out`."""
+    start = 0
+    for piece in _pieces(regex):
+        spelled = len(_spelled_out(piece))
+        if position < spelled:
+            return start + (position if spelled == len(piece) else 0)
+        position -= spelled
+        start += len(piece)
+    return start
+
+
+def _pieces(regex: str) -> list[str]:
+    return re.findall(r"\\.|\[\^?(?:\\.|[^\]\\])*\]?|.", regex, flags=re.DOTALL)
 
 
 def _spelled_out(piece: str) -> str:
@@ -80,8 +95,6 @@ def _spelled_out(piece: str) -> str:
     if piece == r"[\^]":
         return r"\^"
     if piece.startswith(r"[\^") and piece.endswith("]"):
-        if piece[3] == "-":
-            raise GrammarError("begins a class of characters with a range from a caret")
         return f"[{piece[3:-1]}\\^]"
     return piece
 

@@ -22,8 +22,8 @@ import msgspec
 
 from engine.grammar.bindings import load_bindings
 from engine.grammar.compile import compile_prepared, make_tokenizer_info, prepare, strings_of
-from engine.grammar.errors import GrammarError
-from engine.grammar.nesting import deepest_place
+from engine.grammar.errors import GrammarError, TakesTooMuch
+from engine.grammar.largest import largest_in
 from engine.grammar.protocol import Forget, HelperSettings, Job, Passed, Refusal, Verdict
 from engine.grammar.string_masks import StringTables
 from engine.grammar.trial import try_out
@@ -93,7 +93,7 @@ class _Helper:
             for trial in [t for t in self._trials.values() if t.deadline_s <= time.monotonic()]:
                 self._stop(trial)
                 limit = f"takes longer than {self._settings.timeout_s:g} s to compile"
-                self._send(Verdict(trial.job.number, Refusal(limit)))
+                self._send(Verdict(trial.job.number, Refusal(limit, takes_too_much=True)), trial.job)
             if self._waiting:
                 self._end_turns()
 
@@ -164,22 +164,22 @@ class _Helper:
                     return Refusal(warning)
                 strings = strings_of(self._strings, grammar, constraint)
                 try_out(self._bindings, grammar, self._data, strings)
-                return Passed(prepared)
+                return Passed(prepared, largest_in(constraint.kind, constraint.text))
         except GrammarError as error:
-            return Refusal(str(error))
+            return Refusal(str(error), isinstance(error, TakesTooMuch))
         except MemoryError:
-            return Refusal("needs too much memory to compile")
+            return Refusal("needs too much memory to compile", takes_too_much=True)
         except RecursionError:
-            return Refusal("is nested too deeply")
+            return Refusal("is nested too deeply", takes_too_much=True)
 
     def _finish(self, trial: _Trial) -> None:
         """The fork has answered, or died."""
         try:
             result = msgspec.msgpack.decode(trial.answer.recv_bytes(), type=Refusal | Passed)
         except EOFError:
-            result = Refusal("is nested too deeply or too large for the compiler" + _deepest(trial.job))
+            result = Refusal("is nested too deeply or too large for the compiler", takes_too_much=True)
         self._stop(trial)
-        self._send(Verdict(trial.job.number, result))
+        self._send(Verdict(trial.job.number, result), trial.job)
 
     def _stop(self, trial: _Trial) -> None:
         del self._trials[trial.answer]
@@ -187,15 +187,10 @@ class _Helper:
         os.kill(trial.pid, signal.SIGKILL)  # until it is waited for, its id is nobody else's
         os.waitpid(trial.pid, 0)
 
-    def _send(self, verdict: Verdict) -> None:
+    def _send(self, verdict: Verdict, job: Job) -> None:
+        if isinstance(verdict.result, Refusal) and verdict.result.takes_too_much:
+            verdict.result.text += f"; {largest_in(job.constraint.kind, job.constraint.text)}"
         self._connection.send_bytes(msgspec.msgpack.encode(verdict))
-
-
-def _deepest(job: Job) -> str:
-    """What may be to blame for an overflow of the stack."""
-    if job.constraint.kind not in ("json_schema", "structural_tag"):
-        return ""
-    return f"; it is deepest with {deepest_place(job.constraint.text)}"
 
 
 def _warning(log: IO[bytes]) -> str | None:

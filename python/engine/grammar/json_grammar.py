@@ -19,7 +19,8 @@ from typing import Any
 
 from engine.grammar.compiler_voice import heard
 from engine.grammar.errors import GrammarError, Unenforceable
-from engine.grammar.grammar_text import LEXEME, spelled_out, within_json_string, without_surrogates
+from engine.grammar.grammar_text import LEXEME, within_json_string, without_surrogates
+from engine.grammar.regex_grammar import regex_grammar
 from engine.grammar.schema_keywords import Pattern, enforceable, refusal
 from engine.grammar.string_masks import rule_name
 
@@ -123,8 +124,7 @@ def _with_patterns(bindings: Any, text: str, patterns: list[Pattern]) -> str:
 
 def _rules_of(bindings: Any, pattern: Pattern, prefix: str) -> str:
     place = f", in the pattern at {pattern.at[:200]}"
-    with heard(place):
-        text = bindings.Grammar.from_regex(spelled_out(pattern.regex), False).to_string()
+    text = regex_grammar(bindings, pattern.regex, place=place)
     try:
         return within_json_string(text, prefix)
     except GrammarError as error:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from engine.grammar.compiler import CompiledGrammar
+from engine.grammar.matcher_memory import MemoryCheck
 from engine.grammar.string_masks import StringPlace
 from engine.grammar.trial import MAX_FORCED_BYTES, forced_text
 from engine.grammar.vocabulary import Vocabulary, allow_only, allows, forbid
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 FORCED_BYTES = 512
 """Forced text that is cut into tokens at a time, so that no single step is held up by it."""
+MAX_BYTES = 2**25
+"""Memory of the matcher of an answer, then the answer ends. Each byte of JSON takes 50 to 200."""
 QUICK_S = 0.01
 """Time to match a token that is not counted."""
 MAX_SLOW_S = 1.0
@@ -39,8 +42,8 @@ class ConstraintMatcher:
     the grammar may end; where it must, one of them is forced, and if there is none, the answer is over
     without it. The others are text like any other.
 
-    Some grammars take the longer, the longer the answer is, and no trial before shows it. When matching
-    has taken too long, `is_too_slow` says so, and no token is allowed any more.
+    Some grammars take the more time and memory, the longer the answer is, and no trial before shows it. When
+    matching takes too much, `excess` says of what, and no token is allowed any more.
     """
 
     __slots__ = (
@@ -48,14 +51,17 @@ class ConstraintMatcher:
         "_has_ended",
         "_has_mask",
         "_is_watched",
+        "_largest",
         "_library_mask",
         "_mask",
         "_may_end",
+        "_memory",
         "_num_accepted",
         "_place",
         "_slow_s",
         "_stop_id",
         "_vocabulary",
+        "excess",
         "forced",
         "handle",
     )
@@ -74,6 +80,7 @@ class ConstraintMatcher:
         self._has_mask = self._may_end = self._has_ended = False
         self._num_accepted = 0
         self._is_watched, self._slow_s = False, 0.0
+        self._memory, self._largest, self.excess = MemoryCheck(), grammar.largest, ""
         self._settle()
 
     @property
@@ -81,18 +88,13 @@ class ConstraintMatcher:
         """Whether the answer is complete, and nothing may follow."""
         return self._has_ended and not self.forced
 
-    @property
-    def is_too_slow(self) -> bool:
-        """Whether matching holds up the steps of everybody else."""
-        return self._slow_s >= MAX_SLOW_S
-
     def fill(self, row: np.ndarray) -> None:
         """Write the bitmask of the next token, int32 [ceil(V / 32)]."""
         if self.forced:
             allow_only(row, self.forced[0])
         elif self._has_ended:
             row[:] = -1
-        elif self.is_too_slow:
+        elif self.excess:
             row[:] = 0
         else:
             row[:] = self._next_mask()
@@ -121,8 +123,13 @@ class ConstraintMatcher:
             self._settle()
             if self._is_watched:
                 self._slow_s += max(0.0, time.thread_time() - cpu_began_s - QUICK_S)
+                if self._slow_s >= MAX_SLOW_S:
+                    self._end(f"takes too long to match a long answer, {MAX_SLOW_S:g} s in slow tokens")
             elif time.perf_counter() - began_s > QUICK_S:
                 self._is_watched = True  # from here on by CPU time, which takes microseconds to ask for
+
+    def _end(self, what: str) -> None:
+        self.excess = f"{what}; {self._largest}" if self._largest else what
 
     def force(self, token_id: int) -> None:
         """Put a token behind those that are forced already; the grammar must allow it."""
@@ -134,11 +141,18 @@ class ConstraintMatcher:
     def state(self) -> tuple:
         """What `go_back` needs to come back here."""
         place = None if self._place is None else self._place.state()
-        return self._num_accepted, tuple(self.forced), self._has_ended, place
+        return (
+            self._num_accepted,
+            tuple(self.forced),
+            self._has_ended,
+            place,
+            self._memory.num_bytes,
+            self.excess,
+        )
 
     def go_back(self, state: tuple) -> None:
         """Forget everything since `state` was given."""
-        num_accepted, forced, self._has_ended, place = state
+        num_accepted, forced, self._has_ended, place, self._memory.num_bytes, self.excess = state
         if self._num_accepted > num_accepted:
             self.handle.rollback(self._num_accepted - num_accepted)
             self._num_accepted = num_accepted
@@ -177,8 +191,11 @@ class ConstraintMatcher:
             raise RuntimeError(f"the grammar allows or forces token {token_id} and does not accept it")
         self._num_accepted += 1
         self._has_mask = False
+        text = self._vocabulary.tokens[token_id]
         if self._place is not None:
-            self._place.saw(self._vocabulary.tokens[token_id])
+            self._place.saw(text)
+        if self._memory.saw(len(text)) and self._memory.is_over(self.handle, MAX_BYTES):
+            self._end(f"takes more than {MAX_BYTES >> 20} MiB of memory to match a long answer")
 
     def _is_at_end(self) -> bool:
         """Whether nothing but the end is allowed."""

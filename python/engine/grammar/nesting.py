@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|(?P<open>[\[{])|(?P<close>[\]}])', re.DOTALL)
+_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"?|(?P<open>[\[{])|(?P<close>[\]}])', re.DOTALL)
 
 
-def deepest_place(text: str) -> str:
-    """Said of JSON that may be no whole document."""
+def deepest_place(text: str) -> tuple[int, str]:
+    """How deep JSON is, that may be no whole document, and what to say of that."""
     depth = most = at = 0
     for bracket in _BRACKET.finditer(text):
         if bracket["open"]:
@@ -17,4 +17,4 @@ def deepest_place(text: str) -> str:
                 most, at = depth, bracket.start()
         elif bracket["close"]:
             depth -= 1
-    return f"{most} levels at character {at}"
+    return most, f"{most} levels at character {at}"

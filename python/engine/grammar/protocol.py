@@ -37,15 +37,17 @@ class Prepared(msgspec.Struct, array_like=True):
 
 
 class Refusal(msgspec.Struct, array_like=True, tag=1):
-    """What is wrong with a constraint."""
+    """What is wrong with a constraint; `takes_too_much`: for the compiler, which has not said where."""
 
     text: str
+    takes_too_much: bool = False
 
 
 class Passed(msgspec.Struct, array_like=True, tag=2):
-    """A constraint compiles, and can be matched."""
+    """A constraint compiles, and can be matched; `largest` says where it is, should that take too much."""
 
     grammar: Prepared
+    largest: str
 
 
 class Verdict(msgspec.Struct, array_like=True):

@@ -10,7 +10,7 @@ MAX_REPETITIONS = 2**16
 MAX_GROUPS = 500
 """Groups within each other."""
 
-_PIECE = re.compile(r"\\.|\[(?:[^\]\\]|\\.)*\]|\{(\d+)(?:,(\d*))?\}|.", re.DOTALL)
+PIECE = re.compile(r"\\.|\[(?:[^\]\\]|\\.)*\]?|\{(\d+)(?:,(\d*))?\}|.", re.DOTALL)
 _UNSUPPORTED = re.compile(r"\(\?(?!:|<[^=!])<?.|\\[bB1-9kpP]", re.DOTALL)
 """Look-around, flags and other special groups, word boundaries, back references, classes by property."""
 _REPETITION = re.compile(r"[*+?]|\{\d")
@@ -25,7 +25,7 @@ def check_regex(regex: str, place: str = "") -> None:
     inner = [1]  # the largest repetition in each open group
     closed = 1  # that of what has just been closed, or of a single character
     before = "|"
-    for piece in _PIECE.finditer(regex):
+    for piece in PIECE.finditer(regex):
         if (found := _UNSUPPORTED.match(regex, piece.start())) is not None:
             raise Unenforceable(f"has what is not supported: {_where(found, place)}")
         is_group = before == "(" and piece[0] == "?"
@@ -49,6 +49,8 @@ def check_regex(regex: str, place: str = "") -> None:
             inner[-1] = max(inner[-1], closed)
         else:
             closed = 1
+            if piece[0].startswith(r"[\^-"):
+                raise GrammarError(f"begins a class with a range from a caret: {_where(piece, place)}")
             ranges = _RANGE.finditer(piece[0][1:-1].removeprefix("^"))
             if any(found[1] and found[1] > found[2] for found in ranges):
                 raise GrammarError(f"has a range the wrong way round: {_where(piece, place)}")

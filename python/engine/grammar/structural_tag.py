@@ -12,9 +12,10 @@ from typing import Any
 
 from engine.grammar.compiler_voice import heard
 from engine.grammar.errors import GrammarError
-from engine.grammar.grammar_text import spelled_out, without_surrogates
+from engine.grammar.gbnf_source import check_gbnf
+from engine.grammar.grammar_text import without_surrogates
 from engine.grammar.json_grammar import COMPACT, SPACED, finished, schema_text
-from engine.grammar.regex_limits import check_regex
+from engine.grammar.regex_grammar import regex_grammar
 
 _FIELDS: dict[str, frozenset[str]] = {
     "const_string": frozenset(["value"]),
@@ -74,6 +75,8 @@ class _Walk:
             return self._schema(form, at)
         if kind == "regex":
             return self._regex(form, at)
+        if kind == "grammar":
+            self._grammar(form, at)
         self._check(form, at)
         done = dict(form)
         if "content" in fields:
@@ -100,10 +103,17 @@ class _Walk:
         pattern = form.get("pattern")
         if not isinstance(pattern, str):
             raise GrammarError(f'has "pattern" at {at[:200]}, which must be a string')
-        check_regex(pattern, f" at {at[:200]}")
-        with heard(f", in the expression at {at[:200]}"):
-            text = self._bindings.Grammar.from_regex(spelled_out(pattern), False).to_string()
+        place = f" at {at[:200]}"
+        text = regex_grammar(self._bindings, pattern, place, f", in the expression{place}")
         return {"type": "grammar", "grammar": without_surrogates(text)}
+
+    def _grammar(self, form: dict[str, Any], at: str) -> None:
+        text, place = form.get("grammar"), f", in the grammar at {at[:200]}"
+        if not isinstance(text, str):
+            raise GrammarError(f'has "grammar" at {at[:200]}, which must be a string')
+        check_gbnf(text, place)
+        with heard(place):
+            self._bindings.Grammar.from_ebnf(text, "root")
 
     @staticmethod
     def _check(form: dict[str, Any], at: str) -> None:

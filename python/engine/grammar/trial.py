@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.grammar.errors import GrammarError
+from engine.grammar.errors import TakesTooMuch
 from engine.grammar.string_masks import Bounds, StringPlace, StringTables
 from engine.grammar.vocabulary import VocabularyData
 
@@ -24,7 +24,7 @@ _NUM_TOKENS = 64
 def try_out(
     bindings: Any, handle: Any, data: VocabularyData, strings: tuple[StringTables, Bounds] | None = None
 ) -> None:
-    """Raises: `GrammarError` when the grammar forces endless text, or takes too long for a token."""
+    """Raises: `TakesTooMuch` when the grammar forces endless text, or takes too long for a token."""
     stop_id = data.tokens.index(b"")
     matcher = bindings.GrammarMatcher(handle, [stop_id], False, -1, None)
     place = None if strings is None else StringPlace(*strings)
@@ -34,7 +34,7 @@ def try_out(
         began_s = time.process_time()
         text = forced_text(matcher)
         if len(text) > MAX_FORCED_BYTES:
-            raise GrammarError(f"forces more than {MAX_FORCED_BYTES} bytes of text at once")
+            raise TakesTooMuch(f"forces more than {MAX_FORCED_BYTES} bytes of text at once")
         matcher.accept_string(text, False)
         if place is not None:
             place.saw(text)
@@ -49,7 +49,7 @@ def try_out(
         if place is not None:
             place.saw(data.tokens[token_id])
         if time.process_time() - began_s > MAX_STEP_S:
-            raise GrammarError(f"takes more than {MAX_STEP_S * 1e3:g} ms to match a token")
+            raise TakesTooMuch(f"takes more than {MAX_STEP_S * 1e3:g} ms to match a token")
 
 
 def forced_text(matcher: Any) -> bytes:

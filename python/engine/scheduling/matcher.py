@@ -21,6 +21,6 @@ class Matcher(Protocol):
         ...
 
     @property
-    def is_too_slow(self) -> bool:
-        """Whether it allows no token any more because matching takes too long."""
+    def excess(self) -> str:
+        """What matching takes too much of, so that it allows no token any more; nothing as a rule."""
         ...
