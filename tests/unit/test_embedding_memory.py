@@ -45,7 +45,7 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     needed = embedding_bytes(config, str(path), 2**40)
     assert embedding_bytes(config, str(path), needed) == needed
     lacks = Machine(num_cores=1, memory_bytes=needed - 1)
-    monkeypatch.setattr(build_embedding.Machine, "this", lambda: lacks)
+    monkeypatch.setattr(build_embedding.Machine, "this", lambda device="cpu": lacks)
     told = (
         r"^the embedding model does not fit: its weights take .* and texts of up to 32768 tokens .* available"
     )

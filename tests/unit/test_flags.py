@@ -25,10 +25,10 @@ def read(*argv: str, environment: Environment = EMPTY) -> dict[str, object]:
 
 
 def test_flags_and_fields_are_the_same_things() -> None:
-    without_flag = {"tokenizer_path", "device", "cpu_isa", "debug_checks", "embedding_model_name"}
+    without_flag = {"tokenizer_path", "cpu_isa", "debug_checks", "embedding_model_name"}
     fields = {f.name for target in (EngineConfig, ServerConfig) for f in dataclasses.fields(target)}
     assert {flag.field for flag in FLAGS if flag.target} == fields - without_flag
-    assert len(FLAGS) < MAX_FLAGS == 60
+    assert len(FLAGS) < MAX_FLAGS == 64
     assert len({flag.name for flag in FLAGS}) == len(FLAGS)
 
 
@@ -136,7 +136,7 @@ def test_mistakes_in_yaml(tmp_path: Path, content: str, message: str) -> None:
         (["--port", "x"], "--port expects a whole number, got 'x'"),
         (["--port", "1.5"], "--port expects a whole number, got '1.5'"),
         (["--target-itl-ms", "fast"], "--target-itl-ms expects a number, got 'fast'"),
-        (["--dtype", "int3"], "--dtype must be one of auto, bfloat16, float32, got 'int3'"),
+        (["--dtype", "int3"], "--dtype must be one of auto, bfloat16, float16, float32, got 'int3'"),
         (
             ["--default-max-tokens-chat", "all"],
             "--default-max-tokens-chat expects a whole number or 'context', got 'all'",

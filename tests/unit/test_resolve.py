@@ -10,6 +10,7 @@ from engine.errors import ConfigError
 from engine.models.registry import spec_from_config
 from engine.ops import native
 from engine.ops.attention_plan import AttentionPlan
+from engine.runner.gpu import Gpu
 
 SPEC = spec_from_config(
     {
@@ -59,6 +60,7 @@ def test_defaults_have_values_and_reasons():
         "pooling",
         "embedding_model",
         "matryoshka_dimensions",
+        "mem_fraction_static",
     }
     assert set(resolved.reasons) == undecided
     assert all(value is not None and reason for value, reason in resolved.explained().values())
@@ -145,7 +147,7 @@ def test_an_int8_cache_holds_more_in_the_same_memory():
         ({"context_length": 100, "max_total_tokens": 64}, GIB, "does not fit the KV cache of 64 tokens"),
         ({"max_total_tokens": 15}, GIB, "--max-total-tokens 15 is less than one block of 16"),
         ({"max_total_tokens": 2**31 - 1}, GIB, "--max-total-tokens 2147483647 needs 2048.0 GiB beside"),
-        ({"device": "tpu"}, GIB, "device must be 'cpu', got 'tpu'"),
+        ({"device": "tpu"}, GIB, "--device must be one of cpu, cuda, got 'tpu'"),
         ({}, 1000, "the model does not fit: its weights take"),
     ],
 )
@@ -171,3 +173,107 @@ def test_the_kernels_take_every_page_size(page_size):
     plan = AttentionPlan(*(torch.tensor(x, dtype=torch.int32) for x in ([0, 1], [1], [[0]])))
     native.paged_attention(ctx, q, k, v, plan, 1.0, 0, 0.0, out)
     assert torch.equal(out, q)
+
+
+# --- on a GPU
+
+GPU = Gpu("NVIDIA Test", (9, 0), 80 * GIB, 79 * GIB)
+
+
+def on_gpu(gpu=GPU, memory=8 * GIB):
+    return Machine(num_cores=3, memory_bytes=memory, gpu=gpu)
+
+
+def test_a_gpu_has_defaults_of_its_own():
+    resolved = resolve(config(device="cuda"), SPEC, on_gpu())
+    assert resolved.device == "cuda" and resolved.captures_graphs and not resolved.deterministic
+    assert (resolved.max_running_requests, resolved.chunked_prefill_size) == (256, 8192)
+    assert resolved.num_blocks == 256 * 2048 // 16, "never more than all running requests can use"
+    assert "on a GPU" in resolved.reasons["max_running_requests"]
+    assert resolve(config(device="cuda"), spec(dtype="float16"), on_gpu()).dtype == "float16"
+    assert not resolve(config(device="cuda", disable_cuda_graph=True), SPEC, on_gpu()).captures_graphs
+    assert resolve(config(device="cuda", deterministic=True), SPEC, on_gpu()).deterministic
+
+
+def test_the_cache_gets_what_of_a_gpu_the_rest_leaves():
+    """By hand: 0.5 of 80 GiB, less 1 in use, the weights and the rows of a step, in whole blocks but one."""
+    long = spec(max_position_embeddings=131072)
+    resolved = resolve(
+        config(device="cuda", mem_fraction_static=0.5, max_running_requests=2048), long, on_gpu()
+    )
+    weights = 2 * long.num_parameters
+    row = 4 * 256 + 2 * 256 + 512 + 3 * 512
+    step = 8192 * row * 2 + 2 * 4 * 2048 * 1000 + 131072 * 64 * 4
+    left = 40 * GIB - GIB - weights - step
+    assert resolved.num_blocks == left // BLOCK_BYTES - 1
+    assert resolved.memory == resolved.reasons["max_total_tokens"]
+    assert resolved.memory.startswith("0.5 of 80.0 GiB - 1.0 GiB in use - ")
+    assert resolved.memory.endswith(f"= {left / GIB:.1f} GiB for the KV cache")
+
+
+def test_an_fp8_cache_of_a_gpu_holds_more():
+    long = spec(max_position_embeddings=131072)
+    fields = {"device": "cuda", "mem_fraction_static": 0.1, "max_running_requests": 2048}
+    wide, narrow = (resolve(config(kv_cache_dtype=d, **fields), long, on_gpu()) for d in ("auto", "fp8"))
+    assert narrow.num_blocks / wide.num_blocks == pytest.approx(64 * 2 / (64 + 4), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("fields", "changes", "gpu", "message"),
+    [
+        (
+            {},
+            {"vocab_size": 2**31},
+            {},
+            "^the model does not fit NVIDIA Test: 0.88 of 80.0 GiB - 1.0 ",
+        ),
+        ({"mem_fraction_static": 0.05}, {}, {"free_bytes": 76 * GIB}, "for the KV cache$"),
+        ({"max_total_tokens": 2**31 - 1}, {}, {}, "needs 2048.0 GiB, and there are: 0.88 of 80.0 GiB - "),
+        ({"quantization": "bf16_dot"}, {}, {}, "^--quantization bf16_dot is for the CPU$"),
+        ({"kv_cache_dtype": "int8"}, {}, {}, "^--kv-cache-dtype int8 is for the CPU$"),
+        ({"num_threads": 2}, {}, {}, "^--num-threads is for the CPU$"),
+        ({"packed_cache": "/tmp"}, {}, {}, "^--packed-cache is for the CPU$"),
+        ({"pooling": "mean"}, {}, {}, "^--pooling: --device cuda does not embed yet$"),
+        ({"embedding_model": "/e"}, {}, {}, "^--embedding-model: --device cuda does not embed yet$"),
+        (
+            {"quantization": "fp8"},
+            {},
+            {"capability": (8, 6)},
+            "needs a GPU of compute capability 8.9",
+        ),
+        ({}, {"head_dim": 40}, {}, "does not serve this model yet: its heads have 40 elements"),
+    ],
+)
+def test_what_a_gpu_does_not_do_is_one_line(fields, changes, gpu, message):
+    machine = on_gpu(dataclasses.replace(GPU, **gpu))
+    with pytest.raises(ConfigError, match=message) as caught:
+        resolve(config(device="cuda", **fields), spec(**changes), machine)
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"dtype": "float16"}, "--dtype float16 is for --device cuda"),
+        ({"quantization": "fp8"}, "--quantization fp8 is for --device cuda"),
+        ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype fp8 is for --device cuda"),
+        ({"mem_fraction_static": 0.5}, "--mem-fraction-static is for --device cuda"),
+        ({"disable_cuda_graph": True}, "--disable-cuda-graph is for --device cuda"),
+    ],
+)
+def test_what_only_a_gpu_does_is_refused_on_the_cpu(fields, message):
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        resolve(config(**fields), SPEC, MACHINE)
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        build_embedding_engine(config(**fields), None, None)
+
+
+def test_a_gpu_embeds_nothing_yet():
+    with pytest.raises(ConfigError, match="^--device cuda does not embed yet, and /nowhere only embeds$"):
+        build_embedding_engine(config(device="cuda"), None, None)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0, float("nan")])
+def test_a_share_of_memory_is_one(fraction):
+    with pytest.raises(ConfigError, match="^--mem-fraction-static must be from 0.05 to 0.99"):
+        config(mem_fraction_static=fraction)

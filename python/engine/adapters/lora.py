@@ -20,6 +20,7 @@ from engine.adapters.peft_config import MAX_CONFIG_BYTES, PeftConfig, invalid_ad
 from engine.errors import EngineError, InvalidRequest, NativeError
 from engine.models.lora_sites import EMBEDDING, Part, Site
 from engine.models.weights import read_one_tensor
+from engine.ops.placement import CPU, Placement
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -73,6 +74,7 @@ class AdapterReader:
         dtype: str,
         max_rank: int,
         ops: ModuleType,
+        placement: Placement = CPU,
     ) -> None:
         self._sites = sites
         self._headless_sites = [
@@ -81,6 +83,7 @@ class AdapterReader:
         ]
         self._base_directory = Path(base_directory)
         self._dtype, self._max_rank, self._ops = dtype, max_rank, ops
+        self._placement = placement
 
     def check(self, directory: str | Path) -> CheckedAdapter:
         """Everything is looked at, nothing is kept; while it runs, the weights are in memory, at most twice.
@@ -155,7 +158,8 @@ class AdapterReader:
             for number, site in enumerate(sites)
         ]
         try:
-            weights = self._ops.LoraAdapter(self._dtype, shapes)
+            with self._placement.making():
+                weights = self._ops.LoraAdapter(self._dtype, shapes)
             for number, site in enumerate(sites):
                 for index, part in enumerate(site.parts):
                     a_name, b_name = _tensor_names(number == EMBEDDING, part.name)

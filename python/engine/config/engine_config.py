@@ -7,10 +7,11 @@ import math
 
 from engine.errors import ConfigError
 
-DTYPES = ("auto", "bfloat16", "float32")
+DEVICES = ("cpu", "cuda")
+DTYPES = ("auto", "bfloat16", "float16", "float32")
 POOLINGS = ("mean", "cls", "last", "max")
-KV_CACHE_DTYPES = ("auto", "int8")
-QUANTIZATIONS = ("none", "bf16_dot", "int8", "int4")
+KV_CACHE_DTYPES = ("auto", "int8", "fp8")
+QUANTIZATIONS = ("none", "bf16_dot", "int8", "int4", "fp8")
 SCHEDULE_POLICIES = ("fcfs", "lpm")
 LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits")
 SPECULATIONS = ("off", "ngram")
@@ -64,6 +65,11 @@ class EngineConfig:
     max_loras_per_batch: int = 8
     max_loaded_loras: int = 32
     max_lora_rank: int = MAX_LORA_RANK
+    mem_fraction_static: float | None = None
+    """Share of the GPU's memory for weights, KV cache and the rows of a step."""
+    deterministic: bool = False
+    """Whether an answer must not depend on its batch on a GPU either."""
+    disable_cuda_graph: bool = False
     debug_checks: bool = False
     watchdog_timeout: float = 20.0
     """Seconds without progress after which a stuck engine process is replaced; 0: never."""
@@ -73,6 +79,7 @@ class EngineConfig:
     allow_auto_truncate: bool = False
 
     def __post_init__(self) -> None:
+        _one_of("--device", self.device, DEVICES)
         _one_of("--dtype", self.dtype, DTYPES)
         _one_of("--kv-cache-dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
         _one_of("--quantization", self.quantization, QUANTIZATIONS)
@@ -107,6 +114,10 @@ class EngineConfig:
             )
         if self.page_size is not None and self.page_size not in PAGE_SIZES:
             raise ConfigError(f"--page-size must be a multiple of 16 from 16 to 256, got {self.page_size}")
+        if self.mem_fraction_static is not None and not 0.05 <= self.mem_fraction_static <= 0.99:
+            raise ConfigError(
+                f"--mem-fraction-static must be from 0.05 to 0.99, got {self.mem_fraction_static:g}"
+            )
         if not 0 <= self.watchdog_timeout < math.inf:
             raise ConfigError(f"--watchdog-timeout must not be negative, got {self.watchdog_timeout:g}")
         if not 0 < self.grammar_timeout < math.inf:

@@ -12,6 +12,7 @@ import enum
 from typing import Any
 
 from engine.config.engine_config import (
+    DEVICES,
     DTYPES,
     KV_CACHE_DTYPES,
     LOAD_FORMATS,
@@ -31,7 +32,7 @@ from engine.config.server_config import (
 from engine.errors import ConfigError
 from engine.log import LEVELS
 
-MAX_FLAGS = 60
+MAX_FLAGS = 64
 
 
 class Kind(enum.Enum):
@@ -103,16 +104,22 @@ FLAGS: tuple[Flag, ...] = (
         "Name of the model in requests and answers; give it again for aliases.",
         ServerConfig, unset="the model path",
     ),
+    Flag(
+        "--device", Kind.TEXT, MODEL, "What computes: the CPU, or an NVIDIA GPU (docs/gpu.md).",
+        EngineConfig, DEVICES,
+    ),
     Flag("--dtype", Kind.TEXT, MODEL, "Type of weights and of the KV cache.", EngineConfig, DTYPES),
     Flag(
         "--kv-cache-dtype", Kind.TEXT, MODEL,
-        "Type of the KV cache: that of --dtype, or int8 with a scale for each token and head.",
+        "Type of the KV cache: that of --dtype, or int8 (on the CPU) or fp8 (on a GPU) with a scale for each "
+        "token and head.",
         EngineConfig, KV_CACHE_DTYPES,
     ),
     Flag(
         "--quantization", Kind.TEXT, MODEL,
-        "int8 or int4: bits of the weights, which are quantized while they are loaded; activations become 8 "
-        "bits. bf16_dot: both are bfloat16 in products, which is faster where the CPU has AVX512-BF16.",
+        "int8 or int4: bits of the weights, which are quantized while they are loaded; on the CPU "
+        "activations become 8 bits. bf16_dot: both are bfloat16 in products, which is faster where the CPU "
+        "has AVX512-BF16. fp8: both are, on a GPU that multiplies it.",
         EngineConfig, QUANTIZATIONS,
     ),
     Flag(
@@ -244,7 +251,7 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag(
         "--max-running-requests", Kind.INTEGER, CAPACITY, "Most requests computed at once.",
-        EngineConfig, unset="64 on the CPU",
+        EngineConfig, unset="64 on the CPU, 256 on a GPU",
     ),
     Flag(
         "--max-queued-requests", Kind.INTEGER, CAPACITY,
@@ -273,7 +280,13 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag(
         "--page-size", Kind.INTEGER, CAPACITY, "Tokens in a block of the KV cache.",
-        EngineConfig, unset="16 on the CPU",
+        EngineConfig, unset="16",
+    ),
+    Flag(
+        "--mem-fraction-static", Kind.NUMBER, CAPACITY,
+        "Share of the GPU's memory for weights, KV cache and the rows of a step; libraries, graphs and "
+        "adapters live in the rest.",
+        EngineConfig, unset="0.88 on a GPU",
     ),
     Flag(
         "--disable-radix-cache", Kind.SWITCH, CAPACITY, "Do not reuse the prefixes of earlier requests.",
@@ -286,17 +299,28 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag(
         "--chunked-prefill-size", Kind.INTEGER, SPEED, "Most prompt tokens computed in one step.",
-        EngineConfig, unset="512 on the CPU",
+        EngineConfig, unset="512 on the CPU, 8192 on a GPU",
     ),
     Flag(
         "--target-itl-ms", Kind.NUMBER, SPEED,
-        "Milliseconds between tokens that prefill should not exceed.", EngineConfig, unset="500 on the CPU",
+        "Milliseconds between tokens that prefill should not exceed.", EngineConfig, unset="500",
     ),
     Flag(
         "--speculative", Kind.TEXT, SPEED,
         "Compute guesses of the next tokens together with what is known; the answers are the same. ngram: "
         "what followed the last tokens where they stood before in the prompt or the answer.",
         EngineConfig, SPECULATIONS,
+    ),
+    Flag(
+        "--deterministic", Kind.SWITCH, SPEED,
+        "Give a request the same answer in every batch on a GPU too, by slower products and attention; on "
+        "the CPU that always holds.",
+        EngineConfig,
+    ),
+    Flag(
+        "--disable-cuda-graph", Kind.SWITCH, SPEED,
+        "Launch the steps of a GPU op by op, instead of replaying steps of decoding as a whole.",
+        EngineConfig,
     ),
     Flag(
         "--num-threads", Kind.INTEGER, SPEED, "Threads of the CPU kernels.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from engine.config.engine_config import EngineConfig
 from engine.config.model_location import locate_model
@@ -14,7 +15,7 @@ from engine.core.cpu_clock import CpuClock
 from engine.core.embedding_core import EmbeddingCore
 from engine.core.engine_core import EngineCore
 from engine.core.messages import EngineReady
-from engine.core.resolve import Machine, resolve
+from engine.core.resolve import Machine, ResolvedConfig, resolve
 from engine.core.step_board import StepBoard
 from engine.errors import ConfigError
 from engine.grammar.compiler import GrammarCompiler
@@ -23,6 +24,7 @@ from engine.models.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[str, float], None]
+OUT_OF_MEMORY = ("allocate memory", "out of memory")
 
 
 def build_engine(
@@ -39,12 +41,14 @@ def build_engine(
     if only_embeds(directory):
         return build_embedding_engine(config, progress, board)
     spec = read_any_spec(directory, trusts_remote_code=config.trust_remote_code)
-    machine = Machine.this()
+    machine = Machine.this(config.device)
     if config.embedding_model is not None:
         embedding_directory = str(locate_model(config.embedding_model))
         taken_bytes = embedding_bytes(config, embedding_directory, machine.memory_bytes)
         machine = dataclasses.replace(machine, memory_bytes=machine.memory_bytes - taken_bytes)
     resolved = resolve(config, spec, machine)
+    if resolved.memory:
+        logger.info("memory of the GPU: %s", resolved.memory)
 
     # Late: torch takes seconds to import, and a wrong path is told at once.
     from engine._native import ProgressBoard
@@ -72,15 +76,17 @@ def build_engine(
             packed_cache=config.packed_cache,
             map_packed_cache=config.map_packed_cache,
             progress=progress,
+            **on_device(resolved),
         )
     except (MemoryError, RuntimeError) as error:  # torch says the latter
-        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+        if isinstance(error, RuntimeError) and not any(text in str(error) for text in OUT_OF_MEMORY):
             raise
         raise ConfigError(
             "there is not enough memory for the model and its workspaces; lower "
             f"--max-running-requests ({resolved.max_running_requests}), "
             f"--chunked-prefill-size ({resolved.chunked_prefill_size}) or "
             f"--max-total-tokens ({resolved.max_total_tokens})"
+            + (f"; planned was: {resolved.memory}" if resolved.memory else "")
         ) from error
     if board is not None:
         runner.context.report_to(ProgressBoard(board.fd))
@@ -128,6 +134,9 @@ def build_engine(
             "true" if runner.verdict.is_batch_invariant else "false: ",
             runner.verdict.reason,
         )
+    batch_reason = runner.verdict.reason
+    if config.device == "cuda" and not config.deterministic:
+        batch_reason = "products and attention follow the batch; --deterministic changes that"
     ready = EngineReady(
         max_total_tokens=resolved.max_total_tokens,
         max_running_requests=resolved.max_running_requests,
@@ -142,7 +151,23 @@ def build_engine(
         embedding=None if embedding is None else embedding.info,
         takes_adapters=adapters is not None,
         implementation="native" if isinstance(spec, ModelSpec) else "transformers",
-        is_batch_invariant=runner.verdict.is_batch_invariant,
-        batch_reason=runner.verdict.reason,
+        is_batch_invariant=not batch_reason,
+        batch_reason=batch_reason,
     )
     return core, ready
+
+
+def on_device(resolved: ResolvedConfig) -> dict[str, Any]:
+    """What a runner on a GPU is given beside what every runner is."""
+    if resolved.device == "cpu":
+        return {}
+    from engine.ops import cuda
+    from engine.ops.placement import on_gpu
+    from engine.runner.decode_graphs import cuda_capture
+
+    return {
+        "ops": cuda,
+        "placement": on_gpu(resolved.dtype),
+        "context": cuda.ExecutionContext(is_deterministic=resolved.deterministic),
+        "capture": cuda_capture() if resolved.captures_graphs else None,
+    }

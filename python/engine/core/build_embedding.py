@@ -11,6 +11,7 @@ from engine.config.engine_config import EngineConfig
 from engine.config.model_location import locate_model
 from engine.core.build_adapters import build_adapters
 from engine.core.embedding_core import EmbeddingCore
+from engine.core.gpu_choices import check_device_flags
 from engine.core.messages import EngineReady
 from engine.core.resolve import MAX_QUEUED_REQUESTS, MAX_RUNNING_REQUESTS, Machine
 from engine.core.step_board import StepBoard
@@ -49,6 +50,9 @@ def build_embedding_engine(
 
     Raises: `ConfigError` or `CheckpointError`, one line, when it cannot be done.
     """
+    if config.device != "cpu":
+        raise ConfigError(f"--device {config.device} does not embed yet, and {config.model_path} only embeds")
+    check_device_flags(config)
     if config.kv_cache_dtype != "auto":
         raise ConfigError(
             f"--kv-cache-dtype {config.kv_cache_dtype} is for models that generate, "

@@ -119,7 +119,7 @@ def script_config(model_path: str | None, fields: Mapping[str, Any]) -> EngineCo
         path = locate_model(str(model_path), with_code=bool(fields.get("trust_remote_code")))
     defaults = {"cpu_isa": read_environment().cpu_isa}
     if model_path is None and not fields.get("embedding_model"):
-        defaults["pooling"] = BUNDLED_POOLING
+        defaults["pooling"] = BUNDLED_POOLING if fields.get("device", "cpu") == "cpu" else None
     return EngineConfig(**(defaults | dict(fields)), model_path=str(path))
 
 

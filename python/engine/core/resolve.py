@@ -6,9 +6,12 @@ import dataclasses
 from typing import Any
 
 from engine.config.engine_config import EngineConfig
+from engine.core.gpu_choices import GpuBudget, check_device_flags, check_served, gpu_budget
 from engine.errors import ConfigError
 from engine.models.any_model import AnySpec
 from engine.models.fallback.spec import TransformersSpec
+from engine.models.spec import ModelSpec
+from engine.runner.gpu import Gpu
 from engine.runner.hardware import available_memory_bytes, usable_cores
 from engine.runner.memory import block_bytes, blocks_that_fit, weight_bytes
 from engine.scheduling.settings import SchedulerSettings
@@ -20,6 +23,8 @@ CHUNKED_PREFILL_SIZE = 512
 TARGET_ITL_MS = 500.0
 MAX_STEP_DRAFTS = 64
 SMALL_POOL_BYTES = 256 * 1024 * 1024
+GPU_RUNNING_REQUESTS = 256
+GPU_PREFILL_SIZE = 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +33,13 @@ class Machine:
 
     num_cores: int
     memory_bytes: int
+    gpu: Gpu | None = None
 
     @classmethod
-    def this(cls) -> Machine:
-        return cls(num_cores=usable_cores(), memory_bytes=available_memory_bytes())
+    def this(cls, device: str = "cpu") -> Machine:
+        """Raises: `ConfigError` for "cuda" without a usable GPU."""
+        gpu = Gpu.this() if device == "cuda" else None
+        return cls(num_cores=usable_cores(), memory_bytes=available_memory_bytes(), gpu=gpu)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +47,9 @@ class ResolvedConfig:
     """Every value that an engine runs with. `reasons` tells why, for the values that nobody chose."""
 
     model_path: str
+    device: str
+    deterministic: bool
+    captures_graphs: bool
     load_format: str
     dtype: str
     quantization: str
@@ -58,6 +69,8 @@ class ResolvedConfig:
     num_threads: int
     cpu_isa: str
     debug_checks: bool
+    memory: str
+    """Of a GPU: what of it goes where; else empty."""
     reasons: dict[str, str]
 
     @property
@@ -98,9 +111,11 @@ class ResolvedConfig:
 
 def resolve(config: EngineConfig, spec: AnySpec, machine: Machine | None = None) -> ResolvedConfig:
     """Decide what was left open. Raises: `ConfigError` where choices contradict model or machine."""
-    if config.device != "cpu":
-        raise ConfigError(f"device must be 'cpu', got {config.device!r}")
-    machine = machine or Machine.this()
+    check_device_flags(config)
+    machine = machine or Machine.this(config.device)
+    if machine.gpu is not None:
+        check_served(config, spec, machine.gpu)
+    where = "on the CPU" if machine.gpu is None else "on a GPU"
     reasons: dict[str, str] = {}
 
     def choose(name: str, value: Any, reason: str) -> Any:
@@ -112,7 +127,7 @@ def resolve(config: EngineConfig, spec: AnySpec, machine: Machine | None = None)
         return value
 
     page_size = choose("page_size", PAGE_SIZE, "the block of tokens that is cached and found again")
-    dtype = choose("dtype", *_dtype(spec))
+    dtype = choose("dtype", *_dtype(spec, config.device))
     kv_cache_dtype = choose("kv_cache_dtype", dtype, "that of --dtype")
     if kv_cache_dtype == "int8" and isinstance(spec, TransformersSpec) and spec.has_position_bias:
         raise ConfigError(
@@ -120,7 +135,10 @@ def resolve(config: EngineConfig, spec: AnySpec, machine: Machine | None = None)
             "whose keys hold biases of positions"
         )
     weights = weight_bytes(spec, dtype if config.quantization == "none" else config.quantization)
-    max_running = choose("max_running_requests", MAX_RUNNING_REQUESTS, "default on the CPU")
+    running = MAX_RUNNING_REQUESTS if machine.gpu is None else GPU_RUNNING_REQUESTS
+    max_running = choose("max_running_requests", running, f"default {where}")
+    prefill = CHUNKED_PREFILL_SIZE if machine.gpu is None else GPU_PREFILL_SIZE
+    chunk = choose("chunked_prefill_size", prefill, f"default {where}")
     context_length = choose(
         "context_length", spec.max_position_embeddings, "the context that the model was made for"
     )
@@ -129,15 +147,25 @@ def resolve(config: EngineConfig, spec: AnySpec, machine: Machine | None = None)
             f"--context-length {context_length} is more than the {spec.max_position_embeddings} "
             "tokens that the model was made for"
         )
-    pool_tokens = choose(
-        "max_total_tokens",
-        *_pool_tokens(spec, kv_cache_dtype, weights, page_size, context_length, max_running, machine),
-    )
+    most_tokens = max_running * -(-context_length // page_size) * page_size
+    budget: GpuBudget | None = None
+    if machine.gpu is None:
+        pool = _pool_tokens(spec, kv_cache_dtype, weights, page_size, most_tokens, context_length, machine)
+    else:
+        budget = gpu_budget(config, spec, machine.gpu, weights, dtype, context_length, max_running, chunk)
+        pool = budget.pool_tokens(most_tokens, block_bytes(spec, page_size, kv_cache_dtype), page_size)
+    pool_tokens = choose("max_total_tokens", *pool)
     pool_tokens -= pool_tokens % page_size
     if pool_tokens < page_size:
-        raise ConfigError(_no_room(config, dtype, weights, page_size, machine))
+        raise ConfigError(_no_room(config, dtype, weights, page_size, machine, budget))
     pool_bytes = pool_tokens // page_size * block_bytes(spec, page_size, kv_cache_dtype)
-    if config.max_total_tokens is not None and weights + pool_bytes > machine.memory_bytes:
+    if budget is not None and pool_bytes > budget.left_bytes:
+        raise ConfigError(
+            f"--max-total-tokens {config.max_total_tokens} needs {pool_bytes / 2**30:.1f} GiB, and there "
+            f"are: {budget}"
+        )
+    is_chosen = config.max_total_tokens is not None and budget is None
+    if is_chosen and weights + pool_bytes > machine.memory_bytes:
         raise ConfigError(
             f"--max-total-tokens {config.max_total_tokens} needs {pool_bytes / 2**30:.1f} GiB beside the "
             f"weights, and {machine.memory_bytes / 2**30:.1f} GiB of memory are available"
@@ -150,9 +178,11 @@ def resolve(config: EngineConfig, spec: AnySpec, machine: Machine | None = None)
             )
         context_length = pool_tokens
         reasons["context_length"] = "the size of the KV cache, which is smaller than the model's context"
-    chunk = choose("chunked_prefill_size", CHUNKED_PREFILL_SIZE, "default on the CPU")
     return ResolvedConfig(
         model_path=config.model_path,
+        device=config.device,
+        deterministic=config.deterministic,
+        captures_graphs=_can_capture(config, spec),
         load_format=config.load_format,
         dtype=dtype,
         quantization=config.quantization,
@@ -166,7 +196,7 @@ def resolve(config: EngineConfig, spec: AnySpec, machine: Machine | None = None)
         ),
         max_queued_tokens=config.max_queued_tokens,
         chunked_prefill_size=chunk,
-        target_itl_ms=choose("target_itl_ms", TARGET_ITL_MS, "default on the CPU"),
+        target_itl_ms=choose("target_itl_ms", TARGET_ITL_MS, f"default {where}"),
         schedule_policy=config.schedule_policy,
         disable_radix_cache=config.disable_radix_cache,
         disable_jump_forward=config.disable_jump_forward,
@@ -176,12 +206,19 @@ def resolve(config: EngineConfig, spec: AnySpec, machine: Machine | None = None)
         ),
         cpu_isa=choose("cpu_isa", "auto", "the best that the machine has"),
         debug_checks=config.debug_checks,
+        memory="" if budget is None else str(budget),
         reasons=reasons,
     )
 
 
-def _dtype(spec: AnySpec) -> tuple[str, str]:
-    if spec.dtype == "float16":
+def _can_capture(config: EngineConfig, spec: AnySpec) -> bool:
+    """Experts are run by how many rows each has, which the host must know: no launch of a whole step."""
+    has_experts = isinstance(spec, ModelSpec) and spec.experts is not None
+    return config.device == "cuda" and not config.disable_cuda_graph and not has_experts
+
+
+def _dtype(spec: AnySpec, device: str) -> tuple[str, str]:
+    if spec.dtype == "float16" and device == "cpu":
         return "float32", "the checkpoint is float16, which float32 keeps exactly"
     return spec.dtype, "that of the checkpoint"
 
@@ -191,8 +228,8 @@ def _pool_tokens(
     kv_cache_dtype: str,
     weights: int,
     page_size: int,
+    most_tokens: int,
     context_length: int,
-    max_running: int,
     machine: Machine,
 ) -> tuple[int, str]:
     """KV tokens and why: modest, but one whole context if half of the memory that is left allows it."""
@@ -201,9 +238,8 @@ def _pool_tokens(
     one_context = -(-context_length // page_size) * one_block
     wanted = max(SMALL_POOL_BYTES, weights, one_context)
     blocks = blocks_that_fit(spec, page_size, kv_cache_dtype, min(wanted, half_left))
-    most = max_running * -(-context_length // page_size)
-    if blocks >= most:
-        return most * page_size, "a whole context for each running request"
+    if blocks * page_size >= most_tokens:
+        return most_tokens, "a whole context for each running request"
     megabytes = blocks * one_block // 2**20
     if half_left < wanted:
         return blocks * page_size, f"{megabytes} MB: half of the memory that the weights leave"
@@ -211,9 +247,18 @@ def _pool_tokens(
     return blocks * page_size, f"{megabytes} MB: {why.get(wanted, 'as much as the weights')}"
 
 
-def _no_room(config: EngineConfig, dtype: str, weights: int, page_size: int, machine: Machine) -> str:
+def _no_room(
+    config: EngineConfig,
+    dtype: str,
+    weights: int,
+    page_size: int,
+    machine: Machine,
+    budget: GpuBudget | None,
+) -> str:
     if config.max_total_tokens is not None:
         return f"--max-total-tokens {config.max_total_tokens} is less than one block of {page_size} tokens"
+    if budget is not None:
+        return f"the model does not fit {budget.name}: {budget}"
     return (
         f"the model does not fit: its weights take {weights / 2**30:.1f} GiB as "
         f"{dtype if config.quantization == 'none' else config.quantization}, "

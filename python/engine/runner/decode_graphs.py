@@ -123,7 +123,8 @@ def cuda_capture() -> Capture:
 
     def capture(run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        # Another thread may be loading an adapter, which allocates: that is not part of this capture.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             hidden = run()
         return graph.replay, hidden
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from engine.models.any_model import AnySpec
 from engine.models.spec import ModelSpec, num_elements
 
-DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
-WEIGHT_BYTES = {**DTYPE_BYTES, "bf16_dot": 2, "int8": 1 + 4 / 128, "int4": 1 / 2 + 2 / 32}
+DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+WEIGHT_BYTES = {**DTYPE_BYTES, "bf16_dot": 2, "int8": 1 + 4 / 128, "int4": 1 / 2 + 2 / 32, "fp8": 1}
 """Per weight, with its share of the scales."""
 CODE_BYTES = {"int8": 1.0, "int4": 0.5, "int4_affine": 0.5}
 SCALE_BYTES = {"int8": 4, "int4": 2, "int4_affine": 8}
@@ -16,8 +16,8 @@ TEXT_BLOCK_SIZE = 16
 
 
 def block_bytes(spec: AnySpec, block_size: int, dtype: str) -> int:
-    """Keys and values of one block, over all layers; of int8 with the scales."""
-    head_bytes = spec.head_dim + 4 if dtype == "int8" else spec.head_dim * DTYPE_BYTES[dtype]
+    """Keys and values of one block, over all layers; of 8 bits with the scales."""
+    head_bytes = spec.head_dim + 4 if dtype in ("int8", "fp8") else spec.head_dim * DTYPE_BYTES[dtype]
     return 2 * spec.num_layers * spec.num_kv_heads * block_size * head_bytes
 
 
@@ -45,7 +45,11 @@ def text_bytes(spec: ModelSpec, dtype: str, max_tokens: int, max_len: int) -> in
     """Keys, values and rows of the largest batch that a decoder embeds; a text whose tokens see both ways is
     computed as a whole."""
     num_rows = max_tokens if spec.is_causal else max(max_tokens, max_len)
-    row = 4 * spec.hidden_size + 2 * spec.num_heads * spec.head_dim + spec.qkv_size
-    row += 3 * spec.intermediate_size
     num_blocks = num_text_blocks(max_tokens, max_len, TEXT_BLOCK_SIZE)
-    return num_blocks * block_bytes(spec, TEXT_BLOCK_SIZE, dtype) + 4 * num_rows * row
+    return num_blocks * block_bytes(spec, TEXT_BLOCK_SIZE, dtype) + 4 * num_rows * row_elements(spec)
+
+
+def row_elements(spec: ModelSpec) -> int:
+    """Of everything that the workspace keeps of a row."""
+    row = 4 * spec.hidden_size + 2 * spec.num_heads * spec.head_dim + spec.qkv_size
+    return row + 3 * spec.intermediate_size

@@ -87,7 +87,11 @@ class ModelRunner:
             )
         sites = self._model.lora_sites()
         self.adapter_reader = (
-            AdapterReader(sites, model_path, dtype=dtype, max_rank=max_lora_rank, ops=ops) if sites else None
+            AdapterReader(
+                sites, model_path, dtype=dtype, max_rank=max_lora_rank, ops=ops, placement=placement
+            )
+            if sites
+            else None
         )
         """None for a model that takes no adapters."""
 

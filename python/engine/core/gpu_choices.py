@@ -1,0 +1,128 @@
+"""What can be chosen for a GPU, and what of its memory goes where: said before anything is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from engine.config.engine_config import EngineConfig
+from engine.errors import ConfigError
+from engine.models.any_model import AnySpec
+from engine.models.spec import ModelSpec
+from engine.runner.gpu import FP8_CAPABILITY, Gpu
+from engine.runner.memory import DTYPE_BYTES, row_elements
+
+MEM_FRACTION_STATIC = 0.88
+HEAD_DIMS = range(64, 257, 16)
+"""What the attention kernels take."""
+
+_CPU_ONLY = {
+    "quantization": {"bf16_dot"},
+    "kv_cache_dtype": {"int8"},
+}
+_GPU_ONLY = {
+    "dtype": {"float16"},
+    "quantization": {"fp8"},
+    "kv_cache_dtype": {"fp8"},
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GpuBudget:
+    """The memory of a GPU in bytes. `fraction` of it is given away at start; libraries, graphs and adapters
+    take from the rest."""
+
+    name: str
+    total_bytes: int
+    in_use_bytes: int
+    fraction: float
+    weight_bytes: int
+    step_bytes: int
+    """Rows between layers, logits, tables of positions."""
+
+    @property
+    def left_bytes(self) -> int:
+        """For the KV cache; negative where even the rest does not fit."""
+        static = int(self.total_bytes * self.fraction)
+        return static - self.in_use_bytes - self.weight_bytes - self.step_bytes
+
+    def pool_tokens(self, most_tokens: int, block_bytes: int, block_size: int) -> tuple[int, str]:
+        """Tokens of the KV cache, and why. One block more is for rows that fill up captured steps."""
+        num_blocks = max(self.left_bytes, 0) // block_bytes - 1
+        if num_blocks * block_size >= most_tokens:
+            return most_tokens, f"a whole context for each running request, and room for more: {self}"
+        return num_blocks * block_size, str(self)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.fraction:g} of {_gib(self.total_bytes)} - {_gib(self.in_use_bytes)} in use - "
+            f"{_gib(self.weight_bytes)} of weights - {_gib(self.step_bytes)} for a step = "
+            f"{_gib(self.left_bytes)} for the KV cache"
+        )
+
+
+def check_device_flags(config: EngineConfig) -> None:
+    """Raises: `ConfigError` for a choice that the other device has."""
+    elsewhere = _GPU_ONLY if config.device == "cpu" else _CPU_ONLY
+    other = "--device cuda" if config.device == "cpu" else "the CPU"
+    for field, values in elsewhere.items():
+        if (value := getattr(config, field)) in values:
+            raise ConfigError(f"--{field.replace('_', '-')} {value} is for {other}")
+    if config.device == "cpu":
+        given = {"mem_fraction_static": config.mem_fraction_static is not None}
+        given["disable_cuda_graph"] = config.disable_cuda_graph
+    else:
+        given = {name: bool(getattr(config, name)) for name in ("num_threads", "packed_cache")}
+    for field, is_given in given.items():
+        if is_given:
+            raise ConfigError(f"--{field.replace('_', '-')} is for {other}")
+
+
+def check_served(config: EngineConfig, spec: AnySpec, gpu: Gpu) -> None:
+    """Raises: `ConfigError` for a model, or something beside it, that is not computed on a GPU yet."""
+    if not isinstance(spec, ModelSpec):
+        _refuse(f"{spec.architecture} runs through transformers")
+    if spec.head_dim not in HEAD_DIMS:
+        _refuse(f"its heads have {spec.head_dim} elements; kernels take multiples of 16 from 64 to 256")
+    if spec.stored and config.load_format != "dummy":
+        _refuse("its checkpoint holds weights in few bits")
+    for flag, value in (("--embedding-model", config.embedding_model), ("--pooling", config.pooling)):
+        if value is not None:
+            raise ConfigError(f"{flag}: --device cuda does not embed yet")
+    if config.quantization == "fp8" and gpu.capability < FP8_CAPABILITY:
+        raise ConfigError(
+            f"--quantization fp8 needs a GPU of compute capability 8.9 or more; {gpu.name} has "
+            f"{gpu.capability[0]}.{gpu.capability[1]}"
+        )
+
+
+def gpu_budget(
+    config: EngineConfig,
+    spec: AnySpec,
+    gpu: Gpu,
+    weights: int,
+    dtype: str,
+    context_length: int,
+    max_running: int,
+    chunk: int,
+) -> GpuBudget:
+    assert isinstance(spec, ModelSpec)
+    num_tokens = max(chunk, max_running + min(16, chunk))
+    rows = num_tokens * row_elements(spec) * DTYPE_BYTES[dtype]
+    logits = 2 * 4 * max_running * spec.vocab_size  # as they come, and as they are drawn from
+    tables = sum(4 * context_length * rope.rotary_dim for rope in set(spec.ropes) if rope)
+    return GpuBudget(
+        name=gpu.name,
+        total_bytes=gpu.total_bytes,
+        in_use_bytes=gpu.total_bytes - gpu.free_bytes,
+        fraction=config.mem_fraction_static or MEM_FRACTION_STATIC,
+        weight_bytes=weights,
+        step_bytes=rows + logits + tables,
+    )
+
+
+def _refuse(reason: str) -> None:
+    raise ConfigError(f"--device cuda does not serve this model yet: {reason}")
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB"

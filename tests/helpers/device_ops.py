@@ -1,0 +1,129 @@
+"""The ops of the CUDA backend with its conventions, made of references: a model on CPU tensors as on a GPU.
+
+Keys lie as values do, activations have any dtype, the plan is a `DevicePlan`, a cache of fp8 has scales.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from engine import _native
+from engine.ops import reference
+from engine.ops.cuda.plan import DevicePlan, split_rows
+from engine.ops.reference import (
+    LoraAdapter,
+    LoraPlan,
+    PackedMatrix,
+    add_rms_norm,
+    clamped_swiglu,
+    embedding,
+    erf_gelu_mul,
+    gelu_mul,
+    linear,
+    lora,
+    lora_embedding,
+    rms_norm,
+    rope,
+    silu_mul,
+    softcap,
+)
+from engine.ops.sampling import SamplingTensors
+
+__all__ = [
+    "ExecutionContext",
+    "LoraAdapter",
+    "LoraPlan",
+    "PackedMatrix",
+    "add_rms_norm",
+    "append_kv",
+    "clamped_swiglu",
+    "embedding",
+    "erf_gelu_mul",
+    "gated_linear",
+    "gelu_mul",
+    "linear",
+    "lora",
+    "lora_embedding",
+    "paged_attention",
+    "rms_norm",
+    "rope",
+    "rope_append_kv",
+    "sample",
+    "score_tokens",
+    "silu_mul",
+    "softcap",
+]
+
+LARGEST_FP8 = 448.0
+
+
+class ExecutionContext:
+    """`lose` makes it one whose GPU is gone."""
+
+    def __init__(self, num_threads: int = 1, isa: str = "auto", *, is_deterministic: bool = False) -> None:
+        self.isa, self.num_threads, self.is_deterministic = "sm_00", num_threads, is_deterministic
+        self.kernel_seconds = 0.0, 0.0
+        self.is_lost = False
+        self.native = _native.ExecutionContext(1)
+
+    def report_to(self, board) -> None: ...
+
+
+def append_kv(ctx, k, v, k_cache, v_cache, slot_ids, kv_scales=None) -> None:
+    assert k_cache.shape == v_cache.shape, "keys lie as values do"
+    if kv_scales is not None:
+        block_size = v_cache.shape[2]
+        blocks, offsets = slot_ids // block_size, slot_ids % block_size
+        for which, (heads, cache) in enumerate(((k, k_cache), (v, v_cache))):
+            scales = heads.float().abs().amax(-1) / LARGEST_FP8
+            kv_scales[blocks, :, which, offsets] = scales
+            codes = heads.float() / scales.clamp_min(1e-30)[..., None]
+            cache.view(torch.uint8)[blocks, :, offsets] = codes.to(cache.dtype).view(torch.uint8)
+        return
+    reference.append_kv(ctx, k, v, k_cache.transpose(2, 3), v_cache, slot_ids)
+
+
+def rope_append_kv(ctx, q, k, v, cos, sin, positions, k_cache, v_cache, slot_ids, kv_scales=None) -> None:
+    rope(ctx, q, k, cos, sin, positions)
+    append_kv(ctx, k, v, k_cache, v_cache, slot_ids, kv_scales)
+
+
+def paged_attention(
+    ctx, q, k_cache, v_cache, plan, scale, window, softcap, out, sinks=None, kv_scales=None
+) -> None:
+    check_plan(plan)
+    if kv_scales is not None:
+        k_cache, v_cache = k_cache.float(), v_cache.float()
+    reference.paged_attention(
+        ctx, q, k_cache.transpose(2, 3), v_cache, plan, scale, window, softcap, out, sinks, kv_scales
+    )
+
+
+def check_plan(plan) -> None:
+    """The lists of work cover every query once, within the bounds that launches follow from."""
+    assert isinstance(plan, DevicePlan)
+    decode_rows, tiles = split_rows(plan.cu_seqlens_q.numpy())
+    assert np.array_equal(plan.decode_rows.numpy(), decode_rows)
+    assert np.array_equal(plan.tiles.numpy(), tiles)
+    lens = plan.kv_lens
+    assert lens.max() <= plan.max_kv_len
+    assert len(decode_rows) == 0 or lens[plan.decode_rows.long()].max() <= plan.max_decode_kv_len
+
+
+def gated_linear(ctx, x, weight, bias, activation, out) -> None:
+    gate_up = x.new_empty(len(x), 2 * out.shape[1])
+    linear(ctx, x, weight, bias, gate_up)
+    {"silu": silu_mul, "gelu_tanh": gelu_mul, "gelu": erf_gelu_mul}[activation](ctx, gate_up, out)
+
+
+def sample(ctx, tensors: SamplingTensors) -> None:
+    from engine.ops import sampling
+
+    sampling.sample(ctx.native, tensors)
+
+
+def score_tokens(ctx, *args) -> None:
+    from engine.ops import sampling
+
+    sampling.score_tokens(ctx.native, *args)

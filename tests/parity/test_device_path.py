@@ -1,0 +1,124 @@
+"""The path of a GPU on CPU tensors: the same decoder with its placement, its plan and its graphs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from engine.errors import DeviceLost
+from engine.ops.placement import on_gpu
+from engine.scheduling.step_plan import StepPlan, StepRow
+from helpers import device_ops
+from helpers.tiny_models import KINDS, load_model, make_model, save_model
+from parity.driving import NUM_BLOCKS, generate, make_request, make_runner
+from parity.test_transformers import TOLERANCE, make_prompt, their_greedy, their_logits, worst_error
+
+LENGTH, NUM_TOKENS = 80, 24
+
+
+def device_runner(directory, dtype="float32", **options):
+    return make_runner(directory, dtype=dtype, ops=device_ops, placement=on_gpu(dtype, "cpu"), **options)
+
+
+class FakeGraphs:
+    """Captures a function by keeping it; counts what is captured and replayed."""
+
+    def __init__(self) -> None:
+        self.num_captured = self.num_replayed = 0
+
+    def __call__(self, run):
+        hidden, self.num_captured = run(), self.num_captured + 1
+
+        def replay():
+            self.num_replayed += 1
+            assert run().data_ptr() == hidden.data_ptr(), "results stay where they were"
+
+        return replay, hidden
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_are_those_of_transformers(kind, tmp_path):
+    model = make_model(kind)
+    graphs = FakeGraphs()
+    runner = device_runner(save_model(model, tmp_path), capture=graphs)
+    prompt = make_prompt(LENGTH)
+    tokens, logits = generate(runner, prompt, NUM_TOKENS, chunk=37)
+    assert tokens == their_greedy(model, prompt)[:NUM_TOKENS]
+    assert worst_error(logits, their_logits(model, prompt, tokens)) <= TOLERANCE
+    assert graphs.num_captured == 1 and graphs.num_replayed >= NUM_TOKENS - 3
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt_oss", "qwen3_moe"])
+def test_half_precision_error_is_no_larger_than_theirs(kind, dtype, tmp_path):
+    """Sums here are exact and theirs are not; both round rows between layers to the dtype.
+
+    The median row: where experts are, a rounding sends some rows elsewhere, ours or theirs.
+    """
+    save_model(make_model(kind).to(getattr(torch, dtype)), tmp_path)
+    prompt = make_prompt(200)
+    tokens, ours = generate(device_runner(tmp_path, dtype), prompt, NUM_TOKENS)
+    theirs, exact = (
+        their_logits(load_model(tmp_path, kind), prompt, tokens)
+        for kind in (getattr(torch, dtype), torch.float32)
+    )
+    our_error, their_error = ((logits - exact).square().mean(-1) for logits in (ours, theirs))
+    assert 0 < our_error.median() <= their_error.median()
+
+
+def test_an_fp8_cache_rounds_and_no_more(tmp_path):
+    """Its numbers have 4 bits of precision where bfloat16 has 8: 16 times the error, within a factor of 2."""
+    directory = save_model(make_model("llama"), tmp_path)
+    logits = {
+        kind: generate(device_runner(directory, kv_cache_dtype=kind), make_prompt(200), 1)[1]
+        for kind in ("float32", "bfloat16", "fp8")
+    }
+    fp8, bfloat16 = ((logits[kind] - logits["float32"]).norm() for kind in ("fp8", "bfloat16"))
+    assert 8 <= fp8 / bfloat16 <= 32
+
+
+def test_rows_that_fill_up_a_step_touch_no_block_of_a_request(tmp_path):
+    """Three rows run in a graph of four; NaN in all other blocks must not be read, nor written over."""
+    graphs = FakeGraphs()
+    runner = device_runner(save_model(make_model("llama"), tmp_path), capture=graphs)
+    lengths, num_steps = (5, 17, 40), 6
+    requests = [make_request(make_prompt(length)) for length in lengths]
+    for index, request in enumerate(requests):
+        request.block_table = np.arange(16 * index, 16 * index + 16, dtype=np.int32)
+        request.num_blocks = 16
+    for layer in runner.kv_cache.layers:
+        layer.keys.fill_(float("nan"))
+        layer.values.fill_(float("nan"))
+    runner.execute(StepPlan([StepRow(request, 0, request.num_known, True) for request in requests]))
+    for request, length in zip(requests, lengths, strict=True):
+        request.num_computed = length
+    for _ in range(num_steps):
+        for request in requests:
+            request.token_ids[request.num_known] = 7
+            request.num_known += 1
+        plan = StepPlan([StepRow(request, request.num_computed, 1, True) for request in requests])
+        assert (runner.execute(plan).token_ids >= 0).all()
+        for request in requests:
+            request.num_computed += 1
+    assert graphs.num_captured == 1 and graphs.num_replayed == num_steps - 1
+    written = torch.zeros(NUM_BLOCKS + 1, dtype=torch.bool)
+    written[runner.kv_cache.layers[0].keys.isfinite().flatten(1).any(1)] = True
+    num_own = [-(-(length + num_steps) // 16) for length in lengths]
+    own = {16 * index + block for index, count in enumerate(num_own) for block in range(count)}
+    assert set(written.nonzero().flatten().tolist()) == own | {NUM_BLOCKS}
+
+
+def test_a_lost_gpu_is_told_from_a_step_that_failed(tmp_path, monkeypatch):
+    runner = device_runner(save_model(make_model("llama"), tmp_path))
+    plan = StepPlan([StepRow(make_request([5, 6]), 0, 2, True)])
+
+    def fail(*arguments):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nand more")
+
+    monkeypatch.setattr(device_ops, "paged_attention", fail)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        runner.execute(plan)
+    runner.context.is_lost = True
+    with pytest.raises(DeviceLost, match="computes nothing more for this process: CUDA error: an illegal"):
+        runner.execute(plan)
