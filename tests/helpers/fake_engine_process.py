@@ -18,13 +18,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from engine.core import engine_process
 from engine.core.engine_core import EngineCore
 from engine.core.messages import EngineReady
-from engine.errors import CheckpointError
+from engine.errors import CheckpointError, DeviceLost
 from engine.scheduling.settings import SchedulerSettings
 from helpers.engines import FakeRunner
 from helpers.prefix_cache import PlainPrefixCache
 
 NUM_BLOCKS, BLOCK_SIZE, VOCAB_SIZE = 64, 16, 50
-RAISES, CRASHES, HANGS, SLOW = 49, 48, 47, 46
+RAISES, CRASHES, HANGS, SLOW, LOSES_GPU = 49, 48, 47, 46, 45
 SETTINGS = SchedulerSettings(
     context_length=NUM_BLOCKS * BLOCK_SIZE,
     vocab_size=VOCAB_SIZE,
@@ -47,6 +47,8 @@ class FragileRunner(FakeRunner):
                     time.sleep(3600)
                 case 46:
                     time.sleep(0.01)
+                case 45:
+                    raise DeviceLost("the GPU computes nothing more for this process: illegal address")
         return super().execute(plan)
 
 

@@ -12,6 +12,7 @@ from engine.scheduling.step_plan import StepPlan, StepRow
 from helpers import device_ops
 from helpers.tiny_models import KINDS, load_model, make_model, save_model
 from parity.driving import NUM_BLOCKS, generate, make_request, make_runner
+from parity.test_p1 import FEW_BLOCKS, Answers, Machine, make_mix
 from parity.test_transformers import TOLERANCE, make_prompt, their_greedy, their_logits, worst_error
 
 LENGTH, NUM_TOKENS = 80, 24
@@ -122,3 +123,21 @@ def test_a_lost_gpu_is_told_from_a_step_that_failed(tmp_path, monkeypatch):
     runner.context.is_lost = True
     with pytest.raises(DeviceLost, match="computes nothing more for this process: CUDA error: an illegal"):
         runner.execute(plan)
+
+
+def test_a_mix_is_answered_as_on_the_cpu(tmp_path):
+    """Shared prefixes, chunks, preemption, penalties, filters, scores and graphs: the same tokens."""
+    save_model(make_model("mistral"), tmp_path)
+    mix = make_mix()[::2]
+    graphs = FakeGraphs()
+    placed = {"ops": device_ops, "placement": on_gpu("float32", "cpu"), "capture": graphs}
+    answers, expected = (
+        Machine(tmp_path, dtype="float32", **options).answer([mix], chunk=64, num_blocks=FEW_BLOCKS)
+        for options in (placed, {})
+    )
+    assert tokens_of(answers) == tokens_of(expected)
+    assert expected.num_preemptions == answers.num_preemptions > 0 and graphs.num_replayed > 10
+
+
+def tokens_of(answers: Answers) -> dict:
+    return {key: [entry[:2] for entry in entries] for key, entries in answers.tokens.items()}

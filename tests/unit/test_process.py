@@ -207,7 +207,7 @@ def test_a_crowd_that_comes_and_goes():
     assert 3 <= len(errors) <= 30
 
 
-@pytest.mark.parametrize("how", ["killed from outside", "crash in a step"])
+@pytest.mark.parametrize("how", ["killed from outside", "crash in a step", "lost GPU"])
 def test_death_fails_what_is_in_flight_and_service_resumes(how):
     async def main():
         async with running() as client:
@@ -222,7 +222,8 @@ def test_death_fails_what_is_in_flight_and_service_resumes(how):
                 client.cancel("r3")
                 streams.pop()
                 with contextlib.suppress(Overloaded):
-                    await client.submit(generate("crash", [fake.CRASHES]))
+                    token = fake.CRASHES if how == "crash in a step" else fake.LOSES_GPU
+                    await client.submit(generate("crash", [token]))
             for stream in streams:
                 with pytest.raises(Overloaded) as caught:
                     await tokens_of(stream)
@@ -230,7 +231,8 @@ def test_death_fails_what_is_in_flight_and_service_resumes(how):
             with contextlib.suppress(Overloaded):
                 await waiting
             assert client.state is not EngineState.READY
-            assert "SIGKILL" in client.state_reason or "SIGSEGV" in client.state_reason
+            ends = {"killed from outside": "SIGKILL", "crash in a step": "SIGSEGV", "lost GPU": "SIGABRT"}
+            assert ends[how] in client.state_reason
             with pytest.raises(Overloaded) as caught:
                 await client.submit(generate("meanwhile", [1]))
             assert caught.value.slug == "engine_restarted"
