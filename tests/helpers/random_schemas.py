@@ -16,7 +16,7 @@ PATTERNS = (
     r"^[A-Z]\w{0,6}$",
     "^.{2,9}$",
 )
-SHORT_FORMATS = ("date", "date-time", "ipv4", "time", "uuid")
+SHORT_FORMATS = ("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uuid")
 
 
 def random_schema(seed: int) -> Schema:

@@ -12,6 +12,7 @@ import time
 
 import httpx
 import jsonschema
+import jsonschema_rs
 import openai
 import psutil
 import pydantic
@@ -212,7 +213,9 @@ def test_what_is_drawn_at_temperature_1_is_right(client):
             text, reason = "".join(c.delta.content or "" for c in choices), choices[-1].finish_reason
         reasons.append(reason)
         if reason == "stop":
-            jsonschema.validate(json.loads(text), schema)
+            value = json.loads(text)
+            jsonschema.validate(value, schema)
+            jsonschema_rs.Draft202012Validator(schema, validate_formats=True).validate(value)
 
     reasons: list[str | None] = []
     with concurrent.futures.ThreadPoolExecutor(8) as threads:

@@ -39,14 +39,18 @@ _DATE = (
     rf"|02-(?:0[1-9]|1\d|2[0-8]))|{_LEAP_YEAR}-02-29)"
 )
 _TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,6})?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
+_LABEL = "[A-Za-z0-9]{1,20}(?:-[A-Za-z0-9]{1,20}){0,2}"
+_ATOM = "[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]{1,20}"
+"""Four labels are a name of at most 253 characters, three atoms a mailbox of at most 64. Sources: RFC 1123,
+section 2.1, RFC 5321, section 4.5.3.1."""
 _BYTE = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 
 FORMATS: dict[str, str | None] = {
     "date": _DATE,
     "date-time": f"{_DATE}T{_TIME}",
     "duration": None,
-    "email": None,
-    "hostname": None,
+    "email": rf"{_ATOM}(?:\.{_ATOM}){{0,2}}@{_LABEL}(?:\.{_LABEL}){{1,2}}",
+    "hostname": rf"{_LABEL}(?:\.{_LABEL}){{0,3}}",
     "ipv4": rf"{_BYTE}(?:\.{_BYTE}){{3}}",
     "ipv6": None,
     "time": _TIME,
