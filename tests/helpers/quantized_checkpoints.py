@@ -63,6 +63,20 @@ def awq(q: Quantized) -> dict[str, torch.Tensor]:
     }
 
 
+def gemv(q: Quantized, group_size: int) -> dict[str, torch.Tensor]:
+    """Zero points fill words, and as many words as groups of 128 columns have."""
+    groups = q.scales.shape[1]
+    words = -(-groups // 8)
+    if group_size in (32, 64):
+        words = -(-words // (128 // group_size)) * (128 // group_size)
+    fill = (0, 8 * words - groups)
+    return {
+        "qweight": pack(q.codes),
+        "qzeros": pack(torch.nn.functional.pad(q.zeros, fill)),
+        "scales": torch.nn.functional.pad(q.scales, fill),
+    }
+
+
 def gptq(q: Quantized, bias: int = 1) -> dict[str, torch.Tensor]:
     return {
         "qweight": pack(q.codes).T.contiguous(),
@@ -111,6 +125,8 @@ def write_quantized(directory: Path, method: str, *, kind: str = "llama", group_
     dtype = options.get("dtype", torch.float16)
     writers = {
         "awq": awq,
+        "awq-gemv": lambda q: gemv(q, group_size),
+        "awq-symmetric": lambda q: {key: value for key, value in awq(q).items() if key != "qzeros"},
         "gptq": gptq,
         "gptq_v2": lambda q: gptq(q, 0),
         "pack-quantized": lambda q: packed(q, bits, symmetric, order),
@@ -121,6 +137,8 @@ def write_quantized(directory: Path, method: str, *, kind: str = "llama", group_
         "gptq": {"quant_method": "gptq", "bits": 4, "group_size": group_size or -1, "sym": symmetric},
     }
     configs["gptq"]["desc_act"] = order
+    configs["awq-gemv"] = {**configs["awq"], "version": "gemv"}
+    configs["awq-symmetric"] = {**configs["awq"], "zero_point": False}
     configs["gptq_v2"] = {**configs["gptq"], "checkpoint_format": "gptq_v2"}
     config = configs.get(method) or compressed(method, bits, group_size, symmetric, order)
     tensors: dict[str, torch.Tensor] = {}

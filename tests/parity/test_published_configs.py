@@ -155,8 +155,7 @@ def compressed(weights: dict, layout: str, **group: object) -> dict:
 )  # fmt: skip
 def test_published_quantization_configs(facts: dict, expected: tuple) -> None:
     """Of Qwen's AWQ, TheBloke's and GPTQModel's GPTQ, and llm-compressor's files."""
-    found = read_quantization({"quantization_config": facts})
-    assert found is not None
+    (found,) = read_quantization({"quantization_config": facts})
     facts_found = found.method, found.bits, found.group_size, found.is_symmetric, found.has_order
     assert facts_found == expected
 

@@ -25,6 +25,10 @@ CASES = {
     "awq": ("awq", {}, "int4_affine", 32),
     "awq-64": ("awq", {"group_size": 64}, "int4_affine", 32),
     "awq-128": ("awq", {"group_size": 128, "kind": "qwen2"}, "int4_affine", 128),
+    "awq-gemv": ("awq-gemv", {}, "int4_affine", 32),
+    "awq-gemv-64": ("awq-gemv", {"group_size": 64}, "int4_affine", 32),
+    "awq-gemv-128": ("awq-gemv", {"group_size": 128, "kind": "qwen2"}, "int4_affine", 128),
+    "awq-symmetric": ("awq-symmetric", {"symmetric": True}, "int4", 32),
     "gptq": ("gptq", {}, "int4_affine", 32),
     "gptq-symmetric": ("gptq", {"symmetric": True, "group_size": 128, "kind": "qwen2"}, "int4", 128),
     "gptq-bf16": ("gptq", {"symmetric": True, "dtype": BF16}, "int4_affine", 32),
@@ -132,6 +136,80 @@ def test_what_does_not_map_is_dequantised_with_a_warning(tmp_path, caplog, case)
     assert_same_bits(again[1], first[1])
 
 
+def mixed(tmp_path, *, also=()):
+    """The attention of 4 bits with groups, the MLP of 8 bits with a scale a row."""
+    few = write_quantized(tmp_path / "model", "pack-quantized", symmetric=True)
+    more = write_quantized(tmp_path / "more", "pack-quantized", bits=8, group_size=0)
+    paths = [tmp_path / name / "model.safetensors" for name in ("model", "more")]
+    tensors = [{k: v.clone() for k, v in load_file(path).items()} for path in paths]
+    save_file(
+        {k: v for k, v in tensors[0].items() if "mlp" not in k}
+        | {k: v for k, v in tensors[1].items() if "mlp" in k},
+        paths[0],
+    )
+    few.load_state_dict({k: v for k, v in more.state_dict().items() if "mlp" in k}, strict=False)
+    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("model", "more")]
+    groups = [config["quantization_config"]["config_groups"]["group_0"] for config in configs]
+    layout = configs[0]["quantization_config"]
+    layout["format"] = "mixed-precision"
+    layout["config_groups"] = {
+        str(i): {**group, "targets": ["re:.*"], "format": "pack-quantized"}
+        for i, group in enumerate([*groups, *also])
+    }
+    (tmp_path / "model" / "config.json").write_text(json.dumps(configs[0]))
+    return few, tmp_path / "model"
+
+
+def test_several_config_groups_are_told_apart_by_their_tensors(tmp_path):
+    model, directory = mixed(tmp_path)
+    slots, weights = make_runner(directory).model.slots(), model.state_dict()
+    for name, dtype in (("self_attn.o_proj", "int4"), ("mlp.down_proj", "int8")):
+        name = f"model.layers.1.{name}.weight"
+        assert slots[name].matrix.dtype == dtype
+        assert unpacked(slots[name].matrix).equal(weights[name])
+
+
+def test_config_groups_that_fit_no_matrix_or_too_many_are_refused(tmp_path):
+    _, directory = mixed(
+        tmp_path / "a", also=[{"weights": {"num_bits": 8, "strategy": "group", "group_size": 16}}]
+    )
+    assert "more than one of the config_groups" in refusal(directory)
+    _, directory = mixed(tmp_path / "b")
+    path = directory / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    tensors["model.layers.0.mlp.up_proj.weight_scale"] = torch.ones(192, 2)
+    save_file(tensors, path)
+    assert "model.layers.0.mlp.up_proj: none of the config_groups" in refusal(directory)
+
+
+@pytest.mark.parametrize("method", ["awq", "awq-symmetric", "gptq", "pack-quantized", "int-quantized"])
+def test_models_through_transformers_are_dequantised(tmp_path, caplog, method):
+    options = {"order": True} if method == "gptq" else {"symmetric": method != "awq"}
+    model = write_quantized(tmp_path / "model", method, kind="stablelm", **options)
+    runner = make_runner(tmp_path / "model")
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == 1 and "21 matrices are int" in told[0] and "they are dequantised" in told[0]
+    assert runner.verdict == (True, "")
+    name = "model.layers.2.mlp.down_proj.weight"
+    assert unpacked(runner.model.slots()[name].matrix).equal(model.state_dict()[name])
+    prompt = make_prompt(70)
+    tokens, ours = generate(runner, prompt, 8)
+    theirs = their_logits(model, prompt, tokens)
+    assert theirs.argmax(-1).tolist() == tokens
+    assert float((ours - theirs).abs().max() / theirs.std()) < 1e-4
+    rounded = make_runner(tmp_path / "model", dtype="bfloat16").model.slots()[name].matrix
+    assert unpacked(rounded).equal(model.state_dict()[name].bfloat16().float())
+
+
+def test_a_broken_quantised_checkpoint_through_transformers_is_named(tmp_path):
+    write_quantized(tmp_path, "awq", kind="stablelm")
+    path = tmp_path / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    del tensors["model.layers.1.mlp.up_proj.qzeros"]
+    save_file(tensors, path)
+    assert "lacks model.layers.1.mlp.up_proj.qzeros" in refusal(tmp_path)
+
+
 def test_zero_points_that_awq_holds_count_whatever_it_says(tmp_path):
     """As for AutoAWQ's own reader."""
     model, directory = make(tmp_path, "awq")
@@ -211,9 +289,11 @@ def refusal(directory) -> str:
     ("case", "change", "message"),
     [
         ("awq", {"bits": 3}, "awq with 3 bits is not supported"),
-        ("awq", {"version": "gemv"}, "awq version 'gemv' is not supported"),
+        ("awq", {"version": "marlin"}, "awq version 'marlin' is not supported"),
+        ("awq", {"version": "gemv"}, r"\.(qweight|scales|qzeros) has shape .*, expected"),
+        ("awq-symmetric", {"zero_point": True}, "the checkpoint lacks .*qzeros"),
         ("awq", {"group_size": 48}, r"qzeros has shape .*, expected"),
-        ("int8-groups", {"config_groups": {"a": {}, "b": {}}}, "needs one config_group with weights"),
+        ("int8-groups", {"config_groups": {"a": {}, "b": {}}}, "needs a config_group with weights"),
         ("awq", {"group_size": "x"}, "group_size must be an integer"),
         ("awq", {"group_size": 64}, r"qzeros has shape .*, expected"),
         (
@@ -228,8 +308,8 @@ def refusal(directory) -> str:
         ("gptq-order", {"desc_act": False}, "g_idx has an order of its own"),
         ("packed", {"format": "float-quantized"}, "format 'float-quantized' is not supported"),
         ("packed", {"format": "int-quantized"}, "4 bits of type 'int' are not supported"),
-        ("packed", {"config_groups": {}}, "needs one config_group"),
-        ("packed", {"config_groups": 7}, "needs one config_group"),
+        ("packed", {"config_groups": {}}, "needs a config_group"),
+        ("packed", {"config_groups": 7}, "needs a config_group"),
         ("int8-rows", {"format": "pack-quantized"}, "no tensor is stored so"),
     ],
 )

@@ -126,7 +126,11 @@ def test_kinds_that_are_refused(tmp_path: Path, family: str, changes: dict, mess
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"quantization_config": {"quant_method": "awq"}}, "quantised checkpoints are not supported"),
+        (
+            {"quantization_config": {"quant_method": "fp8"}},
+            "checkpoints quantised by 'fp8' are not supported",
+        ),
+        ({"quantization_config": {"quant_method": "awq"}}, "awq with None bits is not supported"),
         ({"model_type": "made_up"}, "unsupported architecture: StableLmForCausalLM; neither"),
         ({"model_type": ["a"]}, "unsupported architecture: StableLmForCausalLM; neither"),
         ({"hidden_size": "many"}, "transformers cannot build this model"),

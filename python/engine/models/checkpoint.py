@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from engine.gguf_file import GGUFFile, is_gguf
 from engine.models.gguf_weights import load_gguf
 from engine.models.hf_config import read_config
-from engine.models.quantized_config import quantized_matrices, read_quantization
+from engine.models.quantized_config import Quantization, quantized_matrices, read_quantization
 from engine.models.quantized_weights import with_quantized
 from engine.models.spec import ModelSpec
 from engine.models.text_part import is_of_other_part, name_in_part
@@ -36,18 +37,12 @@ def load_weights(
         return
     names = tensor_names(path)
     theirs = {name_in_part(name): name for name in names}
-    if quantization := read_quantization(read_config(path)):
-        stored = list(spec.stored)
-        if not quantization.is_packable:
-            ours = map(name_in_part, quantized_matrices(Path(path), quantization))
-            stored = [name for name in ours if not is_ignored(f"{name}.weight")]
-            log.warning(
-                "%s: %d matrices are %s, which no packed format holds; they are dequantised",
-                Path(path).name,
-                len(stored),
-                quantization.kind,
-            )
-        slots = with_quantized(slots, quantization, stored, theirs)
+    if quantizations := read_quantization(read_config(path)):
+        found = quantized_matrices(Path(path), quantizations)
+        stored = {name_in_part(name): matrix.quantization for name, matrix in found.items()}
+        stored = {name: kind for name, kind in stored.items() if not is_ignored(f"{name}.weight")}
+        warn_of_dequantized(path, stored)
+        slots = with_quantized(slots, stored, theirs)
     has_parts = theirs.keys() != names
     load_checkpoint(
         path,
@@ -55,3 +50,12 @@ def load_weights(
         is_ignored=lambda name: is_ignored(name_in_part(name)) or (has_parts and is_of_other_part(name)),
         progress=progress,
     )
+
+
+def warn_of_dequantized(path: str | Path, stored: Mapping[str, Quantization]) -> None:
+    """One line for each kind of matrices that no packed format holds, or no model takes as they are."""
+    for kind, count in Counter(kind for kind in stored.values() if not kind.is_packable).items():
+        why = "models through transformers do not take" if kind.is_dequantized else "no packed format holds"
+        log.warning(
+            "%s: %d matrices are %s, which %s; they are dequantised", Path(path).name, count, kind.kind, why
+        )

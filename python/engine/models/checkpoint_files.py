@@ -45,9 +45,12 @@ def checkpoint_files(directory: Path) -> list[Path]:
     return [directory / name for name in sorted(names)]
 
 
-def stored_dtypes(directory: Path) -> dict[str, str]:
-    """The dtype of every tensor as the format calls it. Raises: `CheckpointError` as `checkpoint_files`."""
-    return {name: dtype for name, dtype, _ in _headers(directory)}
+def stored_tensors(directory: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Dtype, as the format calls it, and shape of every tensor.
+
+    Raises: `CheckpointError` as `checkpoint_files`.
+    """
+    return {name: (dtype, shape) for name, dtype, shape, _ in _headers(directory)}
 
 
 def usual_dtype(directory: Path) -> str | None:
@@ -56,14 +59,14 @@ def usual_dtype(directory: Path) -> str | None:
     Raises: `CheckpointError` for broken files.
     """
     num_bytes: Counter[str] = Counter()
-    for _, dtype, size in _headers(directory):
+    for _, dtype, _, size in _headers(directory):
         if dtype in _DTYPES:
             num_bytes[_DTYPES[dtype]] += size
     return max(num_bytes, key=lambda dtype: num_bytes[dtype], default=None)
 
 
-def _headers(directory: Path) -> Iterator[tuple[str, str, int]]:
-    """Name, dtype and bytes of every tensor."""
+def _headers(directory: Path) -> Iterator[tuple[str, str, tuple[int, ...], int]]:
+    """Name, dtype, shape and bytes of every tensor."""
     for path in checkpoint_files(directory):
         try:
             with path.open("rb") as file:
@@ -72,6 +75,6 @@ def _headers(directory: Path) -> Iterator[tuple[str, str, int]]:
             for name, entry in entries.items():
                 if name != "__metadata__":
                     start, end = entry["data_offsets"]
-                    yield name, str(entry["dtype"]), int(end) - int(start)
+                    yield name, str(entry["dtype"]), tuple(map(int, entry["shape"])), int(end) - int(start)
         except (OSError, ValueError, struct.error, TypeError, KeyError, AttributeError, RecursionError):
             raise CheckpointError(f"{path.name} is broken or truncated") from None

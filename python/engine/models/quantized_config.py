@@ -6,17 +6,19 @@ Source: the quantization_config that AutoAWQ, GPTQModel and compressed-tensors w
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.errors import CheckpointError, ConfigError
-from engine.models.checkpoint_files import stored_dtypes
+from engine.models.checkpoint_files import stored_tensors
 from engine.models.hf_config import flag, integer
 from engine.models.spec import StoredFormat
 
 SUPPORTED = "awq, gptq and compressed-tensors"
+Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Dtype and shape of each tensor of a checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,9 @@ class Quantization:
     zero_bias: int = 0
     """What is added to stored zero points."""
 
+    is_dequantized: bool = False
+    """Whether it becomes floats even where a packed matrix could hold it."""
+
     @property
     def group_len(self) -> int:
         """Of packed matrices: larger groups are taken apart into these."""
@@ -44,7 +49,8 @@ class Quantization:
     @property
     def is_packable(self) -> bool:
         """Whether a packed matrix holds exactly this; otherwise it becomes floats while it is loaded."""
-        return self.group_size % 32 == 0 and (self.bits == 4 or self.is_symmetric)
+        is_exact = self.group_size % 32 == 0 and (self.bits == 4 or self.is_symmetric)
+        return is_exact and not self.is_dequantized
 
     @property
     def kind(self) -> str:
@@ -60,57 +66,97 @@ class Quantization:
         return StoredFormat(dtype, self.group_len, self.has_order)
 
 
-def read_quantization(config: Mapping[str, Any]) -> Quantization | None:
-    """None for checkpoints in full precision, and where the family reads its own.
+def read_quantization(config: Mapping[str, Any]) -> tuple[Quantization, ...]:
+    """The ways in which matrices may be stored: none for checkpoints in full precision, and where the family
+    reads its own.
 
     Raises: `ConfigError`, one line, for methods and settings that are not supported.
     """
     facts = config.get("quantization_config")
     method = facts.get("quant_method") if isinstance(facts, Mapping) else None
     if not isinstance(method, str) or method not in _READERS:
-        return None
-    return _READERS[method](facts)
+        return ()
+    found = _READERS[method](facts)
+    return found if isinstance(found, tuple) else (found,)
 
 
 def is_supported(method: Any) -> bool:
     return isinstance(method, str) and method in _READERS
 
 
-def stored_formats(directory: Path, quantization: Quantization) -> dict[str, StoredFormat]:
+def stored_formats(directory: Path, quantizations: Sequence[Quantization]) -> dict[str, StoredFormat]:
     """The matrices that are packed as they are, by name without ".weight".
 
-    Raises: `CheckpointError` for broken files, and where none is quantised.
+    Raises: `CheckpointError` as `quantized_matrices`.
     """
-    scale_dtypes = quantized_matrices(directory, quantization)
-    if not quantization.is_packable:
-        return {}
-    return {name: quantization.stored(dtype) for name, dtype in scale_dtypes.items()}
+    found = quantized_matrices(directory, quantizations)
+    return {
+        name: stored.quantization.stored(stored.scale_dtype)
+        for name, stored in found.items()
+        if stored.quantization.is_packable
+    }
 
 
-def quantized_matrices(directory: Path, quantization: Quantization) -> dict[str, str]:
-    """The dtype of the scales of each quantised matrix, as the headers of the files name them.
+class StoredMatrix(NamedTuple):
+    """How one matrix is stored, and the dtype of its scales as the header of its file names it."""
 
-    Raises: `CheckpointError` for broken files, and where none is quantised.
+    quantization: Quantization
+    scale_dtype: str
+
+
+def quantized_matrices(directory: Path, quantizations: Sequence[Quantization]) -> dict[str, StoredMatrix]:
+    """Every quantised matrix by its name without ".weight". Where config.json has several ways, the tensors
+    of a matrix tell which it has, not the patterns of names there, which are written in several dialects.
+
+    Raises: `CheckpointError` for broken files, where none is quantised, and where no way fits, or several.
     """
-    dtypes = stored_dtypes(directory)
-    marker, scales = quantization.marker, quantization.scales
-    names = [name.removesuffix(marker) for name in dtypes if name.endswith(marker)]
-    names = [name for name in names if name + scales in dtypes]
-    if not names:
-        raise CheckpointError(f"config.json says {quantization.method}, but no tensor is stored so")
-    return {name: dtypes[name + scales] for name in names}
+    tensors = stored_tensors(directory)
+    found: dict[str, StoredMatrix] = {}
+    for marker, scales in dict.fromkeys((q.marker, q.scales) for q in quantizations):
+        for name in (name.removesuffix(marker) for name in tensors if name.endswith(marker)):
+            if name + scales in tensors:
+                ways = [q for q in quantizations if q.marker == marker]
+                found[name] = StoredMatrix(_only(name, ways, tensors), tensors[name + scales][0])
+    if not found:
+        raise CheckpointError(f"config.json says {quantizations[0].method}, but no tensor is stored so")
+    return found
+
+
+def _only(name: str, ways: Sequence[Quantization], tensors: Tensors) -> Quantization:
+    if len(ways) > 1:
+        ways = [way for way in ways if _fits(name, way, tensors)]
+    if len(ways) != 1:
+        how_many = "none" if not ways else "more than one"
+        raise CheckpointError(f"{name}: {how_many} of the config_groups of config.json fits its tensors")
+    way = ways[0]
+    if way.method.startswith("awq") and way.is_symmetric:
+        has_zeros = any(key.endswith(".qzeros") for key in tensors)
+        return dataclasses.replace(way, is_symmetric=not has_zeros)
+    return way
+
+
+def _fits(name: str, way: Quantization, tensors: Tensors) -> bool:
+    (dtype, codes), (_, scales) = tensors[name + way.marker], tensors[name + way.scales]
+    if len(codes) != 2 or len(scales) != 2:
+        return False
+    in_word = 32 // way.bits if dtype == "I32" else 1
+    has_zeros, has_order = (f"{name}.{part}" in tensors for part in ("weight_zero_point", "weight_g_idx"))
+    columns = codes[1] * in_word
+    groups = -(-columns // way.group_size) if way.group_size else 1
+    return scales[1] == groups and has_zeros != way.is_symmetric and has_order == way.has_order
 
 
 def _awq(facts: Mapping[str, Any]) -> Quantization:
     _expect_bits(facts, "awq", ("bits", "w_bit"))
     version = facts.get("version", "gemm")
-    if not isinstance(version, str) or version.lower() != "gemm":
-        raise ConfigError(f"config.json: awq version {version!r:.80} is not supported; supported: gemm")
+    kind = version.lower() if isinstance(version, str) else ""
+    if kind not in ("gemm", "gemv"):
+        raise ConfigError(f"config.json: awq version {version!r:.80} is not supported; supported: gemm, gemv")
     return Quantization(
-        method="awq",
+        method="awq" if kind == "gemm" else "awq-gemv",
         bits=4,
         group_size=_group_size(facts, ("group_size", "q_group_size")),
-        is_symmetric=False,  # zero_point false or not, qzeros are there and are what counts
+        is_symmetric=not flag(facts, "zero_point", True),  # where there are qzeros, they count
         has_order=False,
         marker=".qweight",
         scales=".scales",
@@ -134,17 +180,26 @@ def _gptq(facts: Mapping[str, Any]) -> Quantization:
     )
 
 
-def _compressed_tensors(facts: Mapping[str, Any]) -> Quantization:
-    layout, groups = facts.get("format"), facts.get("config_groups")
+def _compressed_tensors(facts: Mapping[str, Any]) -> tuple[Quantization, ...]:
+    groups = facts.get("config_groups")
+    values = list(groups.values()) if isinstance(groups, Mapping) else []
+    found = [_config_group(group, facts.get("format")) for group in values if _has_weights(group)]
+    if not found:
+        raise ConfigError("config.json: compressed-tensors needs a config_group with weights")
+    return tuple(dict.fromkeys(found))
+
+
+def _has_weights(group: Any) -> bool:
+    return isinstance(group, Mapping) and isinstance(group.get("weights"), Mapping)
+
+
+def _config_group(group: Mapping[str, Any], usual_layout: Any) -> Quantization:
+    weights, layout = group["weights"], group.get("format") or usual_layout
     if layout not in ("pack-quantized", "int-quantized"):
         raise ConfigError(
             f"config.json: compressed-tensors format {layout!r:.80} is not supported; "
             "supported: pack-quantized, int-quantized"
         )
-    values = list(groups.values()) if isinstance(groups, Mapping) else []
-    weights = values[0].get("weights") if len(values) == 1 and isinstance(values[0], Mapping) else None
-    if not isinstance(weights, Mapping):
-        raise ConfigError("config.json: compressed-tensors needs one config_group with weights")
     bits, strategy = integer(weights, "num_bits"), weights.get("strategy")
     is_packed, is_symmetric = layout == "pack-quantized", flag(weights, "symmetric", True)
     if weights.get("type", "int") != "int" or bits not in ((4, 8) if is_packed else (8,)):
@@ -177,6 +232,6 @@ def _group_size(facts: Mapping[str, Any], keys: tuple[str, ...]) -> int:
     return integer(facts, key)
 
 
-_READERS: Mapping[str, Callable[[Mapping[str, Any]], Quantization]] = MappingProxyType(
-    {"awq": _awq, "gptq": _gptq, "compressed-tensors": _compressed_tensors}
+_READERS: Mapping[str, Callable[[Mapping[str, Any]], Quantization | tuple[Quantization, ...]]] = (
+    MappingProxyType({"awq": _awq, "gptq": _gptq, "compressed-tensors": _compressed_tensors})
 )

@@ -1,11 +1,12 @@
 """The tensors in which AWQ, GPTQ and compressed-tensors store a matrix in few bits, and what they mean.
 
-Source: AutoAWQ's WQLinear_GEMM, AutoGPTQ's qlinear_cuda and compressed-tensors' pack_quantized and
-naive_quantized compressors.
+Source: AutoAWQ's WQLinear_GEMM and WQLinear_GEMV, AutoGPTQ's qlinear_cuda and compressed-tensors'
+pack_quantized and naive_quantized compressors.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -54,7 +55,7 @@ def num_groups(quantization: Quantization, columns: int) -> int:
 def _awq_parts(quantization: Quantization, rows: int, columns: int) -> dict[str, Part]:
     groups = num_groups(quantization, columns)
     parts = {"qweight": Part((columns, rows // 8), ("I32",)), "scales": Part((groups, rows), _SCALES)}
-    return parts | {"qzeros": Part((groups, rows // 8), ("I32",))}
+    return parts if quantization.is_symmetric else parts | {"qzeros": Part((groups, rows // 8), ("I32",))}
 
 
 def _awq(quantization: Quantization, tensors: Tensors) -> Weight:
@@ -63,9 +64,23 @@ def _awq(quantization: Quantization, tensors: Tensors) -> Weight:
     def in_order(words: torch.Tensor) -> torch.Tensor:
         return unpack(words).unflatten(-1, (-1, 8))[..., place].flatten(-2).T
 
-    return _weight(
-        quantization, in_order(tensors["qweight"]), tensors["scales"].T, in_order(tensors["qzeros"])
-    )
+    zeros = in_order(tensors["qzeros"]) if "qzeros" in tensors else None
+    return _weight(quantization, in_order(tensors["qweight"]), tensors["scales"].T, zeros)
+
+
+def _gemv_parts(quantization: Quantization, rows: int, columns: int) -> dict[str, Part]:
+    """Zero points fill whole words, and of groups of 32 and 64 as many as 128 columns have."""
+    together = max(128 // (quantization.group_size or columns), 1)
+    words = math.ceil(math.ceil(num_groups(quantization, columns) / 8) / together) * together
+    parts = {"qweight": Part((rows, columns // 8), ("I32",)), "scales": Part((rows, 8 * words), _SCALES)}
+    return parts if quantization.is_symmetric else parts | {"qzeros": Part((rows, words), ("I32",))}
+
+
+def _gemv(quantization: Quantization, tensors: Tensors) -> Weight:
+    codes = unpack(tensors["qweight"])
+    groups = num_groups(quantization, codes.shape[1])
+    zeros = unpack(tensors["qzeros"])[:, :groups] if "qzeros" in tensors else None
+    return _weight(quantization, codes, tensors["scales"][:, :groups], zeros)
 
 
 # --- GPTQ ----------------------------------------------------------------------------------------
@@ -133,6 +148,7 @@ def _plain(quantization: Quantization, tensors: Tensors) -> Weight:
 LAYOUTS: Mapping[str, Layout] = MappingProxyType(
     {
         "awq": Layout(_awq_parts, _awq),
+        "awq-gemv": Layout(_gemv_parts, _gemv),
         "gptq": Layout(_gptq_parts, _gptq),
         "pack-quantized": Layout(_packed_parts, _packed),
         "int-quantized": Layout(_plain_parts, _plain),

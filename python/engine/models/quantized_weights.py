@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Container, Mapping
 
 import torch
 
@@ -15,11 +15,11 @@ from engine.models.weights import Slot
 
 def with_quantized(
     slots: Mapping[str, Slot],
-    quantization: Quantization,
-    stored: Collection[str],
+    stored: Mapping[str, Quantization],
     names: Container[str],
 ) -> dict[str, Slot]:
-    """The slots, those of the quantised matrices `stored` replaced by one for each of their tensors.
+    """The slots, those of the quantised matrices, which `stored` names, replaced by one for each of their
+    tensors.
 
     Of the checkpoint's `names`, a bias that the architecture has not may be zero: AutoGPTQ writes one for
     each matrix.
@@ -34,6 +34,7 @@ def with_quantized(
         if name == stem or stem not in stored:
             replaced[name] = slot
             continue
+        quantization = stored[stem]
         parts = LAYOUTS[quantization.method].parts(quantization, *slot.shape)
         collector = _Collector(stem, slot, quantization, len(parts))
         for kind, part in parts.items():

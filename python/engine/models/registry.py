@@ -90,10 +90,10 @@ def read_spec(directory: str | Path) -> ModelSpec:
     generation_path = directory / "generation_config.json"
     generation = read_json(generation_path) if generation_path.exists() else {}
     spec = spec_from_config(config, generation)
-    quantization = read_quantization(config)
-    if quantization is None:
+    quantizations = read_quantization(config)
+    if not quantizations:
         return spec
-    stored = stored_formats(directory, quantization)
+    stored = stored_formats(directory, quantizations)
     return dataclasses.replace(spec, stored={name_in_part(name): kind for name, kind in stored.items()})
 
 

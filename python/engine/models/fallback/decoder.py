@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,11 +13,15 @@ import torch
 from torch import nn
 
 from engine.errors import CheckpointError
+from engine.models.checkpoint import warn_of_dequantized
 from engine.models.decoder import DecoderInputs
 from engine.models.fallback import attention
 from engine.models.fallback.skeleton import Skeleton
 from engine.models.fallback.spec import TransformersSpec
+from engine.models.hf_config import read_config
 from engine.models.lora_sites import Site
+from engine.models.quantized_config import quantized_matrices, read_quantization
+from engine.models.quantized_weights import with_quantized
 from engine.models.weights import FLOATS, Progress, Slot, load_checkpoint, tensor_dtypes
 from engine.ops.attention_plan import LayerCache
 
@@ -69,10 +74,22 @@ class TransformersDecoder:
     def load(self, directory: str | Path, slots: dict[str, Slot], progress: Progress | None) -> None:
         """Tensor by tensor from the files where they have the names of the modules, else by way of
         transformers, which knows the names of old and of split checkpoints, and a second copy in memory.
+        Matrices in few bits become floats, with a warning, and need the names of the modules.
 
         Raises: `CheckpointError`, one line, for what is missing, broken or does not fit.
         """
         dtypes = tensor_dtypes(directory)
+        if quantizations := read_quantization(read_config(directory)):
+            found = quantized_matrices(Path(directory), quantizations)
+            stored = {
+                name: dataclasses.replace(matrix.quantization, is_dequantized=True)
+                for name, matrix in found.items()
+                if not self._is_ignored(f"{name}.weight")
+            }
+            warn_of_dequantized(directory, stored)
+            slots = with_quantized(slots, stored, dtypes)
+            load_checkpoint(directory, slots, is_ignored=self._is_ignored, progress=progress)
+            return
         if slots.keys() <= dtypes.keys():
             load_checkpoint(directory, slots, is_ignored=self._is_ignored, progress=progress)
             return

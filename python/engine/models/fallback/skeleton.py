@@ -16,6 +16,7 @@ from engine.models.fallback.packed_weight import PackedStack, PackedWeight, Unkn
 from engine.models.fallback.spec import TransformersSpec
 from engine.models.fallback.written_out import CacheView
 from engine.models.hf_config import LAYER_TYPES, dtype_of, eos_token_ids, read_json
+from engine.models.quantized_config import SUPPORTED, is_supported, read_quantization
 
 MAX_HEAD_DIM = 256
 _HEAD_DIM_STEP = 16
@@ -236,6 +237,8 @@ def _construct(directory: Path, trusts_remote_code: bool, writes_out: bool) -> n
     options: dict[str, Any] = {"trust_remote_code": trusts_remote_code}
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, **options)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config  # the weights are ours to read
         if getattr(config, "is_encoder_decoder", False):
             raise ConfigError("encoder-decoder models are not supported")
         if not trusts_remote_code and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -291,8 +294,13 @@ def _fields_of_zero(directory: Path) -> str:
 
 def _check_configuration(config: Mapping[str, Any], trusts_remote_code: bool) -> None:
     """What can be said before anything is built. Raises: `ConfigError`."""
-    if config.get("quantization_config") is not None:
-        raise ConfigError("quantised checkpoints are not supported here; use the bfloat16 one")
+    facts = config.get("quantization_config")
+    method = facts.get("quant_method") if isinstance(facts, Mapping) else None
+    if facts is not None and not is_supported(method):
+        raise ConfigError(
+            f"checkpoints quantised by {method!r:.80} are not supported; supported: {SUPPORTED}"
+        )
+    read_quantization(config)
     if config.get("is_encoder_decoder"):
         raise ConfigError("encoder-decoder models are not supported")
     from transformers import CONFIG_MAPPING
