@@ -46,6 +46,7 @@ def shrink(x: torch.Tensor, site: int, plan: LoraPlan, workspace: torch.Tensor, 
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         num_warps=4,
         num_stages=4,
+        enable_fp_fusion=True,
     )
 
 
@@ -66,6 +67,7 @@ def look_up(token_ids: torch.Tensor, site: int, plan: LoraPlan, workspace: torch
         TILE_FIELDS=TILE_FIELDS,
         ROWS=TILE_ROWS,
         RANKS=LOOKED_UP_RANKS,
+        enable_fp_fusion=True,
     )
 
 
@@ -94,6 +96,7 @@ def expand(
         PRECISION="ieee" if dtype == torch.float32 else "tf32x3",
         num_warps=4,
         num_stages=2,
+        enable_fp_fusion=True,
     )
 
 
