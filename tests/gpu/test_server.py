@@ -19,8 +19,9 @@ def test_answers_over_http(flags):
         info = server.http.get("/get_model_info").json()
         assert info["device"] == "cuda" and info["batch_invariant"] == ("--deterministic" in flags)
         client = server.sdk()
+        model = client.models.list().data[0].id
         asked = {
-            "model": "default",
+            "model": model,
             "messages": [{"role": "user", "content": "What is the capital of France?"}],
         }
         once, again = (
