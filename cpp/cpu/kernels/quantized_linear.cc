@@ -11,20 +11,28 @@ namespace ENGINE_ISA {
 namespace {
 
 // A tile keeps rows x vectors of both int32 and fp32 sums in registers: with more than kWideRows rows
-// it takes the two vectors of a panel one after the other.
-#if ENGINE_ISA_avx512
-constexpr int kTileRows = 6, kWideRows = 6;
+// it takes the two vectors of a panel one after the other. Up to kLoneRows rows are one tile nevertheless, so
+// that weights are multiplied as they come from memory; with more than kTileRows rows its fp32 sums are in
+// memory, too.
+#if defined(__AVX512VNNI__)
+constexpr int kTileRows = 6, kWideRows = 12, kLoneRows = 12;
+#elif ENGINE_ISA_avx512
+constexpr int kTileRows = 6, kWideRows = 6, kLoneRows = 6;
 #elif ENGINE_ISA_avx2 || ENGINE_ISA_neon
-constexpr int kTileRows = 3, kWideRows = 1;
+constexpr int kTileRows = 3, kWideRows = 1, kLoneRows = 3;
 #else
-constexpr int kTileRows = 2, kWideRows = 1;
+constexpr int kTileRows = 2, kWideRows = 1, kLoneRows = 2;
 #endif
 
 constexpr int64_t kPrefetchBytes = 4096;
 
+ENGINE_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+ENGINE_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 struct Int8Weights {
   static constexpr WeightFormat kFormat = WeightFormat::kInt8;
   static constexpr bool kIsAffine = false;
+  static constexpr int kMostRows = kLoneRows;
   // Four k of 16 columns, then the next four of the same columns.
   ENGINE_INLINE void load_step(const uint8_t* p, int vec, Bytes64& first, Bytes64& second) {
     first = load_bytes(p + vec * 64);
@@ -38,6 +46,7 @@ struct Int8Weights {
 struct Int4Weights {
   static constexpr WeightFormat kFormat = WeightFormat::kInt4;
   static constexpr bool kIsAffine = false;
+  static constexpr int kMostRows = kTileRows;  // groups end too often for sums in memory
   ENGINE_INLINE void load_step(const uint8_t* p, int vec, Bytes64& first, Bytes64& second) {
     const Bytes64 both = load_bytes(p + vec * 64);
     first = low_nibbles(both);
@@ -70,18 +79,38 @@ struct Tile {
   int64_t num_k;
   float (*sums)[kPanelColumns];  // first row
   bool is_first;
-  bool is_leading;
+  const float* out;  // first row, where results will go soon; or null
+  int64_t out_stride;
+  uint64_t prefetch_begin, prefetch_len;  // k whose steps prefetch
+  int64_t prefetch_bytes;                 // how far ahead
 };
 
-// kVecs vectors of 16 columns from vector kFirst on.
-template <class Weights, int kRows, int kFirst, int kVecs>
+// kVecs vectors of 16 columns from vector kFirst on; a step prefetches kLines cache lines of weights.
+template <class Weights, int kRows, int kFirst, int kVecs, int kLines>
 void run_vectors(const Tile& tile) {
-  Vec16 sums[kRows][kVecs];
-#pragma GCC unroll 6
-  for (int row = 0; row < kRows; ++row) {
+  constexpr int64_t kStepBytes = panel_layout(Weights::kFormat, 32).step_bytes;
+  const uint64_t prefetch_begin = tile.prefetch_begin, prefetch_len = tile.prefetch_len;
+  const int64_t prefetch_bytes = tile.prefetch_bytes;
+  if (tile.out != nullptr) {
+#pragma GCC unroll 12
+    for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 2
-    for (int vec = 0; vec < kVecs; ++vec) {
-      sums[row][vec] = tile.is_first ? zero() : load(&tile.sums[row][(kFirst + vec) * 16]);
+      for (int vec = 0; vec < kVecs; ++vec) {
+        __builtin_prefetch(tile.out + row * tile.out_stride + (kFirst + vec) * 16, 1);
+      }
+    }
+  }
+  constexpr bool kKeepsSums = kRows <= kTileRows;
+  float* const kept = &tile.sums[0][kFirst * 16];
+  Vec16 sums[kRows][kVecs];
+  if (kKeepsSums || tile.is_first) {
+#pragma GCC unroll 12
+    for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 2
+      for (int vec = 0; vec < kVecs; ++vec) {
+        sums[row][vec] = tile.is_first ? zero() : load(kept + row * kPanelColumns + vec * 16);
+        if constexpr (!kKeepsSums) store(kept + row * kPanelColumns + vec * 16, zero());
+      }
     }
   }
   const uint8_t* weight = tile.weight;
@@ -89,7 +118,7 @@ void run_vectors(const Tile& tile) {
     const uint8_t* scales = weight;
     weight += tile.layout.scale_bytes;
     Sums16 dots[kRows][kVecs];
-#pragma GCC unroll 6
+#pragma GCC unroll 12
     for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 2
       for (int vec = 0; vec < kVecs; ++vec) {
@@ -98,7 +127,7 @@ void run_vectors(const Tile& tile) {
     }
     const int64_t left = tile.num_k - k;
     const int64_t end = k + (left < tile.layout.group_len ? left : tile.layout.group_len);
-    for (int64_t at = k; at < end; at += kWeightStep, weight += tile.layout.step_bytes) {
+    for (int64_t at = k; at < end; at += kWeightStep, weight += kStepBytes) {
       Weights64 first[kVecs], second[kVecs];
 #pragma GCC unroll 2
       for (int vec = 0; vec < kVecs; ++vec) {
@@ -107,18 +136,17 @@ void run_vectors(const Tile& tile) {
         first[vec] = as_weights(low);
         second[vec] = as_weights(high);
       }
-      if (tile.is_leading) {
-        for (int64_t line = 0; line < tile.layout.step_bytes; line += 64) {
-          __builtin_prefetch(weight + kPrefetchBytes + line);
-        }
+      if (static_cast<uint64_t>(at) - prefetch_begin < prefetch_len) {
+#pragma GCC unroll 4
+        for (int line = 0; line < kLines; ++line) __builtin_prefetch(weight + prefetch_bytes + line * 64);
       }
-#pragma GCC unroll 6
+#pragma GCC unroll 12
       for (int row = 0; row < kRows; ++row) {
         const Inputs4 x = load_inputs(tile.codes + row * tile.codes_stride + at);
 #pragma GCC unroll 2
         for (int vec = 0; vec < kVecs; ++vec) dots[row][vec] = dot(dots[row][vec], first[vec], x);
       }
-#pragma GCC unroll 6
+#pragma GCC unroll 12
       for (int row = 0; row < kRows; ++row) {
         const Inputs4 x = load_inputs(tile.codes + row * tile.codes_stride + at + 4);
 #pragma GCC unroll 2
@@ -128,54 +156,74 @@ void run_vectors(const Tile& tile) {
     Vec16 weight_scale[kVecs];
 #pragma GCC unroll 2
     for (int vec = 0; vec < kVecs; ++vec) weight_scale[vec] = Weights::load_scales(scales, kFirst + vec);
-#pragma GCC unroll 6
+#pragma GCC unroll 12
     for (int row = 0; row < kRows; ++row) {
       const Vec16 scale = set1(tile.scales[row * tile.scales_stride + k / kActivationGroup]);
 #pragma GCC unroll 2
       for (int vec = 0; vec < kVecs; ++vec) {
-        sums[row][vec] = fma(to_float(dots[row][vec]), mul(weight_scale[vec], scale), sums[row][vec]);
-      }
-      if constexpr (Weights::kIsAffine) {
-        const int32_t code_sum = tile.offsets[row * tile.offsets_stride + group];
-        const Vec16 input_sum = mul(set1(static_cast<float>(code_sum)), scale);
-#pragma GCC unroll 2
-        for (int vec = 0; vec < kVecs; ++vec) {
-          sums[row][vec] = fma(input_sum, Weights::load_offsets(scales, kFirst + vec), sums[row][vec]);
+        float* const in_memory = kept + row * kPanelColumns + vec * 16;
+        Vec16 sum = kKeepsSums ? sums[row][vec] : load(in_memory);
+        sum = fma(to_float(dots[row][vec]), mul(weight_scale[vec], scale), sum);
+        if constexpr (Weights::kIsAffine) {
+          const int32_t code_sum = tile.offsets[row * tile.offsets_stride + group];
+          const Vec16 input_sum = mul(set1(static_cast<float>(code_sum)), scale);
+          sum = fma(input_sum, Weights::load_offsets(scales, kFirst + vec), sum);
         }
+        sums[row][vec] = sum;
+        if constexpr (!kKeepsSums) store(in_memory, sum);
       }
     }
   }
-#pragma GCC unroll 6
-  for (int row = 0; row < kRows; ++row) {
+  if constexpr (kKeepsSums) {
+#pragma GCC unroll 12
+    for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 2
-    for (int vec = 0; vec < kVecs; ++vec) store(&tile.sums[row][(kFirst + vec) * 16], sums[row][vec]);
+      for (int vec = 0; vec < kVecs; ++vec) store(kept + row * kPanelColumns + vec * 16, sums[row][vec]);
+    }
   }
 }
 
-template <class Weights, int kRows = kTileRows>
+template <class Weights, int kLines, int kRows>
 void run_tile(const Tile& tile, int64_t num_rows) {
   if constexpr (kRows > 1) {
-    if (num_rows < kRows) return run_tile<Weights, kRows - 1>(tile, num_rows);
+    if (num_rows < kRows) return run_tile<Weights, kLines, kRows - 1>(tile, num_rows);
   }
   if constexpr (kRows <= kWideRows) {
-    run_vectors<Weights, kRows, 0, 2>(tile);
+    run_vectors<Weights, kRows, 0, 2, kLines>(tile);
   } else {
-    run_vectors<Weights, kRows, 0, 1>(tile);
-    run_vectors<Weights, kRows, 1, 1>(tile);
+    run_vectors<Weights, kRows, 0, 1, kLines>(tile);
+    run_vectors<Weights, kRows, 1, 1, kLines>(tile);
   }
 }
 
-// Spreads the rows evenly over the tiles, so that none is left with a single row.
+// Spreads the rows evenly over the tiles, so that none is left with a single row. A lone tile prefetches what
+// it will need soon; several share what comes kQuantizedChain k later, so that none waits for memory while the
+// others leave it idle.
 template <class Weights>
 void run_tiles(Tile tile, int64_t num_rows) {
-  for (int64_t num_tiles = (num_rows + kTileRows - 1) / kTileRows; num_tiles > 0; --num_tiles) {
-    const int64_t rows = (num_rows + num_tiles - 1) / num_tiles;
-    run_tile<Weights>(tile, rows);
+  constexpr int kLines = static_cast<int>(panel_layout(Weights::kFormat, 32).step_bytes / 64);
+  const int64_t num_tiles = num_rows <= Weights::kMostRows ? 1 : divide_up(num_rows, kTileRows);
+  const int64_t chain_bytes = panel_bytes(tile.layout, kQuantizedChain);
+  for (int64_t index = 0; index < num_tiles; ++index) {
+    const int64_t rows = divide_up(num_rows, num_tiles - index);
+    if (num_tiles == 1 || num_tiles > 3) {
+      tile.prefetch_begin = kQuantizedChain / kWeightStep * index / num_tiles * kWeightStep;
+      const int64_t end = kQuantizedChain / kWeightStep * (index + 1) / num_tiles * kWeightStep;
+      tile.prefetch_len = end - tile.prefetch_begin;
+      tile.prefetch_bytes = num_tiles == 1 ? kPrefetchBytes : chain_bytes;
+      run_tile<Weights, kLines, Weights::kMostRows>(tile, rows);
+    } else {
+      // Half of the lines of every step: all of a few steps would be more than the memory takes at once.
+      tile.prefetch_begin = 0;
+      tile.prefetch_len = index < 2 ? kQuantizedChain : 0;
+      tile.prefetch_bytes = chain_bytes + index * (kLines / 2 * 64);
+      run_tile<Weights, kLines / 2, kTileRows>(tile, rows);
+    }
     tile.codes += rows * tile.codes_stride;
     tile.scales += rows * tile.scales_stride;
     tile.offsets += rows * tile.offsets_stride;
     tile.sums += rows;
-    tile.is_leading = false;
+    if (tile.out != nullptr) tile.out += rows * tile.out_stride;
     num_rows -= rows;
   }
 }
@@ -246,11 +294,13 @@ void run_panel(const QuantizedLinearArgs& args, int64_t panel, int64_t first_row
   tile.offsets = args.rows.offsets + first_row * tile.offsets_stride;
   tile.weight = args.weight + panel * panel_bytes(tile.layout, args.in_features);
   tile.sums = sums;
+  tile.out_stride = args.out_stride;
   for (int64_t k = 0; k < args.in_features; k += kQuantizedChain) {
     const int64_t left = args.in_features - k;
-    tile.num_k = left < kQuantizedChain ? left : kQuantizedChain;
+    tile.num_k = least(left, kQuantizedChain);
     tile.is_first = k == 0;
-    tile.is_leading = true;
+    const bool leads_out = left <= kQuantizedChain && !args.is_out_of_item;
+    tile.out = leads_out ? args.out + first_row * args.out_stride + panel * kPanelColumns : nullptr;
     run_tiles<Weights>(tile, num_rows);
     for (int64_t row = 0; row < num_rows; ++row) {
       add_outliers<Weights>(args, tile, first_row + row, k, sums[row]);
