@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import types
+
 import numpy as np
 import pytest
 import torch
 
 from engine.errors import DeviceLost
+from engine.ops.cuda import matrix
 from engine.ops.placement import on_gpu
 from engine.scheduling.step_plan import StepPlan, StepRow
 from helpers import device_ops
@@ -123,6 +126,41 @@ def test_a_lost_gpu_is_told_from_a_step_that_failed(tmp_path, monkeypatch):
     runner.context.is_lost = True
     with pytest.raises(DeviceLost, match="computes nothing more for this process: CUDA error: an illegal"):
         runner.execute(plan)
+
+
+def matrix_ops() -> types.SimpleNamespace:
+    """The references with the CUDA backend's own matrices and products, which torch computes."""
+
+    def embedding(ctx, token_ids, weight, out):
+        out.copy_(weight.weight[token_ids.long()])
+
+    def gated_linear(ctx, x, weight, bias, activation, out):
+        gate_up = x.new_empty(len(x), 2 * out.shape[1])
+        matrix.linear(ctx, x, weight, bias, gate_up)
+        join = {"silu": device_ops.silu_mul, "gelu_tanh": device_ops.gelu_mul}[activation]
+        join(ctx, gate_up, out)
+
+    own = {"PackedMatrix": matrix.PackedMatrix, "linear": matrix.linear}
+    others = {name: getattr(device_ops, name) for name in device_ops.__all__}
+    return types.SimpleNamespace(**(others | own | {"embedding": embedding, "gated_linear": gated_linear}))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "qwen3_moe"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_with_the_matrices_of_the_backend(kind, dtype, tmp_path):
+    save_model(make_model(kind).to(getattr(torch, dtype)), tmp_path)
+    prompt = make_prompt(100)
+    options = {"dtype": dtype, "placement": on_gpu(dtype, "cpu")}
+    tokens, ours = generate(make_runner(tmp_path, ops=matrix_ops(), **options), prompt, 8)
+    theirs, exact = (
+        their_logits(load_model(tmp_path, kind), prompt, tokens)
+        for kind in (getattr(torch, dtype), torch.float32)
+    )
+    if dtype == "float32":
+        assert worst_error(ours, exact) <= TOLERANCE
+    else:
+        our_error, their_error = ((x - exact).square().mean(-1).median() for x in (ours, theirs))
+        assert 0 < our_error <= 2 * their_error
 
 
 def test_a_mix_is_answered_as_on_the_cpu(tmp_path):

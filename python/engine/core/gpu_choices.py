@@ -83,8 +83,6 @@ def check_served(config: EngineConfig, spec: AnySpec, gpu: Gpu) -> None:
         _refuse(f"{spec.architecture} runs through transformers")
     if spec.head_dim not in HEAD_DIMS:
         _refuse(f"its heads have {spec.head_dim} elements; kernels take multiples of 16 from 64 to 256")
-    if spec.stored and config.load_format != "dummy":
-        _refuse("its checkpoint holds weights in few bits")
     for flag, value in (("--embedding-model", config.embedding_model), ("--pooling", config.pooling)):
         if value is not None:
             raise ConfigError(f"{flag}: --device cuda does not embed yet")

@@ -209,8 +209,9 @@ def look_up(token_ids: torch.Tensor, weight: PackedMatrix, out: torch.Tensor) ->
 
 
 def _multiply_widely(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
-    """The float32 sums, not rounded to the dtype of the factors."""
-    if x.is_cuda:
+    """The float32 sums, not rounded to the dtype of the factors; of a router, weights are float32 beside rows
+    that are not."""
+    if x.is_cuda and weight.dtype == x.dtype:
         torch.mm(x, weight.T, out_dtype=out.dtype, out=out)
     else:
         torch.mm(x.to(out.dtype), weight.T.to(out.dtype), out=out)
