@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
+from engine._native import ExecutionContext
 from engine.config.engine_config import EngineConfig
 from engine.core import build, build_embedding
-from engine.core.build_embedding import embedding_bytes
-from engine.core.resolve import Machine
+from engine.core.build_embedding import embedding_bytes, load_embedder
+from engine.core.resolve import Machine, resolve
 from engine.errors import ConfigError
+from engine.models.any_model import read_any_spec
+from engine.models.encoder_registry import read_encoder_spec
 from engine.models.registry import read_spec
-from engine.runner.memory import block_bytes, weight_bytes
+from engine.runner.memory import DEQUANTIZING_BYTES, block_bytes, weight_bytes
 from helpers.embedding_models import NORMALIZE, make_model, pooling, write_modules
+from helpers.quantized_checkpoints import write_quantized
 from helpers.tiny_models import make_model as make_chat_model
 from helpers.tiny_models import save_model
 
@@ -54,3 +60,51 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     chat = save_model(make_chat_model("llama"), tmp_path / "chat")
     with pytest.raises(ConfigError, match=told + "$"):
         build.build_engine(EngineConfig(model_path=str(chat), embedding_model=str(path)))
+
+
+def test_rows_and_blocks_of_an_encoder_count(tmp_path: Path) -> None:
+    make_model("bert").save_pretrained(tmp_path)
+    write_modules(tmp_path, pooling("mean_tokens"), NORMALIZE)
+    spec = read_encoder_spec(tmp_path)
+    needed = embedding_bytes(EngineConfig(model_path=str(tmp_path)), str(tmp_path), 2**40)
+    context = ExecutionContext(1, "auto")
+    embedder = load_embedder(EngineConfig(model_path=str(tmp_path)), str(tmp_path), context, None)
+    encoder = embedder._encoder
+    tensors = [value for value in vars(encoder).values() if isinstance(value, torch.Tensor)]
+    held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    assert needed == 4 * spec.num_parameters + sum(held.values())
+
+
+@pytest.mark.parametrize("context", [None, 64])
+def test_texts_that_the_chat_model_embeds_count(tmp_path: Path, context: int | None) -> None:
+    """Pool and texts both fit, whether or not a whole context does; a flag that makes them not is told."""
+    spec = read_spec(save_model(make_chat_model("llama", max_position_embeddings=65536), tmp_path))
+    weights = weight_bytes(spec, "float32")
+    block = block_bytes(spec, 16, "float32")
+    config = EngineConfig(model_path=str(tmp_path), pooling="mean", context_length=context)
+    for num_blocks in (3000, 20_000):
+        machine = Machine(num_cores=1, memory_bytes=weights + num_blocks * block)
+        found = resolve(config, spec, machine)
+        texts = max(found.chunked_prefill_size, -(-found.context_length // 16))
+        assert 0 < found.num_blocks + texts <= num_blocks
+        full = dataclasses.replace(config, max_total_tokens=16 * num_blocks)
+        with pytest.raises(ConfigError, match=r"^--pooling needs .* GiB for texts beside weights"):
+            resolve(full, spec, machine)
+        assert resolve(dataclasses.replace(full, pooling=None), spec, machine).num_blocks == num_blocks
+
+
+@pytest.mark.parametrize(("kind", "largest"), [("llama", 256 * 128), ("stablelm", 192 * 128)])
+def test_floats_of_a_matrix_that_is_dequantised_count(tmp_path: Path, kind: str, largest: int) -> None:
+    write_quantized(tmp_path, "int-quantized", symmetric=False, kind=kind)
+    spec = read_any_spec(tmp_path)
+    assert spec.largest_dequantized == largest
+    needed = weight_bytes(spec, "float32") + DEQUANTIZING_BYTES * spec.largest_dequantized
+    config = EngineConfig(model_path=str(tmp_path), max_total_tokens=16, context_length=16)
+    resolve(config, spec, Machine(num_cores=1, memory_bytes=needed))
+    with pytest.raises(ConfigError, match="dequantising its largest matrix takes"):
+        resolve(config, spec, Machine(num_cores=1, memory_bytes=needed - 1))
+
+
+def test_what_is_packed_as_it_is_needs_no_floats(tmp_path: Path) -> None:
+    write_quantized(tmp_path, "awq")
+    assert read_any_spec(tmp_path).largest_dequantized == 0

@@ -22,7 +22,7 @@ from engine.models.embedding_spec import EmbeddingSpec, is_embedding_checkpoint,
 from engine.models.encoder_registry import is_encoder, read_encoder_spec
 from engine.models.hf_config import read_config
 from engine.models.registry import FAMILIES, has_native, is_headless, read_spec, sees_both_ways
-from engine.runner.memory import DTYPE_BYTES, text_bytes, weight_bytes
+from engine.runner.memory import DEQUANTIZING_BYTES, DTYPE_BYTES, encoder_text_bytes, text_bytes, weight_bytes
 from engine.scheduling.settings import Places
 
 if TYPE_CHECKING:
@@ -180,28 +180,34 @@ def load_embedder(
 
 
 def embedding_bytes(config: EngineConfig, directory: str, available_bytes: int) -> int:
-    """Memory that an embedding checkpoint takes: weights, to the rounding, and what a decoder holds of texts.
+    """Memory that an embedding checkpoint takes: weights, to the rounding, and what it holds of texts; or
+    what loading takes, if that is more.
 
     Raises: `ConfigError`, also when more is needed than is available.
     """
     dtype = _dtype(config, _checkpoint_dtype(directory))
-    texts = 0
+    loading = 0
     if is_encoder(read_config(directory)):
-        weights = read_encoder_spec(directory).num_parameters * DTYPE_BYTES[dtype]
+        encoder = read_encoder_spec(directory)
+        weights, longest = encoder.num_parameters * DTYPE_BYTES[dtype], encoder.max_len
+        texts = encoder_text_bytes(encoder, longest)
     else:
         spec, quantization = _decoder_spec(directory), _quantization(config)
         weights = weight_bytes(spec, dtype if quantization == "none" else quantization)
         longest = _embedding_spec(config, directory).longest_text(spec.max_position_embeddings)
         texts = text_bytes(spec, dtype, config.chunked_prefill_size or CHUNK, longest)
-    if weights + texts > available_bytes:
+        loading = DEQUANTIZING_BYTES * spec.largest_dequantized
+    if weights + max(texts, loading) > available_bytes:
         gib = 2**30
-        also = f" and texts of up to {longest} tokens {texts / gib:.1f} GiB" if texts else ""
-        less = "; a lower --context-length takes less" if texts and config.embedding_model is None else ""
+        also = f"texts of up to {longest} tokens {texts / gib:.1f} GiB"
+        less = "; a lower --context-length takes less" if config.embedding_model is None else ""
+        if loading > texts:
+            also, less = f"dequantising its largest matrix takes {loading / gib:.1f} GiB", ""
         raise ConfigError(
-            f"the embedding model does not fit: its weights take {weights / gib:.1f} GiB{also}, and "
+            f"the embedding model does not fit: its weights take {weights / gib:.1f} GiB and {also}, and "
             f"{available_bytes / gib:.1f} GiB of memory are available{less}"
         )
-    return weights + texts
+    return weights + max(texts, loading)
 
 
 def _decoder_spec(directory: str | Path) -> ModelSpec:

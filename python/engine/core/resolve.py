@@ -13,7 +13,13 @@ from engine.models.fallback.spec import TransformersSpec
 from engine.models.spec import ModelSpec
 from engine.runner.gpu import Gpu
 from engine.runner.hardware import available_memory_bytes, usable_cores
-from engine.runner.memory import block_bytes, blocks_that_fit, weight_bytes
+from engine.runner.memory import (
+    DEQUANTIZING_BYTES,
+    block_bytes,
+    blocks_that_fit,
+    own_text_bytes,
+    weight_bytes,
+)
 from engine.scheduling.settings import SchedulerSettings
 
 PAGE_SIZE = 16
@@ -149,8 +155,12 @@ def resolve(config: EngineConfig, spec: AnySpec, machine: Machine | None = None)
         )
     most_tokens = max_running * -(-context_length // page_size) * page_size
     budget: GpuBudget | None = None
+    embeds = config.pooling is not None and config.embedding_model is None and machine.gpu is None
+    texts = own_text_bytes(spec, dtype, page_size, chunk, context_length) if embeds else 0
     if machine.gpu is None:
-        pool = _pool_tokens(spec, kv_cache_dtype, weights, page_size, most_tokens, context_length, machine)
+        left = machine.memory_bytes - min(texts, max(machine.memory_bytes - weights, 0) // 3)
+        most = dataclasses.replace(machine, memory_bytes=left)
+        pool = _pool_tokens(spec, kv_cache_dtype, weights, page_size, most_tokens, context_length, most)
     else:
         budget = gpu_budget(config, spec, machine.gpu, weights, dtype, context_length, max_running, chunk)
         pool = budget.pool_tokens(most_tokens, block_bytes(spec, page_size, kv_cache_dtype), page_size)
@@ -178,6 +188,9 @@ def resolve(config: EngineConfig, spec: AnySpec, machine: Machine | None = None)
             )
         context_length = pool_tokens
         reasons["context_length"] = "the size of the KV cache, which is smaller than the model's context"
+    if budget is None:
+        texts = own_text_bytes(spec, dtype, page_size, chunk, context_length) if embeds else 0
+        _check_fits(spec, machine.memory_bytes, weights, pool_bytes, texts)
     return ResolvedConfig(
         model_path=config.model_path,
         device=config.device,
@@ -245,6 +258,23 @@ def _pool_tokens(
         return blocks * page_size, f"{megabytes} MB: half of the memory that the weights leave"
     why = {SMALL_POOL_BYTES: "a small share of memory", one_context: "one whole context"}
     return blocks * page_size, f"{megabytes} MB: {why.get(wanted, 'as much as the weights')}"
+
+
+def _check_fits(spec: AnySpec, memory_bytes: int, weights: int, pool: int, texts: int) -> None:
+    """Raises: `ConfigError` for what is needed beside weights and pool: texts to embed, and while loading."""
+    gib = 2**30
+    loading = DEQUANTIZING_BYTES * spec.largest_dequantized
+    if texts and weights + pool + texts > memory_bytes:
+        raise ConfigError(
+            f"--pooling needs {texts / gib:.1f} GiB for texts beside weights and KV cache of "
+            f"{(weights + pool) / gib:.1f} GiB, and {memory_bytes / gib:.1f} GiB of memory are available; "
+            "lower --context-length, --chunked-prefill-size or --max-total-tokens"
+        )
+    if weights + loading > memory_bytes:
+        raise ConfigError(
+            f"the model does not fit: dequantising its largest matrix takes {loading / gib:.1f} GiB beside "
+            f"weights of {weights / gib:.1f} GiB, and {memory_bytes / gib:.1f} GiB of memory are available"
+        )
 
 
 def _no_room(

@@ -5,6 +5,7 @@ Source: gguf-py/gguf/tensor_mapping.py.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -92,6 +93,13 @@ def gguf_formats(file: GGUFFile) -> dict[str, StoredFormat]:
         if info.type.name in STORED
         for name in _our_names(info, ours, plain)
     }
+
+
+def largest_dequantized(file: GGUFFile) -> int:
+    """Elements of the largest matrix that becomes floats while it is loaded; experts come one by one."""
+    held = {*STORED, "F32", "F16", "BF16"}
+    sizes = (math.prod(info.shape[-2:]) for info in file.tensors.values() if info.type.name not in held)
+    return max(sizes, default=0)
 
 
 def _our_names(info: TensorInfo, ours: Mapping[str, str], plain: Mapping[str, str]) -> Iterator[str]:

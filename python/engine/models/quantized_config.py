@@ -6,6 +6,7 @@ Source: the quantization_config that AutoAWQ, GPTQModel and compressed-tensors w
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -84,24 +85,18 @@ def is_supported(method: Any) -> bool:
     return isinstance(method, str) and method in _READERS
 
 
-def stored_formats(directory: Path, quantizations: Sequence[Quantization]) -> dict[str, StoredFormat]:
-    """The matrices that are packed as they are, by name without ".weight".
-
-    Raises: `CheckpointError` as `quantized_matrices`.
-    """
-    found = quantized_matrices(directory, quantizations)
-    return {
-        name: stored.quantization.stored(stored.scale_dtype)
-        for name, stored in found.items()
-        if stored.quantization.is_packable
-    }
-
-
 class StoredMatrix(NamedTuple):
-    """How one matrix is stored, and the dtype of its scales as the header of its file names it."""
+    """How one matrix is stored, the dtype of its scales as the header of its file names it, and its size."""
 
     quantization: Quantization
     scale_dtype: str
+    num_elements: int
+
+    @property
+    def packed_as(self) -> StoredFormat | None:
+        """None for one that becomes floats while it is loaded."""
+        quantization = self.quantization
+        return quantization.stored(self.scale_dtype) if quantization.is_packable else None
 
 
 def quantized_matrices(directory: Path, quantizations: Sequence[Quantization]) -> dict[str, StoredMatrix]:
@@ -116,7 +111,9 @@ def quantized_matrices(directory: Path, quantizations: Sequence[Quantization]) -
         for name in (name.removesuffix(marker) for name in tensors if name.endswith(marker)):
             if name + scales in tensors:
                 ways = [q for q in quantizations if q.marker == marker]
-                found[name] = StoredMatrix(_only(name, ways, tensors), tensors[name + scales][0])
+                way, (dtype, shape) = _only(name, ways, tensors), tensors[name + marker]
+                size = math.prod(shape) * (32 // way.bits if dtype == "I32" else 1)
+                found[name] = StoredMatrix(way, tensors[name + scales][0], size)
     if not found:
         raise CheckpointError(f"config.json says {quantizations[0].method}, but no tensor is stored so")
     return found

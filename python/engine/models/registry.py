@@ -13,9 +13,9 @@ from engine.gguf_file import GGUFFile, is_gguf
 from engine.models import gemma, gpt_oss, granite, llama, mistral, mixtral, olmo, phi, qwen, smollm
 from engine.models.checkpoint_files import usual_dtype
 from engine.models.gguf_config import as_gguf_error, config_of
-from engine.models.gguf_names import gguf_formats
+from engine.models.gguf_names import gguf_formats, largest_dequantized
 from engine.models.hf_config import FamilyDefaults, check_supported, flag, read_config, read_facts, read_json
-from engine.models.quantized_config import SUPPORTED, is_supported, read_quantization, stored_formats
+from engine.models.quantized_config import SUPPORTED, is_supported, quantized_matrices, read_quantization
 from engine.models.spec import ModelSpec
 from engine.models.text_part import name_in_part
 
@@ -93,8 +93,11 @@ def read_spec(directory: str | Path) -> ModelSpec:
     quantizations = read_quantization(config)
     if not quantizations:
         return spec
-    stored = stored_formats(directory, quantizations)
-    return dataclasses.replace(spec, stored={name_in_part(name): kind for name, kind in stored.items()})
+    found = quantized_matrices(directory, quantizations)
+    formats = {name_in_part(name): matrix.packed_as for name, matrix in found.items()}
+    in_full = [matrix.num_elements for matrix in found.values() if matrix.packed_as is None]
+    stored = {name: kind for name, kind in formats.items() if kind is not None}
+    return dataclasses.replace(spec, stored=stored, largest_dequantized=max(in_full, default=0))
 
 
 def _with_dtype(config: dict[str, Any], directory: Path) -> dict[str, Any]:
@@ -115,7 +118,9 @@ def _read_gguf_spec(file: GGUFFile) -> ModelSpec:
     except ConfigError as error:
         raise as_gguf_error(file, error) from None
     # Norm weights are what is multiplied by: the offset of Gemma's is in them.
-    return dataclasses.replace(spec, norm_offset=0.0, stored=gguf_formats(file))
+    return dataclasses.replace(
+        spec, norm_offset=0.0, stored=gguf_formats(file), largest_dequantized=largest_dequantized(file)
+    )
 
 
 def spec_from_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelSpec:

@@ -122,6 +122,8 @@ class ModelSpec:
     """Whether the checkpoint stores q, k and v as one tensor, and gate and up as one."""
     stored: Mapping[str, StoredFormat] = dataclasses.field(default_factory=dict)
     """Matrices that the checkpoint holds in few bits, by name without ".weight"."""
+    largest_dequantized: int = 0
+    """Elements of the largest matrix that becomes floats while it is loaded."""
 
     def in_full(self) -> ModelSpec:
         """The same model with nothing in few bits, as for invented weights."""

@@ -18,7 +18,8 @@ from engine.models.encoder_spec import EncoderSpec
 from engine.models.label_head import LabelHead
 from engine.models.sentence_files import read_sentence_files
 from engine.models.weights import Progress
-from engine.runner.encoder_embedder import MAX_STEP_TOKENS, encoder_inputs, load_encoder
+from engine.runner.encoder_embedder import encoder_inputs, load_encoder
+from engine.runner.memory import ENCODER_STEP_TOKENS
 
 
 class CrossEncoder:
@@ -28,7 +29,7 @@ class CrossEncoder:
     Raises: `ConfigError` or `CheckpointError` when the model cannot be loaded.
     """
 
-    max_step_tokens = MAX_STEP_TOKENS
+    max_step_tokens = ENCODER_STEP_TOKENS
     adapter_reader = None
 
     def __init__(

@@ -16,10 +16,8 @@ from engine.models.embedding_spec import EmbeddingSpec
 from engine.models.encoder import BLOCK_SIZE, Encoder, EncoderInputs, named_as_in
 from engine.models.encoder_spec import EncoderSpec
 from engine.models.weights import Progress, load_checkpoint, load_dummy, tensor_names
+from engine.runner.memory import ENCODER_STEP_TOKENS
 from engine.runner.text_batch import TextBatch
-
-MAX_STEP_TOKENS = 1024
-"""More rows make the products no faster, and leave the caches."""
 
 
 class EncoderEmbedder:
@@ -28,7 +26,7 @@ class EncoderEmbedder:
     Raises: `ConfigError` or `CheckpointError` when the model cannot be loaded.
     """
 
-    max_step_tokens = MAX_STEP_TOKENS
+    max_step_tokens = ENCODER_STEP_TOKENS
     adapter_reader = None
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engine.models.any_model import AnySpec
+from engine.models.encoder_spec import EncoderSpec
 from engine.models.spec import ModelSpec, num_elements
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -10,6 +11,11 @@ WEIGHT_BYTES = {**DTYPE_BYTES, "bf16_dot": 2, "int8": 1 + 4 / 128, "int4": 1 / 2
 """Per weight, with its share of the scales."""
 CODE_BYTES = {"int8": 1.0, "int4": 0.5, "int4_affine": 0.5}
 SCALE_BYTES = {"int8": 4, "int4": 2, "int4_affine": 8}
+
+DEQUANTIZING_BYTES = 17
+"""For an element of a matrix while it becomes floats: its code, and four float32 copies at most."""
+ENCODER_STEP_TOKENS = 1024
+"""More rows make the products of an encoder no faster, and leave the caches."""
 
 TEXT_BLOCK_SIZE = 16
 """Tokens of a block of texts that a decoder embeds, where no chat model says another."""
@@ -47,6 +53,19 @@ def text_bytes(spec: ModelSpec, dtype: str, max_tokens: int, max_len: int) -> in
     num_rows = max_tokens if spec.is_causal else max(max_tokens, max_len)
     num_blocks = num_text_blocks(max_tokens, max_len, TEXT_BLOCK_SIZE)
     return num_blocks * block_bytes(spec, TEXT_BLOCK_SIZE, dtype) + 4 * num_rows * row_elements(spec)
+
+
+def own_text_bytes(spec: AnySpec, dtype: str, block_size: int, max_tokens: int, max_len: int) -> int:
+    """What a chat model that also embeds takes beside what it generates with, whose rows it uses."""
+    return num_text_blocks(max_tokens, max_len, block_size) * block_bytes(spec, block_size, dtype)
+
+
+def encoder_text_bytes(spec: EncoderSpec, max_len: int) -> int:
+    """Rows of the largest batch of an encoder, and a block of keys and values of one layer for each token,
+    as each may be a text of its own."""
+    num_rows = max(ENCODER_STEP_TOKENS, max_len)
+    row = 7 * spec.hidden_size + (3 if spec.is_gated else 1) * spec.intermediate_size
+    return 4 * num_rows * (row + 2 * TEXT_BLOCK_SIZE * spec.hidden_size)
 
 
 def row_elements(spec: ModelSpec) -> int:

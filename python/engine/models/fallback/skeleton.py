@@ -16,7 +16,7 @@ from engine.models.fallback.packed_weight import PackedStack, PackedWeight, Unkn
 from engine.models.fallback.spec import TransformersSpec
 from engine.models.fallback.written_out import CacheView
 from engine.models.hf_config import LAYER_TYPES, dtype_of, eos_token_ids, read_json
-from engine.models.quantized_config import SUPPORTED, is_supported, read_quantization
+from engine.models.quantized_config import SUPPORTED, is_supported, quantized_matrices, read_quantization
 
 MAX_HEAD_DIM = 256
 _HEAD_DIM_STEP = 16
@@ -120,7 +120,15 @@ class Skeleton:
             num_parameters=sum(weight.shape.numel() for weight in self.weights.values()),
             layers=tuple(sorted(layers.items())),
             trusts_remote_code=self._trusts_remote_code,
+            largest_dequantized=self._largest_dequantized(),
         )
+
+    def _largest_dequantized(self) -> int:
+        quantizations = read_quantization(self._raw)
+        if not quantizations:
+            return 0
+        found = quantized_matrices(self._directory, quantizations)
+        return max(matrix.num_elements for matrix in found.values())
 
     def _run_dry(self) -> torch.Tensor:
         """Logits of a few tokens, all weights being 0; a parameter that is used in a way we do not know

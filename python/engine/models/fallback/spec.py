@@ -39,6 +39,9 @@ class TransformersSpec:
     num_parameters: int
     layers: tuple[tuple[int, AttentionLayer], ...]
     trusts_remote_code: bool
+    largest_dequantized: int = 0
+    """As of `ModelSpec`."""
+
     is_causal: bool = True
     """Always: others are refused."""
 
