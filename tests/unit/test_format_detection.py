@@ -88,7 +88,8 @@ def chatml(call: str) -> str:
          + "{% if thinks %}<|channel|>analysis<|message|>{% endif %}", "gpt-oss", "gpt-oss"),
         # Calls in ways of their own, which must not be taken for one of these.
         (chatml(f"<tool_call>\n<function={NAME}>\n{{% for k, v in call.arguments.items() %}}"
-                "<parameter={{ k }}>\n{{ v }}\n</parameter>{% endfor %}\n</function>\n</tool_call>"), None, None),
+                "<parameter={{ k }}>\n{{ v }}\n</parameter>{% endfor %}\n</function>\n</tool_call>"),
+         None, None),
         (chatml(f"<tool_call>{NAME}\n{{% for k, v in call.arguments.items() %}}<arg_key>{{{{ k }}}}</arg_key>"
                 "<arg_value>{{ v }}</arg_value>{% endfor %}</tool_call>"), None, None),
         (chatml(f"<|tool_call_begin|>functions.{NAME}:0<|tool_call_argument_begin|>{ARGUMENTS}<|tool_call_end|>"),

@@ -125,8 +125,11 @@ class ConstraintMatcher:
                 self._slow_s += max(0.0, time.thread_time() - cpu_began_s - QUICK_S)
                 if self._slow_s >= MAX_SLOW_S:
                     self._end(f"takes too long to match a long answer, {MAX_SLOW_S:g} s in slow tokens")
-            elif time.perf_counter() - began_s > QUICK_S:
+            took_s = time.perf_counter() - began_s
+            if took_s > QUICK_S:
                 self._is_watched = True  # from here on by CPU time, which takes microseconds to ask for
+            if self._memory.spent(took_s) and self._memory.is_over(self.handle, MAX_BYTES):
+                self._end(f"takes more than {MAX_BYTES >> 20} MiB of memory to match a long answer")
 
     def _end(self, what: str) -> None:
         self.excess = f"{what}; {self._largest}" if self._largest else what
@@ -141,18 +144,11 @@ class ConstraintMatcher:
     def state(self) -> tuple:
         """What `go_back` needs to come back here."""
         place = None if self._place is None else self._place.state()
-        return (
-            self._num_accepted,
-            tuple(self.forced),
-            self._has_ended,
-            place,
-            self._memory.num_bytes,
-            self.excess,
-        )
+        return self._num_accepted, tuple(self.forced), self._has_ended, place, self.excess
 
     def go_back(self, state: tuple) -> None:
         """Forget everything since `state` was given."""
-        num_accepted, forced, self._has_ended, place, self._memory.num_bytes, self.excess = state
+        num_accepted, forced, self._has_ended, place, self.excess = state
         if self._num_accepted > num_accepted:
             self.handle.rollback(self._num_accepted - num_accepted)
             self._num_accepted = num_accepted
@@ -191,11 +187,8 @@ class ConstraintMatcher:
             raise RuntimeError(f"the grammar allows or forces token {token_id} and does not accept it")
         self._num_accepted += 1
         self._has_mask = False
-        text = self._vocabulary.tokens[token_id]
         if self._place is not None:
-            self._place.saw(text)
-        if self._memory.saw(len(text)) and self._memory.is_over(self.handle, MAX_BYTES):
-            self._end(f"takes more than {MAX_BYTES >> 20} MiB of memory to match a long answer")
+            self._place.saw(self._vocabulary.tokens[token_id])
 
     def _is_at_end(self) -> bool:
         """Whether nothing but the end is allowed."""

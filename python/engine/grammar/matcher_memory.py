@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-_FIRST_CHECK = 64
-_GROWTH = 1.25
-"""Between two checks, of the text: what a grammar keeps grows with its square or its cube at worst."""
+_FIRST_CHECK_S = 0.005
+_GROWTH = 1.5
+"""Between two checks, of the time that matching took: what takes memory takes time to write it."""
 
 _FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
 
@@ -23,19 +23,19 @@ _mallinfo.restype = _MallInfo
 
 
 class MemoryCheck:
-    """When to measure the matcher of an answer: more and more seldom, as the answer grows."""
+    """When to measure the matcher of an answer: more and more seldom, as matching goes on."""
 
-    __slots__ = ("_next_check", "num_bytes")
+    __slots__ = ("_next_check_s", "_spent_s")
 
     def __init__(self) -> None:
-        self.num_bytes, self._next_check = 0, _FIRST_CHECK
+        self._spent_s, self._next_check_s = 0.0, _FIRST_CHECK_S
 
-    def saw(self, num_bytes: int) -> bool:
-        """The matcher went on by so many bytes of text; whether it is to be measured."""
-        self.num_bytes += num_bytes
-        if self.num_bytes < self._next_check:
+    def spent(self, time_s: float) -> bool:
+        """The matcher went on for so long, by the clock; whether it is to be measured."""
+        self._spent_s += time_s
+        if self._spent_s < self._next_check_s:
             return False
-        self._next_check = int(self.num_bytes * _GROWTH)
+        self._next_check_s = self._spent_s * _GROWTH
         return True
 
     def is_over(self, handle: Any, most_bytes: int) -> bool:
