@@ -108,6 +108,7 @@ def cases(isa: str) -> Iterator[tuple[str, Callable[[], None]]]:
         for num_rows in (16, 64, 4096):
             name = f"{dtype} weights, groups of {group_len}" if group_len else f"{dtype} weights"
             yield f"{name}, {num_rows} rows", lambda a=(dtype, group_len, num_rows): product(ctx, *a)
+    yield "prefill and decode, deterministic", lambda: prefill(exact, 128)
     yield "bfloat16 weights, deterministic", lambda: product(exact, "bfloat16", 0, 64)
     yield "int8 weights, deterministic", lambda: product(exact, "int8", 128, 64)
     yield "adapters", lambda: adapters(ctx)
@@ -136,7 +137,7 @@ def prefill(ctx, head_dim: int, *, is_coded: bool = False, has_all: bool = False
         torch.tensor([0, num_queries]).int(),
         torch.tensor([128]).int(),
         torch.zeros(1, 8).int(),
-        decode_rows=torch.zeros(0).int(),
+        decode_rows=torch.zeros(1).int(),
         tiles=torch.zeros(1, 2).int(),
         max_decode_kv_len=0,
         max_kv_len=128,

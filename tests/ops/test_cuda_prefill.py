@@ -60,7 +60,7 @@ def attend(
     window: int = 0,
     softcap: float = 0.0,
     sinks: torch.Tensor | None = None,
-    isa: str = "sm_90",
+    **choices,
 ) -> torch.Tensor:
     """Rows of decodes are left as they are. Queries and results are columns of wider rows."""
     from engine.ops.cuda.triton_prefill import prefill_attention
@@ -72,7 +72,7 @@ def attend(
     results = torch.full_like(wide, SENTINEL)
     out = results[:, : heads * head_dim].unflatten(1, (heads, head_dim))
     prefill_attention(
-        triton_kernels.context(isa),
+        triton_kernels.context(**choices),
         q,
         case.k_cache.transpose(2, 3).contiguous().to(DEVICE),
         case.v_cache.to(DEVICE),
@@ -93,9 +93,9 @@ def check(
     window: int = 0,
     softcap: float = 0.0,
     sinks: torch.Tensor | None = None,
-    isa: str = "sm_90",
+    **choices,
 ) -> None:
-    out = attend(case, window, softcap, sinks, isa)
+    out = attend(case, window, softcap, sinks, **choices)
     wide = dataclasses.replace(
         case, q=case.q.float(), k_cache=case.k_cache.float(), v_cache=case.v_cache.float()
     )
@@ -112,7 +112,7 @@ def check(
         values = wide.v_cache if case.kv_scales is None else wide.v_cache * case.kv_scales[:, :, 1, :, None]
         error += 2.0**-25 * (1 + case.plan.kv_lens.max() * (1 + torch.nan_to_num(values).abs().max()))
     counts = case.plan.cu_seqlens_q.diff()
-    is_prefill = (counts > 1).repeat_interleave(counts)
+    is_prefill = (counts > (0 if choices.get("is_deterministic") else 1)).repeat_interleave(counts)
     assert_close(out[is_prefill], expected[is_prefill], error[is_prefill])
     assert (out[~is_prefill] == SENTINEL).all()
 
@@ -135,6 +135,11 @@ def test_any_mix_of_rows_is_the_reference(head_dim, dtype):
 def test_any_number_of_heads_in_a_group(group, num_rows):
     rows = [(num_rows, num_rows + 20), (2, 2)]
     check(stored(make_case(rows, heads=group, kv_heads=1, head_dim=64, dtype=FP32), torch.bfloat16))
+
+
+def test_one_path_for_all_rows():
+    case = make_case(ROWS, heads=6, kv_heads=2, head_dim=64, dtype=FP32)
+    check(stored(case, torch.bfloat16), is_deterministic=True)
 
 
 def test_the_tiles_of_other_gpus():
@@ -176,6 +181,9 @@ def test_a_row_has_the_same_bits_in_any_chunk_and_any_batch():
     for first, last in [(0, 2), (2, 19), (19, 33)]:
         assert_same_bits(attend(case.rows(0, first, last), window=50).float(), whole[first:last])
     assert_same_bits(attend(case.rows(1, 0, 5), window=50).float(), whole[33:])
+    for sequence, row, place in [(0, 32, 32), (1, 0, 33)]:  # and as a decode
+        alone = attend(case.rows(sequence, row, row + 1), window=50, is_deterministic=True)
+        assert_same_bits(alone.float(), whole[place : place + 1])
 
 
 def test_a_broken_key_breaks_the_rows_that_see_it_and_no_other_sequence():

@@ -35,11 +35,13 @@ def prefill_attention(
     sinks: torch.Tensor | None = None,
     kv_scales: torch.Tensor | None = None,
 ) -> None:
-    """`paged_attention` for the rows of `plan.tiles`; the others are left as they are.
+    """`paged_attention` for the rows of `plan.tiles`, and for those of `plan.decode_rows`, too, where
+    `ctx.is_deterministic`; the others are left as they are.
 
     The heads of a group are rows of one tile, so that each key and value is read once for all of them. Keys
-    are visited in blocks that start at multiples of a fixed length, counted from the sequence's start: a
-    row's bits depend neither on the tile that it is in nor on the chunk that it comes in.
+    are visited in blocks that start at multiples of a fixed length, counted from the sequence's start. Blocks
+    that some rows of a tile see in part are another loop; where `ctx.is_deterministic` the compiler may not
+    fuse operations in one and not in the other, so that a row's bits do not depend on its tile or chunk.
 
     Shapes: `q`, `out` bfloat16, float16 or float32 [T, H, D], heads contiguous; `k_cache`, `v_cache`
     [N, G, S, D], of the dtype of `q`, or float8_e4m3fn with `kv_scales` float32 [N, G, 2, S]; `sinks` float32
@@ -51,47 +53,51 @@ def prefill_attention(
     _, num_kv_heads, block_size, _ = v_cache.shape
     group = num_heads // num_kv_heads
     tile = tile_of(ctx.isa, head_dim, k_cache.dtype)
-    blocks_of_tile = triton.cdiv(TILE_ROWS, tile.rows // group)
-    num_programs = len(plan.tiles) * blocks_of_tile * num_kv_heads
-    if num_programs == 0:
-        return
     if kv_scales is not None:
         k_cache, v_cache = k_cache.view(torch.uint8), v_cache.view(torch.uint8)
-    prefill_kernel[(num_programs,)](
-        q,
-        k_cache,
-        v_cache,
-        kv_scales,
-        sinks,
-        out,
-        plan.tiles,
-        plan.cu_seqlens_q,
-        plan.kv_lens,
-        plan.block_tables,
-        scale,
-        softcap,
-        min(window, NO_WINDOW),
-        q.stride(0),
-        out.stride(0),
-        k_cache.stride(0),
-        v_cache.stride(0),
-        plan.block_tables.stride(0),
-        NUM_KV_HEADS=num_kv_heads,
-        GROUP=group,
-        HEAD_DIM=head_dim,
-        PADDED_DIM=triton.next_power_of_2(head_dim),
-        BLOCK_SIZE=block_size,
-        QUERIES_OF_TILE=TILE_ROWS,
-        ROWS=tile.rows,
-        KEYS=tile.columns,
-        IS_CAUSAL=plan.is_causal,
-        HAS_WINDOW=0 < window < plan.max_kv_len,
-        HAS_SOFTCAP=softcap > 0,
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-        enable_fp_fusion=True,
-    )
+    work = [(plan.tiles, TILE_ROWS)]
+    if ctx.is_deterministic:
+        work.append((plan.decode_rows[:, None], 1))
+    for tiles, queries_of_tile in work:
+        num_programs = len(tiles) * triton.cdiv(queries_of_tile, tile.rows // group) * num_kv_heads
+        if num_programs == 0:
+            continue
+        prefill_kernel[(num_programs,)](
+            q,
+            k_cache,
+            v_cache,
+            kv_scales,
+            sinks,
+            out,
+            tiles,
+            plan.cu_seqlens_q,
+            plan.kv_lens,
+            plan.block_tables,
+            scale,
+            softcap,
+            min(window, NO_WINDOW),
+            q.stride(0),
+            out.stride(0),
+            k_cache.stride(0),
+            v_cache.stride(0),
+            plan.block_tables.stride(0),
+            NUM_KV_HEADS=num_kv_heads,
+            GROUP=group,
+            HEAD_DIM=head_dim,
+            PADDED_DIM=triton.next_power_of_2(head_dim),
+            BLOCK_SIZE=block_size,
+            TILE_FIELDS=tiles.shape[1],
+            QUERIES_OF_TILE=queries_of_tile,
+            ROWS=tile.rows,
+            KEYS=tile.columns,
+            IS_CAUSAL=plan.is_causal,
+            HAS_WINDOW=window > 0 and (ctx.is_deterministic or window < plan.max_kv_len),
+            HAS_SOFTCAP=softcap > 0,
+            PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+            enable_fp_fusion=not ctx.is_deterministic,
+        )
 
 
 def tile_of(isa: str, head_dim: int, dtype: torch.dtype) -> Tile:
@@ -132,6 +138,7 @@ def prefill_kernel(
     HEAD_DIM: tl.constexpr,
     PADDED_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    TILE_FIELDS: tl.constexpr,
     QUERIES_OF_TILE: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
@@ -147,11 +154,13 @@ def prefill_kernel(
     work = tl.num_programs(0) - 1 - tl.program_id(0)
     kv_head = work % NUM_KV_HEADS
     block_of_tile = work // NUM_KV_HEADS % BLOCKS_OF_TILE
-    tile = tiles + work // (NUM_KV_HEADS * BLOCKS_OF_TILE) * 2
+    tile = tiles + work // (NUM_KV_HEADS * BLOCKS_OF_TILE) * TILE_FIELDS
     sequence = tl.load(tile)
     first_row = tl.load(cu_seqlens_q + sequence)
     num_rows = tl.load(cu_seqlens_q + sequence + 1) - first_row
-    first_query = tl.load(tile + 1) + block_of_tile * QUERIES
+    first_query = block_of_tile * QUERIES
+    if TILE_FIELDS == 2:
+        first_query += tl.load(tile + 1)
     rows_left = tl.minimum(num_rows - first_query, QUERIES_OF_TILE - block_of_tile * QUERIES)
     num_queries = tl.minimum(rows_left, QUERIES)
     if num_queries <= 0:
