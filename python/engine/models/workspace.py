@@ -63,6 +63,7 @@ class Workspace:
         self._kept_residual, self._kept_attended = rows(hidden), rows(heads)
         self._logits = torch.empty(max_rows, spec.vocab_size)
         self._cuts: dict[int, tuple[Rows, Heads]] = {}
+        self._kept: dict[int, Rows] = {}
 
     def cut(self, count: int) -> tuple[Rows, Heads]:
         """The first `count` rows of every buffer, and the same rows as attention sees them."""
@@ -87,10 +88,14 @@ class Workspace:
     def keep(self, rows: Rows, wanted: torch.Tensor) -> Rows:
         """Only the wanted rows (int64), in that order, as they stand after attention."""
         count = len(wanted)
-        residual, attended = self._kept_residual[:count], self._kept_attended[:count]
-        torch.index_select(rows.residual, 0, wanted, out=residual)
-        torch.index_select(rows.attended, 0, wanted, out=attended)
-        return self._rows(residual, attended)
+        if count not in self._kept:
+            if len(self._kept) == MOST_CUTS:
+                self._kept.clear()
+            self._kept[count] = self._rows(self._kept_residual[:count], self._kept_attended[:count])
+        kept = self._kept[count]
+        torch.index_select(rows.residual, 0, wanted, out=kept.residual)
+        torch.index_select(rows.attended, 0, wanted, out=kept.attended)
+        return kept
 
     def logits(self, count: int) -> torch.Tensor:
         """Float32 [count, V]."""
