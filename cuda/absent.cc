@@ -15,6 +15,7 @@ bool is_compiled() { return false; }
 
 int num_devices() { return 0; }
 
+void decode_attention(const DecodeArgs&, void*) { refuse(); }
 void append_kv(const AppendKvArgs&, const RotationArgs*, void*) { refuse(); }
 
 }  // namespace engine::cuda

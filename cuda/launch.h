@@ -46,7 +46,9 @@ template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, void* stream,
             const Arguments&... arguments) {
   allow_shared_memory(kernel, shared_bytes);
-  kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)> > >(arguments...);
+  // clang-format off
+  kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
+  // clang-format on
   check(cudaGetLastError(), "launch");
 }
 

@@ -8,4 +8,6 @@ namespace engine::cuda {
 // `rotation` may be null: then keys are stored as they are.
 void append_kv(const AppendKvArgs& args, const RotationArgs* rotation, void* stream);
 
+void decode_attention(const DecodeArgs& args, void* stream);
+
 }  // namespace engine::cuda

@@ -21,4 +21,13 @@ void rope_append_kv(const TensorView& q, const TensorView& k, const TensorView& 
                     const TensorView& sin, const TensorView& positions, const TensorView& k_cache,
                     const TensorView& v_cache, const TensorView& slot_ids, const TensorView* kv_scales);
 
+// Floats that decode_attention needs for results of splits.
+int64_t num_partials(int64_t num_rows, int64_t max_kv_len, int64_t window, int64_t num_heads, int64_t head_dim);
+
+void decode_attention(const TensorView& q, const TensorView& k_cache, const TensorView& v_cache,
+                      const TensorView& sequences, const TensorView& cu_seqlens_q, const TensorView& kv_lens,
+                      const TensorView& block_tables, int64_t max_kv_len, float scale, int64_t window,
+                      float softcap, const TensorView& out, const TensorView* sinks,
+                      const TensorView* kv_scales, const TensorView& partials, const TensorView& arrivals);
+
 }  // namespace engine::cuda

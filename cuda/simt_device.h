@@ -54,6 +54,9 @@ __device__ inline T* dynamic_shared() {
   return reinterpret_cast<T*>(engine_shared_bytes);
 }
 
+// What another block wrote: past this processor's own cache.
+__device__ inline float load_written(const float* at) { return __ldcg(at); }
+
 __device__ inline void sync_warp() { __syncwarp(); }
 
 __device__ inline unsigned shared_address(const void* shared) {

@@ -32,6 +32,23 @@ void bind_cuda_attention(py::module_& module) {
       },
       py::arg("q"), py::arg("k"), py::arg("v"), py::arg("cos"), py::arg("sin"), py::arg("positions"),
       py::arg("k_cache"), py::arg("v_cache"), py::arg("slot_ids"), py::arg("kv_scales") = py::none());
+  module.def("num_partials", &cuda::num_partials, py::arg("num_rows"), py::arg("max_kv_len"), py::arg("window"),
+             py::arg("num_heads"), py::arg("head_dim"));
+  module.def(
+      "decode_attention",
+      [](const TensorView& q, const TensorView& k_cache, const TensorView& v_cache, const TensorView& sequences,
+         const TensorView& cu_seqlens_q, const TensorView& kv_lens, const TensorView& block_tables,
+         int64_t max_kv_len, float scale, int64_t window, float softcap, const TensorView& out,
+         const Optional& sinks, const Optional& kv_scales, const TensorView& partials,
+         const TensorView& arrivals) {
+        cuda::decode_attention(q, k_cache, v_cache, sequences, cu_seqlens_q, kv_lens, block_tables, max_kv_len,
+                               scale, window, softcap, out, pointer_to(sinks), pointer_to(kv_scales), partials,
+                               arrivals);
+      },
+      py::arg("q"), py::arg("k_cache"), py::arg("v_cache"), py::arg("sequences"), py::arg("cu_seqlens_q"),
+      py::arg("kv_lens"), py::arg("block_tables"), py::arg("max_kv_len"), py::arg("scale"), py::arg("window"),
+      py::arg("softcap"), py::arg("out"), py::arg("sinks"), py::arg("kv_scales"), py::arg("partials"),
+      py::arg("arrivals"));
 }
 
 }  // namespace

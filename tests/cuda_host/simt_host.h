@@ -252,6 +252,8 @@ T* dynamic_shared() {
   return reinterpret_cast<T*>(simt::shared_memory());
 }
 
+inline float load_written(const float* at) { return *at; }
+
 inline void sync_warp() { __syncwarp(); }
 inline void cp_async(void* shared, const void* global, bool is_wanted = true) {
   simt::start_copy(shared, global, is_wanted);

@@ -6,6 +6,7 @@ import torch
 
 from engine import _native
 from engine.ops.cuda.context import ExecutionContext
+from engine.ops.cuda.plan import DevicePlan
 
 
 def append_kv(
@@ -49,3 +50,58 @@ def rope_append_kv(
     Shapes: as `append_kv`; `q` [T, H, D]; `cos`, `sin` float32 [P, R / 2]; `positions` int32 [T].
     """
     _native.cuda.rope_append_kv(q, k, v, cos, sin, positions, k_cache, v_cache, slot_ids, kv_scales)
+
+
+def paged_attention(
+    ctx: ExecutionContext,
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    plan: DevicePlan,
+    scale: float,
+    window: int,
+    softcap: float,
+    out: torch.Tensor,
+    sinks: torch.Tensor | None = None,
+    kv_scales: torch.Tensor | None = None,
+) -> None:
+    """As `engine.ops.paged_attention`, by one kernel for sequences with one query and another for the rest.
+
+    The first walks the keys in splits of 256 tokens, or of so many more that there are at most 64, and joins
+    their results in order: a row's bits depend on its own length, not on its batch, on blocks, or on how many
+    splits run at a time. Weights are rounded to the dtype of the cache before values are multiplied with
+    them, of fp8 to bfloat16; sums are of float32.
+    Shapes: `q`, `out` [T, H, D] of the model's dtype, rows at multiples of 16 bytes; the caches as
+    `append_kv` writes them; `sinks` float32 [H]; H a multiple of G.
+    Effects: launches only. Rows whose sequence or length the plan gives wrongly stay unwritten, and block ids
+    outside the cache count for zeros: nothing outside the tensors is read.
+    Cost: each key and value is read once for eight heads of a group.
+    Source: Dao et al. 2023 (splits of keys, joined afterwards).
+    """
+    if len(plan.decode_rows):
+        num_rows, (_, num_heads, head_dim) = len(plan.decode_rows), q.shape
+        sizes = num_rows, plan.max_decode_kv_len, window, num_heads, head_dim
+        _native.cuda.decode_attention(
+            q,
+            k_cache,
+            v_cache,
+            plan.decode_rows,
+            plan.cu_seqlens_q,
+            plan.kv_lens,
+            plan.block_tables,
+            plan.max_decode_kv_len,
+            scale,
+            window,
+            softcap,
+            out,
+            sinks,
+            kv_scales,
+            torch.empty(_native.cuda.num_partials(*sizes), dtype=torch.float32, device=q.device),
+            ctx.arrivals,
+        )
+    if len(plan.tiles):
+        from engine.ops.cuda.triton_prefill import prefill_attention  # Triton only where it is needed
+
+        prefill_attention(
+            ctx, q, k_cache, v_cache, plan, scale, window, softcap, out, sinks=sinks, kv_scales=kv_scales
+        )

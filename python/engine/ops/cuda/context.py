@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -20,6 +21,15 @@ class ExecutionContext:
         major, minor = torch.cuda.get_device_capability()
         self.isa = f"sm_{major}{minor}"
         self.num_threads, self.is_deterministic = num_threads, is_deterministic
+
+    @functools.cached_property
+    def arrivals(self) -> torch.Tensor:
+        """int32, zeros between launches: decode attention counts in it which splits of a row are done.
+
+        Enough for 8,192 rows of a model with eight KV heads. Every launch uses it, so that it must be
+        asked for before a graph is captured, as running a step does.
+        """
+        return torch.zeros(65536, dtype=torch.int32, device="cuda")
 
     def report_to(self, board: Any) -> None:
         """Nothing to report: steps on a GPU are short, and the turns of the engine's loop tell enough."""
