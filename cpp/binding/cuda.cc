@@ -54,6 +54,10 @@ void bind_cuda_attention(py::module_& module) {
 }  // namespace
 
 // A launch takes a few microseconds: the interpreter lock is kept.
-void bind_cuda(py::module_& module) { bind_cuda_attention(module); }
+void bind_cuda(py::module_& module) {
+  bind_cuda_attention(module);
+  bind_cuda_rows(module);
+  bind_cuda_sampling(module);
+}
 
 }  // namespace engine::binding

@@ -30,6 +30,9 @@ void bind_lora(pybind11::module_& module);
 
 // The submodule `cuda`: its ops refuse in a build without CUDA.
 void bind_cuda(pybind11::module_& module);
+// Parts of it.
+void bind_cuda_rows(pybind11::module_& module);
+void bind_cuda_sampling(pybind11::module_& module);
 
 // Releases the interpreter lock around work; the views stay valid because the call holds their
 // tensors.

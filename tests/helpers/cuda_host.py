@@ -23,14 +23,15 @@ BUILD = ROOT / "build-cuda-host"
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-U_FORTIFY_SOURCE"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
 INCLUDES = [f"-I{ROOT / folder}" for folder in ("cpp", "cpp/include", "cuda", "tests/cuda_host")]
-BINDING = ["cuda", "errors", "tensor_caster"]
+BINDING = ["cuda", "cuda_rows", "cuda_sampling", "errors", "tensor_caster"]
 
 
 def sources() -> list[Path]:
     launchers = [path for path in (ROOT / "cuda").glob("*.cu") if path.name != "device.cu"]
     binding = [ROOT / f"cpp/binding/{name}.cc" for name in BINDING]
     ours = [*(ROOT / "cuda").glob("ops_*.cc"), *(ROOT / "tests/cuda_host").glob("*.cc")]
-    return sorted([*launchers, *binding, *ours, ROOT / "cpp/ops/tensor_spec.cc"])
+    checks = [ROOT / f"cpp/ops/{name}.cc" for name in ("sampling_args", "tensor_spec")]
+    return sorted([*launchers, *binding, *ours, *checks])
 
 
 def foreign_includes() -> list[str]:

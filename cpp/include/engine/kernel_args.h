@@ -46,7 +46,8 @@ struct SamplingArgs {
   const int32_t* bias_ids;
   const float* bias_values;
   const int64_t* bias_indptr;  // [R + 1]
-  const int32_t* bitmask;      // [R, ceil(V / 32)], bit set: token allowed; or null
+  int64_t num_token_ids, num_biases;
+  const int32_t* bitmask;  // [R, ceil(V / 32)], bit set: token allowed; or null
   int64_t bitmask_stride;
 
   const int32_t* num_top_logprobs;  // [R], -1: no log-probabilities at all

@@ -18,7 +18,7 @@ _HOMES = {
     "add_rms_norm": "norm",
     "append_kv": "attention",
     "clamped_swiglu": "gated",
-    "embedding": "embedding",
+    "embedding": "lookup",
     "erf_gelu_mul": "gated",
     "gated_linear": "matrix",
     "gelu_mul": "gated",
