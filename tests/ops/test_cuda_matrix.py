@@ -133,6 +133,13 @@ def test_weights_of_floats(dtype, is_deterministic):
         check(matrix, weight, x, is_deterministic=True, bias=normal(70))
 
 
+@pytest.mark.parametrize("is_deterministic", [False, True])
+def test_a_router_of_float32_is_not_rounded_beside_rows_of_bfloat16(is_deterministic):
+    matrix, weight = empty_matrix(8, 100, "float32"), normal(8, 100)
+    matrix.pack_rows(None, 0, weight)
+    check(matrix, weight, normal(9, 100).to(BF16), is_deterministic=is_deterministic, out_dtype=FP32)
+
+
 @pytest.mark.parametrize("kind", ["bfloat16", "int4_affine"])
 def test_deterministic_rows_have_the_same_bits_in_any_batch(kind):
     matrix = empty_matrix(70, 300, kind)

@@ -177,12 +177,13 @@ def test_a_row_has_the_same_bits_in_any_chunk_and_any_batch():
     case = stored(
         make_case([(33, 170), (5, 40)], heads=4, kv_heads=2, head_dim=64, dtype=FP32), torch.bfloat16
     )
-    whole = attend(case, window=50).float()
+    exactly = {"window": 50, "is_deterministic": True}
+    whole = attend(case, **exactly).float()
     for first, last in [(0, 2), (2, 19), (19, 33)]:
-        assert_same_bits(attend(case.rows(0, first, last), window=50).float(), whole[first:last])
-    assert_same_bits(attend(case.rows(1, 0, 5), window=50).float(), whole[33:])
+        assert_same_bits(attend(case.rows(0, first, last), **exactly).float(), whole[first:last])
+    assert_same_bits(attend(case.rows(1, 0, 5), **exactly).float(), whole[33:])
     for sequence, row, place in [(0, 32, 32), (1, 0, 33)]:  # and as a decode
-        alone = attend(case.rows(sequence, row, row + 1), window=50, is_deterministic=True)
+        alone = attend(case.rows(sequence, row, row + 1), **exactly)
         assert_same_bits(alone.float(), whole[place : place + 1])
 
 

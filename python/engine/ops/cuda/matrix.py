@@ -186,7 +186,8 @@ def linear(
     if weight.is_coded or ctx.is_deterministic:
         from engine.ops.cuda import triton_product  # Triton only where it is needed
 
-        triton_product.multiply(ctx, weight.fit(x), weight, bias, out)
+        x = weight.fit(x) if weight.is_coded else x.to(weight.stored.dtype)  # a router is float32
+        triton_product.multiply(ctx, x, weight, bias, out)
     elif out.dtype != x.dtype:
         _multiply_widely(x, weight.weight, out)
         if bias is not None:
