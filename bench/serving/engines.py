@@ -189,12 +189,12 @@ class RunningEngine:
 
     def end(self) -> None:
         self.resume()
-        everything = _process_tree(self._process.pid)
+        everything = process_tree(self._process.pid)
         self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_S)
         for process_id in everything:  # what the first process left behind
-            if _process_tree(process_id):
+            if process_tree(process_id):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process_id, signal.SIGKILL)
         self._process.wait()
@@ -202,10 +202,10 @@ class RunningEngine:
 
     def memory_mb(self) -> float:
         """Proportional resident memory (PSS) of all its processes now, in 10^6 bytes."""
-        return sum(map(_pss_bytes, _process_tree(self._process.pid))) / 1e6
+        return sum(map(pss_bytes, process_tree(self._process.pid))) / 1e6
 
     def _signal_all(self, number: signal.Signals) -> None:
-        for process_id in _process_tree(self._process.pid):
+        for process_id in process_tree(self._process.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process_id, number)
 
@@ -234,7 +234,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _process_tree(process_id: int) -> list[int]:
+def process_tree(process_id: int) -> list[int]:
     """A process and all that it and its children have started, parents first; empty once it is gone."""
     children: dict[int, list[int]] = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
@@ -247,7 +247,7 @@ def _process_tree(process_id: int) -> list[int]:
     return tree
 
 
-def _pss_bytes(process_id: int) -> int:
+def pss_bytes(process_id: int) -> int:
     """0 of a process that has just ended."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path(f"/proc/{process_id}/smaps_rollup").read_text().splitlines():

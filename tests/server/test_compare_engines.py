@@ -148,7 +148,7 @@ def test_an_engine_that_does_not_start_shows_why(bench, weights: Path, tmp_path:
 
 def test_a_stopped_engine_rests_and_goes_on_with_all_its_processes(bench, weights: Path, fake: str) -> None:
     engine = bench.engines.RunningEngine(bench.engines.ADAPTERS["llama.cpp"], setting(bench, weights, fake))
-    tree = bench.engines._process_tree(engine._process.pid)
+    tree = bench.engines.process_tree(engine._process.pid)
     try:
         assert len(tree) == 2 and engine.memory_mb() > 1 and engine.ready_s > 0
         engine.stop()
