@@ -28,8 +28,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from engine.ops.cuda.lookup import embedding
 from engine.ops.cuda.low_rank import LoraAdapter, LoraPlan, lora, lora_embedding
-from engine.ops.cuda.matrix import PackedMatrix, linear, look_up
+from engine.ops.cuda.matrix import PackedMatrix, linear
 from engine.ops.cuda.plan import DevicePlan
 from engine.ops.cuda.triton_prefill import prefill_attention
 
@@ -112,7 +113,10 @@ def cases(isa: str) -> Iterator[tuple[str, Callable[[], None]]]:
     yield "bfloat16 weights, deterministic", lambda: product(exact, "bfloat16", 0, 64)
     yield "int8 weights, deterministic", lambda: product(exact, "int8", 128, 64)
     yield "adapters", lambda: adapters(ctx)
-    yield "embedding of int4 weights", lambda: look_up(torch.zeros(8).int(), matrix("int4", 32), rows(8))
+    yield (
+        "embedding of int4 weights",
+        lambda: embedding(ctx, torch.zeros(8).int(), matrix("int4", 32), rows(8)),
+    )
 
 
 def rows(count: int, columns: int = 4096) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch
 from engine.errors import NativeError
 from engine.ops import reference, reference_quantized
 from engine.ops.cuda.codes import LARGEST_E4M3
+from engine.ops.cuda.lookup import embedding
 from engine.ops.cuda.matrix import PackedMatrix, linear
 from helpers.compare import assert_close, assert_same_bits, sum_bound
 from helpers.low_rank import normal
@@ -166,8 +167,6 @@ def test_columns_in_another_order():
 
 @pytest.mark.parametrize(("dtype", "group_len"), [*CODED, ("fp8", 0)])
 def test_rows_are_looked_up(dtype, group_len):
-    from engine.ops.cuda.matrix import look_up
-
     matrix, weight = empty_matrix(30, 1100, dtype, group_len), normal(30, 1100)
     if dtype == "fp8":
         matrix.pack_rows(None, 0, weight)
@@ -182,7 +181,7 @@ def test_rows_are_looked_up(dtype, group_len):
         weight = torch.empty_like(weight).index_copy_(1, order, weight)
     ids = torch.tensor([29, 0, 30, 7, -1], dtype=torch.int32)
     out = torch.full((5, 1100), float("nan"), device=DEVICE)
-    look_up(ids.to(DEVICE), matrix, out)
+    embedding(context(), ids.to(DEVICE), matrix, out)
     wanted = weight[[29, 0, 0, 7, 0]] * torch.tensor([1, 1, 0, 1, 0])[:, None]
     # A scale that is rounded otherwise, and a product and a sum where the other has one rounding.
     torch.testing.assert_close(out.cpu(), wanted, rtol=4 * 2.0**-23, atol=2.0**-20)

@@ -63,16 +63,19 @@ def attend(
     **choices,
 ) -> torch.Tensor:
     """Rows of decodes are left as they are. Queries and results are columns of wider rows."""
+    from engine.ops.cuda.attention import paged_attention
     from engine.ops.cuda.triton_prefill import prefill_attention
 
+    ctx = triton_kernels.context(**choices)
+    attention = paged_attention if ctx.is_deterministic else prefill_attention
     num_rows, heads, head_dim = case.q.shape
     wide = torch.zeros(num_rows, (heads + 1) * head_dim, dtype=case.q.dtype, device=DEVICE)
     q = wide[:, : heads * head_dim].unflatten(1, (heads, head_dim))
     q.copy_(case.q)
     results = torch.full_like(wide, SENTINEL)
     out = results[:, : heads * head_dim].unflatten(1, (heads, head_dim))
-    prefill_attention(
-        triton_kernels.context(**choices),
+    attention(
+        ctx,
         q,
         case.k_cache.transpose(2, 3).contiguous().to(DEVICE),
         case.v_cache.to(DEVICE),

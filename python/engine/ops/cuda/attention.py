@@ -65,7 +65,8 @@ def paged_attention(
     sinks: torch.Tensor | None = None,
     kv_scales: torch.Tensor | None = None,
 ) -> None:
-    """As `engine.ops.paged_attention`, by one kernel for sequences with one query and another for the rest.
+    """As `engine.ops.paged_attention`, by one kernel for sequences with one query and another for the rest;
+    where `ctx.is_deterministic` by the other for all, so that chunks change no bits.
 
     The first walks the keys in splits of 256 tokens, or of so many more that there are at most 64, and joins
     their results in order: a row's bits depend on its own length, not on its batch, on blocks, or on how many
@@ -78,7 +79,7 @@ def paged_attention(
     Cost: each key and value is read once for eight heads of a group.
     Source: Dao et al. 2023 (splits of keys, joined afterwards).
     """
-    if len(plan.decode_rows):
+    if len(plan.decode_rows) and not ctx.is_deterministic:
         num_rows, (_, num_heads, head_dim) = len(plan.decode_rows), q.shape
         sizes = num_rows, plan.max_decode_kv_len, window, num_heads, head_dim
         _native.cuda.decode_attention(
@@ -99,7 +100,7 @@ def paged_attention(
             torch.empty(_native.cuda.num_partials(*sizes), dtype=torch.float32, device=q.device),
             ctx.arrivals,
         )
-    if len(plan.tiles):
+    if len(plan.tiles) or ctx.is_deterministic:
         from engine.ops.cuda.triton_prefill import prefill_attention  # Triton only where it is needed
 
         prefill_attention(

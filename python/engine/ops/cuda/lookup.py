@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
 
     from engine.ops.cuda.context import ExecutionContext
-    from engine.ops.cuda.linear import PackedMatrix
+    from engine.ops.cuda.matrix import PackedMatrix
 
 
 def embedding(
@@ -20,7 +20,14 @@ def embedding(
 
     Ids may come straight from the sampler, which draws -1 where every token is ruled out: torch's own lookup
     would end the process for that.
-    Shapes: `token_ids` int32 [T]; `weight.weight` [V, K] of the model's dtype; `out` [T, K] of the same, any
-    row stride.
+    Shapes: `token_ids` int32 [T]; `weight` [V, K] of the model's dtype, or of codes; `out` [T, K] of that
+    dtype, any row stride.
     """
+    if weight.is_coded:
+        from engine.ops.cuda.triton_product import look_up  # Triton only where it is needed
+
+        look_up(token_ids, weight, out)
+        if (rows := weight.unfit(out)) is not out:
+            out.copy_(rows)
+        return
     _native.cuda.embedding(token_ids, weight.weight, out)

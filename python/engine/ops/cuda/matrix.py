@@ -198,17 +198,6 @@ def linear(
         torch.addmm(bias.to(x.dtype), x, weight.weight.T, out=out)
 
 
-def look_up(token_ids: torch.Tensor, weight: PackedMatrix, out: torch.Tensor) -> None:
-    """out[t] = weight[token_ids[t]] of coded weights; zeros for an id outside [0, N).
-
-    Shapes: token_ids int32 [T]; out [T, K] of any float type, any row stride.
-    """
-    from engine.ops.cuda import triton_product
-
-    triton_product.look_up(token_ids, weight, out)
-    out.copy_(weight.unfit(out))
-
-
 def _multiply_widely(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
     """The float32 sums, not rounded to the dtype of the factors; of a router, weights are float32 beside rows
     that are not."""
