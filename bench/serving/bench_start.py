@@ -1,12 +1,12 @@
 """How soon the server is ready, and the most memory it ever has: from a checkpoint and from --packed-cache.
 
-    python bench/serving/bench_start.py --model-path WEIGHTS/qwen05 [--formats none int8 int4] [--rounds 3] [-- FLAGS]
+    python bench/serving/bench_start.py --model-path WEIGHTS/qwen05 [--formats none int8 int4] [-- FLAGS]
 
-Files are warm: they have been read just before. The time is that from starting the process to 200 from /health,
-the median of the rounds. Memory is the proportional resident memory (PSS) of all processes, looked at every few
-milliseconds in a start of its own, because looking costs time, and while a prompt of 1,024 tokens is computed.
-Its bound is what the packed weights and the KV cache take and 450 MB; those of time are for half a billion
-parameters and a quiet machine.
+Files are warm: they have been read just before. The time is that from starting the process to 200 from
+/health, the median of the rounds. Memory is the proportional resident memory (PSS) of all processes, looked
+at every few milliseconds in a start of its own, because looking costs time, and while a prompt of 1,024
+tokens is computed. Its bound is what the packed weights and the KV cache take and 450 MB; those of time are
+for half a billion parameters and a quiet machine.
 """
 
 from __future__ import annotations
