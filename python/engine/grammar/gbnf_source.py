@@ -87,7 +87,8 @@ class GbnfSource:
                     needed.discard(name)
                     if not needed:
                         found.append(user)
-        name = next((name for name in self._starts if name not in ending), None)
+        reached = self._reached()
+        name = next((name for name in self._starts if name in reached and name not in ending), None)
         seen = set()
         while name is not None and name not in seen:
             if name in self._starts:
@@ -95,6 +96,16 @@ class GbnfSource:
             needed = {i.name for i in self._rules[name].alternatives[0] if i.is_needed}
             name = next(inner for inner in needed if inner in self._rules and inner not in ending)
         return name and self._named(name)
+
+    def _reached(self) -> set[str]:
+        """Rules that answers may need."""
+        reached, waiting = set(), ["root"]
+        while waiting:
+            name = waiting.pop()
+            if name in self._rules and name not in reached:
+                reached.add(name)
+                waiting.extend(item.name for item in self._rules[name].items if item.name is not None)
+        return reached
 
     def largest(self) -> Largest:
         """The least repetition or rule that stands for more than half of what the largest stands for."""
