@@ -58,7 +58,7 @@ def test_minilm_is_sentence_transformers_and_alone_is_batched_bitwise(minilm: Pa
     words = [word for word in vocabulary if not word.startswith(("[", "##"))]
     words = [w for w, ids in zip(words, tokenizer.encode_batch(words), strict=True) if len(ids) == 3]
     generator = np.random.default_rng(0)
-    lens = np.exp(generator.uniform(0, np.log(511), 500)).astype(int)
+    lens = np.exp(generator.uniform(0, 1, 500) ** 2 * np.log(511)).astype(int)  # many are short
     lens[:2] = 0, 510
     texts = [" ".join(generator.choice(words, length)) for length in lens]
     ids = tokenizer.encode_batch(texts)
@@ -125,7 +125,9 @@ def test_every_pooling_as_it_comes(kind: str, mode: str, tmp_path: Path) -> None
         assert_close(embed(load(tmp_path, chunked_prefill_size=32), texts), expected)
 
 
-def test_several_poolings_and_dense_layers(tmp_path: Path) -> None:
+def test_several_poolings_dense_layers_and_a_norm(tmp_path: Path) -> None:
+    from sentence_transformers.sentence_transformer.modules import LayerNorm
+
     model = make_model("bert", seed=2)
     model.save_pretrained(tmp_path)
     sizes = [(128, 48, "torch.nn.modules.activation.Tanh"), (48, 32, "torch.nn.modules.linear.Identity")]
@@ -133,11 +135,16 @@ def test_several_poolings_and_dense_layers(tmp_path: Path) -> None:
         ("Dense", {"in_features": i, "out_features": o, "bias": i == 128, "activation_function": name})
         for i, o, name in sizes
     ]
+    dense.insert(1, ("LayerNorm", {"dimension": 48}))
     write_modules(tmp_path, pooling("cls_token", "mean_tokens"), *dense, NORMALIZE)
+    norm = LayerNorm(48)
+    for parameter in norm.parameters():
+        torch.nn.init.normal_(parameter, 1.0, 0.5)
+    norm.save(str(tmp_path / "3_LayerNorm"))
     weights = [torch.randn(o, i) / i**0.5 for i, o, _ in sizes]
     bias = torch.randn(48)
     save_file({"linear.weight": weights[0], "linear.bias": bias}, tmp_path / "2_Dense" / "model.safetensors")
-    save_file({"linear.weight": weights[1]}, tmp_path / "3_Dense" / "model.safetensors")
+    save_file({"linear.weight": weights[1]}, tmp_path / "4_Dense" / "model.safetensors")
     texts = random_texts(10, 60)
     pooled = torch.stack(
         [
@@ -145,7 +152,8 @@ def test_several_poolings_and_dense_layers(tmp_path: Path) -> None:
             for t in texts
         ]
     )
-    expected = torch.nn.functional.normalize(torch.tanh(pooled @ weights[0].T + bias) @ weights[1].T)
+    normed = norm({"sentence_embedding": torch.tanh(pooled @ weights[0].T + bias)})["sentence_embedding"]
+    expected = torch.nn.functional.normalize(normed.detach() @ weights[1].T)
     assert_close(embed(load(tmp_path), texts), expected.numpy())
 
 

@@ -66,6 +66,12 @@ def test_everything_is_read(directory: Path) -> None:
         ([], "lists no Pooling module"),
         ([NORMALIZE], "'Normalize' at place 1 is not supported"),
         ([("CNN", {})], "'CNN' at place 1 is not supported"),
+        ([("LayerNorm", {"dimension": 4})], "'LayerNorm' at place 1 is not supported"),
+        ([pooling("mean_tokens"), ("LayerNorm", {})], "lacks dimension"),
+        (
+            [pooling("mean_tokens"), NORMALIZE, ("LayerNorm", {"dimension": 4})],
+            "a LayerNorm module after Normalize is not supported",
+        ),
         (
             [pooling("mean_tokens"), NORMALIZE, ("Dense", {"in_features": 4, "out_features": 4})],
             "after Normalize",

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.models.embedding_spec import EmbeddingSpec
+from engine.models.embedding_spec import DenseSpec, EmbeddingSpec, NormSpec
+from engine.models.encoder_layers import LayerNorm
 from engine.models.layers import FusedLinear
 from engine.models.weights import load_checkpoint, load_dummy
 
 _POOL_MODES = {"mean": "sum", "mean_sqrt_len": "sum", "weighted_mean": "weighted_sum", "max": "max"}
+_LAYER_NORM_EPS = 1e-5
+"""Torch's own, as the module says none."""
 _LEAST_NORM = 1e-12
 """A vector shorter than this is not stretched."""
 
@@ -27,21 +30,17 @@ class EmbeddingHead:
         self.hidden_size = hidden_size
         self.size = spec.size(hidden_size)
         self._ops, self._ctx = ops, ctx
-        self._dense = [
-            FusedLinear(
-                ops,
-                ctx,
-                [("linear", dense.out_features)],
-                dense.in_features,
-                "float32",
-                has_bias=dense.has_bias,
-            )
-            for dense in spec.dense
-        ]
+        self._dense = [self._layer(dense) for dense in spec.dense]
         self._unit = torch.full((self.size,), self.size**-0.5)
 
+    def _layer(self, spec: DenseSpec | NormSpec) -> FusedLinear | LayerNorm:
+        if isinstance(spec, NormSpec):
+            return LayerNorm("norm", spec.size, has_bias=True)
+        rows = [("linear", spec.out_features)]
+        return FusedLinear(self._ops, self._ctx, rows, spec.in_features, "float32", has_bias=spec.has_bias)
+
     def load(self, directory: str | Path, *, is_dummy: bool = False) -> None:
-        """Raises: `CheckpointError` when a dense layer is not what its config.json says."""
+        """Raises: `CheckpointError` when a layer is not what its config.json says."""
         for dense, layer in zip(self.spec.dense, self._dense, strict=True):
             slots = dict(layer.slots())
             if is_dummy:
@@ -56,6 +55,12 @@ class EmbeddingHead:
     def finish(self, pooled: torch.Tensor) -> np.ndarray:
         """Vectors float32 [B, size] from pooled states [B, hidden size * modes]."""
         for dense, layer in zip(self.spec.dense, self._dense, strict=True):
+            if isinstance(layer, LayerNorm):
+                self._ops.layer_norm(
+                    self._ctx, pooled, None, layer.weight, layer.bias, _LAYER_NORM_EPS, pooled
+                )
+                continue
+            assert isinstance(dense, DenseSpec)
             out = torch.empty(len(pooled), dense.out_features)
             self._ops.linear(self._ctx, pooled, layer.weight, layer.bias, out)
             if dense.activation is not None:

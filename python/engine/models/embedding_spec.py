@@ -45,6 +45,14 @@ class DenseSpec:
     activation: str | None
 
 
+@dataclasses.dataclass(frozen=True)
+class NormSpec:
+    """A layer normalisation of vectors of `size` numbers; its weights lie in `folder`."""
+
+    folder: str
+    size: int
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EmbeddingSpec:
     """`max_len` is the limit that the checkpoint gives, None if it gives none. `dimensions` are those
@@ -52,7 +60,7 @@ class EmbeddingSpec:
 
     pooling: tuple[str, ...]
     is_normalized: bool
-    dense: tuple[DenseSpec, ...] = ()
+    dense: tuple[DenseSpec | NormSpec, ...] = ()
     max_len: int | None = None
     lowers_case: bool = False
     prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -70,6 +78,12 @@ class EmbeddingSpec:
         """Numbers of a vector, for a model of this hidden size. Raises: `ConfigError` for a misfit."""
         size = hidden_size * len(self.pooling)
         for dense in self.dense:
+            if isinstance(dense, NormSpec):
+                if dense.size != size:
+                    raise ConfigError(
+                        f"{dense.folder}/config.json: dimension is {dense.size}, but it is given {size}"
+                    )
+                continue
             if dense.in_features != size:
                 raise ConfigError(
                     f"{dense.folder}/config.json: in_features is {dense.in_features}, but it is given {size}"
@@ -119,7 +133,7 @@ def _read_own(directory: Path) -> EmbeddingSpec:
 
 def _read_modules(directory: Path) -> EmbeddingSpec:
     pooling: tuple[str, ...] = ()
-    dense: list[DenseSpec] = []
+    dense: list[DenseSpec | NormSpec] = []
     is_normalized = False
     for index, (kind, folder) in enumerate(_modules(directory)):
         if index == 0:
@@ -131,12 +145,16 @@ def _read_modules(directory: Path) -> EmbeddingSpec:
             pooling = _pooling(read_json(directory / folder / "config.json"), folder)
         elif kind == "Dense" and pooling and len(dense) < MAX_DENSE_LAYERS:
             dense.append(_dense(read_json(directory / folder / "config.json"), folder))
+        elif kind == "LayerNorm" and pooling and len(dense) < MAX_DENSE_LAYERS:
+            dense.append(
+                NormSpec(folder, integer(read_json(directory / folder / "config.json"), "dimension"))
+            )
         elif kind == "Normalize" and pooling:
             is_normalized = True
         elif kind != "Dropout":  # which does nothing here
             raise ConfigError(f"modules.json: a module {kind!r:.80} at place {index} is not supported")
-        if is_normalized and kind == "Dense":
-            raise ConfigError("modules.json: a Dense module after Normalize is not supported")
+        if is_normalized and kind in ("Dense", "LayerNorm"):
+            raise ConfigError(f"modules.json: a {kind} module after Normalize is not supported")
     if not pooling:
         raise ConfigError("modules.json lists no Pooling module")
     files = read_sentence_files(directory)
