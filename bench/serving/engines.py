@@ -86,6 +86,7 @@ class Adapter:
 def _own(setting: Setting, path: str) -> Launch:
     flags = {
         "bf16": ["--dtype", "bfloat16"],
+        "bf16_dot": ["--quantization", "bf16_dot"],
         "int8": ["--quantization", "int8"],
         "int4": ["--quantization", "int4"],
     }
@@ -142,7 +143,7 @@ def _completions_server(kind: str) -> Callable[[Setting, str], Launch]:
 
 OWN = "engine"
 ADAPTERS = {
-    OWN: Adapter(dict.fromkeys(("bf16", "int8", "int4"), ("{model}",)), _own, sys.executable),
+    OWN: Adapter(dict.fromkeys(("bf16", "bf16_dot", "int8", "int4"), ("{model}",)), _own, sys.executable),
     "vllm": Adapter({"bf16": ("{model}",), "int8": ("{model}-w8a8",)}, _vllm, "vllm"),
     "llama.cpp": Adapter(
         {"bf16": ("{model}-bf16.gguf",), "int8": ("{model}-q8_0.gguf",), "int4": ("{model}-q4_0.gguf",)},
