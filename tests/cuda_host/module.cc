@@ -1,10 +1,12 @@
 // The ops of the CUDA backend on tensors of the CPU: checks, launchers and kernels as they are, run by the
 // emulator.
 #include <pybind11/numpy.h>
+#include <pybind11/stl.h>
 
 #include <string>
 
 #include "binding/module.h"
+#include "faulty_kernels.h"
 #include "simt.h"
 
 namespace {
@@ -32,5 +34,6 @@ PYBIND11_MODULE(cuda_host, module) {
   binding::bind_cuda(module);
   module.def("run_backwards", &simt::run_backwards);
   module.def("round_to", &round_to);
+  module.def("run_faulty", &simt::run_faulty);
   module.def("matrix_conflicts", [] { return simt::counters().matrix_conflicts; });
 }

@@ -85,8 +85,8 @@ class HostContext:
 
     isa, is_deterministic = "sm_90", False
 
-    def __init__(self) -> None:
-        self.arrivals = torch.zeros(4096, dtype=torch.int32)
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.arrivals = torch.zeros(4096, dtype=torch.int32, device=device)
 
 
 @contextlib.contextmanager

@@ -75,9 +75,10 @@ def device_case(lengths, dtype, stored, *, heads, kv_heads, head_dim, block_size
 def attend(case: DeviceCase, *, window=0, softcap=0.0, sinks=None, context=None) -> torch.Tensor:
     """Into columns of a wider tensor, of which the others must stay."""
     num_rows, heads, head_dim = case.q.shape
-    wide = torch.full((num_rows, heads + 1, head_dim), float("nan"), dtype=case.q.dtype)
+    shape, device = (num_rows, heads + 1, head_dim), case.q.device
+    wide = torch.full(shape, float("nan"), dtype=case.q.dtype, device=device)
     wide[:, -1] = 7
-    context = context or HostContext()
+    context = context or HostContext(device)
     arguments = case.plan, head_dim**-0.5, window, softcap, wide[:, :-1], sinks, case.kv_scales
     paged_attention(context, case.q, *case.caches, *arguments)
     assert (wide[:, -1] == 7).all(), "a neighbour was written"
@@ -87,7 +88,10 @@ def attend(case: DeviceCase, *, window=0, softcap=0.0, sinks=None, context=None)
 
 def check(case: DeviceCase, *, window=0, softcap=0.0, sinks=None) -> None:
     """Weights are rounded to what the tensor cores take, the result to its dtype; the rest is float32."""
-    out = attend(case, window=window, softcap=softcap, sinks=sinks)
+    out = attend(
+        case, window=window, softcap=softcap, sinks=None if sinks is None else sinks.to(case.q.device)
+    )
+    out = out.cpu()
     plain, scale = case.plain, case.q.shape[2] ** -0.5
     expected, magnitude = torch.empty(2, *case.q.shape, dtype=torch.float64)
     arguments = plain.plan, scale, window, softcap
