@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "python" / "engine"
 PAGE = (ROOT / "docs" / "decisions" / "0021-how-large-the-engine-may-be.md").read_text()
 NO_PACKAGE = "modules of no package"
-MOST_NATIVE_LINES, MOST_FILE_LINES = 12_000, 500
+MOST_NATIVE_LINES, MOST_FILE_LINES = 13_000, 500
 NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
 
 
