@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from engine.errors import NativeError
 from engine.ops import reference
 from engine.ops.cuda.attention import paged_attention
 from engine.ops.cuda.plan import DevicePlan, split_rows
+from engine.runner.memory import split_bytes
 from helpers.attention import AttentionCase, bound, make_case
 from helpers.compare import assert_close
 from helpers.cuda_host import HostContext, emulated_ops
@@ -208,6 +210,13 @@ def test_wrong_entries_of_a_plan_read_nothing_outside():
     assert (attend(dataclasses.replace(case, plan=plan)) == 0).all()
     plan = dataclasses.replace(case.plan, kv_lens=torch.tensor([0, -5, 2**30], dtype=torch.int32))
     assert attend(dataclasses.replace(case, plan=plan)).isnan().all()
+
+
+@pytest.mark.parametrize("length", [1, 256, 257, 4096, 16384, 16385, 131072])
+def test_the_plan_of_memory_counts_what_splits_leave(length, ops):
+    spec = SimpleNamespace(num_heads=32, head_dim=128)
+    needed = 4 * ops.num_partials(7, length, 0, 32, 128)
+    assert needed == (split_bytes(spec, 7, length) if length > 256 else 0)
 
 
 def test_no_rows():

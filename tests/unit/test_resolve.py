@@ -203,7 +203,8 @@ def test_the_cache_gets_what_of_a_gpu_the_rest_leaves():
     )
     weights = 2 * long.num_parameters
     row = 4 * 256 + 2 * 256 + 512 + 3 * 512
-    step = 8192 * row * 2 + 2 * 4 * 2048 * 1000 + 131072 * 64 * 4
+    splits = 4 * 2048 * 64 * 4 * (64 + 4)
+    step = 8192 * row * 2 + 2 * 4 * 2048 * 1000 + 131072 * 64 * 4 + splits
     left = 40 * GIB - GIB - weights - step
     assert resolved.num_blocks == left // BLOCK_BYTES - 1
     assert resolved.memory == resolved.reasons["max_total_tokens"]

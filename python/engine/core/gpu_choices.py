@@ -9,7 +9,7 @@ from engine.errors import ConfigError
 from engine.models.any_model import AnySpec
 from engine.models.spec import ModelSpec
 from engine.runner.gpu import FP8_CAPABILITY, Gpu
-from engine.runner.memory import DTYPE_BYTES, row_elements
+from engine.runner.memory import DTYPE_BYTES, row_elements, split_bytes
 
 MEM_FRACTION_STATIC = 0.88
 HEAD_DIMS = range(64, 257, 16)
@@ -114,7 +114,7 @@ def gpu_budget(
         in_use_bytes=gpu.total_bytes - gpu.free_bytes,
         fraction=config.mem_fraction_static or MEM_FRACTION_STATIC,
         weight_bytes=weights,
-        step_bytes=rows + logits + tables,
+        step_bytes=rows + logits + tables + split_bytes(spec, max_running, context_length),
     )
 
 

@@ -72,3 +72,9 @@ def row_elements(spec: ModelSpec) -> int:
     """Of everything that the workspace keeps of a row."""
     row = 4 * spec.hidden_size + 2 * spec.num_heads * spec.head_dim + spec.qkv_size
     return row + 3 * spec.intermediate_size
+
+
+def split_bytes(spec: ModelSpec, max_rows: int, context_length: int) -> int:
+    """What decode attention of a GPU leaves of each split of the keys; see cuda/kernel_args.h."""
+    splits = min(-(-context_length // 256), 64)
+    return 4 * max_rows * splits * spec.num_heads * (spec.head_dim + 4)
