@@ -26,7 +26,7 @@ from parity.test_transformers import TOLERANCE, make_prompt, their_logits, worst
     ],
 )
 def test_a_model_answers(kind, dtype, options, tmp_path):
-    """A prompt in two chunks, then decoding, replayed from the third step on; greedy draws by `generate`.
+    """A prompt in two chunks, then decoding, replayed from its second step on; greedy draws by `generate`.
 
     float32 agrees to rounding. Rows in bfloat16 err as those of transformers do, which keeps them and
     attention's weights so, too: the median row. A cache of fp8 has 16 times the error of one of bfloat16.
