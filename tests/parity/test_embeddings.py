@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from engine.config.model_location import locate_model
 from engine.core.build_embedding import only_embeds
+from engine.models.embedding_spec import read_embedding_spec
 from engine.text.tokenizer import Tokenizer
 from helpers.embedding_models import (
     KINDS,
@@ -70,6 +72,30 @@ def test_minilm_is_sentence_transformers_and_alone_is_batched_bitwise(minilm: Pa
     assert_close(batched[-1:], expected_vectors(model[0].auto_model, [[101]], "mean_tokens"))
     alone = np.concatenate([embed(core, [text]) for text in [*ids, [101]]])
     assert (alone.view(np.int32) == batched.view(np.int32)).all()
+
+
+def test_a_transformer_in_a_folder_of_its_own(minilm: Path, tmp_path: Path) -> None:
+    """As old versions of sentence-transformers saved: only lists and small modules lie in the directory itself."""
+    import sentence_transformers
+
+    dense = {"in_features": 384, "out_features": 8, "bias": False, "activation_function": "torch.nn.Tanh"}
+    shutil.copytree(minilm, tmp_path / "0_Transformer", ignore=shutil.ignore_patterns("modules.json", "1_*"))
+    prompts = {"prompts": {"query": "ask: "}, "default_prompt_name": "query"}
+    settings = {"config_sentence_transformers": prompts}
+    write_modules(tmp_path, pooling("mean_tokens"), ("Dense", dense), NORMALIZE, **settings)
+    save_file({"linear.weight": torch.randn(8, 384)}, tmp_path / "2_Dense" / "model.safetensors")
+    listed = json.loads((tmp_path / "modules.json").read_text())
+    listed[0]["path"] = "0_Transformer"
+    (tmp_path / "modules.json").write_text(json.dumps(listed))
+
+    directory = locate_model(str(tmp_path))
+    assert directory == tmp_path / "0_Transformer" and only_embeds(str(directory))
+    spec = read_embedding_spec(directory)
+    assert (spec.max_len, spec.default_prompt, spec.dense[0].folder) == (512, "query", "2_Dense")
+    texts = ["a dog", "the capital of France is Paris"]
+    ids = Tokenizer.from_directory(directory).encode_batch(["ask: " + text for text in texts])
+    model = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
+    assert_close(embed(load(directory), ids), model.encode(texts, show_progress_bar=False))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -120,7 +120,7 @@ def test_modules_that_are_refused(directory: Path, modules: list, message: str) 
         ("[]", "must hold a list"),
         ("[1]", "must hold a list"),
         ('[{"type": "a.Pooling", "path": ""}]', "the first module must be a Transformer"),
-        ('[{"type": "a.Transformer", "path": "0_Transformer"}]', "in a folder .0_Transformer. is not"),
+        ('[{"type": "a.Transformer", "path": "0_Transformer"}]', "folder .0_Transformer. has no config.json"),
         ('[{"type": 3, "path": ""}]', "needs a type and a path"),
         ('[{"type": "a.Transformer"}]', "needs a type and a path"),
         ('[{"type": "a.Transformer", "path": ""}, {"type": "a.Pooling", "path": "../x"}]', "is no folder"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -17,6 +18,7 @@ _WEIGHTS = ("*.safetensors",)
 _CODE = ("*.py",)
 _UNUSED = ("consolidated*", "original/*")
 """The same weights again as their maker has them."""
+_MODULES_FILE = "modules.json"
 
 
 def bundled_model() -> Path:
@@ -36,6 +38,7 @@ def check_model_path(model_path: str) -> Path | None:
     """
     directory = Path(model_path).expanduser()
     if directory.is_dir():
+        directory = _transformer_of(directory)
         if not (directory / "config.json").is_file():
             if found := next(directory.glob("*.gguf"), None):
                 raise ConfigError(f"{model_path} has no config.json; of GGUF give the file: {found}")
@@ -58,7 +61,28 @@ def locate_model(model_path: str, *, with_weights: bool = True, with_code: bool 
     Effects: downloads what a hub id names and the local cache lacks.
     Raises: `ConfigError` with the reason.
     """
-    return check_model_path(model_path) or _from_hub(model_path, with_weights, with_code)
+    return check_model_path(model_path) or _transformer_of(_from_hub(model_path, with_weights, with_code))
+
+
+def root_of(directory: Path) -> Path:
+    """Where the modules of a sentence-transformers checkpoint are listed: in the directory itself, or around it,
+    where older versions gave the Transformer a folder of its own."""
+    around = directory.parent
+    is_folder = (
+        not (directory / _MODULES_FILE).exists() and _transformer_of(around) == around / directory.name
+    )
+    return around if is_folder else directory
+
+
+def _transformer_of(directory: Path) -> Path:
+    """The folder of the Transformer that the list of modules names, or the directory itself."""
+    try:
+        first = json.loads((directory / _MODULES_FILE).read_text(encoding="utf-8"))[0]
+        kind, folder = first["type"].rpartition(".")[2], first["path"]
+        is_named = kind == "Transformer" and Path(folder).name == folder not in ("", "..")
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return directory  # who reads the list as a whole says what is wrong with it
+    return directory / folder if is_named and (directory / folder / "config.json").is_file() else directory
 
 
 def _from_hub(repository: str, with_weights: bool, with_code: bool) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.config.model_location import root_of
 from engine.models.embedding_spec import DenseSpec, EmbeddingSpec, NormSpec
 from engine.models.encoder_layers import LayerNorm
 from engine.models.layers import FusedLinear
@@ -46,7 +47,7 @@ class EmbeddingHead:
             if is_dummy:
                 load_dummy(slots)
             else:
-                load_checkpoint(Path(directory) / dense.folder, slots)
+                load_checkpoint(root_of(Path(directory)) / dense.folder, slots)
 
     def start(self, lens: Sequence[int]) -> PoolingBatch:
         """Begin with texts of these lengths, in tokens."""

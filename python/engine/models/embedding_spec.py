@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.config.model_location import root_of
 from engine.errors import ConfigError
 from engine.gguf_file import GGUFFile, is_gguf
 from engine.models.gguf_config import gguf_pooling
@@ -96,7 +97,7 @@ def is_embedding_checkpoint(directory: Path) -> bool:
     """Whether a checkpoint was made for embedding, whatever its architecture."""
     if is_gguf(directory):
         return gguf_pooling(GGUFFile(directory)) is not None
-    return (directory / "modules.json").is_file()
+    return (root_of(directory) / "modules.json").is_file()
 
 
 def read_embedding_spec(
@@ -135,20 +136,19 @@ def _read_modules(directory: Path) -> EmbeddingSpec:
     pooling: tuple[str, ...] = ()
     dense: list[DenseSpec | NormSpec] = []
     is_normalized = False
-    for index, (kind, folder) in enumerate(_modules(directory)):
+    root = root_of(directory)
+    for index, (kind, folder) in enumerate(_modules(root)):
         if index == 0:
             if kind != "Transformer":
                 raise ConfigError(f"modules.json: the first module must be a Transformer, got {kind!r:.80}")
-            if folder:
-                raise ConfigError(f"modules.json: a Transformer in a folder ({folder:.80}) is not supported")
+            if root / folder != directory:
+                raise ConfigError(f"modules.json: the Transformer's folder {folder!r:.80} has no config.json")
         elif kind == "Pooling" and not pooling:
-            pooling = _pooling(read_json(directory / folder / "config.json"), folder)
+            pooling = _pooling(read_json(root / folder / "config.json"), folder)
         elif kind == "Dense" and pooling and len(dense) < MAX_DENSE_LAYERS:
-            dense.append(_dense(read_json(directory / folder / "config.json"), folder))
+            dense.append(_dense(read_json(root / folder / "config.json"), folder))
         elif kind == "LayerNorm" and pooling and len(dense) < MAX_DENSE_LAYERS:
-            dense.append(
-                NormSpec(folder, integer(read_json(directory / folder / "config.json"), "dimension"))
-            )
+            dense.append(NormSpec(folder, integer(read_json(root / folder / "config.json"), "dimension")))
         elif kind == "Normalize" and pooling:
             is_normalized = True
         elif kind != "Dropout":  # which does nothing here

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.config.model_location import root_of
 from engine.errors import ConfigError
 from engine.models.hf_config import flag, integer, read_json
 
@@ -42,7 +43,7 @@ class SentenceFiles:
 
 def read_sentence_files(directory: Path) -> SentenceFiles:
     """Each file may be absent. Raises: `ConfigError` for what is broken or asks for what is not done."""
-    limits, settings = _optional(directory / LIMITS_FILE), _optional(directory / PROMPTS_FILE)
+    limits, settings = _optional(directory / LIMITS_FILE), _optional(root_of(directory) / PROMPTS_FILE)
     _check(limits)
     prompts, default_prompt = _prompts(settings)
     activation = settings.get("activation_fn")
