@@ -42,7 +42,7 @@ class ModelNames:
         self._accepts_any = accepts_any
         self.embedding = embedding
         """The id of a second model, that embeds."""
-        self._embedding_names = {embedding, embedding_path} - {None}
+        self._embedding_path = embedding_path
 
     @property
     def primary(self) -> str:
@@ -54,7 +54,7 @@ class ModelNames:
 
     def is_embedding(self, name: str) -> bool:
         """Whether it names the second model: by its id or its path."""
-        return name in self._embedding_names
+        return name in (self.embedding, self._embedding_path)
 
     def check(self, name: str) -> None:
         """Raises `NotFound` for a name that no request may give."""
