@@ -75,7 +75,7 @@ def test_minilm_is_sentence_transformers_and_alone_is_batched_bitwise(minilm: Pa
 
 
 def test_a_transformer_in_a_folder_of_its_own(minilm: Path, tmp_path: Path) -> None:
-    """As old versions of sentence-transformers saved: the directory itself has only lists and small modules."""
+    """As old versions of sentence-transformers saved: outside of it are only lists and small modules."""
     import sentence_transformers
 
     dense = {"in_features": 384, "out_features": 8, "bias": False, "activation_function": "torch.nn.Tanh"}

@@ -65,8 +65,8 @@ def locate_model(model_path: str, *, with_weights: bool = True, with_code: bool 
 
 
 def root_of(directory: Path) -> Path:
-    """Where the modules of a sentence-transformers checkpoint are listed: in the directory itself, or, as older
-    versions gave the Transformer a folder of its own, around it."""
+    """Where the modules of a sentence-transformers checkpoint are listed: in the directory itself, or around
+    it, as older versions gave the Transformer a folder of its own."""
     around = directory.parent
     is_folder = (
         not (directory / _MODULES_FILE).exists() and _transformer_of(around) == around / directory.name
