@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from engine.errors import NativeError
 from engine.models.decoder import DecoderInputs
 from engine.ops.attention_plan import AttentionPlan
 from engine.ops.cuda.plan import TILE_ROWS, split_rows
@@ -42,7 +43,7 @@ class Model:
     def __init__(self) -> None:
         self.launches: list[DecoderInputs] = []
         self.num_captured = self.num_replayed = 0
-        self.refuses = False
+        self.refusal: Exception | None = None
         self.hidden = torch.zeros(MAX_ROWS, 1)
 
     def forward(self, inputs, kv_layers):
@@ -52,8 +53,8 @@ class Model:
         return hidden
 
     def capture(self, run):
-        if self.refuses:
-            raise RuntimeError("operation not permitted when stream is capturing")
+        if self.refusal is not None:
+            raise self.refusal
         self.num_captured += 1
         hidden = run()
 
@@ -130,9 +131,11 @@ def test_without_capture_nothing_is_padded():
     assert [len(launch.token_ids) for launch in model.launches] == [3, 3, 3]
 
 
-def test_a_device_that_cannot_capture_goes_on_without(caplog):
+@pytest.mark.parametrize("error", [RuntimeError, NativeError])
+def test_a_device_that_cannot_capture_goes_on_without(error, caplog):
+    """Whether torch says so or a launch of our own."""
     model = Model()
-    model.refuses = True
+    model.refusal = error("operation not permitted when stream is capturing")
     graphs = model.graphs()
     for _ in range(4):
         assert graphs.run(inputs_of((4, 5, 6)))[:, 0].tolist() == [103, 104, 105]

@@ -10,6 +10,7 @@ import torch
 
 from engine import _native
 from engine.errors import ConfigError
+from engine.ops import cuda
 from engine.runner.gpu import Gpu
 
 GIB = 2**30
@@ -57,3 +58,8 @@ def test_what_is_missing(machine, owner, name, value, message):
     with pytest.raises(ConfigError, match=f"^--device cuda:? {message}") as caught:
         Gpu.this()
     assert "\n" not in caught.value.message
+
+
+def test_every_op_of_the_backend_is_there():
+    for name in cuda.__all__:
+        assert getattr(cuda, name).__module__.startswith("engine.ops.cuda")

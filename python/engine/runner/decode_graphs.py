@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from engine.errors import NativeError
 from engine.models.decoder import DecoderInputs
 from engine.ops.attention_plan import LayerCache
 from engine.runner.device_inputs import DecodeShape, DeviceInputs
@@ -97,7 +98,7 @@ class DecodeGraphs:
         placed = self._inputs.send(inputs, shape, memory)
         try:
             replay, hidden = self._capture(lambda: self._forward(placed, self._kv_layers))
-        except RuntimeError as error:
+        except (RuntimeError, NativeError) as error:  # torch says the former, our own launches the latter
             reason = " ".join(str(error).split())[:200]
             logger.warning("no CUDA graphs from now on, decoding is slower: %s", reason)
             self._capture = None

@@ -27,7 +27,6 @@ _HOMES = {
     "lora_embedding": "low_rank",
     "paged_attention": "attention",
     "rms_norm": "norm",
-    "rope": "attention",
     "rope_append_kv": "attention",
     "sample": "sampling",
     "score_tokens": "sampling",
