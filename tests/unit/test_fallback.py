@@ -136,6 +136,7 @@ def test_kinds_that_are_refused(tmp_path: Path, family: str, changes: dict, mess
         ({"hidden_size": "many"}, "transformers cannot build this model"),
         ({"num_attention_heads": 3}, "transformers cannot build this model"),
         ({"max_position_embeddings": -1}, "max_position_embeddings"),
+        ({"max_position_embeddings": 2**24 + 1}, "max_position_embeddings must be from 1 to 16777216"),
         ({"dtype": "int8"}, "checkpoint dtype 'int8' is not supported"),
     ],
 )
@@ -187,6 +188,13 @@ def test_a_known_type_never_runs_code_of_the_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "evil.py").write_text("raise ValueError('it ran')\n")
     edit_config(tmp_path, auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"})
     assert read_any_spec(tmp_path).architecture == "StableLmForCausalLM"
+
+
+def test_attention_that_config_names_is_not_fetched(tmp_path: Path) -> None:
+    """Names with a slash are code on the hub to transformers."""
+    for key in ("attn_implementation", "_attn_implementation"):
+        directory = edit_config(write_config(tmp_path / key, "Bloom"), **{key: "somebody/kernel"})
+        assert read_any_spec(directory).architecture == "BloomForCausalLM"
 
 
 def test_a_gate_of_one_number_a_token_is_told(tmp_path: Path) -> None:
@@ -261,6 +269,17 @@ def broken(directory: Path) -> str:
 def test_a_pickle_is_never_loaded(saved: Path) -> None:
     (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
     assert "pytorch_model.bin is a pickle, which is never loaded" in broken(saved)
+
+
+@pytest.mark.parametrize("file", ["other.safetensors.index.json", "adapter_model.bin"])
+def test_files_besides_the_usual_ones_are_not_loaded(tmp_path: Path, file: str) -> None:
+    """Transformers would follow the list of another index, and load the pickle of an adapter."""
+    directory = save_model(make_model("olmoe"), tmp_path)
+    if file.endswith(".bin"):
+        (directory / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    else:
+        edit_config(directory, transformers_weights=file)
+    assert "adapter_config.json and transformers_weights are not supported" in broken(directory)
 
 
 def test_a_truncated_file(saved: Path) -> None:

@@ -18,7 +18,7 @@ from engine.models.decoder import DecoderInputs
 from engine.models.fallback import attention
 from engine.models.fallback.skeleton import Skeleton
 from engine.models.fallback.spec import TransformersSpec
-from engine.models.hf_config import read_config
+from engine.models.hf_config import read_config, read_json
 from engine.models.lora_sites import Site
 from engine.models.quantized_config import quantized_matrices, read_quantization
 from engine.models.quantized_weights import with_quantized
@@ -178,6 +178,11 @@ class _GivenStates(nn.Module):
 
 def _loaded(directory: Path, spec: TransformersSpec, dtype: str) -> nn.Module:
     """What transformers makes of the checkpoint, complete. Raises: `CheckpointError`."""
+    facts = read_json(directory / "config.json")
+    if (directory / "adapter_config.json").exists() or "transformers_weights" in facts:
+        raise CheckpointError(
+            "adapter_config.json and transformers_weights are not supported: files that nobody checked"
+        )
     from transformers import AutoModelForCausalLM
 
     try:

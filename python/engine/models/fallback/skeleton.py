@@ -28,6 +28,8 @@ _ROPES = ("default", "linear", "llama3", "yarn", "proportional")
 
 
 _CONTEXTS = ("max_position_embeddings", "max_seq_len", "seq_length")
+_LONGEST_CONTEXT = 2**24
+"""Masks are asked for each position of a context, and biases made."""
 _USUAL_CONTEXT = 2048
 """Of models with biases for positions that do not say for how many they were made."""
 
@@ -227,10 +229,11 @@ def _separate_masks(model: nn.Module) -> None:
 
 def _context_length(config: Any) -> int:
     found = [getattr(config, name) for name in _CONTEXTS if getattr(config, name, None) is not None]
-    length = found[0] if found else _USUAL_CONTEXT
-    if not isinstance(length, int) or length < 1:
-        raise ConfigError("config.json: max_position_embeddings must be a positive number")
-    return length
+    if not all(isinstance(length, int) and 1 <= length <= _LONGEST_CONTEXT for length in found):
+        raise ConfigError(
+            f"config.json: max_position_embeddings must be from 1 to {_LONGEST_CONTEXT}, got {found!r:.80}"
+        )
+    return found[0] if found else _USUAL_CONTEXT
 
 
 def _construct(directory: Path, trusts_remote_code: bool, writes_out: bool) -> nn.Module:
@@ -258,8 +261,8 @@ def _construct(directory: Path, trusts_remote_code: bool, writes_out: bool) -> n
         if hasattr(config, "output_router_logits"):
             config.output_router_logits = False
         options["dtype"] = torch.float32
-        if not writes_out:
-            options["attn_implementation"] = attention.NAME
+        # None: transformers' choice, and not that of config.json, which may name code to be fetched.
+        options["attn_implementation"] = None if writes_out else attention.NAME
         with no_init_weights():
             model = AutoModelForCausalLM.from_config(config, **options)
         if getattr(model, "_is_stateful", False):
