@@ -332,6 +332,8 @@ def test_what_config_says_wrongly_is_named(tmp_path, case, change, message):
         ("gptq", "g_idx", lambda t: t - 5, "up_proj: g_idx does not make groups of 32"),
         ("packed", "weight_shape", lambda t: t * 2, "up_proj: weight_shape says"),
         ("packed", "weight_shape", lambda t: -t, "up_proj: weight_shape says"),
+        ("packed", "weight_shape", lambda t: t - torch.tensor([0, 1]), "up_proj: weight_shape says"),
+        ("packed-order", "weight_shape", lambda t: t - torch.tensor([0, 1]), "up_proj: weight_shape says"),
         ("int8-rows", "weight", lambda t: t.half(), "up_proj.weight is F16, expected one of I8"),
     ],
 )

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from engine.errors import CheckpointError
 from engine.models import weights
-from engine.models.checkpoint_files import INDEX_FILE, SINGLE_FILE
+from engine.models.checkpoint_files import INDEX_FILE, SINGLE_FILE, stored_tensors, usual_dtype
 from engine.models.weights import Slot, load_checkpoint, load_dummy
 
 SHAPES = {"a.weight": (3, 4), "b.weight": (5,), "c.weight": (2, 2)}
@@ -184,6 +184,26 @@ def test_every_truncation_is_refused(tmp_path):
 def test_foreign_content_is_refused(tmp_path, content):
     (tmp_path / SINGLE_FILE).write_bytes(content)
     assert SINGLE_FILE in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("read", [stored_tensors, usual_dtype])
+@pytest.mark.parametrize(
+    "header",
+    [
+        '{"a": {"dtype": "F32", "shape": [1e999], "data_offsets": [0, 4]}}',
+        '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, Infinity]}}',
+        '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}',
+        '{"a": {"dtype": "F32", "shape": 4, "data_offsets": [0, 4]}}',
+        '{"a": {"shape": [1], "data_offsets": [0, 4]}}',
+        '{"a": []}',
+        "[]",
+        "[" * 100_000,
+    ],
+)
+def test_what_a_header_says_wrongly_is_refused(tmp_path, header, read):
+    (tmp_path / SINGLE_FILE).write_bytes(len(header).to_bytes(8, "little") + header.encode())
+    with pytest.raises(CheckpointError, match="^model.safetensors is broken or truncated$"):
+        read(tmp_path)
 
 
 def test_dummy_weights_repeat_and_differ():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,11 +69,11 @@ def _headers(directory: Path) -> Iterator[tuple[str, str, tuple[int, ...], int]]
     for path in checkpoint_files(directory):
         try:
             with path.open("rb") as file:
-                (length,) = struct.unpack("<Q", file.read(8))
+                length = int.from_bytes(file.read(8), "little")
                 entries = json.loads(file.read(length)) if length <= MAX_HEADER_BYTES else {}
             for name, entry in entries.items():
                 if name != "__metadata__":
                     start, end = entry["data_offsets"]
                     yield name, str(entry["dtype"]), tuple(map(int, entry["shape"])), int(end) - int(start)
-        except (OSError, ValueError, struct.error, TypeError, KeyError, AttributeError, RecursionError):
+        except (OSError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
             raise CheckpointError(f"{path.name} is broken or truncated") from None

@@ -121,10 +121,7 @@ def _packed_parts(quantization: Quantization, rows: int, columns: int) -> dict[s
 
 def _packed(quantization: Quantization, tensors: Tensors) -> Weight:
     rows, columns = tensors["weight_shape"].tolist()
-    packed, scales = tensors["weight_packed"], tensors["weight_scale"]
-    codes = unpack(packed, quantization.bits)
-    if len(packed) != rows or not codes.shape[1] - 8 < columns <= codes.shape[1]:
-        raise CheckpointError(f"weight_shape says [{rows}, {columns}], which the packed tensor is not")
+    scales, codes = tensors["weight_scale"], unpack(tensors["weight_packed"], quantization.bits)
     zeros = None
     if not quantization.is_symmetric:
         zeros = unpack(tensors["weight_zero_point"].T.contiguous(), quantization.bits).T[:rows]

@@ -68,6 +68,10 @@ class _Collector:
         return take
 
     def _store(self) -> None:
+        stated = self._tensors.get("weight_shape")
+        if stated is not None and stated.tolist() != list(self._slot.shape):
+            says = f"weight_shape says {stated.tolist()}, but the matrix is {list(self._slot.shape)}"
+            raise CheckpointError(f"{self._name}: {says}")
         try:
             weight = LAYOUTS[self._quantization.method].decode(self._quantization, self._tensors)
         except CheckpointError as error:
