@@ -75,6 +75,18 @@ def test_rows_and_blocks_of_an_encoder_count(tmp_path: Path) -> None:
     assert needed == 4 * spec.num_parameters + sum(held.values())
 
 
+def test_layers_after_pooling_count(tmp_path: Path) -> None:
+    make_model("bert").save_pretrained(tmp_path)
+    config = EngineConfig(model_path=str(tmp_path))
+    write_modules(tmp_path, pooling("mean_tokens"))
+    plain = embedding_bytes(config, str(tmp_path), 2**40)
+    dense = ("Dense", {"in_features": 64, "out_features": 1_000_000})
+    write_modules(tmp_path, pooling("mean_tokens"), dense)
+    assert embedding_bytes(config, str(tmp_path), 2**40) == plain + 4 * 64 * 1_000_000
+    with pytest.raises(ConfigError, match="does not fit"):
+        embedding_bytes(config, str(tmp_path), plain + 2**20)
+
+
 @pytest.mark.parametrize("context", [None, 64])
 def test_texts_that_the_chat_model_embeds_count(tmp_path: Path, context: int | None) -> None:
     """Pool and texts both fit, whether or not a whole context does; a flag that makes them not is told."""

@@ -121,6 +121,8 @@ def test_modules_that_are_refused(directory: Path, modules: list, message: str) 
         ("[1]", "must hold a list"),
         ('[{"type": "a.Pooling", "path": ""}]', "the first module must be a Transformer"),
         ('[{"type": "a.Transformer", "path": "0_Transformer"}]', "folder .0_Transformer. has no config.json"),
+        ('[{"type": "custom_st.Transformer", "path": ""}]', "'custom_st.Transformer' is code of"),
+        ('[{"type": "a.Transformer", "path": "\\ud800"}]', "is no folder"),
         ('[{"type": 3, "path": ""}]', "needs a type and a path"),
         ('[{"type": "a.Transformer"}]', "needs a type and a path"),
         ('[{"type": "a.Transformer", "path": ""}, {"type": "a.Pooling", "path": "../x"}]', "is no folder"),
@@ -130,7 +132,7 @@ def test_modules_that_are_refused(directory: Path, modules: list, message: str) 
     ],
 )
 def test_broken_lists_of_modules(directory: Path, content: str, message: str) -> None:
-    (directory / "modules.json").write_text(content)
+    (directory / "modules.json").write_text(content.replace('"a.', '"sentence_transformers.'))
     with pytest.raises(ConfigError, match=message):
         read_embedding_spec(directory)
 
@@ -151,6 +153,16 @@ def test_broken_lists_of_modules(directory: Path, content: str, message: str) ->
             {"sentence_bert_config": {"modality_config": {"text": {"method_output_name": "hidden_states"}}}},
             "modality_config must have text",
         ),
+        (
+            {"sentence_bert_config": {"model_args": {"is_causal": False}}},
+            r"model_args {.is_causal.: False} is not supported",
+        ),
+        ({"sentence_bert_config": {"model_kwargs": [[1]]}}, "model_kwargs .* is not supported"),
+        (
+            {"sentence_roberta_config": {"max_seq_length": -1}},
+            "^sentence_roberta_config.json: max_seq_length",
+        ),
+        ({"config_sentence_transformers": {"truncate_dim": 64}}, "truncate_dim is not supported"),
         ({"config_sentence_transformers": {"activation_fn": 3}}, "activation_fn must be a name"),
         ({"config_sentence_transformers": {"prompts": {"a": 3}}}, "prompts must map"),
         ({"config_sentence_transformers": {"prompts": [1]}}, "prompts must map"),
@@ -170,6 +182,13 @@ def test_other_broken_files(directory: Path, files: dict[str, Any], message: str
     write_modules(directory, pooling("mean_tokens"), **files)
     with pytest.raises(ConfigError, match=message):
         read_embedding_spec(directory)
+
+
+def test_the_limit_in_the_file_of_an_old_version(directory: Path) -> None:
+    write_modules(directory, pooling("mean_tokens"), sentence_distilbert_config={"max_seq_length": 8})
+    assert read_embedding_spec(directory).max_len == 8
+    (directory / "sentence_bert_config.json").write_text('{"max_seq_length": 9}')
+    assert read_embedding_spec(directory).max_len == 9
 
 
 def test_nothing_said_about_pooling_is_asked_for(directory: Path) -> None:

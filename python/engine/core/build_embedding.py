@@ -186,17 +186,19 @@ def embedding_bytes(config: EngineConfig, directory: str, available_bytes: int) 
     Raises: `ConfigError`, also when more is needed than is available.
     """
     dtype = _dtype(config, _checkpoint_dtype(directory))
-    loading = 0
+    loading, num_labels = 0, 0
     if is_encoder(read_config(directory)):
         encoder = read_encoder_spec(directory)
         weights, longest = encoder.num_parameters * DTYPE_BYTES[dtype], encoder.max_len
-        texts = encoder_text_bytes(encoder, longest)
+        texts, num_labels = encoder_text_bytes(encoder, longest), encoder.num_labels
     else:
         spec, quantization = _decoder_spec(directory), _quantization(config)
         weights = weight_bytes(spec, dtype if quantization == "none" else quantization)
         longest = _embedding_spec(config, directory).longest_text(spec.max_position_embeddings)
         texts = text_bytes(spec, dtype, config.chunked_prefill_size or CHUNK, longest)
         loading = DEQUANTIZING_BYTES * spec.largest_dequantized
+    if not num_labels:  # else it has no vectors
+        weights += 4 * _embedding_spec(config, directory).num_dense_elements
     if weights + max(texts, loading) > available_bytes:
         gib = 2**30
         also = f"texts of up to {longest} tokens {texts / gib:.1f} GiB"

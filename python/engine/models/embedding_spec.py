@@ -32,6 +32,7 @@ POOLING_FLAGS = {
 ACTIVATIONS = {"Identity": None, "Tanh": "tanh", "ReLU": "relu", "GELU": "gelu"}
 MAX_DENSE_LAYERS = 8
 _VECTOR = "sentence_embedding"
+_PACKAGE = "sentence_transformers."
 MAX_DIMENSIONS = 1024
 
 
@@ -70,6 +71,11 @@ class EmbeddingSpec:
     any_dimension: bool = False
     similarity: str = SIMILARITIES[0]
     """By which measure vectors are compared."""
+
+    @property
+    def num_dense_elements(self) -> int:
+        """Of the matrices after pooling."""
+        return sum(d.in_features * d.out_features for d in self.dense if isinstance(d, DenseSpec))
 
     def longest_text(self, num_positions: int) -> int:
         """In tokens, for a model of so many positions."""
@@ -185,8 +191,10 @@ def _modules(directory: Path) -> list[tuple[str, str]]:
         kind, folder = entry.get("type"), entry.get("path")
         if not isinstance(kind, str) or not isinstance(folder, str):
             raise ConfigError("modules.json: every module needs a type and a path")
-        if folder and (Path(folder).name != folder or folder == ".."):
+        if folder and (Path(folder).name != folder or folder == ".." or not folder.isprintable()):
             raise ConfigError(f"modules.json: {folder!r:.80} is no folder of the checkpoint")
+        if not kind.startswith(_PACKAGE):
+            raise ConfigError(f"modules.json: {kind!r:.80} is code of the checkpoint, which is never run")
         modules.append((kind.rpartition(".")[2], folder))
     return modules
 

@@ -15,6 +15,10 @@ from engine.errors import ConfigError
 from engine.models.hf_config import flag, integer, read_json
 
 LIMITS_FILE = "sentence_bert_config.json"
+OLD_LIMITS_FILES = tuple(
+    f"sentence_{kind}_config.json" for kind in ("roberta", "distilbert", "camembert", "albert", "xlm-roberta")
+)
+"""What the first versions called it; sentence-transformers reads the first that there is."""
 PROMPTS_FILE = "config_sentence_transformers.json"
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 _TASKS = ("feature-extraction", "sequence-classification")
@@ -23,6 +27,11 @@ _REFUSED = (
     "processing_kwargs", "query_length", "document_length", "query_expansion",
     "config_args", "config_kwargs", "tokenizer_args", "processor_kwargs",
 )  # fmt: skip
+_HARMLESS = frozenset(
+    ("attn_implementation", "add_pooling_layer", "device_map", "dtype", "low_cpu_mem_usage", "torch_dtype")
+)
+"""Of what transformers is told when it loads the model: nothing that changes what it computes. Anything else
+may replace a field of config.json."""
 _NO_LIMIT = 10**9
 """Tokenizers without a limit say a number beyond any text."""
 
@@ -43,8 +52,12 @@ class SentenceFiles:
 
 def read_sentence_files(directory: Path) -> SentenceFiles:
     """Each file may be absent. Raises: `ConfigError` for what is broken or asks for what is not done."""
-    limits, settings = _optional(directory / LIMITS_FILE), _optional(root_of(directory) / PROMPTS_FILE)
-    _check(limits)
+    names = (LIMITS_FILE, *OLD_LIMITS_FILES)
+    limits_file = next((name for name in names if (directory / name).exists()), LIMITS_FILE)
+    limits, settings = _optional(directory / limits_file), _optional(root_of(directory) / PROMPTS_FILE)
+    _check(limits, limits_file)
+    if settings.get("truncate_dim") is not None:
+        raise ConfigError(f"{PROMPTS_FILE}: truncate_dim is not supported; requests may ask for dimensions")
     prompts, default_prompt = _prompts(settings)
     activation = settings.get("activation_fn")
     if activation is not None and not isinstance(activation, str):
@@ -56,8 +69,8 @@ def read_sentence_files(directory: Path) -> SentenceFiles:
             f"{PROMPTS_FILE}: similarity_fn_name {similarity!r:.80} is not supported; supported: {known}"
         )
     return SentenceFiles(
-        max_len=_max_len(limits, directory),
-        lowers_case=flag(limits, "do_lower_case", file=LIMITS_FILE),
+        max_len=_max_len(limits, limits_file, directory),
+        lowers_case=flag(limits, "do_lower_case", file=limits_file),
         prompts=prompts,
         default_prompt=default_prompt,
         activation=activation,
@@ -65,26 +78,30 @@ def read_sentence_files(directory: Path) -> SentenceFiles:
     )
 
 
-def _max_len(limits: Mapping[str, Any], directory: Path) -> int | None:
+def _max_len(limits: Mapping[str, Any], file: str, directory: Path) -> int | None:
     """Older versions write the limit into a file of their own, newer ones leave it with the tokenizer."""
     if limits.get("max_seq_length") is not None:
-        return integer(limits, "max_seq_length", file=LIMITS_FILE)
+        return integer(limits, "max_seq_length", file=file)
     found = _optional(directory / "tokenizer_config.json").get("model_max_length")
     return found if type(found) is int and 0 < found < _NO_LIMIT else None
 
 
-def _check(limits: Mapping[str, Any]) -> None:
+def _check(limits: Mapping[str, Any], file: str) -> None:
     for key in _REFUSED:
         if limits.get(key):
-            raise ConfigError(f"{LIMITS_FILE}: {key} is not supported")
+            raise ConfigError(f"{file}: {key} is not supported")
+    for key in ("model_args", "model_kwargs"):
+        given = limits.get(key) or {}
+        if not isinstance(given, Mapping) or not given.keys() <= _HARMLESS:
+            raise ConfigError(f"{file}: {key} {given!r:.80} is not supported")
     if limits.get("transformer_task", _TASKS[0]) not in _TASKS:
-        raise ConfigError(f"{LIMITS_FILE}: transformer_task must be one of {', '.join(_TASKS)}")
+        raise ConfigError(f"{file}: transformer_task must be one of {', '.join(_TASKS)}")
     modalities = limits.get("modality_config")
     text = modalities.get("text") if isinstance(modalities, Mapping) else None
     if modalities is not None and (
         not isinstance(text, Mapping) or text.get("method_output_name", _OUTPUTS[0]) not in _OUTPUTS
     ):
-        raise ConfigError(f"{LIMITS_FILE}: modality_config must have text that becomes {_OUTPUTS[0]}")
+        raise ConfigError(f"{file}: modality_config must have text that becomes {_OUTPUTS[0]}")
 
 
 def _prompts(settings: Mapping[str, Any]) -> tuple[Mapping[str, str], str | None]:
