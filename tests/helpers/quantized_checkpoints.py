@@ -48,6 +48,8 @@ class Quantized:
         self.scales = (torch.rand(rows, groups, generator=generator).add(0.5) * std).to(dtype)
         low, high = (middle, middle + 1) if symmetric else (middle - 3, middle + 4)
         self.zeros = torch.randint(low, high, (rows, groups), generator=generator)
+        if not symmetric:
+            self.zeros[0, 0], self.zeros[-1, -1] = 0, (1 << bits) - 1
         self.group_of_column = torch.arange(columns) // size
         if order:
             self.group_of_column = self.group_of_column[torch.randperm(columns, generator=generator)]
@@ -80,7 +82,7 @@ def gemv(q: Quantized, group_size: int) -> dict[str, torch.Tensor]:
 def gptq(q: Quantized, bias: int = 1) -> dict[str, torch.Tensor]:
     return {
         "qweight": pack(q.codes).T.contiguous(),
-        "qzeros": pack(q.zeros.T - bias),
+        "qzeros": pack((q.zeros.T - bias) % 16),
         "scales": q.scales.T.contiguous(),
         "g_idx": q.group_of_column.int(),
     }

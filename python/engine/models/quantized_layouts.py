@@ -98,7 +98,7 @@ def _gptq_parts(quantization: Quantization, rows: int, columns: int) -> dict[str
 
 def _gptq(quantization: Quantization, tensors: Tensors) -> Weight:
     codes = unpack(tensors["qweight"].T.contiguous())
-    zeros = unpack(tensors["qzeros"]).T + quantization.zero_bias
+    zeros = unpack(tensors["qzeros"]).T + quantization.zero_bias & 15  # a zero point of 0 is stored as 15
     return _weight(quantization, codes, tensors["scales"].T, zeros, tensors["g_idx"])
 
 
