@@ -200,6 +200,16 @@ def test_a_head_is_left_alone(kind: str, ending: str, tmp_path: Path) -> None:
     assert_close(embed(load(tmp_path), texts), expected_vectors(model.base_model, texts, "mean_tokens"))
 
 
+@pytest.mark.parametrize("kind", ["roberta", "xlm_roberta"])
+def test_a_text_may_hold_padding_tokens(kind: str, tmp_path: Path) -> None:
+    """Who writes "<pad>" gets one, and positions of these families pass it over."""
+    model = make_model(kind, seed=6)
+    model.save_pretrained(tmp_path)
+    write_modules(tmp_path, pooling("mean_tokens"), NORMALIZE)
+    texts = [[1, *text[:3], 1, 1, *text[3:]] for text in random_texts(8, 40)] + random_texts(4, 20) + [[1]]
+    assert_close(embed(load(tmp_path), texts), expected_vectors(model, texts, "mean_tokens"))
+
+
 def test_other_dtypes(tmp_path: Path) -> None:
     model = make_model("bert", seed=5)
     texts = random_texts(6, 50)

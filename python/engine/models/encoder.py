@@ -104,14 +104,25 @@ class Encoder:
         rows = self._words.weight.index_select(0, inputs.token_ids)
         out.copy_(rows)
         if self._positions is not None:
-            positions = inputs.positions + self._spec.first_position
-            out += self._positions.weight.index_select(0, positions)
+            out += self._positions.weight.index_select(0, self._position_rows(inputs))
         if self._types is not None:
             if inputs.type_ids is None:
                 out += self._types.weight[0]
             else:
                 out += self._types.weight.index_select(0, inputs.type_ids)
         self._norm(out, self._embedding_norm, out)
+
+    def _position_rows(self, inputs: EncoderInputs) -> torch.Tensor:
+        """Of each token's position. A padding token, which a text may well hold, has the row before the first
+        and moves no other: models that leave a row to padding were trained so."""
+        first = self._spec.first_position
+        positions, is_padding = inputs.positions, inputs.token_ids == first - 1
+        if first > 0 and bool(is_padding.any()):
+            num_so_far = is_padding.cumsum(0)
+            begins = torch.arange(len(positions)) - positions
+            in_text = num_so_far - (num_so_far - is_padding.long())[begins]
+            positions = torch.where(is_padding, -1, positions - in_text)
+        return positions + first
 
     def _norm_after(self, index: int) -> LayerNorm | None:
         is_last = index + 1 == len(self.layers)
