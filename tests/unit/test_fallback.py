@@ -136,6 +136,8 @@ def test_kinds_that_are_refused(tmp_path: Path, family: str, changes: dict, mess
         ({"hidden_size": "many"}, "transformers cannot build this model"),
         ({"num_attention_heads": 3}, "transformers cannot build this model"),
         ({"max_position_embeddings": -1}, "max_position_embeddings"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be an integer from 0 to 4096"),
+        ({"text_config": {"num_experts": 10**9}}, "num_experts must be an integer from 0 to 4096"),
         ({"max_position_embeddings": 2**24 + 1}, "max_position_embeddings must be from 1 to 16777216"),
         ({"dtype": "int8"}, "checkpoint dtype 'int8' is not supported"),
     ],

@@ -15,7 +15,15 @@ from engine.models.fallback import attention
 from engine.models.fallback.packed_weight import PackedStack, PackedWeight, UnknownUse, packed
 from engine.models.fallback.spec import TransformersSpec
 from engine.models.fallback.written_out import CacheView
-from engine.models.hf_config import LAYER_TYPES, dtype_of, eos_token_ids, read_json
+from engine.models.hf_config import (
+    LAYER_TYPES,
+    MAX_EXPERTS,
+    MAX_LAYERS,
+    dtype_of,
+    eos_token_ids,
+    integer,
+    read_json,
+)
 from engine.models.quantized_config import SUPPORTED, is_supported, quantized_matrices, read_quantization
 
 MAX_HEAD_DIM = 256
@@ -27,6 +35,8 @@ _ROPES = ("default", "linear", "llama3", "yarn", "proportional")
 """Kinds whose angles do not depend on how long the longest text in a batch is."""
 
 
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _CONTEXTS = ("max_position_embeddings", "max_seq_len", "seq_length")
 _LONGEST_CONTEXT = 2**24
 """Masks are asked for each position of a context, and biases made."""
@@ -56,6 +66,7 @@ class Skeleton:
         directory = Path(directory)
         raw = read_json(directory / "config.json")
         _check_configuration(raw, trusts_remote_code)
+        _check_counts(raw)
         self.attention = attention.PagedAttention()
         self.weights: dict[str, PackedWeight | PackedStack] = {}
         self.plain: dict[str, torch.Tensor] = {}
@@ -330,6 +341,16 @@ def _check_configuration(config: Mapping[str, Any], trusts_remote_code: bool) ->
         f"unsupported architecture: {found:.80}; neither this engine nor transformers knows the model type "
         f"{kind!r:.80}"
     )
+
+
+def _check_counts(config: Mapping[str, Any]) -> None:
+    """Of modules, which transformers builds one by one. Raises: `ConfigError`."""
+    nested = config.get("text_config")
+    for facts in (config, nested if isinstance(nested, Mapping) else {}):
+        for key in _LAYERS:
+            integer(facts, key, 1, minimum=0, maximum=MAX_LAYERS)
+        for key in _EXPERTS:
+            integer(facts, key, 1, minimum=0, maximum=MAX_EXPERTS)
 
 
 def _check_layers(config: Any) -> None:
