@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from engine import LLM, AsyncEngine, EngineError, SamplingParams
 from engine.config.model_location import bundled_adapters
 from engine.core import llm as llm_module
 from engine.errors import InvalidRequest
-from helpers.embedding_models import MINILM
+from helpers.embedding_models import MINILM, make_model
 
 TEXTS = ["one text", "another text, a little longer", "x", "the third " * 20]
 
@@ -94,6 +96,16 @@ def test_with_adapters(bundled: LLM) -> None:
 def test_an_encoder_takes_no_adapters(minilm: LLM) -> None:
     with pytest.raises(InvalidRequest, match="takes no adapters"):
         minilm.embed("a", lora_path=str(bundled_adapters()["pirate"]))
+
+
+def test_a_model_that_scores_pairs_makes_no_vectors(tmp_path: Path) -> None:
+    model = make_model("bert", "ForSequenceClassification", num_labels=1, vocab_size=30522)
+    model.save_pretrained(tmp_path)
+    shutil.copy(MINILM / "tokenizer.json", tmp_path)
+    with LLM(str(tmp_path), num_threads=1) as llm:
+        for text in ("a", [101, 102]):
+            with pytest.raises(InvalidRequest, match="the model scores pairs of texts"):
+                llm.embed(text)
 
 
 def test_models_that_do_only_one_of_both(minilm: LLM) -> None:

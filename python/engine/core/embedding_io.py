@@ -66,8 +66,14 @@ class EmbeddingIO:
         """Token ids of each input; token ids stay as they are.
 
         `prompt_name` names the checkpoint's prompt that is put before each text, else its default holds.
-        Raises: `InvalidRequest` naming the input that is empty or too long.
+        Raises: `InvalidRequest` naming the input that is empty or too long, or for a model that scores pairs.
         """
+        if self.info.scores_pairs:
+            raise InvalidRequest(
+                "Invalid request: the model scores pairs of texts; /v1/rerank and /v1/score ask for that",
+                slug="unsupported_parameter",
+                param="model",
+            )
         prompt = self._prompt(prompt_name)
         places = [place for place, item in enumerate(inputs) if isinstance(item, str)]
         texts = [self._checked_text(place, prompt + inputs[place]) for place in places]  # type: ignore[operator]
