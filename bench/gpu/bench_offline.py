@@ -80,7 +80,8 @@ def read_arguments() -> tuple[argparse.Namespace, dict[str, Any]]:
     args = parser.parse_args()
     options = dict(option.split("=", 1) for option in args.options)
     return args, {
-        name: json.loads(value) if value[:1] in "0123456789tf" else value for name, value in options.items()
+        name: json.loads(value) if value in ("true", "false") or value[:1].isdigit() else value
+        for name, value in options.items()
     }
 
 

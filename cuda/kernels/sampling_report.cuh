@@ -65,7 +65,6 @@ __device__ int num_reported(const Scores& scores, int64_t r) {
 
 struct ReportShared {
   Wide ranks[kMaxWarps];
-  double sums[kMaxWarps];
 };
 
 template <typename Scores>
@@ -90,14 +89,16 @@ __global__ void __launch_bounds__(kSamplingThreads) report_chunks(Scores scores)
   const float largest = logit_of(best);
   const int64_t at = chunk.row * scratch.num_chunks + chunk.index;
 
-  float sum = 0;
+  // Whole numbers, as weights are: how tokens fall to threads follows from where the row starts.
+  Wide sum = 0;
   if (largest != kRuledOut && !scores.args.reports_logits) {
-    for_tokens(row.logits, chunk.begin, chunk.end,
-               [&](int64_t id, float x) { sum += expf(row.score(id, x) - largest); });
+    for_tokens(row.logits, chunk.begin, chunk.end, [&](int64_t id, float x) {
+      sum += static_cast<Wide>(expf(row.score(id, x) - largest) * kLikeliestWeight + 0.5f);
+    });
   }
-  const double total = sum_of_block(static_cast<double>(sum), shared.sums);
+  sum = sum_of_block(sum, shared.ranks);
   if (thread_index() == 0) {
-    scratch.chunk_sums[at] = total;
+    scratch.chunk_sums[at] = static_cast<double>(sum) / kLikeliestWeight;
     scratch.chunk_max[at] = largest;
   }
   Wide next = best;

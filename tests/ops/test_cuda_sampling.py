@@ -242,6 +242,16 @@ def test_rows_do_not_depend_on_their_batch():
         assert alone.top_logprobs[0].tobytes() == together.top_logprobs[r].tobytes()
 
 
+def test_scores_do_not_depend_on_where_a_row_starts():
+    """One token has nearly all the probability: its logarithm shows the last bits of the sum of the others."""
+    vocab = CHUNK + 901  # no row starts where the one before it does
+    logits = np.tile(np.random.default_rng(4).standard_normal(vocab).astype(np.float32), (4, 1))
+    logits[:, 77] = 12
+    out = draw(logits, [RowParams(temperature=0.0)] * 4, [4] * 4)
+    assert out.out_ids.tolist() == [77] * 4 and -0.2 < out.out_logprobs[0] < -0.01
+    assert len({row.tobytes() for row in out.top_logprobs}) == 1
+
+
 def test_logits_of_the_model_stay_as_they_are():
     logits = np.array([[1.0, np.nan, np.inf, -np.inf]] * 2, np.float32)
     out = draw(logits, [RowParams(presence_penalty=1.0, output=(0,), allowed=(0, 2)), RowParams()], [4, 4])

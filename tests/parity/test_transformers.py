@@ -34,7 +34,7 @@ def make_prompt(length: int) -> list[int]:
 @torch.no_grad()
 def their_logits(model, prompt: list[int], continuation: list[int]) -> torch.Tensor:
     """Logits [len(continuation), V] from which each token of the continuation is chosen."""
-    ids = torch.tensor([prompt + continuation[:-1]])
+    ids = torch.tensor([prompt + continuation[:-1]], device=model.device)
     return model(ids, use_cache=False).logits[0, len(prompt) - 1 :].float()
 
 

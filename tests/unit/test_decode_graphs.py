@@ -11,7 +11,7 @@ from engine.models.decoder import DecoderInputs
 from engine.ops.attention_plan import AttentionPlan
 from engine.ops.cuda.plan import TILE_ROWS, split_rows
 from engine.ops.transfer import ALIGNMENT, send, total_bytes
-from engine.runner.decode_graphs import MOST_GRAPHS, SMALLEST_SPAN, DecodeGraphs, padded_rows
+from engine.runner.decode_graphs import MOST_GRAPHS, SMALLEST_SPAN, DecodeGraphs, cuda_capture, padded_rows
 from engine.runner.device_inputs import DecodeShape, DeviceInputs
 
 CPU = torch.device("cpu")
@@ -197,3 +197,26 @@ def test_work_of_attention_covers_every_query_once():
     covered = [(s, q) for s, first in tiles.tolist() for q in range(first, min(first + TILE_ROWS, counts[s]))]
     assert covered == [(s, q) for s, count in enumerate(counts) if count > 1 for q in range(count)]
     assert split_rows(np.array([0], np.int32))[1].shape == (0, 2)
+
+
+def test_a_capture_that_fails_leaves_no_stream_behind(monkeypatch):
+    """torch.cuda.graph stays on its own stream when the end of the capture fails."""
+    streams = ["ours"]
+
+    class Graph:
+        def __init__(self, *arguments, **options) -> None: ...
+
+        def __enter__(self) -> None:
+            streams.append("captured")
+
+        def __exit__(self, *error) -> None:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", Graph)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams[-1])
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    with pytest.raises(RuntimeError, match="previous error during capture"):
+        cuda_capture()(lambda: torch.zeros(1))
+    assert streams == ["ours", "captured", "ours"]

@@ -63,3 +63,10 @@ def test_what_is_missing(machine, owner, name, value, message):
 def test_every_op_of_the_backend_is_there():
     for name in cuda.__all__:
         assert getattr(cuda, name).__module__.startswith("engine.ops.cuda")
+
+
+def test_what_a_closed_engine_left_with_torch_is_free(machine):
+    kept = [30 * GIB]
+    machine.setattr(torch.cuda, "empty_cache", kept.clear)
+    machine.setattr(torch.cuda, "mem_get_info", lambda: (70 * GIB - sum(kept), 80 * GIB))
+    assert Gpu.this().free_bytes == 70 * GIB

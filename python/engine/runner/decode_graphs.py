@@ -123,10 +123,13 @@ def cuda_capture() -> Capture:
     pool = torch.cuda.graph_pool_handle()
 
     def capture(run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
-        graph = torch.cuda.CUDAGraph()
-        # Another thread may be loading an adapter, which allocates: that is not part of this capture.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            hidden = run()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            # Another thread may be loading an adapter, which allocates: that is not part of this capture.
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                hidden = run()
+        finally:
+            torch.cuda.set_stream(stream)  # torch stays on the one that it captured, where that failed
         return graph.replay, hidden
 
     return capture

@@ -34,7 +34,7 @@ class Gpu:
                 "--device cuda: this build has no CUDA kernels; install it again where nvcc is on the PATH"
             )
         if importlib.util.find_spec("triton") is None:
-            raise ConfigError("--device cuda needs Triton: pip install 'engine[gpu]'")
+            raise ConfigError("--device cuda needs Triton: pip install triton")
         import torch
 
         if torch.version.cuda is None:
@@ -42,6 +42,7 @@ class Gpu:
         if not torch.cuda.is_available():
             raise ConfigError("--device cuda: the driver shows this process no NVIDIA GPU")
         try:
+            torch.cuda.empty_cache()  # what an engine that was closed in this process left with torch is free
             free, total = torch.cuda.mem_get_info()
             found = torch.cuda.get_device_properties(0)
         except RuntimeError as error:  # another process may have it to itself, or it is broken
