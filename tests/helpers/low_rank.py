@@ -6,7 +6,8 @@ import torch
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    """On the CPU, whatever the default device is: the same numbers everywhere."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), device="cpu")
 
 
 def site_of(in_features: int, modules: list[tuple[int, int, int]], *, is_embedding: bool = False):
