@@ -26,10 +26,10 @@ class ExecutionContext:
     def arrivals(self) -> torch.Tensor:
         """int32, zeros between launches: decode attention counts in it which splits of a row are done.
 
-        Enough for 8,192 rows of a model with eight KV heads. Every launch uses it, so that it must be
+        Enough for 8,192 rows of a model with 128 query heads. Every launch uses it, so that it must be
         asked for before a graph is captured, as running a step does.
         """
-        return torch.zeros(65536, dtype=torch.int32, device="cuda")
+        return torch.zeros(1 << 20, dtype=torch.int32, device="cuda")
 
     def report_to(self, board: Any) -> None:
         """Nothing to report: steps on a GPU are short, and the turns of the engine's loop tell enough."""
