@@ -243,7 +243,7 @@ def test_rows_do_not_depend_on_their_batch():
 
 
 def test_scores_do_not_depend_on_where_a_row_starts():
-    """One token has nearly all the probability: its logarithm shows the last bits of the sum of the others."""
+    """One token has nearly all the probability: its logarithm shows the last bits of the sum."""
     vocab = CHUNK + 901  # no row starts where the one before it does
     logits = np.tile(np.random.default_rng(4).standard_normal(vocab).astype(np.float32), (4, 1))
     logits[:, 77] = 12
