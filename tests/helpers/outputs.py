@@ -227,6 +227,10 @@ WRONG: list[tuple[str, str]] = [
     ("hermes", '<tool_call>{"name": "add", "arguments": {"a": [}}</tool_call> more'),
     ("hermes", "<tool_call>"),
     ("hermes", "a < b <tool"),
+    (
+        "hermes",
+        '<tool_call>{"name": "add", "arguments": {"a": [<tool_call>{"name": "add", "arguments": {}}} more',
+    ),
     ("llama3", '{"name": "Bob", "parameters": {}}'),
     ("llama3", '{"answer": [1, 2]}'),
     ("llama3", '<|python_tag|>print("hi")'),
@@ -238,6 +242,7 @@ WRONG: list[tuple[str, str]] = [
     ("pythonic", "[add(a=__import__('os').system('true'))]"),
     ("pythonic", "[add(a='x"),
     ("pythonic", '[add(a={1: 2}, b="c")]'),
+    ("pythonic", "[add([add()}"),
     ("deepseekv3", f"{_DS}{_DS_CALL}function{_DS_SEP}add\n```python\n1\n```{_DS_END}{_DS_ALL_END}"),
     ("deepseekv3", f"{_DS}oh"),
     ("deepseekv31", f"{_DS}{_DS_CALL}add{_DS_SEP}[]{_DS_END}{_DS_ALL_END}"),

@@ -88,3 +88,14 @@ def test_a_wrong_constraint_of_several_names_is_named_as_each_request_does() -> 
         assert isinstance(error, InvalidRequest)
         assert error.param == names[request.request_id]
         assert error.message.startswith(f"Invalid request: {error.param} cannot be compiled")
+
+
+def test_a_helper_that_cannot_be_started_fails_its_constraints() -> None:
+    compiler = GrammarCompiler("", 100, timeout_s=0.1, helper_command=("/there is no such program",))
+    with contextlib.closing(compiler):
+        for number in range(2):
+            constraint = Constraint("regex", f"{number}")
+            compiler.start(constraint)
+            assert select.select([compiler.wake_fd], [], [], 20)[0], "somebody waits for ever"
+            (result,) = compiler.take_results().values()
+            assert isinstance(result, InternalError)

@@ -52,3 +52,35 @@ def test_a_reference_to_a_definition(grammars: Grammars) -> None:
     grammar = calls_of(grammars, schema, is_strict=True)
     assert grammars.accepts(grammar, '[f(a={"next": {"next": {}}})]')
     assert not grammars.accepts(grammar, '[f(a={"next": 1})]')
+
+
+@pytest.mark.parametrize(
+    ("said", "what"),
+    [
+        ({"minProperties": 1}, '"minProperties" at #,'),
+        ({"type": ["object", "null"]}, '"type" at #,'),
+        ({"properties": {"a": INTEGER, "b c": INTEGER}}, '"b c" at #/properties,'),
+        ({"properties": {"a": INTEGER, "": INTEGER}, "required": [""]}, '"" at #/properties,'),
+    ],
+)
+def test_what_is_said_of_all_arguments_together(grammars: Grammars, said: dict[str, Any], what: str) -> None:
+    """It is refused where it would not hold, and a call that could not be read is never asked for."""
+    schema = {"type": "object", "properties": {"a": INTEGER}, **said}
+    with pytest.raises(InvalidRequest, match=f"of f has {what}"):
+        calls_of(grammars, schema, is_strict=True)
+    loose = calls_of(grammars, schema, is_strict=False)
+    for call in ("[f()]", "[f(a=1)]", '[f(a="x")]'):
+        assert grammars.accepts(loose, call)
+    for call in ("[f(b c=1)]", "[f(=1)]"):
+        assert not grammars.accepts(loose, call)
+
+
+def test_arguments_that_are_all_somewhere_else(grammars: Grammars) -> None:
+    schema = {"$ref": "#/$defs/all", "$defs": {"all": {"type": "object", "properties": {"a": INTEGER}}}}
+    with pytest.raises(InvalidRequest, match=r'of f has "\$ref" at #,'):
+        calls_of(grammars, schema, is_strict=True)
+
+
+def test_wrong_properties_of_what_is_no_object(grammars: Grammars) -> None:
+    with pytest.raises(InvalidRequest, match='of f has "type" at #,'):
+        calls_of(grammars, {"type": "string", "properties": 5}, is_strict=True)

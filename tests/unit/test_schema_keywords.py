@@ -128,6 +128,7 @@ REFUSED = [
     ("maxLength", {"type": "string", "pattern": "^a$", "maxLength": 3}),
     ("minLength", {"type": "string", "format": "date", "minLength": 3}),
     ("format", {"type": "string", "format": "regex"}),
+    ("format", {"type": "string", "format": ["date"]}),
     ("format", {"type": "string", "pattern": "^a$", "format": "date"}),
     ("minimum", {"minimum": 3}),
     ("maxLength", {"maxLength": 3}),
@@ -142,6 +143,11 @@ REFUSED = [
     ("additionalItems", {"additionalItems": False}),
     ("$recursiveRef", {"$recursiveRef": "#"}),
     ("$ref", {"$ref": "#/$defs/x", "$defs": {"x": False}}),
+    ("$ref", {"items": {"$ref": "#/x-a"}, "x-a": {"type": "integer", "not": INTEGER}}),
+    ("$ref", {"items": {"$ref": "#/x-a"}, "x-a": {"type": "string", "pattern": "^a$"}}),
+    ("$ref", {"properties": {"a": {"const": {"not": INTEGER}}, "b": {"$ref": "#/properties/a/const"}}}),
+    ("$ref", {"$ref": "#/$defs", "$defs": {"title": {}}}),
+    ("$ref", {"$ref": "#/title", "title": "a"}),
     ("oneOf", {"oneOf": [INTEGER, {"type": "number"}]}),
 ]
 
@@ -216,6 +222,8 @@ TREE = {"type": "object", "properties": {"next": {"type": "array", "items": {"$r
         ("minimum", {"type": "integer", "minimum": 5, "maximum": 1}, "below 'maximum'"),
         ("exclusiveMinimum", {"type": "number", "exclusiveMinimum": 1, "exclusiveMaximum": 1}, "below"),
         ("multipleOf", {"type": "integer", "multipleOf": 0}, "above 0"),
+        ("exclusiveMinimum", {"type": "number", "exclusiveMinimum": 0, "maximum": 1e-7}, "so near"),
+        ("minimum", {"type": "number", "minimum": 0.1000001, "maximum": 0.1000009}, "so near"),
         ("minLength", {"type": "string", "minLength": 5, "maxLength": 1}, "at most 'maxLength'"),
         ("minLength", {"type": "string", "minLength": -1}, "whole number"),
         ("maxItems", {"type": "array", "maxItems": "1"}, "whole number"),
@@ -246,6 +254,8 @@ def test_what_nothing_can_follow(grammars, keyword, schema, what):
         {"$ref": "#/$defs/n", "$defs": {"n": {"anyOf": [{**LINK, "required": ["next"]}, {"type": "null"}]}}},
         {"$ref": "#/$defs/n", "$defs": {"n": {**LINK, "required": ["next"], "type": ["object", "integer"]}}},
         {"type": "integer", "minimum": 5, "maximum": 5},
+        {"type": "number", "minimum": 0.1, "maximum": 0.1},
+        {"type": "number", "exclusiveMinimum": 0, "maximum": 1e-6},
         {"type": "string", "minimum": 9, "maximum": 1},
     ],
 )
@@ -256,6 +266,11 @@ def test_what_comes_to_an_end(grammars, schema):
     assert found
     for value in found:
         jsonschema.validate(value, schema)
+
+
+def test_a_bound_beyond_all_numbers(grammars):
+    with pytest.raises(GrammarError, match='has "minimum" at #, which must be a number'):
+        grammars.compile("json_schema", '{"type": "number", "minimum": 1e999}')
 
 
 def test_a_declared_name_is_not_spelled_in_another_way(grammars):

@@ -80,10 +80,16 @@ def test_a_call_that_turns_out_wrong_is_taken_back():
     parser = OutputParser(format_named("hermes"))
     text = '<tool_call>{"name": "add", "arguments": {"a": ]'
     events = parser.push(text)
-    assert [type(event) for event in events[:2]] == [CallStart, CallRejected]
+    assert [type(event) for event in events[:3]] == [CallStart, CallArguments, CallRejected]
     assert fold(events) == Found(text)
     right = parser.push(' no <tool_call>{"name": "add", "arguments": {}}</tool_call>')
     assert [getattr(event, "index", None) for event in right] == [None, 1, 1, 1]
+
+
+def test_a_header_that_is_too_long_is_none_at_any_cut():
+    text = "<|channel|>" + "x" * 600 + "<|message|>hi"
+    for pieces in in_every_cut(text):
+        assert read(format_named("gpt-oss", "gpt-oss"), pieces) == Found(text)
 
 
 def test_white_space_around_plain_content_is_kept():

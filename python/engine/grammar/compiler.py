@@ -243,13 +243,13 @@ class _Worker(threading.Thread):
     def _take(self, message: Constraint | Key | None) -> None:
         """A constraint to try, the key of one that nobody waits for any more, or None to warm up."""
         try:
-            if self._helper is None and not self._is_stopping and not isinstance(message, tuple):
-                self._start_helper()
             if isinstance(message, Constraint):
                 if not self._jobs:
                     self._silent_since_s = time.monotonic()
-                number = next(self._numbers)
-                self._jobs[number] = message
+                self._jobs[number := next(self._numbers)] = message  # fails with a helper that does not start
+            if self._helper is None and not self._is_stopping and not isinstance(message, tuple):
+                self._start_helper()
+            if isinstance(message, Constraint):
                 self._send(Job(number, message))
             elif message is not None:
                 for number in [n for n, job in self._jobs.items() if job.key == message]:

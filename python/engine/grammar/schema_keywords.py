@@ -114,6 +114,8 @@ def enforceable(schema: Any, *, looks_for_ends: bool = False, is_parted: bool = 
     """
     walk = _Walk(schema)
     done = walk.schema(schema, "#")
+    if strays := [at for target, at in walk.refs.values() if id(target) not in walk.walked]:
+        raise refusal(strays[0], "$ref", "is supported only to where a schema stands, as in $defs")
     endless = endless_ref({ref: target for ref, (target, _) in walk.refs.items()}) if looks_for_ends else None
     if endless is not None:
         raise refusal(walk.refs[endless][1], "$ref", "leads to a schema that contains itself without an end")
@@ -128,10 +130,14 @@ class _Walk:
         self._root = root
         self.patterns: list[Pattern] = []
         self.one_ofs: list[tuple[dict[str, Any], str]] = []
+        self.walked: set[int] = set()
+        """The objects of the whole schema that are schemas, by their identity."""
+
         self.refs: dict[str, tuple[Any, str]] = {}
         """What each reference leads to, and the first place that has it."""
 
     def schema(self, schema: Any, at: str, may_be_false: bool = False) -> Any:
+        self.walked.add(id(schema))
         if schema is False and not may_be_false:
             raise Unenforceable(f"has the schema false at {at[:200]}, which nothing matches")
         if isinstance(schema, bool):
@@ -232,7 +238,7 @@ class _Walk:
         raise refusal(at, "$ref", "refers to nothing but itself" if ref in seen else "must be a string")
 
     def _string(self, schema: dict[str, Any], at: str) -> None:
-        if "format" in schema and schema["format"] not in FORMATS:
+        if "format" in schema and schema["format"] not in list(FORMATS):  # it may be anything
             raise refusal(at, "format", f"must be one of {', '.join(FORMATS)}")
         first = next((keyword for keyword in ("pattern", "format") if keyword in schema), None)
         for other in ("format", "minLength", "maxLength"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
+from fractions import Fraction
 from typing import Any
 
 _COUNTS = (("minLength", "maxLength"), ("minItems", "maxItems"), ("minProperties", "maxProperties"))
@@ -24,8 +26,8 @@ def wrong_value(schema: Mapping[str, Any], types: Collection[str]) -> tuple[str,
         return "maxItems", "is not supported below the number of 'prefixItems'"
     for keyword in _NUMBERS:
         value = schema.get(keyword, 0)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            return keyword, "must be a number"
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e308:
+            return keyword, "must be a number below 1e308"
         if abs(value) > _MOST and "integer" in types:
             return keyword, "is not supported beyond 64 bits"
         if "integer" in types and value % 1:
@@ -38,7 +40,17 @@ def wrong_value(schema: Mapping[str, Any], types: Collection[str]) -> tuple[str,
                 may_be_equal = (least, most) == ("minimum", "maximum")
                 if schema[least] > schema[most] or (schema[least] == schema[most] and not may_be_equal):
                     return least, f"must be below {most!r}"
+                if "number" in types and not _has_decimal(schema):
+                    return least, f"is not supported so near to {most!r}: numbers have six decimals at most"
     return None
+
+
+def _has_decimal(schema: Mapping[str, Any]) -> bool:
+    """Whether any number that the compiler writes is within the bounds: it ends at millionths."""
+    steps = {name: 10**6 * Fraction(str(schema[name])) for name in _NUMBERS[:4] if name in schema}
+    lows = [math.ceil(v) if k == "minimum" else math.floor(v) + 1 for k, v in steps.items() if "inim" in k]
+    highs = [math.floor(v) if k == "maximum" else math.ceil(v) - 1 for k, v in steps.items() if "axim" in k]
+    return max(lows) <= min(highs)
 
 
 def endless_ref(refs: Mapping[str, Any]) -> str | None:

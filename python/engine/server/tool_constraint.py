@@ -13,12 +13,13 @@ import msgspec
 
 from engine.errors import InvalidRequest
 from engine.grammar.errors import GrammarError, Unenforceable
-from engine.grammar.schema_keywords import enforceable
+from engine.grammar.schema_keywords import ANNOTATIONS, enforceable, refusal
 from engine.sampling.constraint import Constraint
 from engine.server.channel_constraint import in_messages
 from engine.server.tag_formats import Format, answer_format, sequence, text_format
 from engine.server.tools import Function, ToolUse
 from engine.text.formats.harmony import HARMONY
+from engine.text.formats.pythonic import ARGUMENT_NAME
 from engine.text.formats.tool_format import NAME, ToolFormat
 
 Schemas = dict[str, dict[str, Any]]
@@ -60,16 +61,21 @@ def _calls_in_text(tools: ToolFormat, use: ToolUse, schemas: Schemas) -> Format:
             "content": _list(tools, use, schemas),
             "end": tools.after,
         }
-        tags, triggers = [group], [tools.before]
+        # What begins calls for their reader, though it be written in another way than the grammar does.
+        trigger = next(marker for marker in tools.markers if tools.before.startswith(marker))
+        tags, triggers = [group], [trigger]
+        excludes = [marker for marker in tools.markers if marker != trigger]
     else:
         end = tools.end if use.is_parallel else tools.end + tools.after
         pairs = [(opening, name) for name in schemas for opening in tools.openings]
         tags = [_tag(_begin(tools, opening), tools, name, schemas[name], end) for opening, name in pairs]
         triggers = list(dict.fromkeys(opening.replace(NAME, name) for opening, name in pairs))
+        excludes = []
     return {
         "type": "triggered_tags",
         "triggers": triggers,
         "tags": tags,
+        "excludes": excludes,
         "stop_after_first": not use.is_parallel,
     }
 
@@ -107,6 +113,8 @@ def _arguments_schema(function: Function, tools: ToolFormat) -> dict[str, Any]:
     """
     try:
         enforceable(function.schema, is_parted=tools.has_python_arguments)
+        if tools.has_python_arguments:
+            _check_arguments(function.schema)
     except GrammarError as error:
         if isinstance(error, Unenforceable) and not function.is_strict:
             return _with_any_values(function.schema) if tools.has_python_arguments else {"type": "object"}
@@ -118,9 +126,36 @@ def _arguments_schema(function: Function, tools: ToolFormat) -> dict[str, Any]:
     return function.schema
 
 
+_OF_ARGUMENTS = ANNOTATIONS | {
+    "type",
+    "properties",
+    "required",
+    "additionalProperties",
+    "unevaluatedProperties",
+    "$defs",
+    "definitions",
+    "$id",
+}
+"""What a schema may say of all arguments, where they are written one by one."""
+
+
+def _check_arguments(schema: dict[str, Any]) -> None:
+    """Raises: `Unenforceable` for what is said of the object beside its properties, and for their names."""
+    where = "where arguments are written as Python"
+    for keyword in schema:
+        if keyword not in _OF_ARGUMENTS and not keyword.startswith("x-"):
+            raise refusal("#", keyword, f"is not supported {where}")
+    if schema.get("type", "object") != "object":
+        raise refusal("#", "type", f"is supported as object only {where}")
+    for name in schema.get("properties", {}):
+        if not ARGUMENT_NAME.fullmatch(name):
+            raise refusal("#/properties", name[:40], f"is not supported as a name {where}")
+
+
 def _with_any_values(schema: dict[str, Any]) -> dict[str, Any]:
     names = schema.get("properties")
-    return {"type": "object", "properties": dict.fromkeys(names, True) if isinstance(names, dict) else {}}
+    readable = filter(ARGUMENT_NAME.fullmatch, names if isinstance(names, dict) else ())
+    return {"type": "object", "properties": dict.fromkeys(readable, True)}
 
 
 def _json(schema: Any) -> Format:

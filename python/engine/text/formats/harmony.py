@@ -55,11 +55,11 @@ def read_messages(reader: Reader, *, separates: bool, ends_with_answer: bool) ->
 
 def _peek_header(reader: Reader) -> Steps[str | None]:
     """The header, <|message|> included, which is not taken; None if this is none, or an unfinished one."""
-    while _MESSAGE not in reader.text:
-        if reader.is_complete or len(reader.text) > _MAX_HEADER_CHARS:
+    while (at := reader.text.find(_MESSAGE, 0, _MAX_HEADER_CHARS)) < 0:
+        if reader.is_complete or len(reader.text) >= _MAX_HEADER_CHARS:
             return None
         yield
-    return reader.text[: reader.text.index(_MESSAGE) + len(_MESSAGE)]
+    return reader.text[: at + len(_MESSAGE)]
 
 
 def _read_call(reader: Reader, name: str, header_len: int) -> Steps[None]:

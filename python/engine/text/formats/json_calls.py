@@ -145,6 +145,7 @@ def _read_value(reader: Reader, emit: Callable[[str], object] = lambda text: Non
         elif char in _CLOSING:
             open_brackets.append(_CLOSING[char])
         elif not open_brackets or open_brackets.pop() != char:
+            take(found.start())  # as if it had come in smaller pieces
             raise Malformed
         if not open_brackets and not in_string:
             take(at)

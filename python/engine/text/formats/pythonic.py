@@ -79,19 +79,21 @@ def _read_parentheses(reader: Reader) -> Steps[str]:
         elif char in _CLOSING:
             open_brackets.append(_CLOSING[char])
         elif open_brackets.pop() != char:
+            reader.take(found.start())  # as if it had come in smaller pieces
             raise Malformed
         if not open_brackets:
             pieces.append(reader.take(at))
             return "".join(pieces)[:-1]
 
 
+ARGUMENT_NAME = re.compile(r"[^\W\d][\w-]*")
 _TOKEN = re.compile(
-    r"""\s*(?:
+    rf"""\s*(?:
     (?P<string>"(?:[^"\\]|\\.)*" | '(?:[^'\\]|\\.)*')
     | (?P<number>[-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)
-    | (?P<key>[^\W\d][\w-]*)\s*=(?!=)
+    | (?P<key>{ARGUMENT_NAME.pattern})\s*=(?!=)
     | (?P<word>[^\W\d]\w*)
-    | (?P<mark>[\[\](){},:])
+    | (?P<mark>[\[\](){{}},:])
     )""",
     re.VERBOSE | re.DOTALL,
 )
