@@ -44,7 +44,7 @@ class Overloaded(EngineError):
     """The engine cannot take the request now. `retry_after_s` is the advised wait in seconds.
 
     Slugs: queue_full, queue_timeout, request_timeout, slow_reader, shutting_down, model_loading,
-    engine_restarted, too_many_connections, bodies_too_large.
+    engine_restarted, too_many_connections, bodies_too_large, answers_too_large.
     """
 
     default_slug = "queue_full"

@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -31,8 +32,13 @@ def small(model_dir: Path) -> Iterator[Server]:
         yield server
 
 
-def opened(server: Server, data: bytes = b"") -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+def opened(server: Server, data: bytes = b"", *, receive_bytes: int | None = None) -> socket.socket:
+    """`receive_bytes`: what the system holds of an answer that is not read, about."""
+    connection = socket.socket()
+    connection.settimeout(20)
+    if receive_bytes is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    connection.connect(("127.0.0.1", server.port))
     connection.sendall(data)
     return connection
 
@@ -183,6 +189,52 @@ def test_bodies_share_their_memory(server: Server) -> None:
     wait_until(lambda: server.call(lambda: server.context.body_memory.num_bytes) == 0)
     assert server.post("/v1/completions", huge).json()["error"]["code"] == "context_length_exceeded"
     server.call(lambda: setattr(server.context.body_memory, "_most", Limits().all_bodies_bytes))
+
+
+def large_answers(model_dir: Path, **config: Any) -> Server:
+    server = Server(model_dir, context_length=10_000, config=ServerConfig(**config))
+    server.set_reply(lambda _request, _choice: [65] * 4000)
+    return server
+
+
+def ask_for_a_large_answer(server: Server, **options: int) -> socket.socket:
+    """Some 4 MB, of which the system holds little for who reads nothing."""
+    content = {"model": "default", "messages": [{"role": "user", "content": "x"}]}
+    body = json.dumps(content | {"max_tokens": 4000, "logprobs": True, "top_logprobs": 20}).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    return opened(server, head.encode() + body, **options)
+
+
+def read_answer(connection: socket.socket) -> bytes:
+    """All until the server closes the connection."""
+    with connection:
+        return b"".join(iter(lambda: connection.recv(1 << 20), b""))
+
+
+def test_answers_share_their_memory(model_dir: Path) -> None:
+    """Two large answers wait for clients that read nothing, the next is refused until one of them is gone."""
+    with large_answers(model_dir) as server:
+        whole = read_answer(ask_for_a_large_answer(server))
+        size = len(whole)
+        assert whole.startswith(b"HTTP/1.1 200") and size > 3_000_000
+        server.call(lambda: setattr(server.context.answer_memory, "_most", size * 5 // 2))
+        held = [ask_for_a_large_answer(server, receive_bytes=4096) for _ in range(2)]
+        wait_until(lambda: server.call(lambda: server.context.answer_memory.num_bytes) > size * 3 // 2)
+        refused = read_answer(ask_for_a_large_answer(server))
+        assert refused.startswith(b"HTTP/1.1 503 ") and b'"answers_too_large"' in refused
+        assert server.complete(max_tokens=1).status_code == 200
+        held[0].close()
+        assert len(read_answer(held[1])) == size, "who reads late gets all of it"
+        wait_until(lambda: server.call(lambda: server.context.answer_memory.num_bytes) == 0)
+        assert len(read_answer(ask_for_a_large_answer(server))) == size
+
+
+def test_who_stops_reading_a_large_answer_is_cut_off(model_dir: Path) -> None:
+    with large_answers(model_dir, limit=("send_s=0.3",)) as server:
+        with ask_for_a_large_answer(server, receive_bytes=4096):
+            wait_until(lambda: server.call(lambda: server.context.answer_memory.num_bytes) > 0)
+            wait_until(lambda: server.call(lambda: len(server.connections)) == 0)
+        assert server.call(lambda: server.context.answer_memory.num_bytes) == 0
 
 
 # --- time

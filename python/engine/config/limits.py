@@ -20,6 +20,9 @@ class Limits:
     all_bodies_bytes: int = 256 * 2**20
     """Of all bodies that are being read, those up to 64 KiB not counted."""
 
+    all_answers_bytes: int = 256 * 2**20
+    """Of all answers that are being sent, those up to 64 KiB not counted."""
+
     header_bytes: int = 8192
     """Of the request line and headers together; the framework takes no more than 16384."""
 

@@ -14,7 +14,7 @@ from sanic.request import Request
 
 from engine.config.limits import Limits
 from engine.errors import InvalidRequest, Overloaded
-from engine.server.body_memory import BodyMemoryShare
+from engine.server.byte_allowance import ByteShare
 from engine.server.error_map import INVALID, HttpError
 
 T = TypeVar("T")
@@ -96,7 +96,7 @@ def _check_media_type(request: Request) -> None:
         raise HttpError(415, INVALID, "unsupported_media_type", "Compressed bodies are not supported.")
 
 
-async def _read(request: Request, limits: Limits, memory: BodyMemoryShare) -> bytes:
+async def _read(request: Request, limits: Limits, memory: ByteShare) -> bytes:
     stream, pieces, num_bytes = request.stream, [], 0
     if stream.request_body and (stream.request_bytes or 0) > limits.body_bytes:  # as announced
         await _discard(stream, 0)

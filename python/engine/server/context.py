@@ -12,7 +12,7 @@ from engine.core.embedding_io import EmbeddingIO, only_embeds_error
 from engine.core.messages import EngineReady
 from engine.errors import InvalidRequest, Overloaded
 from engine.server.adapters import AdapterRegistry
-from engine.server.body_memory import BodyMemory
+from engine.server.byte_allowance import ByteAllowance
 from engine.server.ignored import IgnoredFields
 from engine.server.live_requests import LiveRequests
 from engine.server.metrics import Metrics
@@ -44,7 +44,8 @@ class ServerContext:
     def __post_init__(self) -> None:
         path = self.engine_config.model_path
         self.limits = self.config.limits
-        self.body_memory = BodyMemory(self.limits.all_bodies_bytes)
+        self.body_memory = ByteAllowance(self.limits.all_bodies_bytes)
+        self.answer_memory = ByteAllowance(self.limits.all_answers_bytes)
         self.metrics = Metrics()
         self.live = LiveRequests()
         self.ignored = IgnoredFields(self.metrics, is_strict=self.config.strict_params)

@@ -15,6 +15,7 @@ from sanic.server.async_server import AsyncioServer
 from sanic.server.protocols.http_protocol import HttpProtocol
 
 from engine.errors import Overloaded
+from engine.server.byte_allowance import SMALL_BYTES
 from engine.server.error_map import to_http
 
 _DRAIN_POLL_S = 0.02
@@ -38,7 +39,10 @@ class Connection(HttpProtocol):
             min(idle, key=lambda connection: connection._time).close()
         else:
             self.app.ctx.server.metrics.count_rejection("too_many_connections")
-            transport.write(_refusal(self.app.ctx.server.config.error_format))
+            message = "Too many connections are open."
+            transport.write(
+                _refusal(message, "too_many_connections", self.app.ctx.server.config.error_format)
+            )
             transport.close()
 
     def data_received(self, data: bytes) -> None:
@@ -48,7 +52,22 @@ class Connection(HttpProtocol):
             self._time = began  # headers that come drop by drop do not get more time with every drop
 
     async def send(self, data: bytes) -> None:
-        """As the framework's, but a client that does not take what was sent before is cut off in time."""
+        """As the framework's, but a client that does not take what was sent before is cut off in time.
+
+        So that this holds within a large answer, too, it goes out in pieces. What waits of all large answers
+        together is bounded: one too many is replaced by a refusal.
+        """
+        if len(data) <= SMALL_BYTES:
+            await self._send_piece(data)
+            return
+        with self.app.ctx.server.answer_memory.share() as memory:
+            if not memory.grow(len(data)):
+                self._refuse_answer(data)
+                return
+            for begin in range(0, len(data), SMALL_BYTES):
+                await self._send_piece(data[begin : begin + SMALL_BYTES])
+
+    async def _send_piece(self, data: bytes) -> None:
         if not self._can_write.is_set():
             timer = self.loop.call_later(self.app.ctx.server.limits.send_s, self.transport.abort)
             try:
@@ -60,6 +79,18 @@ class Connection(HttpProtocol):
         self.transport.write(data)
         self._time = monotonic()
 
+    def _refuse_answer(self, data: bytes) -> None:
+        """Nothing is sent of it; the connection closes."""
+        server = self.app.ctx.server
+        server.metrics.count_rejection("answers_too_large")
+        if not data.startswith(b"HTTP/"):  # within an answer nothing else can be said any more
+            self.transport.abort()
+            raise RequestCancelled
+        message = "Too many large answers wait for their clients."
+        self.transport.write(_refusal(message, "answers_too_large", server.config.error_format))
+        if self._http is not None:
+            self._http.keep_alive = False
+
     @property
     def is_idle(self) -> bool:
         """Between requests; what is still being received or answered is not."""
@@ -70,8 +101,8 @@ class Connection(HttpProtocol):
         return self._http is not None and self._http.stage in (Stage.HANDLER, Stage.RESPONSE)
 
 
-def _refusal(error_format: str) -> bytes:
-    error = to_http(Overloaded("Too many connections are open.", slug="too_many_connections"), "")
+def _refusal(message: str, slug: str, error_format: str) -> bytes:
+    error = to_http(Overloaded(message, slug=slug), "")
     body = error.body(error_format)
     headers = {
         **error.headers,

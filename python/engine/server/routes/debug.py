@@ -28,6 +28,7 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
             "live_requests": context.live.names(),
             "tasks": len(asyncio.all_tasks()),
             "large_body_bytes": context.body_memory.num_bytes,
+            "large_answer_bytes": context.answer_memory.num_bytes,
             "retry_after_s": client.retry_after_s,
         }
         return json_response({"server": server, "engine": await _engine_state(context)})

@@ -29,6 +29,10 @@ _INLINE_NUMBERS = 16384
 
 
 def add_routes(app: Sanic, context: ServerContext) -> None:
+    writing = (
+        asyncio.Lock()
+    )  # one large answer at a time: what many take together is known once they are sent
+
     @app.post("/v1/embeddings", stream=True)
     async def embeddings(request: Request) -> HTTPResponse:
         embedding = context.require_embedding()
@@ -39,9 +43,11 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
         )
         num_tokens = sum(map(len, texts))
         vectors = await compute_vectors(context, request, embedding, asked, texts, new_response_id("embd"))
-        content = await _run(
-            vectors.size <= _INLINE_NUMBERS, lambda: _body(embedding, asked, vectors, num_tokens)
-        )
+        if vectors.size <= _INLINE_NUMBERS:
+            content = _body(embedding, asked, vectors, num_tokens)
+        else:
+            async with writing:
+                content = await asyncio.to_thread(_body, embedding, asked, vectors, num_tokens)
         return HTTPResponse(content, headers=ignored_header(asked.ignored), content_type="application/json")
 
 

@@ -1,4 +1,4 @@
-"""How much memory the bodies of requests take together while they are read and parsed."""
+"""How much memory large bodies take together while they are read, and large answers while they are sent."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import contextlib
 from collections.abc import Iterator
 
 SMALL_BYTES = 64 * 1024
-"""Bodies up to this are not counted: the number of connections bounds them."""
+"""Up to this nothing is counted: the number of connections bounds them."""
 
 
-class BodyMemory:
-    """An allowance that bodies share. For one event loop."""
+class ByteAllowance:
+    """What all bodies, or all answers, share. For one event loop."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most = most_bytes
         self.num_bytes = 0
 
     @contextlib.contextmanager
-    def share(self) -> Iterator[BodyMemoryShare]:
-        """For one body; given back at the end."""
-        share = BodyMemoryShare(self)
+    def share(self) -> Iterator[ByteShare]:
+        """For one of them; given back at the end."""
+        share = ByteShare(self)
         try:
             yield share
         finally:
@@ -32,18 +32,18 @@ class BodyMemory:
         return True
 
 
-class BodyMemoryShare:
-    """What one body has taken of it."""
+class ByteShare:
+    """What one of them has taken of it."""
 
-    def __init__(self, memory: BodyMemory) -> None:
-        self._memory = memory
+    def __init__(self, allowance: ByteAllowance) -> None:
+        self._allowance = allowance
         self.num_bytes = 0
 
     def grow(self, num_bytes: int) -> bool:
-        """Take as much as a body of `num_bytes` needs; whether there was so much."""
+        """Take as much as `num_bytes` in all need; whether there was so much."""
         if num_bytes <= SMALL_BYTES:
             return True
-        if not self._memory.take(num_bytes - self.num_bytes):
+        if not self._allowance.take(num_bytes - self.num_bytes):
             return False
         self.num_bytes = num_bytes
         return True
