@@ -179,7 +179,7 @@ def test_embedding_copies_rows_and_zeros_what_is_no_token(dtype, width, gap, off
     weight = Rows(dtype, 50, width, gap, offset).holding(torch.randn(50, width))
     token_ids = torch.tensor([0, 49, -1, 7, 50, 7, 2**31 - 1, -(2**31)], dtype=torch.int32)
     out = Rows(dtype, 8, width, gap, offset)
-    lookup.embedding(None, token_ids, types.SimpleNamespace(weight=weight), out.tensor)
+    lookup.embedding(None, token_ids, types.SimpleNamespace(weight=weight, is_coded=False), out.tensor)
     for row, token in zip(out.tensor, token_ids.tolist(), strict=True):
         assert torch.equal(row, weight[token] if 0 <= token < 50 else torch.zeros(width, dtype=dtype))
     out.assert_untouched_outside()
@@ -192,7 +192,7 @@ def test_no_rows():
     gated.silu_mul(None, torch.zeros(0, 16), empty)
     gated.softcap(None, empty, 3.0)
     ids = torch.zeros(0, dtype=torch.int32)
-    lookup.embedding(None, ids, types.SimpleNamespace(weight=torch.zeros(4, 8)), empty)
+    lookup.embedding(None, ids, types.SimpleNamespace(weight=torch.zeros(4, 8), is_coded=False), empty)
 
 
 X, W, OUT = torch.zeros(2, 8), torch.ones(8), torch.zeros(2, 8)
@@ -215,7 +215,9 @@ X, W, OUT = torch.zeros(2, 8), torch.ones(8), torch.zeros(2, 8)
         (lambda: gated.softcap(None, X, 0.0), "cap: expected a positive number"),
         (lambda: gated.softcap(None, X.half(), 3.0), "x: expected float32, got float16"),
         (
-            lambda: lookup.embedding(None, torch.zeros(2), types.SimpleNamespace(weight=X), OUT),
+            lambda: lookup.embedding(
+                None, torch.zeros(2), types.SimpleNamespace(weight=X, is_coded=False), OUT
+            ),
             "token_ids: expected int32",
         ),
     ],
