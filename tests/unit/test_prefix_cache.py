@@ -370,8 +370,8 @@ print((full - process.memory_info().rss) / (num_blocks * 16 * 4))
 
 
 def test_the_memory_of_a_trimmed_run_is_given_back():
-    # Over 32 MiB of tokens: what is smaller the C library may keep in its heap, whoever frees it. In a process
-    # of its own, where no thread that another test has left takes memory meanwhile.
+    # Over 32 MiB of tokens: what is smaller the C library may keep in its heap, whoever frees it. In a
+    # process of its own: a heap that others have used may have a hole of that size, and keeps it.
     ran = subprocess.run([sys.executable, "-c", TRIM], capture_output=True, text=True, check=True)
     assert float(ran.stdout) > 0.9, "of what the tokens took"
 
