@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from engine.config.server_config import ServerConfig
+from helpers.adapter_calls import BASE
 from helpers.effects import Asker
-from helpers.http_server import Server, write_model
+from helpers.http_server import Server, write_adapter, write_model
 from helpers.server_process import ServerProcess
 
 
@@ -46,3 +48,32 @@ def bundled() -> Iterator[ServerProcess]:
 def ask(request: pytest.FixtureRequest, bundled: ServerProcess) -> Asker:
     """For tests with the rows of a `Table`: their path of the bundled model."""
     return Asker(bundled, request.param)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A directory of adapters, for `--lora-dir`."""
+    root = tmp_path / "root"
+    for name in ("one", "two", "deep/er"):
+        write_adapter(root / name, name.encode())
+    return root
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """An adapter outside of it."""
+    return write_adapter(tmp_path / "outside", b"outside")
+
+
+@pytest.fixture
+def lora(model_dir: Path, root: Path, outside: Path) -> Iterator[Server]:
+    """A server whose adapters are `first` and one that is named by its path."""
+    config = ServerConfig(
+        served_model_name=(BASE, "base"),
+        lora_paths=(f"first={root}/one", str(outside)),
+        lora_dir=(str(root),),
+    )
+    with Server(model_dir, config=config) as server:
+        server.run(server.context.adapters.load_first())
+        yield server
+        server.wait_idle()
