@@ -78,6 +78,7 @@ def build_engine(
             progress=progress,
             **on_device(resolved),
         )
+        runner.warm_up(progress)
     except (MemoryError, RuntimeError) as error:  # torch says the latter
         if isinstance(error, RuntimeError) and not any(text in str(error) for text in OUT_OF_MEMORY):
             raise

@@ -65,7 +65,7 @@ class DecodeGraphs:
         num_rows = len(inputs.plan.kv_lens)
         shape = self._shape(inputs)
         if shape is None:
-            return self._forward(self._inputs.send(inputs), self._kv_layers)
+            return self.launch(inputs)
         graph = self._graphs.get(shape)
         if graph is None:
             graph = self._record(inputs, shape)
@@ -75,6 +75,10 @@ class DecodeGraphs:
         self._inputs.send(inputs, shape, graph.inputs)
         graph.replay()
         return graph.hidden[:num_rows]
+
+    def launch(self, inputs: DecoderInputs) -> torch.Tensor:
+        """The same op by op, whatever the step."""
+        return self._forward(self._inputs.send(inputs), self._kv_layers)
 
     def _shape(self, inputs: DecoderInputs) -> DecodeShape | None:
         """The padded shape of a step that a graph may serve."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import torch
 
 from engine.adapters.lora import AdapterReader
-from engine.errors import DeviceLost
+from engine.errors import ConfigError, DeviceLost
 from engine.models.any_model import AnyModel, AnySpec, build_model
 from engine.models.packed_cache import PackedCache, cache_key
 from engine.models.spec import ModelSpec
@@ -20,9 +22,12 @@ from engine.runner.decode_graphs import Capture, DecodeGraphs
 from engine.runner.device_inputs import DeviceInputs
 from engine.runner.kv_cache import KVCache
 from engine.runner.self_check import check_batches
+from engine.runner.warm_up import WarmUp
 from engine.sampling.sampler import Sampler
 from engine.sampling.token_scorer import TokenScorer
 from engine.scheduling.step_plan import StepPlan, StepResult
+
+logger = logging.getLogger(__name__)
 
 
 class ModelRunner:
@@ -117,6 +122,7 @@ class ModelRunner:
             max_tokens=max_tokens, max_rows=max_rows, max_positions=context_length, block_size=block_size
         )
         self._graphs: DecodeGraphs | None = None
+        self._warm_up: WarmUp | None = None
         if not placement.is_host:
             spare = num_blocks  # behind those that the scheduler gives away
             self._graphs = DecodeGraphs(
@@ -127,6 +133,18 @@ class ModelRunner:
                 context_length=context_length,
                 device=placement.device,
                 capture=capture,
+            )
+            self._warm_up = WarmUp(
+                ops=ops,
+                placement=placement,
+                dtype=dtype,
+                sites=sites if max_lora_rank else (),
+                windows=spec.windows,
+                max_tokens=max_tokens,
+                max_logits=max_draws,
+                context_length=context_length,
+                block_size=block_size,
+                spare_block=spare,
             )
         self._sampler = Sampler(
             ops,
@@ -152,6 +170,27 @@ class ModelRunner:
             load_dummy(slots, progress=progress)
         else:
             self._model.load(model_path, slots, progress)
+
+    def warm_up(self, progress: Progress | None = None) -> None:
+        """Launch what steps may need, which compiles it, on a GPU; on the CPU there is nothing to do.
+
+        Raises: `ConfigError` where nothing can be compiled; torch's own error where the largest step finds
+        too little memory.
+        """
+        if self._warm_up is None or self._graphs is None:
+            return
+        began_s = time.monotonic()
+        steps = self._warm_up.steps()
+        for done, inputs in enumerate(steps):
+            if progress is not None:
+                progress("compiling kernels", done / len(steps))
+            try:
+                self._model.project(self._graphs.launch(inputs)).sum().item()  # waits for all of it
+            except OSError as error:
+                why = "Triton needs a C compiler, and a folder that it may write: set TRITON_CACHE_DIR"
+                raise ConfigError(f"--device cuda: kernels cannot be compiled: {error}; {why}") from error
+            self._model.end_step()
+        logger.info("kernels compiled, or found in Triton's cache, in %.1f s", time.monotonic() - began_s)
 
     @property
     def model(self) -> AnyModel:

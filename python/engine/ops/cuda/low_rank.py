@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from engine.errors import NativeError
+from engine.ops.transfer import send
 
 if TYPE_CHECKING:
     from engine.ops.cuda.context import ExecutionContext
@@ -124,7 +125,7 @@ class LoraPlan:
     """Which rows of a step have which adapter: row_ids[cu_rows[i] : cu_rows[i + 1]] have adapters[i].
 
     Shapes: `cu_rows` int32 [G + 1] and `row_ids` int32 [R] on the host. `groups`, `tiles` and `row_ids` are
-    parts of one int64 tensor on the device, copied at once: for each adapter the addresses of its weights and
+    int64 on the device, copied at once: for each adapter the addresses of its weights and
     its table; for each tile of up to TILE_ROWS rows its group, its first index into `row_ids`, and its rows.
     """
 
@@ -143,11 +144,8 @@ class LoraPlan:
             return
         groups = [(adapter.weights.data_ptr(), adapter.table.data_ptr()) for adapter in adapters]
         parts = [np.array(groups, np.int64).ravel(), np.array(tiles, np.int64).ravel(), rows]
-        packed = torch.from_numpy(np.concatenate(parts))
-        device = adapters[0].weights.device
-        if device.type == "cuda":
-            packed = packed.pin_memory().to(device, non_blocking=True)
-        self.groups, self.tiles, self.row_ids = packed.split([len(part) for part in parts])
+        # Aligned, whatever the counts: else there would be kernels for each alignment.
+        self.groups, self.tiles, self.row_ids = send(parts, adapters[0].weights.device)
 
 
 def lora(

@@ -1,0 +1,98 @@
+"""Steps that nobody asked for: on a GPU the first launch of a kernel compiles it, for seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.models.decoder import DecoderInputs
+from engine.models.lora_sites import EMBEDDING, Site
+from engine.ops.attention_plan import AttentionPlan
+from engine.ops.placement import Placement
+
+ROW_COUNTS = 1, 2, 17, 65
+"""One token is decoded and more are a prompt; products take other tiles beyond 16 and beyond 64 rows."""
+
+
+def idle_inputs(
+    num_tokens: int, kv_len: int, num_logits: int, *, block_size: int, spare_block: int
+) -> DecoderInputs:
+    """The last `num_tokens` tokens of a text of `kv_len`, which read the spare block and write nowhere."""
+    num_blocks = -(-kv_len // block_size)
+    return DecoderInputs(
+        token_ids=torch.zeros(num_tokens, dtype=torch.int32),
+        positions=torch.arange(kv_len - num_tokens, kv_len, dtype=torch.int32),
+        slot_ids=torch.full((num_tokens,), -1),
+        logit_rows=torch.arange(num_logits),
+        plan=AttentionPlan(
+            cu_seqlens_q=torch.tensor([0, num_tokens], dtype=torch.int32),
+            kv_lens=torch.tensor([kv_len], dtype=torch.int32),
+            block_tables=torch.full((1, num_blocks), spare_block, dtype=torch.int32),
+        ),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WarmUp:
+    """What a model is launched on before it serves. `sites` are those of its adapters, none if it takes none;
+    the others are bounds of a step."""
+
+    ops: ModuleType
+    placement: Placement
+    dtype: str
+    sites: Sequence[Site]
+    windows: Sequence[int]
+    max_tokens: int
+    max_logits: int
+    context_length: int
+    block_size: int
+    spare_block: int
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(tokens, length of their text) of steps that between them launch every kernel: attention has one
+        for texts that fit its window and one for longer texts. The last is the largest step there is, which
+        shows whether the memory is enough."""
+        most = min(self.max_tokens, self.context_length)
+        sizes = [(count, count) for count in ROW_COUNTS if count < most]
+        if max(self.windows) > 0:
+            sizes.append((min(2, most), min(max(self.windows) + 2, self.context_length)))
+        return [*sizes, (most, most)]
+
+    def steps(self) -> list[DecoderInputs]:
+        at = {"block_size": self.block_size, "spare_block": self.spare_block}
+        steps = [idle_inputs(*size, min(size[0], self.max_logits), **at) for size in self.sizes]
+        if self.sites:
+            steps.insert(0, _with_adapter(steps[0], self._blank_adapter()))
+        return steps
+
+    def _blank_adapter(self) -> Any:
+        """Of rank 1, with zeros at the first of all sites of one shape."""
+        sites = self.sites
+        firsts: dict[tuple[int, ...], int] = {}
+        for number, site in enumerate(sites):
+            edge = number if number in (EMBEDDING, len(sites) - 1) else -1  # ids come in, or logits go out
+            firsts.setdefault((edge, site.in_features, *(part.num_columns for part in site.parts)), number)
+        parts = [site.parts if number in firsts.values() else () for number, site in enumerate(sites)]
+        shapes = [
+            (site.in_features, number == EMBEDDING, [(p.first_column, p.num_columns, 1, 0.0) for p in own])
+            for number, (site, own) in enumerate(zip(sites, parts, strict=True))
+        ]
+        with self.placement.making():
+            adapter = self.ops.LoraAdapter(self.dtype, shapes)
+        for number, own in enumerate(parts):
+            for index, part in enumerate(own):
+                a, b = torch.zeros(1, sites[number].in_features), torch.zeros(part.num_columns, 1)
+                adapter.pack(number, index, a, b)
+        return adapter
+
+
+def _with_adapter(inputs: DecoderInputs, adapter: Any) -> DecoderInputs:
+    """The same step with the adapter for all rows."""
+    rows = np.zeros(len(inputs.token_ids), np.int64)
+    return dataclasses.replace(inputs, adapters=[adapter], adapter_of_token=rows)
