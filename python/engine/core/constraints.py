@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from engine.core.messages import GenerateRequest
-from engine.errors import EngineError, InvalidRequest, Overloaded
+from engine.errors import EngineError, InternalError, InvalidRequest, Overloaded
 from engine.grammar.channel_budget import BoundedThoughts
 from engine.grammar.compiler import CompiledGrammar, GrammarCompiler
 from engine.grammar.errors import GrammarError
+from engine.grammar.guarded import GuardedMatcher
 from engine.grammar.matcher import ConstraintMatcher
 from engine.grammar.thinking import ThinkingMatcher
-from engine.sampling.constraint import Constraint, ThoughtMessages
+from engine.log import request_name
+from engine.sampling.constraint import Constraint, Thinking, ThoughtMessages
 from engine.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from engine.grammar.matcher import AnyMatcher
+
+logger = logging.getLogger(__name__)
+MATCHER_FAILED = "The engine failed while it applied the constraint on this answer."
 
 
 class ConstrainedRequests:
@@ -99,23 +105,38 @@ class ConstrainedRequests:
 
 def matcher_maker(
     request: GenerateRequest, grammar: CompiledGrammar | None
-) -> Callable[[frozenset[int]], AnyMatcher] | None:
-    """What makes the matcher of each choice from its stop tokens; None if they need none."""
+) -> Callable[[frozenset[int]], GuardedMatcher] | None:
+    """What makes the matcher of each choice from its stop tokens; None if they need none.
+
+    What is made fails alone. If it cannot even be made, `InternalError` is raised.
+    """
     thinking = request.params.thinking
     if thinking is None and grammar is None:
         return None
 
-    def make(stop_ids: frozenset[int]) -> AnyMatcher:
-        matcher = None if grammar is None else ConstraintMatcher(grammar, stop_ids)
-        if thinking is None:
-            assert matcher is not None
-            return matcher
-        if isinstance(thinking, ThoughtMessages):
-            assert matcher is not None and grammar is not None, "their messages are those of a constraint"
-            return BoundedThoughts(thinking, matcher, grammar.vocabulary)
-        return ThinkingMatcher(thinking, matcher)
+    name = request_name(request.request_id, request.trace_id)
+
+    def make(stop_ids: frozenset[int]) -> GuardedMatcher:
+        try:
+            return GuardedMatcher(_new_matcher(thinking, grammar, stop_ids), name)
+        except Exception:
+            logger.exception("no matcher can be made for %s", name)
+            raise InternalError(MATCHER_FAILED) from None
 
     return make
+
+
+def _new_matcher(
+    thinking: Thinking | ThoughtMessages | None, grammar: CompiledGrammar | None, stop_ids: frozenset[int]
+) -> AnyMatcher:
+    matcher = None if grammar is None else ConstraintMatcher(grammar, stop_ids)
+    if thinking is None:
+        assert matcher is not None
+        return matcher
+    if isinstance(thinking, ThoughtMessages):
+        assert matcher is not None and grammar is not None, "their messages are those of a constraint"
+        return BoundedThoughts(thinking, matcher, grammar.vocabulary)
+    return ThinkingMatcher(thinking, matcher)
 
 
 def refused(params: SamplingParams, what: str) -> InvalidRequest:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from engine.core.constraints import ConstrainedRequests, matcher_maker, refused
+from engine.core.constraints import MATCHER_FAILED, ConstrainedRequests, matcher_maker, refused
 from engine.core.cpu_clock import CpuClock, process_cpu_s
 from engine.core.embedding_core import EmbeddingCore
 from engine.core.messages import (
@@ -53,6 +53,7 @@ from engine.scheduling.step_plan import Runner, StepPlan, StepResult, StepRow, T
 
 if TYPE_CHECKING:
     from engine.adapters.adapter_pool import AdapterPool
+    from engine.scheduling.matcher import Matcher
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,8 @@ class EngineCore:
 
     Every accepted request ends in exactly one result for each choice, or in one `Failed`; a
     request that is cancelled ends in silence. A step whose runner raises fails the requests of that
-    step, and the engine goes on with the others. `board` tells a supervisor who is being computed.
+    step, a matcher that raises fails its own, and the engine goes on with the others. `board` tells a
+    supervisor who is being computed.
     `adapter_queue`, on `adapters`, is the one where the `embedding` core has its line.
     """
 
@@ -219,7 +221,7 @@ class EngineCore:
             )
         except EngineError as error:
             self._outbox.append(Failed.from_error(request.request_id, error))
-            return
+            choices = []
         for request_id in self._scheduler.take_displaced():
             self._outbox.append(Failed.from_error(request_id, displaced_error()))
         for choice in choices:
@@ -296,25 +298,35 @@ class EngineCore:
         self._model_s += self._last_step_s
         for row, scores in zip(plan.scored_rows, result.scores, strict=True):
             self._outbox.extend(_scored_chunks(row, scores))
-        first = 0
-        for row, new in zip(plan.growing_rows, self._scheduler.update(plan, result), strict=True):
-            if new.finish_reason == "error":
-                self._outbox.append(self._fail(new))
-            elif not _was_told(new):
-                self._outbox.append(_chunk(new, result, range(first, first + row.num_accepted + 1)))
-            first += row.num_draws
+        self._tell(plan, result)
         self._update_s += self._clock() - computed_s
 
-    def _fail(self, new: NewToken) -> Failed:
-        request_id = new.request.request_id
+    def _tell(self, plan: StepPlan, result: StepResult) -> None:
+        """Book a step, and say what is new. Nothing follows the `Failed` of a request."""
+        rows = plan.growing_rows
+        matchers = [row.request.matcher for row in rows]  # who is at an end has none any more
+        first, failed = 0, set()
+        for row, matcher, new in zip(rows, matchers, self._scheduler.update(plan, result), strict=True):
+            if new.request.request_id not in failed:
+                if new.finish_reason == "error" or (matcher is not None and matcher.has_failed):
+                    failed.add(new.request.request_id)
+                    self._outbox.append(self._fail(new.request, matcher))
+                elif not _was_told(new):
+                    self._outbox.append(_chunk(new, result, range(first, first + row.num_accepted + 1)))
+            first += row.num_draws
+
+    def _fail(self, request: Request, matcher: Matcher | None) -> Failed:
+        request_id = request.request_id
         self._scheduler.cancel(request_id)
-        if new.request.matcher is not None and new.request.matcher.excess:
-            return Failed.from_error(request_id, refused(new.request.params, new.request.matcher.excess))
-        if new.request.matcher is not None:
-            reason = "No token of the vocabulary can continue this answer as its constraint demands."
-            return Failed.from_error(request_id, InternalError(reason))
-        logger.error("no token can be drawn for %s: the model computes nothing but NaN", _name(new.request))
-        return Failed.from_error(request_id, InternalError("The model computed no usable numbers."))
+        if matcher is None:
+            logger.error("no token can be drawn for %s: the model computes nothing but NaN", _name(request))
+            return Failed.from_error(request_id, InternalError("The model computed no usable numbers."))
+        if matcher.has_failed:
+            return Failed.from_error(request_id, InternalError(MATCHER_FAILED))
+        if matcher.excess:
+            return Failed.from_error(request_id, refused(request.params, matcher.excess))
+        reason = "No token of the vocabulary can continue this answer as its constraint demands."
+        return Failed.from_error(request_id, InternalError(reason))
 
     def dump_state(self) -> bytes:
         """What it is busy with, as JSON."""

@@ -17,9 +17,10 @@ from engine.grammar.vocabulary import Vocabulary, allow_only, allows, forbid
 
 if TYPE_CHECKING:
     from engine.grammar.channel_budget import BoundedThoughts
+    from engine.grammar.guarded import GuardedMatcher
     from engine.grammar.thinking import ThinkingMatcher
 
-    AnyMatcher: TypeAlias = "ConstraintMatcher | ThinkingMatcher | BoundedThoughts"
+    AnyMatcher: TypeAlias = "ConstraintMatcher | ThinkingMatcher | BoundedThoughts | GuardedMatcher"
 
 FORCED_BYTES = 512
 """Forced text that is cut into tokens at a time, so that no single step is held up by it."""

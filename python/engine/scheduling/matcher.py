@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Matcher(Protocol):
-    """Implemented by `grammar.matcher.ConstraintMatcher`, and by fakes in tests.
+    """Implemented by `grammar.guarded.GuardedMatcher`, and by fakes in tests.
 
     `forced` are tokens that must come next. Whoever takes them from there has put them behind the
     known tokens; the matcher itself is behind them already.
@@ -23,4 +23,9 @@ class Matcher(Protocol):
     @property
     def excess(self) -> str:
         """What matching takes too much of, so that it allows no token any more; nothing as a rule."""
+        ...
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it has met a fault of its own, and allows no token any more."""
         ...

@@ -444,6 +444,7 @@ class Scheduler:
         elif self._adapters is None or request not in self._adapters:
             self._waiting.remove(request)
         self._blocks.release(request)
+        request.matcher = None  # it may be large, and others remember requests for a while
         if self._adapters is not None:
             self._adapters.release(request)
         self._num_alone -= request.runs_alone
