@@ -11,6 +11,7 @@ import torch
 from engine.errors import DeviceLost
 from engine.ops.cuda import matrix
 from engine.ops.placement import on_gpu
+from engine.runner.decode_graphs import Captured
 from engine.scheduling.step_plan import StepPlan, StepRow
 from helpers import device_ops
 from helpers.tiny_models import KINDS, load_model, make_model, save_model
@@ -38,7 +39,7 @@ class FakeGraphs:
             self.num_replayed += 1
             assert run().data_ptr() == hidden.data_ptr(), "results stay where they were"
 
-        return replay, hidden
+        return Captured(replay, hidden, 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)

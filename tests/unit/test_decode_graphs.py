@@ -11,7 +11,16 @@ from engine.models.decoder import DecoderInputs
 from engine.ops.attention_plan import AttentionPlan
 from engine.ops.cuda.plan import TILE_ROWS, split_rows
 from engine.ops.transfer import ALIGNMENT, send, total_bytes
-from engine.runner.decode_graphs import MOST_GRAPHS, SMALLEST_SPAN, DecodeGraphs, cuda_capture, padded_rows
+from engine.runner import decode_graphs
+from engine.runner.decode_graphs import (
+    FIRST_ROWS,
+    PAUSE,
+    SMALLEST_SPAN,
+    Captured,
+    DecodeGraphs,
+    cuda_capture,
+    padded_rows,
+)
 from engine.runner.device_inputs import DecodeShape, DeviceInputs
 
 CPU = torch.device("cpu")
@@ -44,6 +53,7 @@ class Model:
         self.launches: list[DecoderInputs] = []
         self.num_captured = self.num_replayed = 0
         self.refusal: Exception | None = None
+        self.now_s, self.graph_bytes = 0.0, 1 << 20
         self.hidden = torch.zeros(MAX_ROWS, 1)
 
     def forward(self, inputs, kv_layers):
@@ -62,9 +72,13 @@ class Model:
             self.num_replayed += 1
             run()
 
-        return replay, hidden
+        return Captured(replay, hidden, self.graph_bytes)
 
-    def graphs(self, captures=True) -> DecodeGraphs:
+    def clock(self) -> float:
+        """A capture takes a second, by the clock."""
+        return self.now_s + self.num_captured
+
+    def graphs(self, captures=True, max_bytes=1 << 40) -> DecodeGraphs:
         return DecodeGraphs(
             self.forward,
             [],
@@ -73,6 +87,8 @@ class Model:
             context_length=CONTEXT,
             device=CPU,
             capture=self.capture if captures else None,
+            max_bytes=max_bytes,
+            clock=self.clock,
         )
 
 
@@ -98,6 +114,7 @@ def test_longer_contexts_and_more_rows_are_other_shapes():
     for kv_lens in [(1024,), (1025,), (CONTEXT,), (3, 3), (3,) * 9, (3,) * 16, (3,) * MAX_ROWS]:
         graphs.run(inputs_of(kv_lens))
         graphs.run(inputs_of(kv_lens))
+        model.now_s += PAUSE
     assert model.num_captured == 6, "9 and 16 rows share one"
     assert max(launch.plan.max_decode_kv_len for launch in model.launches) == CONTEXT
 
@@ -144,16 +161,80 @@ def test_a_device_that_cannot_capture_goes_on_without(error, caplog):
     assert "decoding is slower" in caplog.text
 
 
-def test_graphs_are_bounded_and_the_least_used_makes_room():
+def test_graphs_are_bounded_and_the_least_used_makes_room(monkeypatch):
+    monkeypatch.setattr(decode_graphs, "MOST_GRAPHS", 5)
     model = Model()
     graphs = model.graphs()
-    first = (3,)
-    for _ in range(2):
-        graphs.run(inputs_of(first))
-    spans = [(span,) * rows for span in (2, 1500, 3000) for rows in range(1, MAX_ROWS + 1)]
-    for kv_lens in spans * 2:
-        graphs.run(inputs_of(kv_lens))
-    assert len(graphs._graphs) <= MOST_GRAPHS
+    for rows in (1, 2, 4, 8, 16, 24, 1, 32):
+        for _ in range(2):
+            graphs.run(inputs_of((3,) * rows))
+        model.now_s += PAUSE
+    assert [shape.num_rows for shape in graphs._graphs] == [8, 16, 24, 1, 32]
+    assert model.num_captured == 8, "one row was dropped, and captured again"
+    assert not graphs.capture_next(), "an idle engine drops none for another"
+
+
+def test_captures_take_a_tenth_of_the_time_while_requests_run():
+    """And no step waits for two of them."""
+    model = Model()
+    graphs = model.graphs()
+    began_s, steps = model.clock(), 0
+    for rows in range(1, MAX_ROWS + 1):
+        for _ in range(40):
+            before = model.num_captured
+            graphs.run(inputs_of((3,) * rows))
+            assert model.num_captured <= before + 1
+            model.now_s, steps = model.now_s + 0.05, steps + 1
+    assert model.num_captured > 4 and model.num_captured <= 1 + (model.clock() - began_s) / (1 + PAUSE)
+
+
+def test_an_idle_engine_captures_the_shapes_that_came_most_and_then_small_ones():
+    model = Model()
+    graphs = model.graphs()
+    model.now_s = -1e9  # while requests run, nothing would be captured
+    graphs._not_before_s = 0.0
+    for rows, uses in ((3, 2), (9, 5), (17, 1)):
+        for _ in range(uses):
+            graphs.run(inputs_of((3,) * rows))
+    assert model.num_captured == 0
+    order = []
+    while graphs.capture_next():
+        order.append(len(model.launches[-1].token_ids))
+    assert order == [16, 4, 24, *(rows for rows in FIRST_ROWS if rows != 4)]
+    assert not graphs.capture_next() and model.num_captured == len(order)
+    num_launches, hidden = len(model.launches), graphs.run(inputs_of((3,) * 9))
+    assert model.num_replayed == 1 and len(model.launches) == num_launches + 1
+    assert hidden[:, 0].tolist() == [102] * 9, "captured on idle rows, replayed on these"
+
+
+def test_no_capture_no_idle_work():
+    model = Model()
+    assert not model.graphs(captures=False).capture_next()
+    model.refusal = RuntimeError("not here")
+    graphs = model.graphs()
+    assert graphs.capture_next() and not graphs.capture_next()
+
+
+def test_graphs_keep_to_their_memory():
+    model = Model()
+    graphs = model.graphs(max_bytes=3 << 20)
+    for rows in (1, 2, 4, 8, 16):
+        for _ in range(2):
+            graphs.run(inputs_of((3,) * rows))
+        model.now_s += PAUSE
+    assert [shape.num_rows for shape in graphs._graphs] == [4, 8, 16]
+    assert not graphs.capture_next(), "an idle engine drops none for another"
+
+
+def test_a_graph_that_is_too_large_alone_is_not_tried_again(caplog):
+    model = Model()
+    model.graph_bytes = 4 << 20
+    graphs = model.graphs(max_bytes=3 << 20)
+    for _ in range(5):
+        assert graphs.run(inputs_of((5,)))[:, 0].tolist() == [104]
+        model.now_s += PAUSE
+    assert model.num_captured == 1 and len(graphs._graphs) == 0
+    assert "no CUDA graph of 1 rows, which takes 4 MiB" in caplog.text
 
 
 @pytest.mark.parametrize("max_rows", [1, 3, 8, 40, 256, 1000])
@@ -217,6 +298,7 @@ def test_a_capture_that_fails_leaves_no_stream_behind(monkeypatch):
     monkeypatch.setattr(torch.cuda, "graph", Graph)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams[-1])
     monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1, 1))
     with pytest.raises(RuntimeError, match="previous error during capture"):
         cuda_capture()(lambda: torch.zeros(1))
     assert streams == ["ours", "captured", "ours"]

@@ -126,6 +126,7 @@ def build_engine(
         embedding=embedding,
         board=board,
         cpu_clock=CpuClock(lambda: runner.context.kernel_seconds),
+        use_idle_time=runner.capture_next,
     )
     if not isinstance(spec, ModelSpec):
         logger.info(

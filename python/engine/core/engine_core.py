@@ -73,6 +73,7 @@ class EngineCore:
     request that is cancelled ends in silence. A step whose runner raises fails the requests of that
     step, a matcher that raises fails its own, and the engine goes on with the others. `board` tells a
     supervisor who is being computed.
+    `use_idle_time` does a piece of what can be done when there is no work, and tells whether there was any.
     `adapter_queue`, on `adapters`, is the one where the `embedding` core has its line.
     """
 
@@ -88,6 +89,7 @@ class EngineCore:
         embedding: EmbeddingCore | None = None,
         board: StepBoard | None = None,
         cpu_clock: CpuClock | None = None,
+        use_idle_time: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
         draw_seed: Callable[[], int] = lambda: secrets.randbits(53),  # exact in every JSON reader
     ) -> None:
@@ -95,6 +97,7 @@ class EngineCore:
             adapter_queue = AdapterQueue(adapters)
         line = None if adapter_queue is None else adapter_queue.line()
         self.cpu_clock = cpu_clock
+        self.use_idle_time = use_idle_time
         places = settings.max_running_requests + settings.max_queued_requests
         self._constrained = None if grammars is None else ConstrainedRequests(grammars, places)
         held = None if self._constrained is None else self._constrained.held

@@ -105,7 +105,7 @@ def serve(connection: socket.socket, core: EngineCore, board: StepBoard) -> floa
     warm_up_at_s: float | None = began_s + _WARM_UP_AFTER_S
     while True:
         board.turn()
-        if not core.has_work:
+        if not core.has_work and not core.use_idle_time():
             lay_down_s = time.monotonic()
             if warm_up_at_s is not None and lay_down_s >= warm_up_at_s:
                 core.warm_up()

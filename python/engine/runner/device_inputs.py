@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from engine.models.decoder import DecoderInputs
+from engine.ops.attention_plan import AttentionPlan
 from engine.ops.cuda.plan import DevicePlan, split_rows
 from engine.ops.transfer import send
 
@@ -53,7 +54,7 @@ class DeviceInputs:
                 tiles,
             ]
         else:
-            arrays = self._padded(inputs, kv_lens, tables, shape.num_rows)
+            arrays = self._padded(inputs, kv_lens, tables, (shape.num_rows, num_columns))
             max_decode_kv_len = max_kv_len
         tokens, positions, slots, logits, cu_seqlens, lens, blocks, decode, tiles = send(
             arrays, self._device, into
@@ -77,19 +78,38 @@ class DeviceInputs:
             ),
         )
 
+    def idle(self, num_tokens: int, kv_len: int = 1, num_logits: int = 1) -> DecoderInputs:
+        """On the host: the last `num_tokens` tokens of a text of `kv_len`, which read the spare block and
+        write nowhere."""
+        num_blocks = -(-kv_len // self._block_size)
+        return DecoderInputs(
+            token_ids=torch.zeros(num_tokens, dtype=torch.int32),
+            positions=torch.arange(kv_len - num_tokens, kv_len, dtype=torch.int32),
+            slot_ids=torch.full((num_tokens,), -1),
+            logit_rows=torch.arange(num_logits),
+            plan=AttentionPlan(
+                cu_seqlens_q=torch.tensor([0, num_tokens], dtype=torch.int32),
+                kv_lens=torch.tensor([kv_len], dtype=torch.int32),
+                block_tables=torch.full((1, num_blocks), self._spare_block, dtype=torch.int32),
+            ),
+        )
+
     def num_bytes(self, shape: DecodeShape) -> int:
         """Of the memory that inputs of a shape take, at most."""
         columns = -(-shape.max_kv_len // self._block_size)
         return shape.num_rows * (4 * columns + 4 * 5 + 8 * 2) + 16 * 10
 
     def _padded(
-        self, inputs: DecoderInputs, kv_lens: np.ndarray, tables: np.ndarray, num_rows: int
+        self, inputs: DecoderInputs, kv_lens: np.ndarray, tables: np.ndarray, table_shape: tuple[int, int]
     ) -> list[np.ndarray]:
         """Arrays of decode rows, filled up with rows of one token in the spare block."""
-        more = num_rows - len(kv_lens)
+        num_rows = table_shape[0]
 
         def pad(array: np.ndarray, value: int) -> np.ndarray:
-            return np.concatenate([array, np.full((more, *array.shape[1:]), value, array.dtype)])
+            return np.concatenate([array, np.full(num_rows - len(array), value, array.dtype)])
+
+        whole_tables = np.full(table_shape, self._spare_block, tables.dtype)
+        whole_tables[: len(tables), : tables.shape[1]] = tables
 
         numbers = np.arange(num_rows + 1, dtype=np.int32)
         return [
@@ -99,7 +119,7 @@ class DeviceInputs:
             numbers[:-1].astype(np.int64),
             numbers,
             pad(kv_lens, 1),
-            pad(tables, self._spare_block),
+            whole_tables,
             numbers[:-1],
             np.empty((0, 2), np.int32),
         ]

@@ -12,6 +12,8 @@ WEIGHT_BYTES = {**DTYPE_BYTES, "bf16_dot": 2, "int8": 1 + 4 / 128, "int4": 1 / 2
 CODE_BYTES = {"int8": 1.0, "int4": 0.5, "int4_affine": 0.5}
 SCALE_BYTES = {"int8": 4, "int4": 2, "int4_affine": 8}
 
+GRAPH_BYTES = 512 << 20
+"""For nodes and arguments of all graphs of decode steps; not measured."""
 DEQUANTIZING_BYTES = 17
 """For an element of a matrix while it becomes floats: its code, and four float32 copies at most."""
 ENCODER_STEP_TOKENS = 1024
@@ -78,3 +80,9 @@ def split_bytes(spec: ModelSpec, max_rows: int, context_length: int) -> int:
     """What decode attention of a GPU leaves of each split of the keys; see cuda/kernel_args.h."""
     splits = min(-(-context_length // 256), 64)
     return 4 * max_rows * splits * spec.num_heads * (spec.head_dim + 4)
+
+
+def graph_bytes(spec: ModelSpec, max_rows: int, context_length: int) -> int:
+    """What graphs of decode steps may take at most: what the largest needs while it runs, which all of them
+    share, and the graphs themselves."""
+    return GRAPH_BYTES + split_bytes(spec, max_rows, context_length)

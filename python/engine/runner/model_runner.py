@@ -21,6 +21,7 @@ from engine.runner.batch_inputs import BatchInputs
 from engine.runner.decode_graphs import Capture, DecodeGraphs
 from engine.runner.device_inputs import DeviceInputs
 from engine.runner.kv_cache import KVCache
+from engine.runner.memory import graph_bytes
 from engine.runner.self_check import check_batches
 from engine.runner.warm_up import WarmUp
 from engine.sampling.sampler import Sampler
@@ -125,26 +126,27 @@ class ModelRunner:
         self._warm_up: WarmUp | None = None
         if not placement.is_host:
             spare = num_blocks  # behind those that the scheduler gives away
+            device_inputs = DeviceInputs(placement.device, block_size=block_size, spare_block=spare)
             self._graphs = DecodeGraphs(
                 self._model.forward,
                 self.kv_cache.layers,
-                DeviceInputs(placement.device, block_size=block_size, spare_block=spare),
+                device_inputs,
                 max_rows=max_rows,
                 context_length=context_length,
                 device=placement.device,
                 capture=capture,
+                max_bytes=graph_bytes(spec, max_rows, context_length),
             )
             self._warm_up = WarmUp(
                 ops=ops,
                 placement=placement,
+                inputs=device_inputs,
                 dtype=dtype,
                 sites=sites if max_lora_rank else (),
                 windows=spec.windows,
                 max_tokens=max_tokens,
                 max_logits=max_draws,
                 context_length=context_length,
-                block_size=block_size,
-                spare_block=spare,
             )
         self._sampler = Sampler(
             ops,
@@ -191,6 +193,10 @@ class ModelRunner:
                 raise ConfigError(f"--device cuda: kernels cannot be compiled: {error}; {why}") from error
             self._model.end_step()
         logger.info("kernels compiled, or found in Triton's cache, in %.1f s", time.monotonic() - began_s)
+
+    def capture_next(self) -> bool:
+        """Use a moment in which nothing else is to do for a CUDA graph; whether there was one to capture."""
+        return self._graphs is not None and self._graphs.capture_next()
 
     @property
     def model(self) -> AnyModel:

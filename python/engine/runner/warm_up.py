@@ -12,29 +12,11 @@ import torch
 
 from engine.models.decoder import DecoderInputs
 from engine.models.lora_sites import EMBEDDING, Site
-from engine.ops.attention_plan import AttentionPlan
 from engine.ops.placement import Placement
+from engine.runner.device_inputs import DeviceInputs
 
 ROW_COUNTS = 1, 2, 17, 65
 """One token is decoded and more are a prompt; products take other tiles beyond 16 and beyond 64 rows."""
-
-
-def idle_inputs(
-    num_tokens: int, kv_len: int, num_logits: int, *, block_size: int, spare_block: int
-) -> DecoderInputs:
-    """The last `num_tokens` tokens of a text of `kv_len`, which read the spare block and write nowhere."""
-    num_blocks = -(-kv_len // block_size)
-    return DecoderInputs(
-        token_ids=torch.zeros(num_tokens, dtype=torch.int32),
-        positions=torch.arange(kv_len - num_tokens, kv_len, dtype=torch.int32),
-        slot_ids=torch.full((num_tokens,), -1),
-        logit_rows=torch.arange(num_logits),
-        plan=AttentionPlan(
-            cu_seqlens_q=torch.tensor([0, num_tokens], dtype=torch.int32),
-            kv_lens=torch.tensor([kv_len], dtype=torch.int32),
-            block_tables=torch.full((1, num_blocks), spare_block, dtype=torch.int32),
-        ),
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,14 +26,13 @@ class WarmUp:
 
     ops: ModuleType
     placement: Placement
+    inputs: DeviceInputs
     dtype: str
     sites: Sequence[Site]
     windows: Sequence[int]
     max_tokens: int
     max_logits: int
     context_length: int
-    block_size: int
-    spare_block: int
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -65,8 +46,7 @@ class WarmUp:
         return [*sizes, (most, most)]
 
     def steps(self) -> list[DecoderInputs]:
-        at = {"block_size": self.block_size, "spare_block": self.spare_block}
-        steps = [idle_inputs(*size, min(size[0], self.max_logits), **at) for size in self.sizes]
+        steps = [self.inputs.idle(*size, min(size[0], self.max_logits)) for size in self.sizes]
         if self.sites:
             steps.insert(0, _with_adapter(steps[0], self._blank_adapter()))
         return steps
