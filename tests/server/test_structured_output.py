@@ -292,6 +292,10 @@ def post(server, **fields) -> httpx.Response:
         ({"regex": "(" * 5000 + "a" + ")" * 5000}, "regex", "position 500"),
         ({"regex": "xa{2,1}"}, "regex", "{2,1} at position 2"),
         ({"regex": r"[a-c\]-][9-0]"}, "regex", "[9-0] at position 8"),
+        ({"regex": "a[^]b]"}, "regex", "has to be escaped: [^] at position 1"),
+        ({"regex": r"a\ud800"}, "regex", r"half of a character: \ud800 at position 1"),
+        ({"ebnf": r'root ::= "\ud800"'}, "ebnf", r"half of a character: \ud800 at position 10"),
+        ({"json_schema": r'{"const": "\ud800"}'}, "json_schema", r"a character: \ud800 at position 11"),
         ({"ebnf": "no rule at all"}, "ebnf", "line 1"),
         ({"ebnf": 'start ::= "a"'}, "ebnf", "root"),
         ({"choice": []}, "choice", "non-empty"),
@@ -333,6 +337,14 @@ def test_what_is_wrong_is_said(server, fields, param, what):
     error = response.json()["error"]
     assert error["param"] == param and what.replace("a?", "") in error["message"]
     assert post(server, stream=True, **fields).status_code == 400
+
+
+@pytest.mark.parametrize("name", ["regex", "ebnf", "json_schema", "choice"])
+def test_half_of_a_character(server, client, name):
+    body = json.dumps({"model": MODEL, "messages": MESSAGES, name: "a\ud800"})
+    response = server.http.post("/v1/chat/completions", content=body)
+    assert response.status_code == 400 and response.json()["error"]["code"] == "invalid_json"
+    assert chat(client, regex="ok").choices[0].message.content == "ok"
 
 
 def deep(schema, depth):

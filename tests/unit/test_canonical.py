@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from engine.grammar.matcher import ConstraintMatcher
-from engine.grammar.vocabulary import Vocabulary, VocabularyData
+from engine.grammar.trial import MAX_FORCED_BYTES
+from engine.grammar.vocabulary import MAX_REMEMBERED_BYTES, Vocabulary, VocabularyData
 from engine.text.tokenizer import Tokenizer
 from helpers.grammars import Grammars
 from helpers.tokenizers import SENTENCES
@@ -67,9 +69,11 @@ def grammars(tokenizer: Tokenizer) -> Grammars:
 def fewest(vocabulary: Vocabulary, text: bytes) -> int:
     """The number of tokens, worked out from the front."""
     tokens = {token for token in vocabulary.tokens if token}
+    longest = max(map(len, tokens))
     best = [0] + [len(text) + 1] * len(text)
     for end in range(1, len(text) + 1):
-        best[end] = min(best[start] + 1 for start in range(end) if text[start:end] in tokens)
+        starts = range(max(0, end - longest), end)
+        best[end] = min(best[start] + 1 for start in starts if text[start:end] in tokens)
     return best[-1]
 
 
@@ -102,6 +106,32 @@ def test_words_in_capitals(grammars: Grammars, tokenizer: Tokenizer, text: str) 
         assert tokenizer.decode(token_ids) == spelled
         assert tuple(token_ids) == grammars.vocabulary.canonical(spelled.encode())
         assert len(token_ids) == fewest(grammars.vocabulary, spelled.encode())
+
+
+def test_long_texts(grammars: Grammars) -> None:
+    """There is no border within them: what is cut a piece at a time takes more tokens."""
+    vocabulary, draw, more = grammars.vocabulary, random.Random(0), 0
+    for num_bytes in (300, 600, 2000, 5000, MAX_FORCED_BYTES):
+        words = [draw.choice([*TEXTS, *SENTENCES, *CAPITALS]) for _ in range(num_bytes)]
+        text = " ".join(words).encode()[:num_bytes].decode(errors="ignore")
+        spelled = text.encode()
+        matcher = ConstraintMatcher(grammars.compile("choice", json.dumps([text])), [grammars.end_id])
+        *token_ids, end_id = matcher.forced
+        assert end_id == grammars.end_id
+        assert b"".join(vocabulary.tokens[i] for i in token_ids) == spelled
+        assert len(token_ids) == fewest(vocabulary, spelled)
+        pieces = [spelled[i : i + 512] for i in range(0, len(spelled), 512)]
+        more += sum(len(vocabulary.canonical(piece)) for piece in pieces) > len(token_ids)
+    assert more > 1
+
+
+def test_no_more_is_remembered_than_has_room(grammars: Grammars) -> None:
+    vocabulary = grammars.vocabulary
+    for number in range(30):
+        text = f"{number} NATO and the USA, ".encode() * 3000
+        assert b"".join(vocabulary.tokens[i] for i in vocabulary.canonical(text)) == text
+        assert sum(map(len, vocabulary._canonical)) <= MAX_REMEMBERED_BYTES
+    assert 1 < len(vocabulary._canonical) < 30
 
 
 def test_letters_of_such_words_are_tokens_of_their_own(grammars: Grammars, tokenizer: Tokenizer) -> None:

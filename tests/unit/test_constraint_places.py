@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config.model_location import bundled_model
+from engine.errors import InvalidRequest
 from engine.grammar.compiler import GrammarCompiler
 from engine.grammar.errors import GrammarError
 from engine.grammar.gbnf_source import GbnfSource
@@ -41,6 +42,12 @@ def grammars():
         (r"[\^a][z-a]", 5),
         ("ab)c", 2),
         (r"x[\^-a]", 1),
+        ("x[^]a]", 1),
+        (r"x[^\]][^]*", 6),
+        (r"x\\\ud800", 3),
+        (r"[a\uDFFF-\ue000]", 2),
+        (r"x\u{0d800}", 1),
+        (r"x\ud83d\ude00", 1),
         ("x{3,2}", 1),
         (r"abc\1", 3),
         ("a{1000000}", 1),
@@ -57,6 +64,56 @@ def test_positions_are_those_in_the_expression_as_it_was_given(grammars, regex, 
     tag = {"type": "structural_tag", "format": {"type": "regex", "pattern": regex}}
     with pytest.raises(GrammarError, match=rf"position {position}\b.*at #/format"):
         grammars.compile("structural_tag", tag)
+
+
+# --- half of a character
+
+HALVES = {
+    "choice": r'["whole: \ud83d\ude00", "\\ud800 \uD800"]',
+    "json_schema": r'{"enum": ["whole: \ud83d\ude00", "\\ud800 \uD800"]}',
+    "structural_tag": r'{"type": "structural_tag", "format": {"type": "const_string", "value": "\udfff"}}',
+    "ebnf": r'root ::= "\U0001f600 \\ud800 \ud800"',
+    "regex": r"\\ud800 \ud800",
+}
+
+
+@pytest.mark.parametrize("kind", HALVES)
+def test_half_of_a_character_is_told_by_its_position(grammars, kind):
+    text = HALVES[kind]
+    position = max(text.lower().rfind(r"\ud800"), text.rfind(r"\udfff"))
+    with pytest.raises(GrammarError, match=f"half of a character: .* at position {position}$"):
+        grammars.compile(kind, text)
+
+
+@pytest.mark.parametrize("kind", ["regex", "ebnf", "json_schema", "choice"])
+def test_half_of_a_character_as_it_is(kind):
+    """No JSON text holds one, but a Python string may."""
+    with pytest.raises(InvalidRequest, match="half of a character at position 3") as caught:
+        Constraint(kind, "['é\ud800']", param="regex")
+    assert caught.value.param == "regex"
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("ebnf", "root ::= [^a]"),
+        ("ebnf", r"root ::= [\u0000-\U0010ffff]"),
+        ("ebnf", 'root ::= x{1} # [a\nx ::= "y" | [^a"]'),
+        ("regex", "[^a]"),
+        ("regex", r"[\s\S]"),
+        (
+            "structural_tag",
+            '{"type": "structural_tag", "format": {"type": "grammar", "grammar": "root ::= [^a]"}}',
+        ),
+    ],
+)
+def test_what_is_left_out_of_a_class_is_characters(grammars, kind, text):
+    """And no half of one, which a model with tokens of single bytes would write."""
+    grammar = grammars.compile(kind, text)
+    for whole in ("b", "é", "\ud7ff", "\ue000", "😀", "\U0010ffff"):
+        assert grammars.accepts(grammar, whole)
+    for half in (b"\xed\xa0\x80", b"\xed\xaf\xbf", b"\xed\xb0\x80", b"\xed\xbf\xbf", b"\xc0\x80", b"\xff"):
+        assert not grammars.accepts(grammar, half)
 
 
 # --- grammars that never end

@@ -6,6 +6,7 @@ import contextlib
 import select
 import sys
 
+import msgspec
 import psutil
 import pytest
 
@@ -14,7 +15,7 @@ from engine.core.constraints import ConstrainedRequests
 from engine.core.messages import GenerateRequest
 from engine.errors import InternalError, InvalidRequest
 from engine.grammar import compiler as module
-from engine.grammar.compiler import GrammarCompiler
+from engine.grammar.compiler import CompiledGrammar, GrammarCompiler
 from engine.sampling.constraint import MAX_CONSTRAINT_CHARS, Constraint
 from engine.sampling.params import SamplingParams
 
@@ -99,3 +100,16 @@ def test_a_helper_that_cannot_be_started_fails_its_constraints() -> None:
             assert select.select([compiler.wake_fd], [], [], 20)[0], "somebody waits for ever"
             (result,) = compiler.take_results().values()
             assert isinstance(result, InternalError)
+
+
+def test_what_cannot_be_said_to_the_helper_fails_alone() -> None:
+    """No constraint that is made holds half of a character; if one did, nobody would wait for ever."""
+    compiler = GrammarCompiler(str(bundled_model()), 4096, timeout_s=5)
+    unsayable, good = Constraint("regex", "x"), Constraint("regex", "[a-z]+")
+    msgspec.structs.force_setattr(unsayable, "text", "\ud800")
+    with contextlib.closing(compiler):
+        for constraint, kind in ((unsayable, InternalError), (good, CompiledGrammar)):
+            compiler.start(constraint)
+            assert select.select([compiler.wake_fd], [], [], 30)[0], "somebody waits for ever"
+            (result,) = compiler.take_results().values()
+            assert isinstance(result, kind)

@@ -10,8 +10,9 @@ from typing import Any
 from engine.grammar.bindings import RAW_VOCABULARY
 from engine.grammar.compiler_voice import refused
 from engine.grammar.errors import GrammarError
-from engine.grammar.gbnf_source import check_gbnf
+from engine.grammar.gbnf_source import enforceable_gbnf
 from engine.grammar.grammar_text import without_surrogates
+from engine.grammar.half_characters import check_whole_characters
 from engine.grammar.json_grammar import whole_schema_text
 from engine.grammar.nesting import deepest_place
 from engine.grammar.protocol import Prepared
@@ -76,7 +77,7 @@ def _prepare(bindings: Any, constraint: Constraint, vocab_size: int, free_whites
         case "regex":
             text = without_surrogates(regex_grammar(bindings, text))
         case "ebnf":
-            check_gbnf(text)
+            text = enforceable_gbnf(bindings, text)
         case "structural_tag":
             tag = enforceable_tag(bindings, _parse_json(text), vocab_size, free_whitespace)
             return Prepared(tag, is_tag=True)
@@ -103,6 +104,8 @@ def _refuse_constant(name: str) -> None:
 
 def _parse_json(text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant)
     except ValueError as error:
         raise GrammarError(f"is not valid JSON: {error}") from None
+    check_whole_characters(text, in_pairs=True)
+    return value

@@ -257,6 +257,9 @@ class _Worker(threading.Thread):
                     self._send(Forget(number))
         except (OSError, EOFError):
             self._lose_helper()
+        except Exception:  # who waits here would do so for ever
+            logger.exception("the grammar helper cannot be told of a constraint, and is killed")
+            self._lose_helper()
 
     def _hear(self) -> None:
         """What the helper says, or that it is gone."""

@@ -6,9 +6,12 @@ Only that much is read as tells where a grammar is too large, or never ends. The
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from engine.grammar.compiler_voice import heard
 from engine.grammar.errors import GrammarError
+from engine.grammar.grammar_text import without_surrogates
+from engine.grammar.half_characters import check_whole_characters
 
 MOST = 1e300
 """Sizes end here: a rule may stand for more than a number can say."""
@@ -30,11 +33,20 @@ class Largest(NamedTuple):
     what: str
 
 
-def check_gbnf(text: str, place: str = "") -> None:
-    """Raises: `GrammarError` with the place of a rule that nothing can end; `place` is put behind it."""
+def enforceable_gbnf(bindings: Any, text: str, place: str = "") -> str:
+    """A grammar as the compiler should get it, whose answers are text.
+
+    Raises: `GrammarError` with the place of a rule that nothing can end, of an escape that is no character,
+    or of what the compiler does not read; `place` is put behind it.
+    """
+    check_whole_characters(text, place)
     rule = GbnfSource(text).endless()
     if rule is not None:
         raise GrammarError(f"never ends: {rule} leads to itself in every alternative{place}")
+    with heard(place):
+        printed = bindings.Grammar.from_ebnf(text, "root").to_string()
+    enforceable = without_surrogates(printed)
+    return text if enforceable == printed else enforceable
 
 
 class _Item:

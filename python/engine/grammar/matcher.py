@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     AnyMatcher: TypeAlias = "ConstraintMatcher | ThinkingMatcher | BoundedThoughts | GuardedMatcher"
 
-FORCED_BYTES = 512
-"""Forced text that is cut into tokens at a time, so that no single step is held up by it."""
 MAX_BYTES = 2**25
 """Memory of the matcher of an answer, then the answer ends. Each byte of JSON takes 50 to 200."""
 QUICK_S = 0.01
@@ -163,13 +161,11 @@ class ConstraintMatcher:
         """Go on over all that is forced now, and work out the mask of what comes then."""
         while True:
             text = forced_text(self.handle)
-            token_ids = self._vocabulary.canonical(text[:FORCED_BYTES]) if text else ()
-            if not token_ids or len(text) > MAX_FORCED_BYTES:
+            token_ids = self._vocabulary.canonical(text) if 0 < len(text) <= MAX_FORCED_BYTES else ()
+            if not token_ids:
                 break
             *head, last = token_ids
             self._accept(head)
-            if head and len(text) > FORCED_BYTES:
-                continue
             longer = self._vocabulary.longer(last)
             if len(longer) and allows(self._next_mask(), longer):
                 return

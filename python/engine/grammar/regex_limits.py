@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from engine.grammar.errors import GrammarError, Unenforceable
+from engine.grammar.half_characters import check_whole_characters
 
 MAX_REPETITIONS = 2**16
 MAX_GROUPS = 500
@@ -20,8 +21,10 @@ _RANGE = re.compile(r"\\.|([^\\])-([^\\])", re.DOTALL)
 
 def check_regex(regex: str, place: str = "") -> None:
     """Raises: `GrammarError` with the position of a repetition that is too large, inner ones included, of
-    bounds or a range of characters the wrong way round, of too many groups in one another, or of a
-    repetition of nothing; `Unenforceable` with that of what no grammar can hold."""
+    bounds or a range of characters the wrong way round, of too many groups in one another, of a repetition
+    of nothing, of half of a character, or of a bracket that other dialects read otherwise; `Unenforceable`
+    with that of what no grammar can hold."""
+    check_whole_characters(regex, place)
     inner = [1]  # the largest repetition in each open group
     closed = 1  # that of what has just been closed, or of a single character
     before = "|"
@@ -49,6 +52,8 @@ def check_regex(regex: str, place: str = "") -> None:
             inner[-1] = max(inner[-1], closed)
         else:
             closed = 1
+            if piece[0] == "[^]":
+                raise GrammarError(f"begins a class with ], which has to be escaped: {_where(piece, place)}")
             if piece[0].startswith(r"[\^-"):
                 raise GrammarError(f"begins a class with a range from a caret: {_where(piece, place)}")
             ranges = _RANGE.finditer(piece[0][1:-1].removeprefix("^"))

@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from engine.grammar.compiler_voice import heard
 from engine.grammar.errors import GrammarError
-from engine.grammar.gbnf_source import check_gbnf
+from engine.grammar.gbnf_source import enforceable_gbnf
 from engine.grammar.grammar_text import without_surrogates
 from engine.grammar.json_grammar import COMPACT, SPACED, finished, schema_text
 from engine.grammar.regex_grammar import regex_grammar
@@ -76,7 +75,7 @@ class _Walk:
         if kind == "regex":
             return self._regex(form, at)
         if kind == "grammar":
-            self._grammar(form, at)
+            return self._grammar(form, at)
         self._check(form, at)
         done = dict(form)
         if "content" in fields:
@@ -107,13 +106,12 @@ class _Walk:
         text = regex_grammar(self._bindings, pattern, place, f", in the expression{place}")
         return {"type": "grammar", "grammar": without_surrogates(text)}
 
-    def _grammar(self, form: dict[str, Any], at: str) -> None:
-        text, place = form.get("grammar"), f", in the grammar at {at[:200]}"
+    def _grammar(self, form: dict[str, Any], at: str) -> dict[str, Any]:
+        text = form.get("grammar")
         if not isinstance(text, str):
             raise GrammarError(f'has "grammar" at {at[:200]}, which must be a string')
-        check_gbnf(text, place)
-        with heard(place):
-            self._bindings.Grammar.from_ebnf(text, "root")
+        text = enforceable_gbnf(self._bindings, text, f", in the grammar at {at[:200]}")
+        return {"type": "grammar", "grammar": text}
 
     @staticmethod
     def _check(form: dict[str, Any], at: str) -> None:

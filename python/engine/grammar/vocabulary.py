@@ -13,8 +13,9 @@ import numpy as np
 if TYPE_CHECKING:
     from engine.text.tokenizer import Tokenizer
 
-MAX_REMEMBERED = 4096
-"""Forced texts whose tokens are remembered."""
+MAX_REMEMBERED_BYTES = 2**20
+"""Forced text whose tokens are remembered; `_BYTES_EACH` are counted beside those of each text."""
+_BYTES_EACH = 64
 
 _SLICE = 4096
 """Tokens handled at a time while the interpreter lock is held."""
@@ -54,6 +55,7 @@ class Vocabulary:
         self._longest: dict[bytes, int] = {}
         self._longer: dict[int, np.ndarray] = {}
         self._canonical: dict[bytes, tuple[int, ...]] = {}
+        self._num_remembered_bytes = 0
         for ids in _slices(self._ids):
             for token_id in ids.tolist():
                 token = self.tokens[token_id]
@@ -65,13 +67,15 @@ class Vocabulary:
     def canonical(self, text: bytes) -> tuple[int, ...]:
         """The fewest tokens that spell `text`, longer ones first among equals; none if none do.
 
-        Cost: a dictionary look-up for each byte and each length of token that could begin there; the
-        answers of schemas ask for the same again and again, which is remembered.
+        Cost: a dictionary look-up for each byte and each length of token that could begin there, 1 to 4 us a
+        byte; the answers of schemas ask for the same again and again, which is remembered.
         """
         token_ids = self._canonical.get(text)
         if token_ids is None:
-            if len(self._canonical) == MAX_REMEMBERED:
+            self._num_remembered_bytes += _BYTES_EACH + len(text)
+            if self._num_remembered_bytes > MAX_REMEMBERED_BYTES:
                 self._canonical.clear()
+                self._num_remembered_bytes = _BYTES_EACH + len(text)
             token_ids = self._canonical[text] = self._fewest(text)
         return token_ids
 
@@ -82,8 +86,8 @@ class Vocabulary:
         for start in range(num_bytes - 1, -1, -1):
             head = text[start : start + 2]
             longest = max(self._longest.get(head, 0), self._longest.get(head[:1], 0))
-            for end in range(start + 1, min(start + longest, num_bytes) + 1):
-                if fewest[end] + 1 <= fewest[start]:
+            for end in range(min(start + longest, num_bytes), start, -1):
+                if fewest[end] + 1 < fewest[start]:
                     token_id = self._id_of.get(text[start:end])
                     if token_id is not None:
                         fewest[start], first[start] = fewest[end] + 1, token_id

@@ -35,6 +35,14 @@ class Constraint(msgspec.Struct, frozen=True, omit_defaults=True):
                 f"more than {MAX_CONSTRAINT_CHARS}",
                 param=self.param,
             )
+        if not self.text.isascii():
+            try:
+                self.text.encode()
+            except UnicodeEncodeError as error:
+                raise InvalidRequest(
+                    f"Invalid request: {self.param} holds half of a character at position {error.start}",
+                    param=self.param,
+                ) from None
 
     @property
     def key(self) -> tuple[str, str]:
