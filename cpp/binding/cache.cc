@@ -9,6 +9,7 @@
 
 #include "cache/block_allocator.h"
 #include "cache/radix_tree.h"
+#include "cache/repetition.h"
 #include "engine/error.h"
 
 // Keeps the interpreter lock: calls take microseconds, and the lock is what makes them safe.
@@ -127,6 +128,14 @@ void bind_radix_tree(py::module_& module) {
 void bind_cache(py::module_& module) {
   bind_block_allocator(module);
   bind_radix_tree(module);
+  module.def(
+      "find_repetition",
+      [](const py::object& token_ids, std::int64_t num_wanted, std::int64_t most) {
+        const cache::Repetition found =
+            cache::find_repetition(int32_span(token_ids, "token_ids"), num_wanted, most);
+        return py::make_tuple(found.end, found.num_agreed);
+      },
+      py::arg("token_ids"), py::arg("num_wanted"), py::arg("most"));
 }
 
 }  // namespace engine::binding

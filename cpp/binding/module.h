@@ -13,7 +13,7 @@ namespace engine::binding {
 void bind_errors(pybind11::module_& module);
 // ExecutionContext, instruction sets, what the build holds.
 void bind_context(pybind11::module_& module);
-// BlockAllocator and RadixTree.
+// BlockAllocator, RadixTree, find_repetition.
 void bind_cache(pybind11::module_& module);
 void bind_norm(pybind11::module_& module);
 void bind_sampling(pybind11::module_& module);

@@ -58,6 +58,10 @@ class BlockAllocator:
     def ref_count(self, block_id: int) -> int: ...
     def check(self) -> None: ...
 
+def find_repetition(token_ids: np.ndarray, num_wanted: int, most: int) -> tuple[int, int]:
+    """(end, agreed): the last place before the end where its last `num_wanted` tokens (2 or more) stand,
+    and how many before it are the same, at most `most`; (0, 0) for none."""
+
 class RadixTree:
     """Token prefixes and their blocks; see cpp/cache/radix_tree.h. Node 0 is the empty path."""
 

@@ -27,6 +27,8 @@ class Oracle:
     def install(self, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(drafts, "PromptLookup", lambda: self)
 
+    look_from = 0
+
     def guess(self, known: np.ndarray, most: int, num_beside: int) -> list[int]:
         begins = [text for text in self._texts if len(text) > len(known)]
         same = [text for text in begins if np.array_equal(text[: len(known)], known)]

@@ -6,12 +6,14 @@ import hypothesis.strategies as st
 import numpy as np
 from hypothesis import given
 
+from engine._native import find_repetition
 from engine.scheduling.prompt_lookup import (
     FIRST_CREDIT,
+    MORE_BESIDE,
     MOST_BESIDE,
     MOST_CREDIT,
     NGRAM,
-    STEPS_PER_CREDIT,
+    TOKENS_PER_CREDIT,
     PromptLookup,
 )
 
@@ -33,6 +35,28 @@ def told(lookup: PromptLookup, text: np.ndarray, begin: int, most: int = 15) -> 
         num_steps += 1
         begin += num_right + 1
     return num_steps, num_wrong
+
+
+@given(
+    st.one_of(
+        st.lists(st.integers(0, 1), max_size=300),
+        st.tuples(st.lists(st.integers(0, 3), max_size=9), st.integers(0, 200)).map(
+            lambda parts: [*parts[0], *range(10, 10 + parts[1]), *parts[0]]
+        ),
+    ),
+    st.integers(2, 6),
+    st.integers(0, 9),
+)
+def test_the_last_place_with_the_same_tokens(ids, num_wanted, more):
+    most = num_wanted + more
+
+    def num_agreed(end: int) -> int:
+        same = [a == b for a, b in zip(reversed(ids[:end]), reversed(ids), strict=False)]
+        return min(most, (*same, False).index(False))
+
+    ends = [end for end in range(1, len(ids)) if num_agreed(end) >= num_wanted]
+    expected = (ends[-1], num_agreed(ends[-1])) if ends else (0, 0)
+    assert find_repetition(tokens(*ids), num_wanted, most) == expected
 
 
 @given(
@@ -94,7 +118,7 @@ def test_wrong_guesses_are_paid_for_by_right_ones(seed, lens, error_rate):
     text[wrong] = generator.integers(0, 1000, int(wrong.sum()))
     num_steps, num_wrong = told(PromptLookup(), text, 1)
     num_right = len(text) - 1 - num_steps
-    assert num_wrong <= num_right + FIRST_CREDIT + num_steps / STEPS_PER_CREDIT
+    assert num_wrong <= num_right + FIRST_CREDIT + num_steps / TOKENS_PER_CREDIT
 
 
 def test_where_guesses_are_wrong_they_stop_and_begin_again_where_they_are_right():
@@ -104,7 +128,7 @@ def test_where_guesses_are_wrong_they_stop_and_begin_again_where_they_are_right(
     text = np.concatenate(runs).astype(np.int32)
     lookup = PromptLookup()
     num_steps, num_wrong = told(lookup, text, 7)
-    assert FIRST_CREDIT < num_wrong <= FIRST_CREDIT + len(text) / STEPS_PER_CREDIT
+    assert FIRST_CREDIT < num_wrong <= FIRST_CREDIT + len(text) / TOKENS_PER_CREDIT
     assert num_steps == len(text) - 7
     echo = np.concatenate([text, text[300:900]])
     num_steps, _ = told(lookup, echo, len(text))
@@ -116,7 +140,7 @@ def test_a_crowded_step_calls_for_more_agreement():
     for num_beside in (0, 3, MOST_BESIDE, 1000):
         lookup = PromptLookup()
         first = next(end for end in range(50, 100) if lookup.guess(text[:end], 15, num_beside))
-        assert first == 50 + NGRAM + 1 + min(num_beside, MOST_BESIDE)
+        assert first == 50 + NGRAM + 1 + MORE_BESIDE * min(num_beside, MOST_BESIDE)
 
 
 def test_credit_is_bounded():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from engine.scheduling.counters import SchedulerCounters
-from engine.scheduling.prompt_lookup import PromptLookup
+from engine.scheduling.prompt_lookup import MORE_BESIDE, MOST_BESIDE, PromptLookup
 from engine.scheduling.request import Request
 from engine.scheduling.request_blocks import RequestBlocks
 from engine.scheduling.settings import SchedulerSettings
@@ -40,8 +40,12 @@ class Drafts:
         if left <= 0:
             return 0
         sampled = [row for row in rows if row.samples]
-        num_beside = len(sampled) - 1
-        guesses = [(row, guess) for row in sampled if (guess := self._guess(row.request, num_beside))]
+        num_beside = min(len(sampled) - 1, MOST_BESIDE)
+        more = num_beside * MORE_BESIDE
+        due = [row for row in sampled if row.request.num_known >= row.request.look_from + more]
+        guesses = [(row, guess) for row in due if (guess := self._guess(row.request, num_beside))]
+        if not guesses:
+            return 0
         guesses.sort(key=lambda pair: len(pair[1]))
         total = 0
         for index, (row, guess) in enumerate(guesses):
@@ -67,6 +71,7 @@ class Drafts:
             request.lookup = PromptLookup()
         most = min(MAX_DRAFTS, request.max_known - num_known - 1)
         guess = request.lookup.guess(request.token_ids[:num_known], most, num_beside)
+        request.look_from = request.lookup.look_from
         for index, token_id in enumerate(guess):
             if token_id in request.stop_ids:
                 return guess[:index]

@@ -60,6 +60,8 @@ class Request:
     num_blocks: int = 0
     lookup: PromptLookup | None = None
     """Guesses what comes next; None before there was anything to guess."""
+    look_from: int = 0
+    """Known tokens before which `lookup` finds nothing; see there."""
     matcher: Matcher | None = None
     """The constraint on the output."""
 
