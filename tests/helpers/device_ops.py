@@ -40,7 +40,6 @@ __all__ = [
     "clamped_swiglu",
     "embedding",
     "erf_gelu_mul",
-    "gated_linear",
     "gelu_mul",
     "linear",
     "lora",
@@ -109,12 +108,6 @@ def check_plan(plan) -> None:
     lens = plan.kv_lens
     assert lens.max() <= plan.max_kv_len
     assert len(decode_rows) == 0 or lens[plan.decode_rows.long()].max() <= plan.max_decode_kv_len
-
-
-def gated_linear(ctx, x, weight, bias, activation, out) -> None:
-    gate_up = x.new_empty(len(x), 2 * out.shape[1])
-    linear(ctx, x, weight, bias, gate_up)
-    {"silu": silu_mul, "gelu_tanh": gelu_mul, "gelu": erf_gelu_mul}[activation](ctx, gate_up, out)
 
 
 def sample(ctx, tensors: SamplingTensors) -> None:

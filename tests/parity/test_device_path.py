@@ -135,15 +135,9 @@ def matrix_ops() -> types.SimpleNamespace:
     def embedding(ctx, token_ids, weight, out):
         out.copy_(weight.weight[token_ids.long()])
 
-    def gated_linear(ctx, x, weight, bias, activation, out):
-        gate_up = x.new_empty(len(x), 2 * out.shape[1])
-        matrix.linear(ctx, x, weight, bias, gate_up)
-        join = {"silu": device_ops.silu_mul, "gelu_tanh": device_ops.gelu_mul}[activation]
-        join(ctx, gate_up, out)
-
     own = {"PackedMatrix": matrix.PackedMatrix, "linear": matrix.linear}
     others = {name: getattr(device_ops, name) for name in device_ops.__all__}
-    return types.SimpleNamespace(**(others | own | {"embedding": embedding, "gated_linear": gated_linear}))
+    return types.SimpleNamespace(**(others | own | {"embedding": embedding}))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "qwen3_moe"])

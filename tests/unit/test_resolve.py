@@ -202,14 +202,34 @@ def test_the_cache_gets_what_of_a_gpu_the_rest_leaves():
         config(device="cuda", mem_fraction_static=0.5, max_running_requests=2048), long, on_gpu()
     )
     weights = 2 * long.num_parameters
-    row = 4 * 256 + 2 * 256 + 512 + 3 * 512
+    row = 2 * (4 * 256 + 2 * 256 + 512 + 3 * 512) + 4 * 3 * config().max_lora_rank
     splits = 4 * 2048 * 64 * 4 * (64 + 4)
-    step = 8192 * row * 2 + 2 * 4 * 2048 * 1000 + 131072 * 64 * 4 + splits
-    left = 40 * GIB - GIB - weights - step
+    parts = {
+        "rows": 8192 * row,
+        "logits and draws": 2048 * (4 * (1000 + 1000 + 32) + 48 * 1024),
+        "attention": splits + 4 * 2**20,
+        "positions": 131072 * 64 * 4,
+        "inputs": 2 * (2048 * 8192 * 4 + 64 * (8192 + 2048)),
+        "graphs": 512 * 2**20 + splits,
+    }
+    left = 40 * GIB - GIB - weights - sum(parts.values())
     assert resolved.num_blocks == left // BLOCK_BYTES - 1
     assert resolved.memory == resolved.reasons["max_total_tokens"]
-    assert resolved.memory.startswith("0.5 of 80.0 GiB - 1.0 GiB in use - ")
-    assert resolved.memory.endswith(f"= {left / GIB:.1f} GiB for the KV cache")
+    told = " - ".join(f"{size / GIB:.1f} GiB for {name}" for name, size in parts.items())
+    assert resolved.memory == (
+        f"0.5 of 80.0 GiB - 1.0 GiB in use - {weights / GIB:.1f} GiB of weights - {told} = "
+        f"{left / GIB:.1f} GiB for the KV cache"
+    )
+
+
+def test_what_packing_takes_must_fit_before_the_cache_does():
+    """It is free again when the cache is made; without graphs none have a share."""
+    fields = {"device": "cuda", "quantization": "int8", "disable_cuda_graph": True}
+    told = resolve(config(**fields), SPEC, on_gpu()).memory
+    assert "of weights (and 0.4 GiB while they are packed) - " in told and "graphs" not in told
+    small = on_gpu(dataclasses.replace(GPU, total_bytes=2 * GIB // 5, free_bytes=2 * GIB // 5))
+    with pytest.raises(ConfigError, match="^the model does not fit NVIDIA Test: 0.88 of 0.4 GiB - 0.0 "):
+        resolve(config(**fields, max_running_requests=1, chunked_prefill_size=64), SPEC, small)
 
 
 def test_an_fp8_cache_of_a_gpu_holds_more():

@@ -9,7 +9,7 @@ from engine.errors import ConfigError
 from engine.models.any_model import AnySpec
 from engine.models.spec import ModelSpec
 from engine.runner.gpu import FP8_CAPABILITY, Gpu
-from engine.runner.memory import DTYPE_BYTES, row_elements, split_bytes
+from engine.runner.memory import PACKED_ELEMENTS, PACKING_BYTES, StepBounds, graph_bytes, step_bytes
 
 MEM_FRACTION_STATIC = 0.88
 HEAD_DIMS = range(64, 257, 16)
@@ -28,34 +28,45 @@ _GPU_ONLY = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GpuBudget:
-    """The memory of a GPU in bytes. `fraction` of it is given away at start; libraries, graphs and adapters
-    take from the rest."""
+    """The memory of a GPU in bytes. `fraction` of it is given away at start; libraries and adapters take from
+    the rest."""
 
     name: str
     total_bytes: int
     in_use_bytes: int
     fraction: float
     weight_bytes: int
-    step_bytes: int
-    """Rows between layers, logits, tables of positions."""
+    loading_bytes: int
+    """What quantising takes beside the weights, before anything else is allocated."""
+    parts: dict[str, int]
+    """Of steps and of graphs."""
 
     @property
     def left_bytes(self) -> int:
         """For the KV cache; negative where even the rest does not fit."""
-        static = int(self.total_bytes * self.fraction)
-        return static - self.in_use_bytes - self.weight_bytes - self.step_bytes
+        return self._static_bytes - self.weight_bytes - sum(self.parts.values())
+
+    @property
+    def can_load(self) -> bool:
+        return self._static_bytes >= self.weight_bytes + self.loading_bytes
+
+    @property
+    def _static_bytes(self) -> int:
+        return int(self.total_bytes * self.fraction) - self.in_use_bytes
 
     def pool_tokens(self, most_tokens: int, block_bytes: int, block_size: int) -> tuple[int, str]:
         """Tokens of the KV cache, and why. One block more is for rows that fill up captured steps."""
-        num_blocks = max(self.left_bytes, 0) // block_bytes - 1
+        num_blocks = max(self.left_bytes, 0) // block_bytes - 1 if self.can_load else 0
         if num_blocks * block_size >= most_tokens:
             return most_tokens, f"a whole context for each running request, and room for more: {self}"
         return num_blocks * block_size, str(self)
 
     def __str__(self) -> str:
+        parts = " - ".join(f"{_gib(size)} for {name}" for name, size in self.parts.items())
+        loading = f" (and {_gib(self.loading_bytes)} while they are packed)" if self.loading_bytes else ""
         return (
             f"{self.fraction:g} of {_gib(self.total_bytes)} - {_gib(self.in_use_bytes)} in use - "
-            f"{_gib(self.weight_bytes)} of weights - {_gib(self.step_bytes)} for a step = "
+            f"{_gib(self.weight_bytes)} of weights{loading} - {parts} = "
             f"{_gib(self.left_bytes)} for the KV cache"
         )
 
@@ -94,27 +105,21 @@ def check_served(config: EngineConfig, spec: AnySpec, gpu: Gpu) -> None:
 
 
 def gpu_budget(
-    config: EngineConfig,
-    spec: AnySpec,
-    gpu: Gpu,
-    weights: int,
-    dtype: str,
-    context_length: int,
-    max_running: int,
-    chunk: int,
+    config: EngineConfig, spec: AnySpec, gpu: Gpu, weights: int, dtype: str, bounds: StepBounds
 ) -> GpuBudget:
     assert isinstance(spec, ModelSpec)
-    num_tokens = max(chunk, max_running + min(16, chunk))
-    rows = num_tokens * row_elements(spec) * DTYPE_BYTES[dtype]
-    logits = 2 * 4 * max_running * spec.vocab_size  # as they come, and as they are drawn from
-    tables = sum(4 * context_length * rope.rotary_dim for rope in set(spec.ropes) if rope)
+    parts = step_bytes(spec, bounds, dtype, config.quantization)
+    if not config.disable_cuda_graph:
+        parts["graphs"] = graph_bytes(spec, bounds.max_rows, bounds.context_length)
+    packs = config.quantization != "none" or spec.stored
     return GpuBudget(
         name=gpu.name,
         total_bytes=gpu.total_bytes,
         in_use_bytes=gpu.total_bytes - gpu.free_bytes,
         fraction=config.mem_fraction_static or MEM_FRACTION_STATIC,
         weight_bytes=weights,
-        step_bytes=rows + logits + tables + split_bytes(spec, max_running, context_length),
+        loading_bytes=PACKED_ELEMENTS * PACKING_BYTES if packs else 0,
+        parts=parts,
     )
 
 

@@ -15,6 +15,7 @@ from engine.runner.gpu import Gpu
 from engine.runner.hardware import available_memory_bytes, usable_cores
 from engine.runner.memory import (
     DEQUANTIZING_BYTES,
+    StepBounds,
     block_bytes,
     blocks_that_fit,
     own_text_bytes,
@@ -91,8 +92,7 @@ class ResolvedConfig:
     @property
     def max_step_tokens(self) -> int:
         """Most tokens of one step: decodes come first, and prefill never gets nothing at all."""
-        least_prefill = min(self.page_size, self.chunked_prefill_size)
-        return max(self.chunked_prefill_size, self.max_running_requests + least_prefill)
+        return _step_tokens(self.chunked_prefill_size, self.max_running_requests, self.page_size)
 
     def explained(self) -> dict[str, tuple[Any, str]]:
         """Value and reason of each value that was worked out; for --print-config."""
@@ -153,6 +153,7 @@ def resolve(config: EngineConfig, spec: AnySpec, machine: Machine | None = None)
             f"--context-length {context_length} is more than the {spec.max_position_embeddings} "
             "tokens that the model was made for"
         )
+    max_drafts = 0 if config.speculative == "off" else MAX_STEP_DRAFTS
     most_tokens = max_running * -(-context_length // page_size) * page_size
     budget: GpuBudget | None = None
     embeds = config.pooling is not None and config.embedding_model is None and machine.gpu is None
@@ -162,7 +163,15 @@ def resolve(config: EngineConfig, spec: AnySpec, machine: Machine | None = None)
         most = dataclasses.replace(machine, memory_bytes=left)
         pool = _pool_tokens(spec, kv_cache_dtype, weights, page_size, most_tokens, context_length, most)
     else:
-        budget = gpu_budget(config, spec, machine.gpu, weights, dtype, context_length, max_running, chunk)
+        bounds = StepBounds(
+            max_tokens=_step_tokens(chunk, max_running, page_size),
+            max_rows=max_running,
+            max_draws=max_running + max_drafts,
+            context_length=context_length,
+            block_size=page_size,
+            max_lora_rank=config.max_lora_rank,
+        )
+        budget = gpu_budget(config, spec, machine.gpu, weights, dtype, bounds)
         pool = budget.pool_tokens(most_tokens, block_bytes(spec, page_size, kv_cache_dtype), page_size)
     pool_tokens = choose("max_total_tokens", *pool)
     pool_tokens -= pool_tokens % page_size
@@ -213,7 +222,7 @@ def resolve(config: EngineConfig, spec: AnySpec, machine: Machine | None = None)
         schedule_policy=config.schedule_policy,
         disable_radix_cache=config.disable_radix_cache,
         disable_jump_forward=config.disable_jump_forward,
-        max_step_drafts=0 if config.speculative == "off" else MAX_STEP_DRAFTS,
+        max_step_drafts=max_drafts,
         num_threads=choose(
             "num_threads", machine.num_cores, "cores that the affinity mask and the cgroup leave us"
         ),
@@ -222,6 +231,10 @@ def resolve(config: EngineConfig, spec: AnySpec, machine: Machine | None = None)
         memory="" if budget is None else str(budget),
         reasons=reasons,
     )
+
+
+def _step_tokens(chunk: int, max_running: int, page_size: int) -> int:
+    return max(chunk, max_running + min(page_size, chunk))
 
 
 def _can_capture(config: EngineConfig, spec: AnySpec) -> bool:

@@ -153,7 +153,8 @@ class GatedLinear(FusedLinear):
         self._activation = activation
         ops = self._ops
         self._join = {"silu": ops.silu_mul, "gelu_tanh": ops.gelu_mul, "gelu": ops.erf_gelu_mul}[activation]
-        self._is_one_op = len(self._segments) == 1 and self.out_features % GATE_UP_MULTIPLE == 0
+        fits = len(self._segments) == 1 and self.out_features % GATE_UP_MULTIPLE == 0
+        self._is_one_op = fits and hasattr(ops, "gated_linear")  # a GPU has no such op
 
     def multiply_gated(self, x: torch.Tensor, gate_up: torch.Tensor, out: torch.Tensor) -> None:
         """out = activation(gate) * up. Shapes: x float32 [T, in_features], out float32 [T, I], `gate_up`

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from engine.models.any_model import AnySpec
 from engine.models.encoder_spec import EncoderSpec
 from engine.models.spec import ModelSpec, num_elements
@@ -12,6 +14,16 @@ WEIGHT_BYTES = {**DTYPE_BYTES, "bf16_dot": 2, "int8": 1 + 4 / 128, "int4": 1 / 2
 CODE_BYTES = {"int8": 1.0, "int4": 0.5, "int4_affine": 0.5}
 SCALE_BYTES = {"int8": 4, "int4": 2, "int4_affine": 8}
 
+ARRIVAL_BYTES = 4 << 20
+"""What decode attention counts finished splits in."""
+DRAW_BYTES = 48 << 10
+"""Scratch memory for a drawn token; more where many log-probabilities are asked for."""
+TOKEN_BYTES = 64
+"""Of the arrays of a step, for a token and for a request, beside its block table."""
+PACKED_ELEMENTS = 16 << 20
+"""Of a matrix that a GPU quantises or packs at once."""
+PACKING_BYTES = 24
+"""For each of them: as they come, in float32 several times, and as codes."""
 GRAPH_BYTES = 512 << 20
 """For nodes and arguments of all graphs of decode steps; not measured."""
 DEQUANTIZING_BYTES = 17
@@ -86,3 +98,35 @@ def graph_bytes(spec: ModelSpec, max_rows: int, context_length: int) -> int:
     """What graphs of decode steps may take at most: what the largest needs while it runs, which all of them
     share, and the graphs themselves."""
     return GRAPH_BYTES + split_bytes(spec, max_rows, context_length)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepBounds:
+    """Of the steps of an engine on a GPU: tokens, requests and drawn tokens of one, tokens of a request."""
+
+    max_tokens: int
+    max_rows: int
+    max_draws: int
+    context_length: int
+    block_size: int
+    max_lora_rank: int
+
+
+def step_bytes(spec: ModelSpec, bounds: StepBounds, dtype: str, quantization: str) -> dict[str, int]:
+    """What steps take of a GPU beside weights, cache and graphs, by what it is for: what stays allocated, and
+    what each needs while it runs."""
+    size, num_tokens, context_length = DTYPE_BYTES[dtype], bounds.max_tokens, bounds.context_length
+    heads = spec.num_heads * spec.head_dim
+    num_parts = 1 if spec.has_fused_projections else 3
+    lora = 4 * max(num_tokens, bounds.max_draws) * num_parts * bounds.max_lora_rank
+    moves_columns = quantization == "int8" or any(kept.has_order for kept in spec.stored.values())
+    moved = num_tokens * max(spec.hidden_size, heads, spec.intermediate_size) * size if moves_columns else 0
+    logits = 4 * (2 * spec.vocab_size + -(-spec.vocab_size // 32))  # as they come, as changed, and a bit each
+    tables = 4 * bounds.max_rows * -(-context_length // bounds.block_size)
+    return {
+        "rows": num_tokens * row_elements(spec) * size + moved + lora,
+        "logits and draws": bounds.max_draws * (logits + DRAW_BYTES),
+        "attention": split_bytes(spec, bounds.max_rows, context_length) + ARRIVAL_BYTES,
+        "positions": sum(4 * context_length * rope.rotary_dim for rope in set(spec.ropes) if rope),
+        "inputs": 2 * (tables + TOKEN_BYTES * (num_tokens + bounds.max_rows)),
+    }

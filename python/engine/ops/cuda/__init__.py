@@ -20,7 +20,6 @@ _HOMES = {
     "clamped_swiglu": "gated",
     "embedding": "lookup",
     "erf_gelu_mul": "gated",
-    "gated_linear": "matrix",
     "gelu_mul": "gated",
     "linear": "matrix",
     "lora": "low_rank",

@@ -5,7 +5,7 @@ Source: docs/decisions/0007-quantised-weights.md and 0015-quantised-checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 
@@ -59,7 +59,7 @@ def bytes_of(codes: torch.Tensor, dtype: str, group_len: int) -> torch.Tensor:
     return (pairs[:, :, 0] | pairs[:, :, 1] << 4).flatten(1)
 
 
-def column_scales(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+def column_scales(parts: Iterable[torch.Tensor]) -> torch.Tensor:
     """float32 [K]: powers of two for columns that are several times larger than the median one."""
     sizes = sum(part.double().abs().sum(0) for part in parts)
     median = sizes.sort().values[len(sizes) // 2]

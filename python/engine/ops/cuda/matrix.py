@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from engine.ops.cuda.context import ExecutionContext
 
 FLOATS = ("bfloat16", "float16", "float32")
+PACKED_ELEMENTS = 16 << 20
+"""Of weights that are rounded at once."""
 
 
 class PackedMatrix:
@@ -93,22 +95,33 @@ class PackedMatrix:
     def balance_columns(self, ctx: ExecutionContext, parts: Sequence[torch.Tensor]) -> None:
         """Before any row is packed: scale columns that are far larger than the others, so that they do not
         take their groups' precision. `parts` [n, K] are all rows."""
-        scales = coding.column_scales([part.to(self.stored.device) for part in parts])
+        device = self.stored.device
+        pieces = (part[some].to(device) for part in parts for some in self._pieces(len(part)))
+        scales = coding.column_scales(pieces)
         self._column_scales = None if scales.eq(1).all() else scales
 
     def pack_rows(self, ctx: ExecutionContext, row_start: int, weight: torch.Tensor) -> None:
         """Store `weight` [n, K] of any float type as the rows from `row_start` on, rounded to nearest."""
         rows = self._rows(row_start, weight, "weight")
-        weight = weight.to(self.stored.device)
+        for some in self._pieces(len(weight)):
+            theirs = slice(row_start + some.start, row_start + some.stop)
+            self._pack_piece(theirs, weight[some].to(self.stored.device))
+        self._note(rows)
+
+    def _pieces(self, num_rows: int) -> list[slice]:
+        """A large matrix at once would take several times its own memory."""
+        step = max(1, PACKED_ELEMENTS // self.in_features)
+        return [slice(first, min(first + step, num_rows)) for first in range(0, num_rows, step)]
+
+    def _pack_piece(self, rows: slice, weight: torch.Tensor) -> None:
         if not self.is_coded:
             self.stored[rows] = weight.to(self.stored.dtype)
-        else:
-            weight = weight.float()
-            if self._column_scales is not None:
-                weight = weight / self._column_scales
-            codes, scales = coding.quantize(weight, self.dtype, self.group_len)
-            self._store(rows, codes, scales, None)
-        self._note(rows)
+            return
+        weight = weight.float()
+        if self._column_scales is not None:
+            weight = weight / self._column_scales
+        codes, scales = coding.quantize(weight, self.dtype, self.group_len)
+        self._store(rows, codes, scales, None)
 
     def pack_codes(
         self,
@@ -130,7 +143,9 @@ class PackedMatrix:
             raise NativeError(
                 f"offsets: expected {'none' if self.offsets is None else 'some'} for {self.dtype}"
             )
-        self._store(rows, codes, scales, offsets)
+        for some in self._pieces(len(codes)):
+            theirs = slice(row_start + some.start, row_start + some.stop)
+            self._store(theirs, codes[some], scales[some], None if offsets is None else offsets[some])
         self._note(rows)
 
     def _rows(self, row_start: int, part: torch.Tensor, name: str) -> slice:
@@ -205,23 +220,3 @@ def _multiply_widely(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -
         torch.mm(x, weight.T, out_dtype=out.dtype, out=out)
     else:
         torch.mm(x.to(out.dtype), weight.T.to(out.dtype), out=out)
-
-
-def gated_linear(
-    ctx: ExecutionContext,
-    x: torch.Tensor,
-    weight: PackedMatrix,
-    bias: torch.Tensor | None,
-    activation: str,
-    out: torch.Tensor,
-) -> None:
-    """`linear` to gate and up, then activation(gate) * up: "silu", "gelu_tanh" or "gelu".
-
-    Shapes: x [T, K]; weight [2 I, K], gate first; bias float32 [2 I]; out [T, I].
-    """
-    from engine.ops.cuda import gated
-
-    join = {"silu": gated.silu_mul, "gelu_tanh": gated.gelu_mul, "gelu": gated.erf_gelu_mul}[activation]
-    gate_up = out.new_empty(len(x), weight.out_features)
-    linear(ctx, x, weight, bias, gate_up)
-    join(ctx, gate_up, out)
