@@ -111,10 +111,14 @@ void ThreadPool::run_region(int64_t num_items, int64_t grain, RangeFunction func
 }
 
 void ThreadPool::claim_ranges() {
-  for (;;) {
-    const int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
-    if (begin >= num_items_) return;
-    function_(context_, begin, std::min(begin + grain_, num_items_));
+  // Towards the end ranges become smaller, so that all threads are done at about the same time.
+  const int64_t num_shares = 2 * num_threads();
+  int64_t begin = next_.load(std::memory_order_relaxed);
+  while (begin < num_items_) {
+    const int64_t count = std::clamp<int64_t>((num_items_ - begin) / num_shares, 1, grain_);
+    if (!next_.compare_exchange_weak(begin, begin + count, std::memory_order_relaxed)) continue;
+    function_(context_, begin, begin + count);
+    begin = next_.load(std::memory_order_relaxed);
   }
 }
 

@@ -9,9 +9,9 @@
 
 namespace engine::cpu {
 
-// `num_threads` counts the calling thread. Ranges are claimed from an atomic counter, so a worker
-// that loses its core costs one range and not the region. After a region a worker spins for a
-// while, because the next one of the same layer is microseconds away, and then parks.
+// `num_threads` counts the calling thread. Ranges are claimed from an atomic counter, smaller ones towards
+// the end, so a worker that loses its core costs one range and not the region. After a region a worker spins
+// for a while, because the next one of the same layer is microseconds away, and then parks.
 class ThreadPool {
  public:
   // Throws kUnsupported when the system refuses the threads.

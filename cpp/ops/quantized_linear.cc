@@ -27,7 +27,11 @@ RowsMemory lay_out(char* data, int64_t num_rows, const cpu::PackedMatrix& weight
   memory.rows.scales = reinterpret_cast<float*>(next(num_rows * padded_k / kActivationGroup * 4));
   memory.rows.offsets = reinterpret_cast<int32_t*>(next(num_rows * padded_k / group_len * 4));
   memory.rows.padded_k = padded_k;
-  memory.rows.outlier_words = divide_up(num_k, kQuantizedChain) * kQuantizedChain / 64;
+  memory.rows.row_stride = num_rows;
+  const int64_t num_chains = divide_up(num_k, kQuantizedChain);
+  memory.rows.outlier_words = num_chains * kQuantizedChain / 64;
+  const int64_t num_groups = num_chains * kQuantizedChain / kActivationGroup;
+  memory.rows.has_outliers = reinterpret_cast<uint8_t*>(next(num_rows * num_groups + 8));
   memory.rows.outliers = reinterpret_cast<uint64_t*>(next(num_rows * memory.rows.outlier_words * 8));
   memory.ordered = reinterpret_cast<float*>(next(weight.column_order() == nullptr ? 0 : num_rows * num_k * 4));
   memory.num_bytes = end;

@@ -79,7 +79,7 @@ ENGINE_INLINE void add_products(Factors factors, int64_t at, const Vec16 (&x)[C]
 
 // Scores of R pairs for C groups of tokens.
 template <int R, int C, typename Element>
-ENGINE_INLINE void score_groups(const PagedAttentionArgs& args, const float* const* query,
+ENGINE_INLINE void score_groups(const PagedAttentionArgs& args, const float (*query)[kMaxHeadDim],
                                 const Split<Element>& split, int64_t group, Scratch& scratch) {
   Vec16 sum[R][C];
   if constexpr (kIsQuantized<Element>) {
@@ -90,16 +90,17 @@ ENGINE_INLINE void score_groups(const PagedAttentionArgs& args, const float* con
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) sum[r][c] = zero();
   }
-  for (int64_t step = 0; step < args.D; step += 4) {
+  constexpr int kSteps = 4;
+  for (int64_t d = 0; d < args.D; d += kSteps) {
 #pragma GCC unroll 4
-    for (int64_t d = step; d < step + 4; ++d) {
+    for (int i = 0; i < kSteps; ++i) {
       Vec16 key[C];
 #pragma GCC unroll 4
       for (int c = 0; c < C; ++c) {
-        key[c] = load_cache(split.keys[group + c] + d * args.S);
-        if ((d - step) % kRowsPerLine<Element> == 0) __builtin_prefetch(split.values[group + c] + d * kGroup);
+        key[c] = load_cache(split.keys[group + c] + (d + i) * args.S);
+        if (i % kRowsPerLine<Element> == 0) __builtin_prefetch(split.values[group + c] + (d + i) * kGroup);
       }
-      add_products(query, d, key, sum);
+      add_products(query, d + i, key, sum);
     }
   }
 #pragma GCC unroll 8
@@ -114,8 +115,8 @@ ENGINE_INLINE void score_groups(const PagedAttentionArgs& args, const float* con
 }
 
 template <int R, typename Element>
-ENGINE_INLINE void score(const PagedAttentionArgs& args, const float* const* query, const Split<Element>& split,
-                         Range groups, Scratch& scratch) {
+ENGINE_INLINE void score(const PagedAttentionArgs& args, const float (*query)[kMaxHeadDim],
+                         const Split<Element>& split, Range groups, Scratch& scratch) {
   constexpr int C = columns_for(R);
   int64_t group = groups.begin;
   for (; group + C <= groups.end; group += C) score_groups<R, C>(args, query, split, group, scratch);

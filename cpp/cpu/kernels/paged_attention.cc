@@ -20,13 +20,13 @@ namespace {
 struct Tile {
   int count;
   bool is_partial;
-  const float* query[kTile];
   float* out[kTile];
   int64_t partial[kTile];  // where the result of split 0 would lie
   int64_t position[kTile];
   int64_t newest[kTile];  // the last key that is seen
   float maximum[kTile];
   float sum[kTile];  // of the weights, relative to `maximum`, as `values` are
+  alignas(64) float query[kTile][kMaxHeadDim];
   alignas(64) float values[kTile][kMaxHeadDim];
 };
 
@@ -154,14 +154,17 @@ ENGINE_INLINE Range open_tile(const PagedAttentionArgs& args, const AttentionUni
     const int64_t pair = unit.first_pair + i;
     const AttentionRow& row = args.rows[unit.first_row + pair / heads_per_group];
     const int64_t head = g * heads_per_group + pair % heads_per_group;
-    tile.query[i] = args.q + row.row * args.q_stride + head * args.D;
+    const float* query = args.q + row.row * args.q_stride + head * args.D;
     tile.out[i] = args.out + row.row * args.out_stride + head * args.D;
     tile.partial[i] = row.partials + (head - row.first_split * args.H) * partial_floats(args.D);
     tile.position[i] = row.position;
     tile.newest[i] = row.newest;
     tile.maximum[i] = args.sinks == nullptr ? kMinusInfinity : args.sinks[head];
     tile.sum[i] = args.sinks == nullptr ? 0.0f : 1.0f;
-    for (int64_t d = 0; d < args.D; d += 16) store(&tile.values[i][d], zero());
+    for (int64_t d = 0; d < args.D; d += 16) {
+      store(&tile.query[i][d], load(query + d));
+      store(&tile.values[i][d], zero());
+    }
     const int64_t oldest = args.window > 0 ? most(row.position - args.window + 1, 0) : 0;
     seen = {least(seen.begin, oldest), most(seen.end, row.newest + 1)};
   }

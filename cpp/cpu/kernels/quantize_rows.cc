@@ -97,19 +97,23 @@ void quantize_row(const QuantizeRowsArgs& args, int64_t row) {
   constexpr int kNumSums = static_cast<int>(kActivationGroup) / kSumLen;
   const int64_t num_groups = rows.padded_k / kActivationGroup;
   uint64_t* outliers = rows.outliers + row * rows.outlier_words;
-  for (int64_t word = num_groups * 2; word < rows.outlier_words; ++word) outliers[word] = 0;
+  for (int64_t g = num_groups; g < rows.outlier_words / 2; ++g) {
+    outliers[2 * g] = outliers[2 * g + 1] = 0;
+    rows.has_outliers[g * rows.row_stride + row] = 0;
+  }
   for (int64_t g = 0; g < num_groups; ++g) {
     const int64_t k = g * kActivationGroup;
     const int64_t left = args.in_features - k;
     const Group group = {args.x + row * args.x_stride + k,
                          args.column_scales == nullptr ? nullptr : args.column_scales + k,
                          left < kActivationGroup ? left : kActivationGroup};
-    const int64_t index = row * num_groups + g;
     float sums[kNumSums];
-    rows.scales[index] =
-        quantize<kSumLen>(group, rows.codes + index * kActivationGroup, sums, outliers + g * 2);
+    rows.scales[g * rows.row_stride + row] =
+        quantize<kSumLen>(group, rows.codes + row * rows.padded_k + k, sums, outliers + g * 2);
+    rows.has_outliers[g * rows.row_stride + row] = (outliers[g * 2] | outliers[g * 2 + 1]) != 0;
     for (int i = 0; i < kNumSums; ++i) {
-      rows.offsets[index * kNumSums + i] = -args.weight_zero * static_cast<int32_t>(sums[i]);
+      rows.offsets[(g * kNumSums + i) * rows.row_stride + row] =
+          -args.weight_zero * static_cast<int32_t>(sums[i]);
     }
   }
 }

@@ -70,27 +70,27 @@ struct Int4AffineWeights : Int4Weights {
 
 // Some rows against one panel for up to kQuantizedChain k.
 struct Tile {
-  const int8_t* codes;  // first row, first k
-  const float* scales;  // of the activations
-  const int32_t* offsets;
-  int64_t codes_stride, scales_stride, offsets_stride;
+  const int8_t* codes;     // first row, first k
+  const float* scales;     // of the activations: first row, first group
+  const int32_t* offsets;  // the same
+  int64_t codes_stride, row_stride;
   const uint8_t* weight;  // the panel's first group
   PanelLayout layout;
   int64_t num_k;
-  float (*sums)[kPanelColumns];  // first row
+  float* sums;  // first row
+  int64_t sums_stride;
   bool is_first;
   const float* out;  // first row, where results will go soon; or null
   int64_t out_stride;
-  uint64_t prefetch_begin, prefetch_len;  // k whose steps prefetch
-  int64_t prefetch_bytes;                 // how far ahead
+  int64_t prefetch_bytes;      // how far ahead steps prefetch
+  const uint8_t* group_lines;  // what groups prefetch, some lines each
+  int64_t num_group_lines;
 };
 
 // kVecs vectors of 16 columns from vector kFirst on; a step prefetches kLines cache lines of weights.
 template <class Weights, int kRows, int kFirst, int kVecs, int kLines>
 void run_vectors(const Tile& tile) {
   constexpr int64_t kStepBytes = panel_layout(Weights::kFormat, 32).step_bytes;
-  const uint64_t prefetch_begin = tile.prefetch_begin, prefetch_len = tile.prefetch_len;
-  const int64_t prefetch_bytes = tile.prefetch_bytes;
   if (tile.out != nullptr) {
 #pragma GCC unroll 12
     for (int row = 0; row < kRows; ++row) {
@@ -101,33 +101,39 @@ void run_vectors(const Tile& tile) {
     }
   }
   constexpr bool kKeepsSums = kRows <= kTileRows;
-  float* const kept = &tile.sums[0][kFirst * 16];
+  float* const kept = tile.sums + kFirst * 16;
+  const int64_t sums_stride = tile.sums_stride;
   Vec16 sums[kRows][kVecs];
   if (kKeepsSums || tile.is_first) {
 #pragma GCC unroll 12
     for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 2
       for (int vec = 0; vec < kVecs; ++vec) {
-        sums[row][vec] = tile.is_first ? zero() : load(kept + row * kPanelColumns + vec * 16);
-        if constexpr (!kKeepsSums) store(kept + row * kPanelColumns + vec * 16, zero());
+        sums[row][vec] = tile.is_first ? zero() : load(kept + row * sums_stride + vec * 16);
+        if constexpr (!kKeepsSums) store(kept + row * sums_stride + vec * 16, zero());
       }
     }
   }
+  const int64_t codes_stride = tile.codes_stride, prefetch_bytes = tile.prefetch_bytes;
   const uint8_t* weight = tile.weight;
-  for (int64_t k = 0, group = 0; k < tile.num_k; k += tile.layout.group_len, ++group) {
-    const uint8_t* scales = weight;
+  const uint8_t* group_lines = tile.group_lines;
+  const int8_t* codes = tile.codes;
+  const float* scales = tile.scales;
+  const int32_t* offsets = tile.offsets;
+  for (int64_t k = 0; k < tile.num_k; k += tile.layout.group_len) {
+    for (int64_t line = 0; line < tile.num_group_lines; ++line, group_lines += 64)
+      __builtin_prefetch(group_lines);
+    const uint8_t* weight_scales = weight;
     weight += tile.layout.scale_bytes;
     Sums16 dots[kRows][kVecs];
 #pragma GCC unroll 12
     for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 2
-      for (int vec = 0; vec < kVecs; ++vec) {
-        dots[row][vec] = all_sums(Weights::kIsAffine ? 0 : tile.offsets[row * tile.offsets_stride + group]);
-      }
+      for (int vec = 0; vec < kVecs; ++vec) dots[row][vec] = all_sums(Weights::kIsAffine ? 0 : offsets[row]);
     }
-    const int64_t left = tile.num_k - k;
-    const int64_t end = k + (left < tile.layout.group_len ? left : tile.layout.group_len);
-    for (int64_t at = k; at < end; at += kWeightStep, weight += kStepBytes) {
+    const int64_t num_steps = divide_up(least(tile.num_k - k, tile.layout.group_len), kWeightStep);
+    const uint8_t* const end = weight + num_steps * kStepBytes;
+    for (; weight != end; weight += kStepBytes, codes += kWeightStep) {
       Weights64 first[kVecs], second[kVecs];
 #pragma GCC unroll 2
       for (int vec = 0; vec < kVecs; ++vec) {
@@ -136,49 +142,48 @@ void run_vectors(const Tile& tile) {
         first[vec] = as_weights(low);
         second[vec] = as_weights(high);
       }
-      if (static_cast<uint64_t>(at) - prefetch_begin < prefetch_len) {
 #pragma GCC unroll 4
-        for (int line = 0; line < kLines; ++line) __builtin_prefetch(weight + prefetch_bytes + line * 64);
-      }
+      for (int line = 0; line < kLines; ++line) __builtin_prefetch(weight + prefetch_bytes + line * 64);
 #pragma GCC unroll 12
       for (int row = 0; row < kRows; ++row) {
-        const Inputs4 x = load_inputs(tile.codes + row * tile.codes_stride + at);
+        const Inputs4 x = load_inputs(codes + row * codes_stride);
 #pragma GCC unroll 2
         for (int vec = 0; vec < kVecs; ++vec) dots[row][vec] = dot(dots[row][vec], first[vec], x);
       }
 #pragma GCC unroll 12
       for (int row = 0; row < kRows; ++row) {
-        const Inputs4 x = load_inputs(tile.codes + row * tile.codes_stride + at + 4);
+        const Inputs4 x = load_inputs(codes + row * codes_stride + 4);
 #pragma GCC unroll 2
         for (int vec = 0; vec < kVecs; ++vec) dots[row][vec] = dot(dots[row][vec], second[vec], x);
       }
     }
     Vec16 weight_scale[kVecs];
 #pragma GCC unroll 2
-    for (int vec = 0; vec < kVecs; ++vec) weight_scale[vec] = Weights::load_scales(scales, kFirst + vec);
+    for (int vec = 0; vec < kVecs; ++vec) weight_scale[vec] = Weights::load_scales(weight_scales, kFirst + vec);
 #pragma GCC unroll 12
     for (int row = 0; row < kRows; ++row) {
-      const Vec16 scale = set1(tile.scales[row * tile.scales_stride + k / kActivationGroup]);
+      const Vec16 scale = set1(scales[row]);
 #pragma GCC unroll 2
       for (int vec = 0; vec < kVecs; ++vec) {
-        float* const in_memory = kept + row * kPanelColumns + vec * 16;
+        float* const in_memory = kept + row * sums_stride + vec * 16;
         Vec16 sum = kKeepsSums ? sums[row][vec] : load(in_memory);
         sum = fma(to_float(dots[row][vec]), mul(weight_scale[vec], scale), sum);
         if constexpr (Weights::kIsAffine) {
-          const int32_t code_sum = tile.offsets[row * tile.offsets_stride + group];
-          const Vec16 input_sum = mul(set1(static_cast<float>(code_sum)), scale);
-          sum = fma(input_sum, Weights::load_offsets(scales, kFirst + vec), sum);
+          const Vec16 input_sum = mul(set1(static_cast<float>(offsets[row])), scale);
+          sum = fma(input_sum, Weights::load_offsets(weight_scales, kFirst + vec), sum);
         }
         sums[row][vec] = sum;
         if constexpr (!kKeepsSums) store(in_memory, sum);
       }
     }
+    offsets += tile.row_stride;
+    if ((k + tile.layout.group_len) % kActivationGroup == 0) scales += tile.row_stride;
   }
   if constexpr (kKeepsSums) {
 #pragma GCC unroll 12
     for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 2
-      for (int vec = 0; vec < kVecs; ++vec) store(kept + row * kPanelColumns + vec * 16, sums[row][vec]);
+      for (int vec = 0; vec < kVecs; ++vec) store(kept + row * sums_stride + vec * 16, sums[row][vec]);
     }
   }
 }
@@ -204,25 +209,29 @@ void run_tiles(Tile tile, int64_t num_rows) {
   constexpr int kLines = static_cast<int>(panel_layout(Weights::kFormat, 32).step_bytes / 64);
   const int64_t num_tiles = num_rows <= Weights::kMostRows ? 1 : divide_up(num_rows, kTileRows);
   const int64_t chain_bytes = panel_bytes(tile.layout, kQuantizedChain);
+  const int64_t this_bytes = panel_bytes(tile.layout, tile.num_k);
+  const int64_t num_groups = divide_up(tile.num_k, tile.layout.group_len);
   for (int64_t index = 0; index < num_tiles; ++index) {
     const int64_t rows = divide_up(num_rows, num_tiles - index);
-    if (num_tiles == 1 || num_tiles > 3) {
-      tile.prefetch_begin = kQuantizedChain / kWeightStep * index / num_tiles * kWeightStep;
-      const int64_t end = kQuantizedChain / kWeightStep * (index + 1) / num_tiles * kWeightStep;
-      tile.prefetch_len = end - tile.prefetch_begin;
-      tile.prefetch_bytes = num_tiles == 1 ? kPrefetchBytes : chain_bytes;
+    tile.num_group_lines = 0;
+    if (num_tiles == 1) {
+      tile.prefetch_bytes = kPrefetchBytes;
       run_tile<Weights, kLines, Weights::kMostRows>(tile, rows);
-    } else {
+    } else if (num_tiles <= 3 && index < 2) {
       // Half of the lines of every step: all of a few steps would be more than the memory takes at once.
-      tile.prefetch_begin = 0;
-      tile.prefetch_len = index < 2 ? kQuantizedChain : 0;
       tile.prefetch_bytes = chain_bytes + index * (kLines / 2 * 64);
       run_tile<Weights, kLines / 2, kTileRows>(tile, rows);
+    } else {
+      if (num_tiles > 3) {
+        tile.num_group_lines = divide_up(chain_bytes / 64, num_tiles * num_groups);
+        tile.group_lines = tile.weight + this_bytes + index * num_groups * tile.num_group_lines * 64;
+      }
+      run_tile<Weights, 0, kTileRows>(tile, rows);
     }
     tile.codes += rows * tile.codes_stride;
-    tile.scales += rows * tile.scales_stride;
-    tile.offsets += rows * tile.offsets_stride;
-    tile.sums += rows;
+    tile.scales += rows;
+    tile.offsets += rows;
+    tile.sums += rows * tile.sums_stride;
     if (tile.out != nullptr) tile.out += rows * tile.out_stride;
     num_rows -= rows;
   }
@@ -250,9 +259,8 @@ ENGINE_INLINE void add_outlier(const Tile& tile, int64_t k, float x, float* sums
 }
 
 template <class Weights>
-void add_outliers(const QuantizedLinearArgs& args, const Tile& tile, int64_t row, int64_t k, float* sums) {
+void add_row_outliers(const QuantizedLinearArgs& args, const Tile& tile, int64_t row, int64_t k, float* sums) {
   const uint64_t* outliers = args.rows.outliers + row * args.rows.outlier_words + k / 64;
-  if (is_zero(load_bytes(reinterpret_cast<const uint8_t*>(outliers)))) return;
   for (int64_t word = 0; word < kQuantizedChain / 64; ++word) {
     for (uint64_t bits = outliers[word]; bits != 0; bits &= bits - 1) {
       const int64_t at = word * 64 + __builtin_ctzll(bits);
@@ -262,20 +270,42 @@ void add_outliers(const QuantizedLinearArgs& args, const Tile& tile, int64_t row
   }
 }
 
+// Few rows have any, so eight are looked at together.
+template <class Weights>
+void add_outliers(const QuantizedLinearArgs& args, const Tile& tile, int64_t first_row, int64_t num_rows,
+                  int64_t k) {
+  const uint8_t* flags = args.rows.has_outliers + k / kActivationGroup * args.rows.row_stride + first_row;
+  for (int64_t row = 0; row < num_rows; row += 8) {
+    uint64_t any = 0;
+    for (int64_t group = 0; group < kQuantizedChain / kActivationGroup; ++group) {
+      uint64_t eight;
+      __builtin_memcpy(&eight, flags + group * args.rows.row_stride + row, sizeof(eight));
+      any |= eight;
+    }
+    if (any == 0) continue;
+    for (int64_t i = row; i < least(row + 8, num_rows); ++i) {
+      add_row_outliers<Weights>(args, tile, first_row + i, k, tile.sums + i * tile.sums_stride);
+    }
+  }
+}
+
+// To where the results belong, if they are not there yet, with the bias.
 ENGINE_INLINE void finish(const QuantizedLinearArgs& args, int64_t first_row, int64_t num_rows, int64_t column,
-                          const float (*sums)[kPanelColumns]) {
+                          const float* sums, int64_t sums_stride) {
   float* first = args.is_out_of_item ? args.out : args.out + first_row * args.out_stride + column;
+  if (first == sums && args.bias == nullptr) return;
   for (int64_t from = 0; from < kPanelColumns && column + from < args.out_features; from += 16) {
     const int64_t left = args.out_features - column - from;
     const int64_t n = left < 16 ? left : 16;
     float* out = first + from;
+    const float* sum = sums + from;
     if (args.bias == nullptr) {
       for (int64_t row = 0; row < num_rows; ++row)
-        store_first(out + row * args.out_stride, load(&sums[row][from]), n);
+        store_first(out + row * args.out_stride, load(sum + row * sums_stride), n);
     } else {
       const Vec16 bias = load_first(args.bias + column + from, n);
       for (int64_t row = 0; row < num_rows; ++row) {
-        store_first(out + row * args.out_stride, add(load(&sums[row][from]), bias), n);
+        store_first(out + row * args.out_stride, add(load(sum + row * sums_stride), bias), n);
       }
     }
   }
@@ -283,17 +313,17 @@ ENGINE_INLINE void finish(const QuantizedLinearArgs& args, int64_t first_row, in
 
 template <class Weights>
 void run_panel(const QuantizedLinearArgs& args, int64_t panel, int64_t first_row, int64_t num_rows) {
-  alignas(64) float sums[kQuantizedRows][kPanelColumns];
+  alignas(64) float own_sums[kQuantizedRows * kPanelColumns];
   Tile tile;
   tile.layout = panel_layout(Weights::kFormat, args.group_len);
   tile.codes_stride = args.rows.padded_k;
-  tile.scales_stride = args.rows.padded_k / kActivationGroup;
-  tile.offsets_stride = args.rows.padded_k / args.group_len;
+  tile.row_stride = args.rows.row_stride;
   tile.codes = args.rows.codes + first_row * tile.codes_stride;
-  tile.scales = args.rows.scales + first_row * tile.scales_stride;
-  tile.offsets = args.rows.offsets + first_row * tile.offsets_stride;
+  tile.scales = args.rows.scales + first_row;
+  tile.offsets = args.rows.offsets + first_row;
   tile.weight = args.weight + panel * panel_bytes(tile.layout, args.in_features);
-  tile.sums = sums;
+  tile.sums = args.is_out_of_item ? args.out : own_sums;
+  tile.sums_stride = args.is_out_of_item ? args.out_stride : kPanelColumns;
   tile.out_stride = args.out_stride;
   for (int64_t k = 0; k < args.in_features; k += kQuantizedChain) {
     const int64_t left = args.in_features - k;
@@ -302,15 +332,13 @@ void run_panel(const QuantizedLinearArgs& args, int64_t panel, int64_t first_row
     const bool leads_out = left <= kQuantizedChain && !args.is_out_of_item;
     tile.out = leads_out ? args.out + first_row * args.out_stride + panel * kPanelColumns : nullptr;
     run_tiles<Weights>(tile, num_rows);
-    for (int64_t row = 0; row < num_rows; ++row) {
-      add_outliers<Weights>(args, tile, first_row + row, k, sums[row]);
-    }
+    add_outliers<Weights>(args, tile, first_row, num_rows, k);
     tile.codes += kQuantizedChain;
-    tile.scales += kQuantizedChain / kActivationGroup;
-    tile.offsets += kQuantizedChain / args.group_len;
+    tile.scales += kQuantizedChain / kActivationGroup * tile.row_stride;
+    tile.offsets += kQuantizedChain / args.group_len * tile.row_stride;
     tile.weight += panel_bytes(tile.layout, kQuantizedChain);
   }
-  finish(args, first_row, num_rows, panel * kPanelColumns, sums);
+  finish(args, first_row, num_rows, panel * kPanelColumns, tile.sums, tile.sums_stride);
 }
 
 }  // namespace

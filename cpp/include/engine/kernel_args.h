@@ -285,13 +285,14 @@ static constexpr int64_t panel_bytes(const PanelLayout& layout, int64_t num_k) {
 }
 
 // Rows of activations as 8-bit numbers: x = scale * code, but for outliers, whose code is 0. Each row
-// is padded to whole groups of kActivationGroup.
+// is padded to whole groups of kActivationGroup. What rows have one of a group lies side by side for all rows.
 struct QuantizedRows {
-  int8_t* codes;       // [T, padded K]
-  float* scales;       // [T, padded K / 128]
-  int32_t* offsets;    // [T, padded K / group_len]: minus weight_zero times the sum of the codes
-  uint64_t* outliers;  // [T, outlier_words], bit k % 64; whole chains of kQuantizedChain
-  int64_t padded_k, outlier_words;
+  int8_t* codes;          // [T, padded K]
+  float* scales;          // [padded K / 128, row_stride]
+  int32_t* offsets;       // [padded K / group_len, row_stride]: minus weight_zero times the sum of the codes
+  uint8_t* has_outliers;  // [chains * 4, row_stride], of each 128 k; 8 bytes behind the last may be read
+  uint64_t* outliers;     // [T, outlier_words], bit k % 64; whole chains of kQuantizedChain
+  int64_t padded_k, row_stride, outlier_words;
 };
 
 // Work item: one row.
