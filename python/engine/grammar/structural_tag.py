@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from engine.grammar.bindings import RAW_VOCABULARY
 from engine.grammar.errors import GrammarError
 from engine.grammar.gbnf_source import enforceable_gbnf
 from engine.grammar.grammar_text import without_surrogates
@@ -23,7 +24,7 @@ _FIELDS: dict[str, frozenset[str]] = {
     "regex": frozenset(["pattern"]),
     "grammar": frozenset(["grammar"]),
     "sequence": frozenset(["elements"]),
-    "or": frozenset(["elements"]),
+    "or": frozenset(["elements", "apart"]),
     "optional": frozenset(["content"]),
     "plus": frozenset(["content"]),
     "star": frozenset(["content"]),
@@ -31,8 +32,11 @@ _FIELDS: dict[str, frozenset[str]] = {
     "tag": frozenset(["begin", "content", "end"]),
     "triggered_tags": frozenset(["triggers", "tags", "at_least_one", "stop_after_first", "excludes"]),
     "tags_with_separator": frozenset(["tags", "separator", "at_least_one", "stop_after_first"]),
+    "definition": frozenset(["name"]),
 }
-"""Types of formats and what they may hold; `is_spaced` is ours: a space behind commas and colons."""
+"""Types of formats and what they may hold. Ours are definitions, which stand beside the format, and may use
+those before them; `is_spaced`, a space behind commas and colons; and `apart`, with which the first element
+may be nothing that begins with one of these texts."""
 
 _MAX_REPEAT = 1000
 
@@ -44,13 +48,16 @@ def enforceable_tag(bindings: Any, tag: Any, vocab_size: int, free_whitespace: b
     """
     if not isinstance(tag, dict):
         raise GrammarError("must be an object")
-    for name in tag.keys() - {"type", "format"}:
+    for name in tag.keys() - {"type", "definitions", "format"}:
         raise GrammarError(f'has "{name:.40}", which is not supported')
     walk = _Walk(bindings, free_whitespace)
+    walk.define(tag.get("definitions", {}))
     form = walk.format(tag.get("format"), "#/format")
     texts = finished([found["grammar"] for found in walk.schemas], vocab_size)
     for found, text in zip(walk.schemas, texts, strict=True):
         found["grammar"] = text
+    for form_apart, texts_apart, at in walk.apart:
+        _check_apart(bindings, form_apart, texts_apart, at)
     return json.dumps({"type": "structural_tag", "format": form})
 
 
@@ -61,6 +68,17 @@ class _Walk:
         self.schemas: list[dict[str, Any]] = []
         """Formats made of schemas; their grammars are not finished."""
 
+        self.apart: list[tuple[dict[str, Any], list[str], str]] = []
+        """Formats, how they may not begin, and their places."""
+
+        self._definitions: dict[str, dict[str, Any]] = {}
+
+    def define(self, definitions: Any) -> None:
+        if not isinstance(definitions, dict):
+            raise GrammarError('has "definitions", which must be an object')
+        for name, form in definitions.items():
+            self._definitions[name] = self.format(form, f"#/definitions/{name}")
+
     def format(self, form: Any, at: str) -> dict[str, Any]:
         if not isinstance(form, dict):
             raise GrammarError(f"must have a format at {at[:200]}, an object")
@@ -70,6 +88,8 @@ class _Walk:
             raise GrammarError(f"has a format at {at[:200]} that is not supported: {kind!r:.40}")
         for name in form.keys() - fields - {"type"}:
             raise GrammarError(f'has "{name:.40}" at {at[:200]}, which is not supported')
+        if kind == "definition":
+            return self._definition(form, at)
         if kind == "json_schema":
             return self._schema(form, at)
         if kind == "regex":
@@ -85,7 +105,15 @@ class _Walk:
             if not isinstance(formats, list):
                 raise GrammarError(f'has "{name}" at {at[:200]}, which must be an array')
             done[name] = [self.format(inner, f"{at}/{name}/{i}") for i, inner in enumerate(formats)]
+        if apart := done.pop("apart", None):
+            self.apart.append((done["elements"][0], apart, f"{at}/elements/0"))
         return done
+
+    def _definition(self, form: dict[str, Any], at: str) -> dict[str, Any]:
+        name = form.get("name")
+        if not isinstance(name, str) or name not in self._definitions:
+            raise GrammarError(f"has a definition at {at[:200]} that is not there: {name!r:.40}")
+        return self._definitions[name]
 
     def _schema(self, form: dict[str, Any], at: str) -> dict[str, Any]:
         separators = SPACED if form.get("is_spaced") else COMPACT
@@ -120,7 +148,21 @@ class _Walk:
             value = form.get(name)
             if isinstance(value, dict):
                 raise GrammarError(f'has "{name}" at {at[:200]}, which is not supported as a token')
+        texts = form.get("apart", [""])
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+            raise GrammarError(f'has "apart" at {at[:200]}, which must be an array of strings')
         for name in ("min", "max"):
             value = form.get(name, 0)
             if not isinstance(value, int) or value > _MAX_REPEAT:
                 raise GrammarError(f'has "{name}" at {at[:200]}, which must be at most {_MAX_REPEAT}')
+
+
+def _check_apart(bindings: Any, form: dict[str, Any], texts: list[str], at: str) -> None:
+    """Raises: `GrammarError` if what follows the format may begin with one of these texts."""
+    tag = json.dumps({"type": "structural_tag", "format": form})
+    info = bindings.TokenizerInfo([b""], RAW_VOCABULARY, 1, [0], False)
+    grammar = bindings.GrammarCompiler(info, 1, False, -1).compile_structural_tag(tag)
+    for text in texts:
+        if bindings.GrammarMatcher(grammar, [0], False, -1, None).accept_string(text, False):
+            what = "which could be taken for something else"
+            raise GrammarError(f"may begin with {text!r:.80} at {at[:200]}, {what}")

@@ -7,7 +7,7 @@ import dataclasses
 import msgspec
 
 from engine.errors import InvalidRequest
-from engine.sampling.constraint import Thinking, ThoughtMessages
+from engine.sampling.constraint import Constraint, Thinking, ThoughtMessages
 from engine.server.channel_constraint import answer_in_messages
 from engine.server.model_files import ModelFiles
 from engine.server.schema import ChatRequest
@@ -17,6 +17,8 @@ from engine.text.formats.detect import ModelFormats
 from engine.text.formats.harmony import HARMONY, Channels
 from engine.text.formats.known import ThoughtFormat
 from engine.text.formats.output import OutputFormat
+from engine.text.formats.thinking import ThinkTags
+from engine.text.formats.tool_format import ToolFormat
 from engine.text.tokenizer import Tokenizer
 
 _NO_MARKS = "what marks its thoughts are no tokens of its vocabulary"
@@ -28,16 +30,28 @@ def with_whole_constraint(model: ModelFiles, asked: ChatRequest, *, is_parsing: 
     Without `is_parsing` calls are wanted as text.
     Raises: `InvalidRequest` if the model cannot be told of tools, or its calls could not be read.
     """
-    constraint = asked.params.constraint
-    if asked.tools is not None:
-        _check_tools(model, asked, asked.tools, is_parsing=is_parsing)
-    if asked.tools is not None and model.formats.tools is not None:
-        constraint = tool_constraint(model.formats.tools, asked.tools, constraint)
+    constraint, use = asked.params.constraint, asked.tools
+    if use is not None:
+        _check_tools(model, asked, use, is_parsing=is_parsing)
+        use = dataclasses.replace(use, is_instead_of_answer=constraint is not None)
+    if use is not None and model.formats.tools is not None:
+        constraint = _calls_constraint(model, model.formats.tools, use, constraint)
     elif _has_messages(model.formats, asked) and (
         constraint is not None or asked.thoughts.budget is not None
     ):
         constraint = answer_in_messages(constraint, "thinking_budget")
-    return dataclasses.replace(asked, params=msgspec.structs.replace(asked.params, constraint=constraint))
+    params = msgspec.structs.replace(asked.params, constraint=constraint)
+    return dataclasses.replace(asked, params=params, tools=use)
+
+
+def _calls_constraint(
+    model: ModelFiles, tools: ToolFormat, use: ToolUse, answer: Constraint | None
+) -> Constraint:
+    tags = model.formats.thoughts
+    if not isinstance(tags, ThinkTags):
+        return tool_constraint(tools, use, answer)
+    has_written_tags = tags.marks(model.tokenizer, is_open=True) is None
+    return tool_constraint(tools, use, answer, tags, has_written_tags=has_written_tags)
 
 
 def _check_tools(model: ModelFiles, asked: ChatRequest, tools: ToolUse, *, is_parsing: bool) -> None:
@@ -75,6 +89,7 @@ def choose_output_format(formats: ModelFormats, asked: ChatRequest, prompt: str)
         starts_thinking=formats.thoughts is not None and _is_thinking(formats.thoughts, asked, prompt),
         separates_thoughts=asked.thoughts.separates,
         streams_thoughts=asked.thoughts.streams,
+        is_calls_or_answer=asked.tools is not None and asked.tools.is_instead_of_answer,
         ends_with_answer=asked.params.constraint is not None and _has_messages(formats, asked),
     )
 

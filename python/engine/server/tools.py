@@ -45,6 +45,8 @@ class ToolUse:
     callable: tuple[Function, ...]
     is_required: bool
     is_parallel: bool
+    is_instead_of_answer: bool = False
+    """An answer without calls has a constraint of its own: then there are either calls, or it."""
 
     @property
     def names(self) -> frozenset[str]:

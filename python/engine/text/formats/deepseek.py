@@ -18,12 +18,12 @@ _FENCE, _FENCE_END = "```json\n", "\n```"
 
 
 def _read(reader: Reader) -> Steps[None]:
-    while (yield from reader.pass_until((_ALL_BEGIN, _BEGIN), reader.content)):
+    while (yield from reader.pass_until((_ALL_BEGIN,), reader.content)):
         yield from reader.attempt(_read_group(reader))
 
 
 def _read_group(reader: Reader) -> Steps[None]:
-    yield from reader.accept(_ALL_BEGIN)
+    yield from reader.expect(_ALL_BEGIN)
     yield from reader.skip_space()
     yield from reader.expect(_BEGIN)
     yield from _read_one(reader)
@@ -54,6 +54,7 @@ DEEPSEEK_V3 = ToolFormat(
     before=_ALL_BEGIN,
     between="\n",
     after=_ALL_END,
+    openings=(_ALL_BEGIN,),
 )
 
 DEEPSEEK_V31 = dataclasses.replace(

@@ -1,7 +1,7 @@
 """{"name": …, "parameters": …}, perhaps behind <|python_tag|>: Llama 3.1 to 3.3.
 
-Nothing marks such a call but its own text. An object at the very beginning of the answer, or behind
-the tag, may be written in any way; later in the answer it must begin exactly as the model was taught.
+Nothing marks such a call but its own text, so it must begin exactly as the model was taught, or in one of
+a few other ways that such models are known to have.
 
 Source: https://www.llama.com/docs/model-cards-and-prompt-formats/llama3_1/
 """
@@ -9,7 +9,7 @@ Source: https://www.llama.com/docs/model-cards-and-prompt-formats/llama3_1/
 from __future__ import annotations
 
 from engine.text.formats.json_calls import read_call
-from engine.text.formats.reader import Reader, Steps
+from engine.text.formats.reader import Malformed, Reader, Steps
 from engine.text.formats.tool_format import NAME, ToolFormat
 
 _TAG = "<|python_tag|>"
@@ -17,19 +17,20 @@ _OPENING = f'{{"name": "{NAME}", "parameters": '
 
 
 def _read(reader: Reader) -> Steps[None]:
-    if (yield from reader.starts_with("{", after_space=True)):
-        yield from reader.attempt(_read_calls(reader))
-    markers = (_TAG, *(_OPENING.replace(NAME, name) for name in sorted(reader.tool_names)))
-    while (yield from reader.pass_until(markers, reader.content)):
-        yield from reader.attempt(_read_calls(reader))
+    openings = LLAMA3.named_openings(reader.tool_names)
+    while (yield from reader.pass_until(openings, reader.content)):
+        yield from reader.attempt(_read_calls(reader, openings))
 
 
-def _read_calls(reader: Reader) -> Steps[None]:
+def _read_calls(reader: Reader, openings: list[str]) -> Steps[None]:
     """Calls are parted by semicolons."""
     yield from reader.accept(_TAG)
     yield from read_call(reader)
     while (yield from reader.skip_space()) == ";":
         yield from reader.expect(";")
+        yield from reader.skip_space()
+        if not (yield from reader.starts_with_any(openings)):
+            raise Malformed
         yield from read_call(reader)
 
 
@@ -40,5 +41,11 @@ LLAMA3 = ToolFormat(
     begin=_OPENING,
     end="}",
     between="; ",
-    openings=(_OPENING,),
+    openings=(
+        _OPENING,
+        f'{{"type": "function", "name": "{NAME}", "parameters": ',
+        f'{{"name": "{NAME}", "arguments": ',
+        f'{{"name":"{NAME}","parameters":',
+        _TAG,
+    ),
 )

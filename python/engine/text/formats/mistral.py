@@ -50,7 +50,7 @@ MISTRAL = ToolFormat(
     markers=(_CALLS, _ID, _ARGUMENTS),
     begin=f"{_CALLS}{NAME}{_ARGUMENTS}",
     end="",
-    openings=(f"{_CALLS}",),
+    openings=(_CALLS,),
 )
 
 MISTRAL_LIST = dataclasses.replace(
@@ -60,5 +60,4 @@ MISTRAL_LIST = dataclasses.replace(
     before=f"{_CALLS}[",
     between=", ",
     after="]",
-    openings=(),
 )

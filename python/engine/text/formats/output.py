@@ -21,7 +21,8 @@ class OutputFormat:
 
     `starts_thinking`: the prompt has begun the thoughts. Without `separates_thoughts` they are left
     in the content, as the model wrote them; without `streams_thoughts` they come in one piece.
-    `ends_with_answer`: a constraint lets nothing follow the answer itself.
+    `ends_with_answer`: a constraint lets nothing follow the answer itself. `is_calls_or_answer`: the
+    output is nothing but calls, or has none, whatever it looks like.
     """
 
     thoughts: ThoughtFormat | None = None
@@ -31,6 +32,7 @@ class OutputFormat:
     separates_thoughts: bool = True
     streams_thoughts: bool = True
     ends_with_answer: bool = False
+    is_calls_or_answer: bool = False
 
     def special_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
         """Special tokens that must not be hidden from the text."""
@@ -106,7 +108,13 @@ def _read(reader: Reader, output_format: OutputFormat) -> Steps[None]:
             is_open = output_format.starts_thinking
             yield from read_thoughts(reader, thoughts, is_open=is_open, separates=separates)
         reader.stage = Stage.ANSWERING
-        if tools is not None:
+        if tools is not None and (yield from _may_call(reader, output_format, tools)):
             yield from tools.read(reader)
         yield from reader.pass_until((), reader.content)
     reader.finish()
+
+
+def _may_call(reader: Reader, output_format: OutputFormat, tools: ToolFormat) -> Steps[bool]:
+    if not output_format.is_calls_or_answer:
+        return True
+    return (yield from reader.starts_with_any(tools.first_calls(reader.tool_names)))

@@ -21,22 +21,20 @@ _CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
 def _read(reader: Reader) -> Steps[None]:
-    names = sorted(reader.tool_names)
-    markers = (_START, *(f"[{name}(" for name in names))
-    while (yield from reader.pass_until(markers, reader.content)):
+    openings = PYTHONIC.named_openings(reader.tool_names)
+    while (yield from reader.pass_until(openings, reader.content)):
         yield from reader.attempt(_read_calls(reader))
 
 
 def _read_calls(reader: Reader) -> Steps[None]:
     is_tagged = yield from reader.accept(_START)
     yield from reader.skip_space()
-    is_list = yield from reader.accept("[")
+    yield from reader.expect("[")
     yield from _read_one(reader)
-    while is_list and (yield from reader.skip_space()) == ",":
+    while (yield from reader.skip_space()) == ",":
         yield from reader.expect(",")
         yield from _read_one(reader)
-    if is_list:
-        yield from reader.accept("]")
+    yield from reader.expect("]")
     if is_tagged:
         yield from reader.skip_space()
         yield from reader.accept(_END)
@@ -186,6 +184,7 @@ PYTHONIC = ToolFormat(
     before="[",
     between=", ",
     after="]",
-    openings=(f"[{NAME}(", f", {NAME}("),
+    openings=(f"[{NAME}(", _START),
+    closing=_END,
     has_python_arguments=True,
 )

@@ -8,7 +8,7 @@ plain code, and what is found cannot depend on how the text was cut.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from typing import TypeVar
 
 from engine.text.formats.events import (
@@ -129,6 +129,13 @@ class Reader:
         """Take `literal`. Raises: `Malformed` if the text goes on with something else."""
         if not (yield from self.accept(literal)):
             raise Malformed
+
+    def starts_with_any(self, literals: Iterable[str]) -> Steps[bool]:
+        """Whether the text goes on with one of these. Nothing is taken."""
+        for literal in literals:
+            if (yield from self.starts_with(literal)):
+                return True
+        return False
 
     def skip_space(self) -> Steps[str]:
         """Take white space; returns the character behind it, "" at the end."""
