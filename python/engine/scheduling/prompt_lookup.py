@@ -16,7 +16,7 @@ TOKENS_PER_CREDIT = 32
 """Tokens that were not guessed and earn another guess, whatever came of those before."""
 MORE_BESIDE = 2
 """Tokens more that must be the same for each other request in the step, up to `MOST_BESIDE` of these: the
-more rows a step has, the less of its time is saved by one row less later, and the more is lost by one too many."""
+more rows a step has, the less of its time is saved by a row less later, and the more is lost by one more."""
 MOST_BESIDE = 16
 _MOST_AGREED = NGRAM + MORE_BESIDE * MOST_BESIDE + MOST_CREDIT
 
