@@ -23,10 +23,17 @@ Activation activation_of(const std::string& name) {
 }
 
 void bind_activation(py::module_& module) {
-  module.def("silu_mul", &ops::silu_mul, py::arg("ctx"), py::arg("gate_up"), py::arg("out"), ReleaseGil());
-  module.def("gelu_mul", &ops::gelu_mul, py::arg("ctx"), py::arg("gate_up"), py::arg("out"), ReleaseGil());
-  module.def("erf_gelu_mul", &ops::erf_gelu_mul, py::arg("ctx"), py::arg("gate_up"), py::arg("out"),
-             ReleaseGil());
+  const auto def_gate = [&](const char* name, auto op) {
+    module.def(
+        name,
+        [op](cpu::ExecutionContext& ctx, const TensorView& gate_up, const TensorView& out) {
+          ctx.perform([=, &ctx] { op(ctx, gate_up, out); });
+        },
+        py::arg("ctx"), py::arg("gate_up"), py::arg("out"), ReleaseGil());
+  };
+  def_gate("silu_mul", &ops::silu_mul);
+  def_gate("gelu_mul", &ops::gelu_mul);
+  def_gate("erf_gelu_mul", &ops::erf_gelu_mul);
   module.def(
       "activate",
       [](cpu::ExecutionContext& ctx, const TensorView& x, const std::string& activation,

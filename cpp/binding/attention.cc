@@ -11,13 +11,21 @@ namespace engine::binding {
 namespace py = pybind11;
 
 void bind_attention(py::module_& module) {
-  module.def("rope", &ops::rope, py::arg("ctx"), py::arg("q"), py::arg("k"), py::arg("cos"), py::arg("sin"),
-             py::arg("positions"), ReleaseGil());
+  module.def(
+      "rope",
+      [](cpu::ExecutionContext& ctx, const TensorView& q, const TensorView& k, const TensorView& cos,
+         const TensorView& sin, const TensorView& positions) {
+        ctx.perform([=, &ctx] { ops::rope(ctx, q, k, cos, sin, positions); });
+      },
+      py::arg("ctx"), py::arg("q"), py::arg("k"), py::arg("cos"), py::arg("sin"), py::arg("positions"),
+      ReleaseGil());
   module.def(
       "append_kv",
       [](cpu::ExecutionContext& ctx, const TensorView& k, const TensorView& v, const TensorView& k_cache,
          const TensorView& v_cache, const TensorView& slot_ids, const std::optional<TensorView>& kv_scales) {
-        ops::append_kv(ctx, k, v, k_cache, v_cache, slot_ids, kv_scales ? &*kv_scales : nullptr);
+        ctx.perform([=, &ctx] {
+          ops::append_kv(ctx, k, v, k_cache, v_cache, slot_ids, kv_scales ? &*kv_scales : nullptr);
+        });
       },
       py::arg("ctx"), py::arg("k"), py::arg("v"), py::arg("k_cache"), py::arg("v_cache"), py::arg("slot_ids"),
       py::arg("kv_scales") = py::none(), ReleaseGil());
@@ -26,8 +34,10 @@ void bind_attention(py::module_& module) {
       [](cpu::ExecutionContext& ctx, const TensorView& q, const TensorView& k, const TensorView& v,
          const TensorView& cos, const TensorView& sin, const TensorView& positions, const TensorView& k_cache,
          const TensorView& v_cache, const TensorView& slot_ids, const std::optional<TensorView>& kv_scales) {
-        ops::rope_append_kv(ctx, q, k, v, cos, sin, positions, k_cache, v_cache, slot_ids,
-                            kv_scales ? &*kv_scales : nullptr);
+        ctx.perform([=, &ctx] {
+          ops::rope_append_kv(ctx, q, k, v, cos, sin, positions, k_cache, v_cache, slot_ids,
+                              kv_scales ? &*kv_scales : nullptr);
+        });
       },
       py::arg("ctx"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("cos"), py::arg("sin"),
       py::arg("positions"), py::arg("k_cache"), py::arg("v_cache"), py::arg("slot_ids"),
@@ -38,9 +48,11 @@ void bind_attention(py::module_& module) {
          const TensorView& cu_seqlens_q, const TensorView& kv_lens, const TensorView& block_tables, float scale,
          int64_t window, float softcap, bool is_causal, const TensorView& out,
          const std::optional<TensorView>& sinks, const std::optional<TensorView>& kv_scales) {
-        ops::paged_attention(ctx, q, k_cache, v_cache, cu_seqlens_q, kv_lens, block_tables, scale, window,
-                             softcap, is_causal, out, sinks ? &*sinks : nullptr,
-                             kv_scales ? &*kv_scales : nullptr);
+        ctx.perform([=, &ctx] {
+          ops::paged_attention(ctx, q, k_cache, v_cache, cu_seqlens_q, kv_lens, block_tables, scale, window,
+                               softcap, is_causal, out, sinks ? &*sinks : nullptr,
+                               kv_scales ? &*kv_scales : nullptr);
+        });
       },
       py::arg("ctx"), py::arg("q"), py::arg("k_cache"), py::arg("v_cache"), py::arg("cu_seqlens_q"),
       py::arg("kv_lens"), py::arg("block_tables"), py::arg("scale"), py::arg("window"), py::arg("softcap"),

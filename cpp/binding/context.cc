@@ -20,6 +20,11 @@ void bind_context(py::module_& module) {
       .def_property_readonly("num_ops", [](const ProgressBoard& self) { return self.num_ops().load(); })
       .def("note_faults", &ProgressBoard::note_faults);
 
+  py::class_<cpu::Recording>(module, "Recording")
+      .def(py::init())
+      .def_property_readonly("num_ops", &cpu::Recording::num_ops)
+      .def("replay", &cpu::Recording::replay, ReleaseGil());
+
   // Starting and joining threads must not hold the interpreter lock.
   py::class_<ExecutionContext>(module, "ExecutionContext", py::release_gil_before_calling_cpp_dtor())
       .def(py::init<int, std::string_view>(), py::arg("num_threads"), py::arg("isa") = "auto", ReleaseGil())
@@ -29,6 +34,13 @@ void bind_context(py::module_& module) {
             self.pool().count_regions_in(board.num_ops());
           },
           py::arg("board"))
+      // Between the two calls everything that bind_attention, bind_linear, bind_norm and the gated activations
+      // offer is recorded. The recording holds addresses of buffers, weights and this context.
+      .def(
+          "begin_recording",
+          [](ExecutionContext& self, cpu::Recording& recording) { self.record_into(&recording); },
+          py::arg("recording"))
+      .def("end_recording", [](ExecutionContext& self) { self.record_into(nullptr); })
       .def_property_readonly("isa", [](const ExecutionContext& self) { return cpu::isa_name(self.isa()); })
       .def_property_readonly("kernel_seconds",
                              [](ExecutionContext& self) {

@@ -100,19 +100,27 @@ void bind_linear(py::module_& module) {
   module.def(
       "linear",
       [](ExecutionContext& ctx, const TensorView& x, const PackedMatrix& weight,
-         const std::optional<TensorView>& bias,
-         const TensorView& out) { ops::linear(ctx, x, weight, bias ? &*bias : nullptr, out); },
+         const std::optional<TensorView>& bias, const TensorView& out) {
+        ctx.perform([=, &ctx, &weight] { ops::linear(ctx, x, weight, bias ? &*bias : nullptr, out); });
+      },
       py::arg("ctx"), py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("out"), ReleaseGil());
   module.def(
       "gated_linear",
       [](ExecutionContext& ctx, const TensorView& x, const PackedMatrix& weight,
          const std::optional<TensorView>& bias, const std::string& activation, const TensorView& out) {
-        ops::gated_linear(ctx, x, weight, bias ? &*bias : nullptr, activation_of(activation), out);
+        ctx.perform([=, &ctx, &weight, kind = activation_of(activation)] {
+          ops::gated_linear(ctx, x, weight, bias ? &*bias : nullptr, kind, out);
+        });
       },
       py::arg("ctx"), py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("activation"), py::arg("out"),
       ReleaseGil());
-  module.def("embedding", &ops::embedding, py::arg("ctx"), py::arg("token_ids"), py::arg("weight"),
-             py::arg("out"), ReleaseGil());
+  module.def(
+      "embedding",
+      [](ExecutionContext& ctx, const TensorView& token_ids, const PackedMatrix& weight,
+         const TensorView& out) {
+        ctx.perform([=, &ctx, &weight] { ops::embedding(ctx, token_ids, weight, out); });
+      },
+      py::arg("ctx"), py::arg("token_ids"), py::arg("weight"), py::arg("out"), ReleaseGil());
 }
 
 }  // namespace engine::binding

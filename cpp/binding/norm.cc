@@ -23,10 +23,19 @@ PoolMode pool_mode_of(const std::string& name) {
 }  // namespace
 
 void bind_norm(py::module_& module) {
-  module.def("rms_norm", &ops::rms_norm, py::arg("ctx"), py::arg("x"), py::arg("weight"), py::arg("eps"),
-             py::arg("out"), ReleaseGil());
-  module.def("add_rms_norm", &ops::add_rms_norm, py::arg("ctx"), py::arg("x"), py::arg("residual"),
-             py::arg("weight"), py::arg("eps"), py::arg("out"), ReleaseGil());
+  module.def(
+      "rms_norm",
+      [](cpu::ExecutionContext& ctx, const TensorView& x, const TensorView& weight, float eps,
+         const TensorView& out) { ctx.perform([=, &ctx] { ops::rms_norm(ctx, x, weight, eps, out); }); },
+      py::arg("ctx"), py::arg("x"), py::arg("weight"), py::arg("eps"), py::arg("out"), ReleaseGil());
+  module.def(
+      "add_rms_norm",
+      [](cpu::ExecutionContext& ctx, const TensorView& x, const TensorView& residual, const TensorView& weight,
+         float eps, const TensorView& out) {
+        ctx.perform([=, &ctx] { ops::add_rms_norm(ctx, x, residual, weight, eps, out); });
+      },
+      py::arg("ctx"), py::arg("x"), py::arg("residual"), py::arg("weight"), py::arg("eps"), py::arg("out"),
+      ReleaseGil());
   module.def(
       "layer_norm",
       [](cpu::ExecutionContext& ctx, const TensorView& x, const std::optional<TensorView>& residual,

@@ -5,6 +5,7 @@
 
 #include "cpu/attention_schedule.h"
 #include "cpu/dispatch.h"
+#include "cpu/recording.h"
 #include "cpu/scratch.h"
 #include "cpu/thread_pool.h"
 
@@ -22,12 +23,22 @@ class ExecutionContext {
   Scratch& scratch() { return scratch_; }
   AttentionSchedule& attention_schedule() { return attention_schedule_; }
 
+  // Runs an op, and keeps it where a recording is being made.
+  template <typename Op>
+  void perform(const Op& op) {
+    op();
+    if (recording_ != nullptr) recording_->add(op);
+  }
+  // From now on; null ends it.
+  void record_into(Recording* recording) { recording_ = recording; }
+
  private:
   Isa isa_;
   const KernelTable& kernels_;
   ThreadPool pool_;
   Scratch scratch_;
   AttentionSchedule attention_schedule_;
+  Recording* recording_ = nullptr;
 };
 
 }  // namespace engine::cpu

@@ -17,6 +17,15 @@ class ProgressBoard:
     def note_faults(self) -> None:
         """Note deadly signals on the board, before older handlers. Once a process."""
 
+class Recording:
+    """Ops with the addresses of their arguments, which must outlive it; see cpp/cpu/recording.h."""
+
+    def __init__(self) -> None: ...
+    @property
+    def num_ops(self) -> int: ...
+    def replay(self) -> None:
+        """Run them again, in order, on what their buffers hold now."""
+
 class ExecutionContext:
     """Instruction set and threads of one engine. isa: "auto" or a name from available_isas()."""
 
@@ -24,6 +33,10 @@ class ExecutionContext:
     def report_to(self, board: ProgressBoard) -> None:
         """Count ops on the board from now on."""
 
+    def begin_recording(self, recording: Recording) -> None:
+        """Keep the ops of linear layers, norms, attention and gates that are called from now on."""
+
+    def end_recording(self) -> None: ...
     @property
     def kernel_seconds(self) -> tuple[float, float]:
         """Seconds in kernels so far: of their callers, by the clock, and CPU time of the pool's threads."""

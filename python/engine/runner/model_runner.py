@@ -19,6 +19,7 @@ from engine.models.weights import Progress, Slot, load_dummy
 from engine.ops.placement import CPU, Placement
 from engine.runner.batch_inputs import BatchInputs
 from engine.runner.decode_graphs import Capture, DecodeGraphs
+from engine.runner.decode_replay import DecodeReplay
 from engine.runner.device_inputs import DeviceInputs
 from engine.runner.kv_cache import KVCache
 from engine.runner.memory import graph_bytes
@@ -122,6 +123,7 @@ class ModelRunner:
         self._inputs = BatchInputs(
             max_tokens=max_tokens, max_rows=max_rows, max_positions=context_length, block_size=block_size
         )
+        self._replay = DecodeReplay(self._model.forward, self.kv_cache.layers, self.context)
         self._graphs: DecodeGraphs | None = None
         self._warm_up: WarmUp | None = None
         if not placement.is_host:
@@ -232,7 +234,7 @@ class ModelRunner:
         inputs = self._inputs.build(plan)
         if self._graphs is not None:
             return self._graphs.run(inputs), inputs.num_scored
-        return self._model.forward(inputs, self.kv_cache.layers), inputs.num_scored
+        return self._replay.run(inputs), inputs.num_scored
 
 
 def _cache_dtype(name: str) -> torch.dtype:

@@ -1,0 +1,87 @@
+"""Decode steps on the CPU without an interpreter between their ops: recorded once, replayed natively."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from engine._native import Recording
+from engine.models.decoder import DecoderInputs
+from engine.ops.attention_plan import LayerCache
+
+MOST_RECORDINGS = 32
+"""That are kept, a few hundred kilobytes each; the one that was not used for longest makes room."""
+
+Forward = Callable[[DecoderInputs, Sequence[LayerCache]], torch.Tensor]
+
+
+class _Recorded(NamedTuple):
+    recording: Recording
+    hidden: torch.Tensor
+    inputs: DecoderInputs
+    """Those of the step that was recorded, whose memory a replay reads."""
+
+
+class DecodeReplay:
+    """Runs a model's `forward`, steps of one token a row by replaying the first one with as many rows.
+
+    A replay calls the same ops on the same memory, so its bits are those of the step op by op. It needs
+    inputs that lie where they lay (see `BatchInputs`), which is checked, and a model whose `forward` only
+    calls native ops: where torch computes something, nothing is recorded from then on.
+    """
+
+    def __init__(self, forward: Forward, kv_layers: Sequence[LayerCache], context: Any) -> None:
+        self._forward, self._kv_layers, self._context = forward, kv_layers, context
+        self._recorded: OrderedDict[int, _Recorded] = OrderedDict()
+        self._can_record = hasattr(context, "begin_recording")
+
+    def run(self, inputs: DecoderInputs) -> torch.Tensor:
+        """The model's hidden rows, valid until the next call."""
+        num_rows = len(inputs.token_ids)
+        is_decode = num_rows == len(inputs.plan.kv_lens) == len(inputs.logit_rows) and not inputs.num_scored
+        if not self._can_record or not is_decode or inputs.adapters:
+            return self._forward(inputs, self._kv_layers)
+        recorded = self._recorded.get(num_rows)
+        if recorded is None or _addresses(recorded.inputs) != _addresses(inputs):
+            return self._record(num_rows, inputs)
+        self._recorded.move_to_end(num_rows)
+        recorded.recording.replay()
+        return recorded.hidden
+
+    def _record(self, num_rows: int, inputs: DecoderInputs) -> torch.Tensor:
+        recording, watch = Recording(), _TorchWatch()
+        self._context.begin_recording(recording)
+        try:
+            with watch:
+                hidden = self._forward(inputs, self._kv_layers)
+        finally:
+            self._context.end_recording()
+        if watch.has_computed:
+            self._can_record = False
+            return hidden
+        self._recorded[num_rows] = _Recorded(recording, hidden, inputs)
+        if len(self._recorded) > MOST_RECORDINGS:
+            self._recorded.popitem(last=False)
+        return hidden
+
+
+def _addresses(inputs: DecoderInputs) -> list[int]:
+    plan = inputs.plan
+    tensors = (inputs.token_ids, inputs.positions, inputs.slot_ids)
+    return [t.data_ptr() for t in (*tensors, plan.cu_seqlens_q, plan.kv_lens, plan.block_tables)]
+
+
+class _TorchWatch(TorchDispatchMode):
+    """Sees whether torch does anything but cut tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_computed = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.has_computed |= not func.is_view
+        return func(*args, **(kwargs or {}))
