@@ -15,7 +15,11 @@ from engine.core.messages import (
     TokenChunk,
     ToServer,
 )
+from engine.core.reading_pace import ReadingPace
 from engine.errors import EngineError, InvalidRequest, Overloaded
+
+_MOST_AT_ONCE = 8
+"""Chunks that a reader takes before it lets others run: whoever has much to catch up on holds nobody up."""
 
 
 class TokenStream:
@@ -35,7 +39,8 @@ class TokenStream:
         self._error: EngineError | None = None
         self._reader: asyncio.Future[None] | None = None
         """Resolved when there is something new for a reader that waits."""
-        self._is_behind = False
+        self._num_at_once = 0
+        self.last_woken_s = 0.0
 
     @property
     def admitted(self) -> Admitted:
@@ -55,21 +60,22 @@ class TokenStream:
         return self
 
     async def __anext__(self) -> TokenChunk:
-        if self._is_behind:
-            await asyncio.sleep(0)  # a reader with much to catch up on must not hold up the others
+        if self._num_at_once == _MOST_AT_ONCE:
+            self._num_at_once = 0
+            await asyncio.sleep(0)
         while not self._chunks:
             if self._error is not None:
                 raise self._error
             if not self._open:
                 raise StopAsyncIteration
+            self._num_at_once = 0
             self._reader = asyncio.get_running_loop().create_future()
             await self._reader
-        chunk = self._chunks.popleft()
-        self._is_behind = bool(self._chunks)
-        return chunk
+        self._num_at_once += 1
+        return self._chunks.popleft()
 
     def push(self, chunk: TokenChunk) -> None:
-        """A chunk arrives; ignored when its choice has ended."""
+        """A chunk arrives; ignored when its choice has ended. The reader has yet to be woken."""
         self.was_computed = True
         if chunk.choice not in self._open:
             return
@@ -79,9 +85,9 @@ class TokenStream:
             self.fail(Overloaded("The client reads too slowly.", slug="slow_reader"))
         if chunk.finish_reason is not None:
             self._open.discard(chunk.choice)
-        self._wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Let a reader that waits go on."""
         reader, self._reader = self._reader, None
         if reader is not None and not reader.done():
             reader.set_result(None)
@@ -90,7 +96,7 @@ class TokenStream:
         """No more of this choice, and what has not been read of it is dropped."""
         self._open.discard(choice)
         self._chunks = deque(chunk for chunk in self._chunks if chunk.choice != choice)
-        self._wake()
+        self.wake()
 
     def fail(self, error: EngineError) -> None:
         """The request died; its reader is told after what arrived before."""
@@ -98,7 +104,7 @@ class TokenStream:
         if not self.admission.done():
             self.admission.set_exception(error)
             self.admission.exception()  # taken note of: the waiter may be gone
-        self._wake()
+        self.wake()
 
     def end(self) -> None:
         """The request was cancelled: its reader comes to an end."""
@@ -107,7 +113,7 @@ class TokenStream:
         if not self.admission.done():
             self.admission.set_exception(InvalidRequest("Invalid request: it was cancelled"))
             self.admission.exception()
-        self._wake()
+        self.wake()
 
 
 class EmbeddingAnswer:
@@ -162,6 +168,7 @@ class StreamTable:
 
     def __init__(self) -> None:
         self._streams: dict[str, TokenStream | EmbeddingAnswer] = {}
+        self._pace = ReadingPace()
         self._num_of: defaultdict[type, Counter[str]] = defaultdict(Counter)  # by kind of request and client
 
     def __len__(self) -> int:
@@ -219,6 +226,10 @@ class StreamTable:
                 continue
             if type(message) is TokenChunk and type(stream) is TokenStream:  # nearly always
                 stream.push(message)
+                if stream.is_open:
+                    self._pace.chunk_arrived(stream, len(self._streams))
+                else:
+                    stream.wake()
             else:
                 _settle(stream, message)
             if not stream.is_open:

@@ -187,11 +187,13 @@ class Answer:
             if opening:
                 await stream.send_all(opening)
                 opening = ()
-            self._note_end(index, delta)
             extra: dict[str, Any] = {"usage": self._usage(generation)} if self.asked.continuous_usage else {}
-            is_last = len(self.finish_reasons) == generation.num_choices
-            if is_last and not self.asked.include_usage:
-                extra |= self._details(generation)
+            is_last = False
+            if delta.finish_reason is not None:
+                self._note_end(index, delta)
+                is_last = len(self.finish_reasons) == generation.num_choices
+                if is_last and not self.asked.include_usage:
+                    extra |= self._details(generation)
             made = self.shape.events(events, index, delta, **extra)
             if delta.prompt_logprobs is not None:
                 made = await asyncio.to_thread(list, made)

@@ -40,6 +40,7 @@ class Events:
         common = {"id": response_id, "object": object_name, "created": created, "model": model}
         self._head = b"data: " + encode_json(common)[:-1] + b',"choices":['
         self._tail = b'],"usage":null}\n\n' if has_usage else b"]}\n\n"
+        self._plain_tail = b',"logprobs":null,"finish_reason":null}' + self._tail  # of nearly all events
 
     def role(self, index: int, content: str | None = "", **extra: Any) -> bytes:
         """Chat: the choice exists. `extra` goes beside `choices`."""
@@ -69,6 +70,8 @@ class Events:
         fields: Mapping[str, Any] | None = None,
     ) -> bytes:
         """Chat: more of the message. `fields` are further ones of the choice."""
+        if logprobs is None and usage is None and not fields:
+            return b'%b{"index":%d,"delta":%b%b' % (self._head, index, encode_json(part), self._plain_tail)
         return self._event(
             b'{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":null%b}'
             % (index, encode_json(part), encode_json(logprobs), _more(fields)),
@@ -99,6 +102,8 @@ class Events:
         """Text completion: more text, perhaps the last. `fields` are further ones of the choice, `extra`
         goes beside `choices`.
         """
+        if finish_reason is None and logprobs is None and not fields and not extra:
+            return b'%b{"index":%d,"text":%b%b' % (self._head, index, encode_json(text), self._plain_tail)
         if finish_reason is None:
             choice = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":null%b}'
             return self._event(
