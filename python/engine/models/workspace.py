@@ -9,7 +9,7 @@ import torch
 from engine.models.spec import ModelSpec
 from engine.ops.placement import CPU, Placement
 
-MOST_CUTS = 64
+MOST_CUTS = 256
 """That are kept; some kilobytes each."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,44 +27,54 @@ class SamplingTable:
     """
 
     def __init__(self, vocab_size: int, max_requests: int) -> None:
-        self._vocab_size, self._max_requests = vocab_size, max_requests
-        self._learn([])
+        self._vocab_size = vocab_size
+        self._places: dict[Request, int] = {}
+        self._floats = np.zeros((6, max_requests), np.float32)
+        self._integers = np.zeros((4, max_requests), np.int32)
+        self._long_integers = np.zeros((2, max_requests), np.int64)
+        self._has_penalty = [False] * max_requests
+        self._may_have_bias = [False] * max_requests
+        self._num_top = [-1] * max_requests
 
     def batch(self, requests: Sequence[Request]) -> SamplingBatch:
         """The rows of one step; a request may come more than once.
 
-        Cost: 10 us for requests that have come before, or 30 us and 5 us for each.
+        Cost: 10 us for requests that have come before, and 5 us for each that has not.
         """
         if not all(request in self._places for request in requests):
-            known = dict.fromkeys([*requests, *self._places])
-            self._learn(list(known)[: max(self._max_requests, len(requests))])
+            self._learn(dict.fromkeys(requests))
         places = [self._places[request] for request in requests]
         return SamplingBatch(
             requests,
             np.take(self._floats, places, axis=1),
             np.take(self._integers, places, axis=1),
             np.take(self._long_integers, places, axis=1),
-            [self._has_penalty[place] for place in places] if self._any_penalty else (),
-            max(0, *[self._num_top[place] for place in places]) if self._any_top else 0,
-            self._may_have_bias,
+            [self._has_penalty[place] for place in places],
+            max(0, *[self._num_top[place] for place in places]),
+            any([self._may_have_bias[place] for place in places]),
         )
 
-    def _learn(self, requests: list[Request]) -> None:
-        self._places = {request: place for place, request in enumerate(requests)}
-        params = [request.params for request in requests]
-        floats = [_FLOATS(p) for p in params]
-        self._num_top = [-1 if p.logprobs is None else min(p.logprobs, self._vocab_size) for p in params]
-        small = [
-            (min(r.params.top_k, self._vocab_size), r.choice, r.prompt_len, num_top)
-            for r, num_top in zip(requests, self._num_top, strict=True)
-        ]
-        long = [(request.prompt_len, request.seed) for request in requests]
-        self._floats = np.array(floats, np.float32).reshape(-1, 6).T
-        self._integers = np.array(small, np.int32).reshape(-1, 4).T
-        self._long_integers = np.array(long, np.int64).reshape(-1, 2).T
-        self._has_penalty = [row[3:] != (1.0, 0.0, 0.0) for row in floats]
-        self._any_penalty, self._any_top = any(self._has_penalty), max([0, *self._num_top]) > 0
-        self._may_have_bias = any(p.logit_bias or p.min_tokens for p in params)
+    def _learn(self, requests: Collection[Request]) -> None:
+        """Give each its place; if there is none left, those that are not among them lose theirs."""
+        new = [request for request in requests if request not in self._places]
+        if len(self._places) + len(new) > len(self._num_top):
+            self._places = {r: place for r, place in self._places.items() if r in requests}
+        taken = set(self._places.values())
+        free = [place for place in range(len(self._num_top)) if place not in taken]
+        for request, place in zip(new, free, strict=False):
+            self._places[request] = place
+            self._write(place, request)
+
+    def _write(self, place: int, request: Request) -> None:
+        params = request.params
+        num_top = -1 if params.logprobs is None else min(params.logprobs, self._vocab_size)
+        floats, top_k = _FLOATS(params), min(params.top_k, self._vocab_size)
+        self._floats[:, place] = floats
+        self._integers[:, place] = top_k, request.choice, request.prompt_len, num_top
+        self._long_integers[:, place] = request.prompt_len, request.seed
+        self._has_penalty[place] = floats[3:] != (1.0, 0.0, 0.0)
+        self._may_have_bias[place] = bool(params.logit_bias or params.min_tokens)
+        self._num_top[place] = num_top
 
 
 class SamplingBatch:
