@@ -59,6 +59,8 @@ logger = logging.getLogger(__name__)
 
 _NAP_S = 0.1
 """Longest sleep of `EngineCore.wait`, whose caller may have other things to look after."""
+SHORT_STEP_S = 0.01
+"""Of a step that is expected to be shorter, nothing is said before its result: two messages cost more."""
 LOAD_WAIT_S = 0.005
 """How long messages may lie while an engine that has nothing to compute waits for an adapter."""
 
@@ -113,6 +115,8 @@ class EngineCore:
         self._schedule_s = self._model_s = self._update_s = 0.0
         self._masks = StepMasks(settings.max_running_requests, settings.vocab_size)
         self._last_step_s = 0.0
+        self._last_computed = 0, 0.0
+        """Tokens and seconds of the last step of generation."""
 
     @property
     def has_work(self) -> bool:
@@ -248,7 +252,7 @@ class EngineCore:
         """Compute one step, if there is anything to compute; everything to say since the last one.
 
         `announce` takes what can be said before the computing: refusals, and who is admitted, so that
-        a client hears of it at once and not after a chunk of prefill.
+        a client hears of it at once and not after a chunk of prefill, unless that is short.
         """
         self._queue_compiled()
         if self._embedding:
@@ -261,7 +265,7 @@ class EngineCore:
         if self._adapters is not None:
             can_embed = self._embedding is not None and self._embedding.can_compute
             self._attend_adapters(self._adapters, is_idle=plan is None and not can_embed)
-        if announce is not None and plan is not None and self._outbox:
+        if announce is not None and plan is not None and self._outbox and not self._is_short(plan):
             announce(self._take_outbox())
         if plan is not None:
             if self._board is not None:
@@ -270,6 +274,11 @@ class EngineCore:
             if self._board is not None:
                 self._board.end_step()
         return self._take_outbox()
+
+    def _is_short(self, plan: StepPlan) -> bool:
+        """Whether the time of the last step says that this one takes hardly any."""
+        num_tokens, seconds = self._last_computed
+        return num_tokens > 0 and seconds * max(1.0, plan.num_tokens / num_tokens) < SHORT_STEP_S
 
     def _attend_adapters(self, adapters: AdapterPool, *, is_idle: bool) -> None:
         """Tell what came of loads. With nothing to compute, wait a little for them rather than turn round."""
@@ -298,6 +307,7 @@ class EngineCore:
             return
         computed_s = self._clock()
         self._last_step_s = computed_s - began_s
+        self._last_computed = plan.num_tokens, self._last_step_s
         self._model_s += self._last_step_s
         for row, scores in zip(plan.scored_rows, result.scores, strict=True):
             self._outbox.extend(_scored_chunks(row, scores))

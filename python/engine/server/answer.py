@@ -176,6 +176,9 @@ class Answer:
         opening: Iterable[bytes] = self.shape.opening(events)
         if self.asked.await_first_token:
             await stream.send(b"")  # the headers do not wait
+        elif generation.has_unread:  # the first token is there already, and all goes out together
+            await stream.hold_all(opening)
+            opening = ()
         else:
             await stream.send_all(opening)
             opening = ()

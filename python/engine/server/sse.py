@@ -205,11 +205,15 @@ class EventStream:
 
     async def send_all(self, events: Iterable[bytes]) -> None:
         """Send events in few writes; one of them, for the headers, if there is no event."""
+        await self.hold_all(events)
+        await self.send(b"")
+
+    async def hold_all(self, events: Iterable[bytes]) -> None:
+        """Send events as far as they are many; the rest is held."""
         for event in events:
             self.hold(event)
             if self.is_full:
                 await self.flush()
-        await self.send(b"")
 
     def hold(self, event: bytes) -> None:
         """Keep an event until the next is sent, or the response ends: a write costs more than an event."""
