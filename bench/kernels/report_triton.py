@@ -31,6 +31,7 @@ from triton.runtime.jit import JITFunction
 from engine.ops.cuda.lookup import embedding
 from engine.ops.cuda.low_rank import LoraAdapter, LoraPlan, lora, lora_embedding
 from engine.ops.cuda.matrix import PackedMatrix, linear
+from engine.ops.cuda.mixture import ExpertMatrices, experts
 from engine.ops.cuda.plan import DevicePlan
 from engine.ops.cuda.triton_prefill import prefill_attention
 
@@ -109,6 +110,11 @@ def cases(isa: str) -> Iterator[tuple[str, Callable[[], None]]]:
         for num_rows in (16, 64, 4096):
             name = f"{dtype} weights, groups of {group_len}" if group_len else f"{dtype} weights"
             yield f"{name}, {num_rows} rows", lambda a=(dtype, group_len, num_rows): product(ctx, *a)
+    for dtype, group_len in (("bfloat16", 0), ("int8", 32), ("int4", 32)):
+        for num_rows in (16, 64, 4096):  # of each expert
+            name = f"experts of {dtype}, {num_rows} rows"
+            yield name, lambda a=(dtype, group_len, num_rows): mixture(ctx, *a)
+    yield "experts, deterministic", lambda: mixture(exact, "bfloat16", 0, 16)
     yield "prefill and decode, deterministic", lambda: prefill(exact, 128)
     yield "bfloat16 weights, deterministic", lambda: product(exact, "bfloat16", 0, 64)
     yield "int8 weights, deterministic", lambda: product(exact, "int8", 128, 64)
@@ -131,6 +137,14 @@ def matrix(dtype: str, group_len: int) -> PackedMatrix:
 
 def product(ctx, dtype: str, group_len: int, num_rows: int) -> None:
     linear(ctx, rows(num_rows), matrix(dtype, group_len), torch.zeros(4096), rows(num_rows))
+
+
+def mixture(ctx, dtype: str, group_len: int, num_rows: int, num_experts: int = 8) -> None:
+    """All products of a layer; of a tile for each number of rows."""
+    matrices = ExpertMatrices([matrix(dtype, group_len)] * num_experts, [torch.zeros(4096)] * num_experts)
+    ids = torch.arange(num_rows * num_experts)[:, None] % num_experts
+    x = rows(len(ids))
+    experts(ctx, x, torch.ones(ids.shape), ids, matrices, lambda inner, product: None, matrices, x)
 
 
 def prefill(ctx, head_dim: int, *, is_coded: bool = False, has_all: bool = False) -> None:

@@ -32,14 +32,17 @@ from engine.ops.sampling import SamplingTensors
 
 __all__ = [
     "ExecutionContext",
+    "ExpertMatrices",
     "LoraAdapter",
     "LoraPlan",
     "PackedMatrix",
     "add_rms_norm",
     "append_kv",
+    "are_alike",
     "clamped_swiglu",
     "embedding",
     "erf_gelu_mul",
+    "experts",
     "gelu_mul",
     "linear",
     "lora",
@@ -108,6 +111,29 @@ def check_plan(plan) -> None:
     lens = plan.kv_lens
     assert lens.max() <= plan.max_kv_len
     assert len(decode_rows) == 0 or lens[plan.decode_rows.long()].max() <= plan.max_decode_kv_len
+
+
+class ExpertMatrices:
+    def __init__(self, matrices, biases) -> None:
+        self.pairs = list(zip(matrices, biases, strict=True))
+
+
+def are_alike(matrices) -> bool:
+    return True
+
+
+def experts(ctx, x, weights, expert_ids, gate_up, gate, down, out) -> None:
+    results = torch.zeros(*expert_ids.shape, x.shape[1])
+    for expert, ((up, up_bias), (back, back_bias)) in enumerate(zip(gate_up.pairs, down.pairs, strict=True)):
+        rows, ranks = (expert_ids == expert).nonzero(as_tuple=True)
+        inner = x.new_empty(len(rows), up.out_features)
+        product = x.new_empty(len(rows), back.in_features)
+        result = torch.empty_like(x[rows])
+        linear(ctx, x[rows], up, up_bias, inner)
+        gate(inner, product)
+        linear(ctx, product, back, back_bias, result)
+        results[rows, ranks] = result.float()
+    out.copy_((results * weights[:, :, None]).sum(1))
 
 
 def sample(ctx, tensors: SamplingTensors) -> None:

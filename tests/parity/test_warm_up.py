@@ -27,6 +27,7 @@ TESTS = Path(__file__).parents[1]
         ("llama", "bfloat16", {"quantization": "int8", "max_lora_rank": 16}),
         ("gpt_oss", "bfloat16", {"kv_cache_dtype": "fp8"}),
         ("gemma3", "float16", {"deterministic": True}),
+        ("qwen3_moe", "bfloat16", {"quantization": "int4"}),
     ],
 )
 def test_every_kernel_that_a_step_launches_was_launched_before(kind, dtype, options):

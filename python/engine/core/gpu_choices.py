@@ -9,7 +9,14 @@ from engine.errors import ConfigError
 from engine.models.any_model import AnySpec
 from engine.models.spec import ModelSpec
 from engine.runner.gpu import FP8_CAPABILITY, Gpu
-from engine.runner.memory import PACKED_ELEMENTS, PACKING_BYTES, StepBounds, graph_bytes, step_bytes
+from engine.runner.memory import (
+    DTYPE_BYTES,
+    PACKED_ELEMENTS,
+    PACKING_BYTES,
+    StepBounds,
+    graph_bytes,
+    step_bytes,
+)
 
 MEM_FRACTION_STATIC = 0.88
 HEAD_DIMS = range(64, 257, 16)
@@ -110,7 +117,7 @@ def gpu_budget(
     assert isinstance(spec, ModelSpec)
     parts = step_bytes(spec, bounds, dtype, config.quantization)
     if not config.disable_cuda_graph:
-        parts["graphs"] = graph_bytes(spec, bounds.max_rows, bounds.context_length)
+        parts["graphs"] = graph_bytes(spec, bounds.max_rows, bounds.context_length, DTYPE_BYTES[dtype])
     packs = config.quantization != "none" or spec.stored
     return GpuBudget(
         name=gpu.name,

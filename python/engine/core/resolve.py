@@ -10,7 +10,6 @@ from engine.core.gpu_choices import GpuBudget, check_device_flags, check_served,
 from engine.errors import ConfigError
 from engine.models.any_model import AnySpec
 from engine.models.fallback.spec import TransformersSpec
-from engine.models.spec import ModelSpec
 from engine.runner.gpu import Gpu
 from engine.runner.hardware import available_memory_bytes, usable_cores
 from engine.runner.memory import (
@@ -204,7 +203,7 @@ def resolve(config: EngineConfig, spec: AnySpec, machine: Machine | None = None)
         model_path=config.model_path,
         device=config.device,
         deterministic=config.deterministic,
-        captures_graphs=_can_capture(config, spec),
+        captures_graphs=config.device == "cuda" and not config.disable_cuda_graph,
         load_format=config.load_format,
         dtype=dtype,
         quantization=config.quantization,
@@ -235,12 +234,6 @@ def resolve(config: EngineConfig, spec: AnySpec, machine: Machine | None = None)
 
 def _step_tokens(chunk: int, max_running: int, page_size: int) -> int:
     return max(chunk, max_running + min(page_size, chunk))
-
-
-def _can_capture(config: EngineConfig, spec: AnySpec) -> bool:
-    """Experts are run by how many rows each has, which the host must know: no launch of a whole step."""
-    has_experts = isinstance(spec, ModelSpec) and spec.experts is not None
-    return config.device == "cuda" and not config.disable_cuda_graph and not has_experts
 
 
 def _dtype(spec: AnySpec, device: str) -> tuple[str, str]:

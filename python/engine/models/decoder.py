@@ -125,6 +125,11 @@ class Decoder:
         """Fill the slots from the files of a checkpoint. Raises: `CheckpointError`."""
         load_weights(directory, self._spec, slots, is_ignored=self.is_ignored, progress=progress)
 
+    @property
+    def waits_for_device(self) -> bool:
+        """Whether a step asks a GPU what it computed, so that no graph can be captured of it."""
+        return any(not isinstance(m := layer.mlp, Mlp) and not m.stay_on_device for layer in self._layers)
+
     def forward(self, inputs: DecoderInputs, kv_layers: Sequence[LayerCache]) -> torch.Tensor:
         """What the head sees of the wanted rows [R, hidden size], valid until the next call.
 

@@ -61,10 +61,14 @@ class Experts:
     def forward(self, x: torch.Tensor, out: torch.Tensor) -> None:
         """Shapes: `x`, `out` [T, hidden size], of the activations' dtype.
 
-        Cost: a few torch calls and three ops an expert.
+        Cost: a few torch calls and three ops an expert, or one op where they stay on the device.
         """
         num_rows, num_chosen = len(x), self._spec.num_chosen
         weights, expert_ids = self._route(x)
+        if self.stay_on_device:
+            gate_up, down = self._grouped
+            self._ops.experts(self._ctx, x, weights, expert_ids, gate_up, self._gate, down, out)
+            return
         # Pairs of a row and one of its experts, those of the same expert side by side.
         by_expert = expert_ids.flatten().argsort(stable=True)
         grouped = x[by_expert // num_chosen]
@@ -80,6 +84,31 @@ class Experts:
         out.copy_(results[:, 0])
         for rank in range(1, num_chosen):
             out.add_(results[:, rank])
+
+    @functools.cached_property
+    def stay_on_device(self) -> bool:
+        """Whether one op computes all experts, so that nobody need know which rows have which; asked when the
+        weights are there."""
+        if not hasattr(self._ops, "experts"):
+            return False
+        both = [[linear.matrices for linear in linears] for linears in (self._gate_up, self._down)]
+        has_one = all(len(own) == 1 for matrices in both for own in matrices)
+        return has_one and all(self._ops.are_alike([m for (m,) in matrices]) for matrices in both)
+
+    @functools.cached_property
+    def _grouped(self) -> list[Any]:
+        return [
+            self._ops.ExpertMatrices(
+                [linear.weight for linear in linears], [linear.bias for linear in linears]
+            )
+            for linears in (self._gate_up, self._down)
+        ]
+
+    def _gate(self, inner: torch.Tensor, product: torch.Tensor) -> None:
+        if self._spec.swiglu is None:
+            self._gate_up[0].join(inner, product)
+        else:
+            self._ops.clamped_swiglu(self._ctx, inner, *self._spec.swiglu, product)
 
     def _route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights float32 and ids int64 of each row's experts [T, num_chosen], best first."""
@@ -100,5 +129,5 @@ class Experts:
             gate_up.multiply_gated(rows, inner, product)
         else:
             gate_up.multiply(rows, inner)
-            self._ops.clamped_swiglu(self._ctx, inner, *self._spec.swiglu, product)
+            self._gate(inner, product)
         down.multiply(product, rows)

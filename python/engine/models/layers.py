@@ -102,6 +102,10 @@ class FusedLinear:
                 first_row += rows
 
     @property
+    def matrices(self) -> list[Any]:
+        return [segment.matrix for segment in self._segments]
+
+    @property
     def weight(self) -> Any:
         """The packed matrix of a layer that has only one, as all of one part have."""
         (segment,) = self._segments

@@ -138,6 +138,11 @@ class ModelSpec:
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
 
     @property
+    def dense_size(self) -> int:
+        """`intermediate_size`, or 0 where every layer has experts, whose rows are their own."""
+        return 0 if self.experts is not None and all(self.experts.layers) else self.intermediate_size
+
+    @property
     def num_parameters(self) -> int:
         """Elements of all projection matrices and embeddings; norms and biases are not worth counting."""
         attention = (self.qkv_size + self.num_heads * self.head_dim) * self.hidden_size

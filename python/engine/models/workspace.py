@@ -59,7 +59,7 @@ class Workspace:
 
         self._residual, self._normed, self._update = rows(hidden), rows(hidden), rows(hidden)
         self._qkv, self._attended = rows(spec.qkv_size), rows(heads)
-        self._gate_up, self._product = rows(2 * spec.intermediate_size), rows(spec.intermediate_size)
+        self._gate_up, self._product = rows(2 * spec.dense_size), rows(spec.dense_size)
         self._kept_residual, self._kept_attended = rows(hidden), rows(heads)
         self._logits = torch.empty(max_rows, spec.vocab_size)
         self._cuts: dict[int, tuple[Rows, Heads]] = {}

@@ -85,7 +85,7 @@ def encoder_text_bytes(spec: EncoderSpec, max_len: int) -> int:
 def row_elements(spec: ModelSpec) -> int:
     """Of everything that the workspace keeps of a row."""
     row = 4 * spec.hidden_size + 2 * spec.num_heads * spec.head_dim + spec.qkv_size
-    return row + 3 * spec.intermediate_size
+    return row + 3 * spec.dense_size
 
 
 def split_bytes(spec: ModelSpec, max_rows: int, context_length: int) -> int:
@@ -94,10 +94,21 @@ def split_bytes(spec: ModelSpec, max_rows: int, context_length: int) -> int:
     return 4 * max_rows * splits * spec.num_heads * (spec.head_dim + 4)
 
 
-def graph_bytes(spec: ModelSpec, max_rows: int, context_length: int) -> int:
+def expert_bytes(spec: ModelSpec, num_rows: int, size: int) -> int:
+    """Rows of a GPU's experts, in elements of `size` bytes: one for each that a row has chosen; what they are
+    sorted by; and their scores, with the rows that a float32 router sees."""
+    if spec.experts is None:
+        return 0
+    own = spec.experts
+    row = (3 * own.intermediate_size + spec.hidden_size) * size + 40
+    return num_rows * (own.num_chosen * row + 4 * (spec.hidden_size + 3 * own.num_experts))
+
+
+def graph_bytes(spec: ModelSpec, max_rows: int, context_length: int, size: int) -> int:
     """What graphs of decode steps may take at most: what the largest needs while it runs, which all of them
     share, and the graphs themselves."""
-    return GRAPH_BYTES + split_bytes(spec, max_rows, context_length)
+    experts = expert_bytes(spec, max_rows, size)
+    return GRAPH_BYTES + max(split_bytes(spec, max_rows, context_length), experts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,6 +138,7 @@ def step_bytes(spec: ModelSpec, bounds: StepBounds, dtype: str, quantization: st
         "rows": num_tokens * row_elements(spec) * size + moved + lora,
         "logits and draws": bounds.max_draws * (logits + DRAW_BYTES),
         "attention": split_bytes(spec, bounds.max_rows, context_length) + ARRIVAL_BYTES,
+        **({"experts": expert_bytes(spec, num_tokens, size)} if spec.experts else {}),
         "positions": sum(4 * context_length * rope.rotary_dim for rope in set(spec.ropes) if rope),
         "inputs": 2 * (tables + TOKEN_BYTES * (num_tokens + bounds.max_rows)),
     }

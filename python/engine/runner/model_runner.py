@@ -136,8 +136,8 @@ class ModelRunner:
                 max_rows=max_rows,
                 context_length=context_length,
                 device=placement.device,
-                capture=capture,
-                max_bytes=graph_bytes(spec, max_rows, context_length),
+                capture=None if self._model.waits_for_device else capture,
+                max_bytes=graph_bytes(spec, max_rows, context_length, placement.activations.itemsize),
             )
             self._warm_up = WarmUp(
                 ops=ops,
@@ -145,7 +145,7 @@ class ModelRunner:
                 inputs=device_inputs,
                 dtype=dtype,
                 sites=sites if max_lora_rank else (),
-                windows=spec.windows,
+                spec=spec,
                 max_tokens=max_tokens,
                 max_logits=max_draws,
                 context_length=context_length,

@@ -12,6 +12,7 @@ import torch
 
 from engine.models.decoder import DecoderInputs
 from engine.models.lora_sites import EMBEDDING, Site
+from engine.models.spec import ModelSpec
 from engine.ops.placement import Placement
 from engine.runner.device_inputs import DeviceInputs
 
@@ -29,7 +30,7 @@ class WarmUp:
     inputs: DeviceInputs
     dtype: str
     sites: Sequence[Site]
-    windows: Sequence[int]
+    spec: ModelSpec
     max_tokens: int
     max_logits: int
     context_length: int
@@ -40,9 +41,12 @@ class WarmUp:
         for texts that fit its window and one for longer texts. The last is the largest step there is, which
         shows whether the memory is enough."""
         most = min(self.max_tokens, self.context_length)
-        sizes = [(count, count) for count in ROW_COUNTS if count < most]
-        if max(self.windows) > 0:
-            sizes.append((min(2, most), min(max(self.windows) + 2, self.context_length)))
+        counts = set(ROW_COUNTS)
+        if (experts := self.spec.experts) is not None:  # the products of each see some of the rows
+            counts |= {-(-count * experts.num_experts // experts.num_chosen) for count in ROW_COUNTS}
+        sizes = [(count, count) for count in sorted(counts) if count < most]
+        if (window := max(self.spec.windows)) > 0:
+            sizes.append((min(2, most), min(window + 2, self.context_length)))
         return [*sizes, (most, most)]
 
     def steps(self) -> list[DecoderInputs]:

@@ -12,14 +12,17 @@ from typing import Any
 
 _HOMES = {
     "ExecutionContext": "context",
+    "ExpertMatrices": "mixture",
     "LoraAdapter": "low_rank",
     "LoraPlan": "low_rank",
     "PackedMatrix": "matrix",
     "add_rms_norm": "norm",
     "append_kv": "attention",
+    "are_alike": "mixture",
     "clamped_swiglu": "gated",
     "embedding": "lookup",
     "erf_gelu_mul": "gated",
+    "experts": "mixture",
     "gelu_mul": "gated",
     "linear": "matrix",
     "lora": "low_rank",

@@ -82,6 +82,13 @@ class PackedMatrix:
         return [] if self._column_scales is None else self._column_scales.tolist()
 
     @property
+    def balanced_columns(self) -> torch.Tensor:
+        """The same as float32 [K] on the device, ones where there are none."""
+        if self._column_scales is None:
+            return torch.ones(self.in_features, device=self.stored.device)
+        return self._column_scales
+
+    @property
     def column_order(self) -> list[int]:
         """The input column of each packed one; empty where they are in order."""
         return [] if self._column_order is None else self._column_order.tolist()

@@ -121,17 +121,61 @@ def product_kernel(
     COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A byte of int4 codes holds one of an even group in its low bits and one of the next group above."""
-    IS_PAIRED: tl.constexpr = FORMAT == "int4" or FORMAT == "int4_affine"
-    NIBBLES: tl.constexpr = 2 if IS_PAIRED else 1
-    STEP: tl.constexpr = GROUP_LEN * GROUPS_OF_STEP * NIBBLES
     block_row, block_column = _block(num_rows, num_columns, ROWS, COLUMNS)
     row = block_row * ROWS + tl.arange(0, ROWS)
     column = block_column * COLUMNS + tl.arange(0, COLUMNS)
     is_row, is_column = row < num_rows, column < num_columns
+    sums = sum_products(
+        x + (row.to(tl.int64) * x_stride)[:, None],
+        is_row,
+        stored + (column.to(tl.int64) * stored_stride)[:, None],
+        column,
+        num_columns,
+        scales,
+        offsets,
+        None,
+        K,
+        FORMAT,
+        GROUP_LEN,
+        GROUPS_OF_STEP,
+        ROWS,
+        COLUMNS,
+        PRECISION,
+    )
+    if bias is not None:
+        sums += tl.load(bias + column, mask=is_column, other=0.0)[None, :]
+    place = out + (row.to(tl.int64) * out_stride)[:, None] + column[None, :]
+    tl.store(place, sums.to(out.dtype.element_ty), mask=is_row[:, None] & is_column[None, :])
+
+
+@triton.jit
+def sum_products(
+    x_rows,
+    is_row,
+    stored_rows,
+    column,
+    num_columns,
+    scales,
+    offsets,
+    column_scales,
+    K: tl.constexpr,
+    FORMAT: tl.constexpr,
+    GROUP_LEN: tl.constexpr,
+    GROUPS_OF_STEP: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """float32 [ROWS, COLUMNS] of rows of activations and rows of weights, both of K, scaled.
+
+    A byte of int4 codes holds one of an even group in its low bits and one of the next group above. What
+    `column_scales` [K], if any, holds, powers of two, is multiplied into the activations.
+    """
+    IS_PAIRED: tl.constexpr = FORMAT == "int4" or FORMAT == "int4_affine"
+    NIBBLES: tl.constexpr = 2 if IS_PAIRED else 1
+    STEP: tl.constexpr = GROUP_LEN * GROUPS_OF_STEP * NIBBLES
+    is_column = column < num_columns
     i = tl.arange(0, GROUP_LEN)
-    x_rows = x + (row.to(tl.int64) * x_stride)[:, None]
-    stored_rows = stored + (column.to(tl.int64) * stored_stride)[:, None]
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, K, STEP):
         for UNIT in tl.static_range(GROUPS_OF_STEP):
@@ -147,6 +191,9 @@ def product_kernel(
                 if K % STEP != 0:
                     is_x &= (k < K)[None, :]
                 x_part = tl.load(x_rows + k[None, :], mask=is_x, other=0.0)
+                if column_scales is not None:
+                    factor = tl.load(column_scales + k, mask=k < K, other=0.0)
+                    x_part = (x_part.to(tl.float32) * factor[None, :]).to(x_part.dtype)
                 weights = _decode(loaded, NIBBLE, FORMAT).to(x_part.dtype)
                 if FORMAT == "float" or FORMAT == "fp8":
                     sums = tl.dot(x_part, tl.trans(weights), sums, input_precision=PRECISION)
@@ -160,10 +207,7 @@ def product_kernel(
                         sums += tl.sum(x_part.to(tl.float32), 1)[:, None] * offset[None, :]
     if FORMAT == "fp8":
         sums *= tl.load(scales + column, mask=is_column, other=0.0)[None, :]
-    if bias is not None:
-        sums += tl.load(bias + column, mask=is_column, other=0.0)[None, :]
-    place = out + (row.to(tl.int64) * out_stride)[:, None] + column[None, :]
-    tl.store(place, sums.to(out.dtype.element_ty), mask=is_row[:, None] & is_column[None, :])
+    return sums
 
 
 @triton.jit
