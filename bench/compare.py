@@ -6,6 +6,7 @@ WEIGHTS is what bench/serving/make_weights.py wrote. NAME is vllm, llama.cpp, op
 --rival again for more), PROGRAM its executable, or the Python that has its packages; bench/README.md says how
 each is installed. Every engine is started once and stopped (SIGSTOP) while another is measured. A round asks
 each workload of all engines, one after the other, another one first each time; all get the same prompts.
+What the machine can read and multiply is measured before and after, and each workload compared with that.
 Ends with 1 where a demand is missed.
 """
 
@@ -26,10 +27,13 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "serving"))
+from attainable import Attainable, Rates
 from client import Client
 from engines import ADAPTERS, OWN, RunningEngine, Setting, free_port
 from harness import machine, report
 from workload import Workload, at_once, measure_round, prompt
+
+from engine.models.registry import read_spec
 
 Samples = Mapping[str, Mapping[str, Sequence[float]]]
 """By workload, by engine: its figure in each round."""
@@ -55,6 +59,11 @@ class Case:
 
     def format_of(self, engine: str) -> str:
         return self.own_format or self.format if engine == OWN else self.format
+
+    @property
+    def is_bound_by_the_model(self) -> bool:
+        """Otherwise weights stay in the caches, and what is measured is the server."""
+        return self.model != "tiny"
 
     def workloads(self) -> list[str]:
         return list(dict.fromkeys(demand.workload for demand in self.demands))
@@ -190,6 +199,23 @@ def show(samples: Samples, demands: Sequence[Demand]) -> list[dict[str, Any]]:
     return judged
 
 
+def show_limits(samples: Samples, case: Case, rates: Rates, weights: Path) -> dict[str, Any]:
+    """Print how far each workload is from what the machine allows, and with it any engine."""
+    units = ", ".join(f"{name} {rate / 1e9:.0f} Gop/s" for name, rate in rates.units.items())
+    print(f"limits: reading {rates.read / 1e9:.1f} GB/s, {units}")
+    found = {"read_gbps": rates.read / 1e9, "units_gops": {n: r / 1e9 for n, r in rates.units.items()}}
+    spec = read_spec(weights / case.model)
+    for name, figures in samples.items():
+        medians = {engine: statistics.median(values) for engine, values in figures.items()}
+        ours = medians.pop(OWN)
+        best = max(medians.items(), key=lambda pair: pair[1], default=None)
+        attainable = Attainable.of(load_workload(name), spec, case.format_of(OWN), rates)
+        print(f"{name:10} {attainable.describe(ours, best)}")
+        found[name] = dataclasses.asdict(attainable)
+    print()
+    return found
+
+
 def rival(text: str) -> tuple[str, str]:
     """NAME or NAME=PROGRAM. Raises: `ArgumentTypeError`."""
     name, _, program = text.partition("=")
@@ -219,16 +245,19 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # ends the engines, too
     print(f"{machine()}\n{args.case}, {args.rounds} rounds, {args.threads} threads\n")
     with started({OWN: "", **dict(args.rival)}, case, args) as engines:
+        before = Rates.measured(args.threads) if case.is_bound_by_the_model else None
         samples = measure(engines, case, args.rounds)
+        rates = before and before.best(Rates.measured(args.threads))
         facts = {
             name: {"ready_s": one.ready_s, "memory_mb": one.memory_mb()} for name, one in engines.items()
         }
     judged = show(samples, case.demands)
+    limits = show_limits(samples, case, rates, args.weights) if rates else {}
     for name, fact in facts.items():
         print(f"{name:14} ready after {fact['ready_s']:.1f} s, {fact['memory_mb']:.0f} MB at the end")
     print()
     report("compare", {"case": args.case, "rounds": args.rounds, "threads": args.threads, "samples": samples,
-                       "demands": judged, "engines": facts})  # fmt: skip
+                       "demands": judged, "limits": limits, "engines": facts})  # fmt: skip
     return 1 if any(one["holds"] is False for one in judged) else 0
 
 

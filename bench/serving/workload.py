@@ -123,10 +123,10 @@ async def measure_round(
     answers = await workload.run(client, draw)
     wall_s, client_s = perf_counter() - began_s, process_time() - client_before_s
     cpu = server.cpu_time() - cpu_before if server and cpu_before else None
-    return _figures([answer.read() for answer in answers], wall_s, client_s, cpu)
+    return figures_of([answer.read() for answer in answers], wall_s, client_s, cpu)
 
 
-def _figures(
+def figures_of(
     completions: list[Completion], wall_s: float, client_s: float, cpu: CpuTime | None
 ) -> dict[str, float]:
     num_tokens = sum(c.num_tokens for c in completions)
