@@ -126,8 +126,8 @@ def experts(ctx, x, weights, expert_ids, gate_up, gate, down, out) -> None:
     results = torch.zeros(*expert_ids.shape, x.shape[1])
     for expert, ((up, up_bias), (back, back_bias)) in enumerate(zip(gate_up.pairs, down.pairs, strict=True)):
         rows, ranks = (expert_ids == expert).nonzero(as_tuple=True)
-        inner = x.new_empty(len(rows), up.out_features)
-        product = x.new_empty(len(rows), back.in_features)
+        inner = x.new_empty(len(rows), len(up.weight))
+        product = x.new_empty(len(rows), back.weight.shape[1])
         result = torch.empty_like(x[rows])
         linear(ctx, x[rows], up, up_bias, inner)
         gate(inner, product)
