@@ -31,15 +31,15 @@ def _run_engine(argv: list[str]) -> int:
 
     def build(*args):
         core, ready = build_engine(*args)
-        execute = core._runner.execute
+        launch = core._runner.launch
 
-        def execute_or_die(plan):
+        def launch_or_die(plan):
             for row in plan.rows:
                 if tuple(row.request.token_ids[: len(DEADLY)]) == DEADLY:
                     ctypes.string_at(8)
-            return execute(plan)
+            return launch(plan)
 
-        core._runner.execute = execute_or_die
+        core._runner.launch = launch_or_die
         return core, ready
 
     engine_process._build = build

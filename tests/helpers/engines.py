@@ -25,7 +25,7 @@ from engine.core.messages import (
     TokenLogprobs,
 )
 from engine.errors import EngineError, InvalidRequest, Overloaded
-from engine.scheduling.step_plan import Draw, StepPlan, StepResult, StepRow, TokenScores
+from engine.scheduling.step_plan import Draw, StepPlan, StepResult, StepRow, TokenScores, Wait
 
 _MASK = (1 << 64) - 1
 
@@ -58,6 +58,10 @@ class FakeRunner:
         """(request id, choice, start, number of tokens) of each row of each step."""
         self.fail_next: Exception | None = None
         self.num_drafts = 0
+
+    def launch(self, plan: StepPlan) -> Wait:
+        result = self.execute(plan)
+        return lambda: result
 
     def execute(self, plan: StepPlan) -> StepResult:
         self.num_steps += 1
@@ -109,9 +113,10 @@ class FakeRunner:
             seen.add(id(request))
             end = row.start + row.num_tokens
             assert row.num_tokens > 0
-            assert row.start == request.num_computed, "a row does not start where computing stopped"
-            assert end - row.num_drafts <= request.num_known, "a row reaches past the known tokens"
-            assert (row.samples or row.forced) == (end - row.num_drafts == request.num_known)
+            known = request.num_known + row.is_ahead
+            assert end - row.num_drafts == request.num_computed, "what was booked is not what is computed"
+            assert end - row.num_drafts <= known, "a row reaches past the known tokens"
+            assert (row.samples or row.forced) == (end - row.num_drafts == known)
             assert row.samples or not row.num_drafts
             assert end < request.max_known or not row.num_drafts, "no room for what is drawn behind a draft"
             assert not request.stop_ids.intersection(row.drafts.tolist())

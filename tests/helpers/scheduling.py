@@ -13,8 +13,9 @@ from engine.scheduling.output_tokens import NewToken
 from engine.scheduling.request import Request
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.settings import SchedulerSettings
-from engine.scheduling.step_plan import StepPlan
+from engine.scheduling.step_plan import StepPlan, Wait
 from helpers.engines import FakeRunner
+from helpers.late_device import LateDevice
 from helpers.prefix_cache import PlainPrefixCache
 
 GREEDY = SamplingParams(temperature=0)
@@ -55,6 +56,8 @@ class Harness:
         self.now = 0.0
         self.cache = cache or PlainPrefixCache(num_blocks, block_size, enabled)
         self.runner = FakeRunner(num_blocks, block_size, vocab_size)
+        self.device = LateDevice(self.runner) if settings.get("runs_ahead") else self.runner
+        self._under_way: list[tuple[StepPlan, Wait]] = []
         values = {
             "context_length": num_blocks * block_size,
             "vocab_size": vocab_size,
@@ -69,6 +72,7 @@ class Harness:
         self.answers: dict[tuple[str, int], Answer] = {}
         self.num_idle_steps = 0
         self.displaced: list[str] = []
+        self.failed: list[str] = []
 
     def submit(
         self,
@@ -86,25 +90,56 @@ class Harness:
             self.answers[request_id, request.choice] = Answer()
 
     def step(self) -> StepPlan | None:
-        decoding = [r for r in self.scheduler.running if r.is_started and r.num_known - r.num_computed == 1]
+        """Launch a step, then book it, or the one before where the scheduler runs ahead."""
+        decoding = [r for r in self.scheduler.running if is_decoding(r)]
         plan = self.scheduler.schedule()
         self.scheduler.check()
-        self._check_shares(decoding, plan)
-        if plan is None:
+        if plan is not None or not self._under_way:  # else it waits for the tokens of the step that runs
+            self._check_shares(decoding, plan)
+        if plan is None and not self._under_way:
             self.num_idle_steps += 1
             return None
         self.num_idle_steps = 0
-        computed = {row.request.request_id for row in plan.rows}
-        assert len(computed) == 1 or not any(row.request.runs_alone for row in plan.rows)
-        result = self.runner.execute(plan)
+        if plan is not None:
+            computed = {row.request.request_id for row in plan.rows}
+            assert len(computed) == 1 or not any(row.request.runs_alone for row in plan.rows)
+            self._under_way.append((plan, self.device.launch(plan)))
+        goes_on = plan is not None and self.scheduler.may_run_ahead
+        while len(self._under_way) > goes_on:
+            self._settle(*self._under_way.pop(0))
+        return plan
+
+    def fail_step(self, is_launched: bool) -> None:
+        """Fail the next step, before it is launched, or where it is waited for."""
+        plan = self.scheduler.schedule()
+        if plan is None:
+            return
+        if is_launched and self.device is not self.runner:
+            self.device.lose_next = RuntimeError("lost")
+            self._under_way.append((plan, self.device.launch(plan)))
+            while len(self._under_way) > 1:
+                self._settle(*self._under_way.pop(0))
+            return
+        while self._under_way:
+            self._settle(*self._under_way.pop(0))
+        self.failed += self.scheduler.abandon(plan)
+
+    def _settle(self, plan: StepPlan, wait: Wait) -> None:
+        try:
+            result = wait()
+        except RuntimeError:
+            self.failed += self.scheduler.abandon(plan)
+            return
         plan.accept(result.token_ids)
         for row, scores in zip(plan.scored_rows, result.scores, strict=True):
+            if not self.scheduler.is_running(row.request):
+                continue
             answer = self.answers[row.request.request_id, row.request.choice]
             assert len(answer.prompt_logprobs) == row.scored.start, "a position is scored once, in order"
             answer.prompt_logprobs += scores.logprobs.tolist()
         for new in self.scheduler.update(plan, result):
-            self._take(new)
-        return plan
+            if new is not None:
+                self._take(new)
 
     def _check_shares(self, decoding: list[Request], plan: StepPlan | None) -> None:
         """Every decoding request is in the step, and what is not decoded keeps within the chunk.
@@ -130,7 +165,7 @@ class Harness:
     def run(self, max_steps: int = 10_000) -> None:
         """Until nothing is left. A scheduler that stands still fails the test."""
         for _ in range(max_steps):
-            if not self.scheduler.has_work:
+            if not self.scheduler.has_work and not self._under_way:
                 assert self.cache.num_in_use == 0
                 return
             self.step()
@@ -146,6 +181,13 @@ class Harness:
         if new.sampled is not None or new.token_ids:
             answer.token_ids += new.token_ids
         answer.finish_reason, answer.stop_token_id = new.finish_reason, new.stop_token_id
+
+
+def is_decoding(request: Request) -> bool:
+    """Whether one token of it is to be computed now, known or about to be."""
+    num_known = request.num_known + request.num_drawn
+    is_over = request.num_drawn and num_known == request.max_known
+    return request.is_started and num_known - request.num_computed == 1 and not is_over
 
 
 def answer_alone(

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import types
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
+from engine.cache.prefix_cache import PrefixCache
+from engine.core.engine_core import EngineCore
+from engine.core.messages import GenerateRequest, TokenChunk
 from engine.errors import DeviceLost
 from engine.ops.cuda import matrix
 from engine.ops.placement import on_gpu
 from engine.runner.decode_graphs import Captured
+from engine.scheduling import scheduler
+from engine.scheduling.settings import SchedulerSettings
 from engine.scheduling.step_plan import StepPlan, StepRow
 from helpers import device_ops
-from helpers.tiny_models import KINDS, load_model, make_model, save_model
+from helpers.tiny_models import KINDS, VOCAB_SIZE, load_model, make_model, save_model
 from parity.driving import NUM_BLOCKS, generate, make_request, make_runner
-from parity.test_p1 import FEW_BLOCKS, Answers, Machine, make_mix
+from parity.test_p1 import CONTEXT_LENGTH, FEW_BLOCKS, MAX_RUNNING, Answers, Machine, make_mix
 from parity.test_transformers import TOLERANCE, make_prompt, their_greedy, their_logits, worst_error
 
 LENGTH, NUM_TOKENS = 80, 24
@@ -171,6 +177,64 @@ def test_a_mix_is_answered_as_on_the_cpu(tmp_path):
     )
     assert tokens_of(answers) == tokens_of(expected)
     assert expected.num_preemptions == answers.num_preemptions > 0 and graphs.num_replayed > 10
+
+
+def test_ids_that_only_the_device_knows_reach_the_next_step_and_its_penalties(tmp_path, monkeypatch):
+    """A mix whose steps are launched before the tokens of the one before are known: the CPU's tokens. Where
+    they go the host has another id. Penalties, graphs, preemption and chunks of prompts are in it."""
+    save_model(make_model("mistral"), tmp_path)
+    mix = make_mix()[1::2]
+    graphs = FakeGraphs()
+    device = Machine(
+        tmp_path, dtype="float32", ops=device_ops, placement=on_gpu("float32", "cpu"), capture=graphs
+    ).runner
+    launch, num_late, num_penalised = device.launch, 0, 0
+
+    def watched(plan):
+        nonlocal num_late, num_penalised
+        late = [row for row in plan.rows if row.is_ahead]
+        assert all(row.request.token_ids[row.start] == 7 for row in late)
+        num_late += len(late)
+        num_penalised += sum(row.request.params.repetition_penalty != 1 for row in late)
+        return launch(plan)
+
+    device.launch = watched
+    monkeypatch.setattr(scheduler, "with_room", room_of_sevens)
+    ahead = answers_of(device, mix, runs_ahead=True)
+    waiting = answers_of(Machine(tmp_path, dtype="float32").runner, mix, runs_ahead=False)
+    assert ahead == waiting and len(ahead) > 10
+    assert num_late > 200 and num_penalised > 40 and graphs.num_replayed > 10
+
+
+def room_of_sevens(prompt, capacity):
+    token_ids = np.full(capacity, 7, np.int32)
+    token_ids[: len(prompt)] = prompt
+    return token_ids
+
+
+def answers_of(runner, mix, *, runs_ahead: bool) -> dict:
+    settings = SchedulerSettings(
+        context_length=CONTEXT_LENGTH,
+        vocab_size=VOCAB_SIZE,
+        max_running_requests=MAX_RUNNING,
+        max_queued_requests=100,
+        chunked_prefill_size=64,
+        eos_token_ids=(2,),
+        runs_ahead=runs_ahead,
+        debug_checks=True,
+    )
+    core = EngineCore(settings, runner, PrefixCache(FEW_BLOCKS, 16))
+    for ask in mix:
+        params = msgspec.structs.replace(ask.params, seed=ask.seed)
+        core.handle(GenerateRequest(ask.name, ask.prompt.astype("<i4").tobytes(), params, ask.n))
+    answers: dict = {}
+    while core.has_work:
+        for chunk in core.step():
+            if isinstance(chunk, TokenChunk):
+                entries = answers.setdefault((chunk.request_id, chunk.choice), [])
+                entries.append((chunk.token_ids, chunk.finish_reason))
+    assert core.stats().num_preemptions > 0 and core.stats().num_blocks_in_use == 0
+    return answers
 
 
 def tokens_of(answers: Answers) -> dict:

@@ -55,9 +55,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         chunk=st.sampled_from([1, 4, 5, 16, 64]),
         max_running=st.integers(1, 8),
         target_itl_s=st.sampled_from([None, 0.001]),
-        drafts=st.sampled_from([0, 1, 6, 64]),
+        way=st.sampled_from(
+            [{"max_step_drafts": count} for count in (0, 1, 6, 64)] + 3 * [{"runs_ahead": True}]
+        ),
     )
-    def start(self, num_blocks, enabled, policy, chunk, max_running, target_itl_s, drafts):
+    def start(self, num_blocks, enabled, policy, chunk, max_running, target_itl_s, way):
         self.h = Harness(
             num_blocks=num_blocks,
             block_size=BLOCK_SIZE,
@@ -69,7 +71,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_running_requests=max_running,
             max_queued_requests=10,
             target_itl_s=target_itl_s,
-            max_step_drafts=drafts,
+            **way,
         )
         self.pool = num_blocks * BLOCK_SIZE
         self.asked = {}
@@ -152,12 +154,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.h.scheduler.flush_cache()
 
     @precondition(lambda self: self.h.scheduler.has_work)
-    @rule()
-    def fail_a_step(self):
-        plan = self.h.scheduler.schedule()
-        if plan is not None:
-            for name in self.h.scheduler.abandon(plan):
-                self.cancelled.update((name, choice) for choice in range(self.asked[name][2]))
+    @rule(is_launched=st.booleans())
+    def fail_a_step(self, is_launched):
+        self.h.fail_step(is_launched)
 
     @invariant()
     def blocks_are_conserved(self):
@@ -168,6 +167,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "h"):
             return
         self.h.run()
+        for name in self.h.failed:
+            self.cancelled.update((name, choice) for choice in range(self.asked[name][2]))
         assert self.h.cache.num_in_use == 0
         for name, (prompt, params, n) in self.asked.items():
             for choice in range(n):

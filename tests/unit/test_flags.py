@@ -25,7 +25,13 @@ def read(*argv: str, environment: Environment = EMPTY) -> dict[str, object]:
 
 
 def test_flags_and_fields_are_the_same_things() -> None:
-    without_flag = {"tokenizer_path", "cpu_isa", "debug_checks", "embedding_model_name"}
+    without_flag = {
+        "tokenizer_path",
+        "cpu_isa",
+        "debug_checks",
+        "embedding_model_name",
+        "disable_overlap_schedule",
+    }
     fields = {f.name for target in (EngineConfig, ServerConfig) for f in dataclasses.fields(target)}
     assert {flag.field for flag in FLAGS if flag.target} == fields - without_flag
     assert len(FLAGS) < MAX_FLAGS == 64

@@ -195,6 +195,20 @@ def test_a_gpu_has_defaults_of_its_own():
     assert resolve(config(device="cuda", deterministic=True), SPEC, on_gpu()).deterministic
 
 
+@pytest.mark.parametrize(
+    ("fields", "runs_ahead"),
+    [
+        ({"device": "cuda"}, True),
+        ({"device": "cuda", "disable_overlap_schedule": True}, False),
+        ({"device": "cuda", "speculative": "ngram"}, False),
+        ({}, False),
+    ],
+)
+def test_a_gpu_plans_while_it_runs_unless_guesses_need_its_tokens(fields, runs_ahead):
+    machine = on_gpu() if fields else MACHINE
+    assert resolve(config(**fields), SPEC, machine).scheduler_settings(SPEC).runs_ahead == runs_ahead
+
+
 def test_the_cache_gets_what_of_a_gpu_the_rest_leaves():
     """By hand: 0.5 of 80 GiB, less 1 in use, the weights and the rows of a step, in whole blocks but one."""
     long = spec(max_position_embeddings=131072)

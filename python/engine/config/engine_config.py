@@ -70,6 +70,8 @@ class EngineConfig:
     deterministic: bool = False
     """Whether an answer must not depend on its batch on a GPU either."""
     disable_cuda_graph: bool = False
+    disable_overlap_schedule: bool = False
+    """Whether a step is planned when the one before is done, and not while a GPU runs it. For comparisons."""
     debug_checks: bool = False
     watchdog_timeout: float = 20.0
     """Seconds without progress after which a stuck engine process is replaced; 0: never."""

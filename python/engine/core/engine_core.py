@@ -6,8 +6,8 @@ import logging
 import secrets
 import select
 import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -31,7 +31,6 @@ from engine.core.messages import (
     StatsRequest,
     ToEngine,
     TokenChunk,
-    TokenLogprobs,
     ToServer,
     UnloadAdapter,
     UnpinAdapter,
@@ -39,17 +38,17 @@ from engine.core.messages import (
 from engine.core.state_dump import describe_engine
 from engine.core.step_board import StepBoard
 from engine.core.step_masks import StepMasks
+from engine.core.token_chunks import chunk_of, scored_chunks, was_told
 from engine.errors import DeviceLost, EngineError, InternalError, InvalidRequest
 from engine.grammar.compiler import CompiledGrammar, GrammarCompiler
 from engine.log import request_name
 from engine.scheduling.adapter_queue import AdapterQueue
 from engine.scheduling.admission import displaced_error
-from engine.scheduling.output_tokens import NewToken
 from engine.scheduling.request import Request
 from engine.scheduling.request_blocks import PrefixCache
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.settings import SchedulerSettings
-from engine.scheduling.step_plan import Runner, StepPlan, StepResult, StepRow, TokenScores
+from engine.scheduling.step_plan import Runner, StepPlan, StepResult, Wait
 
 if TYPE_CHECKING:
     from engine.adapters.adapter_pool import AdapterPool
@@ -65,6 +64,14 @@ LOAD_WAIT_S = 0.005
 """How long messages may lie while an engine that has nothing to compute waits for an adapter."""
 
 
+class _UnderWay(NamedTuple):
+    """A step that was launched. Waiting for it may fail it."""
+
+    plan: StepPlan
+    wait: Wait
+    began_s: float
+
+
 class EngineCore:
     """Scheduler and runner in one thread. `handle` takes messages between steps; `step` answers.
 
@@ -75,6 +82,8 @@ class EngineCore:
     request that is cancelled ends in silence. A step whose runner raises fails the requests of that
     step, a matcher that raises fails its own, and the engine goes on with the others. `board` tells a
     supervisor who is being computed.
+    Where the scheduler may run ahead, `step` launches a step and then waits for the one before it, whose
+    tokens it returns: a GPU has work while they are booked and sent and the step after is planned.
     `use_idle_time` does a piece of what can be done when there is no work, and tells whether there was any.
     `adapter_queue`, on `adapters`, is the one where the `embedding` core has its line.
     """
@@ -114,15 +123,17 @@ class EngineCore:
         self._board = board
         self._schedule_s = self._model_s = self._update_s = 0.0
         self._masks = StepMasks(settings.max_running_requests, settings.vocab_size)
-        self._last_step_s = 0.0
+        self._last_step_s = self._settled_s = 0.0
         self._last_computed = 0, 0.0
         """Tokens and seconds of the last step of generation."""
+        self._under_way: list[_UnderWay] = []
 
     @property
     def has_work(self) -> bool:
         """Whether `step` has something to compute or to say."""
         is_loading = self._adapters is not None and self._adapters.is_loading
-        return self._scheduler.has_work or bool(self._outbox) or is_loading or bool(self._embedding)
+        is_busy = self._scheduler.has_work or bool(self._under_way)
+        return is_busy or bool(self._outbox) or is_loading or bool(self._embedding)
 
     @property
     def wake_fd(self) -> int | None:
@@ -249,7 +260,7 @@ class EngineCore:
         self._outbox.append(Failed.from_error(request_id, error))
 
     def step(self, announce: Callable[[list[ToServer]], None] | None = None) -> list[ToServer]:
-        """Compute one step, if there is anything to compute; everything to say since the last one.
+        """Launch one step, if there is anything to compute; everything to say since the last one.
 
         `announce` takes what can be said before the computing: refusals, and who is admitted, so that
         a client hears of it at once and not after a chunk of prefill, unless that is short.
@@ -264,15 +275,14 @@ class EngineCore:
         self._outbox.extend(map(_admitted, self._scheduler.take_admitted()))
         if self._adapters is not None:
             can_embed = self._embedding is not None and self._embedding.can_compute
-            self._attend_adapters(self._adapters, is_idle=plan is None and not can_embed)
+            is_idle = plan is None and not can_embed and not self._under_way
+            self._attend_adapters(self._adapters, is_idle=is_idle)
         if announce is not None and plan is not None and self._outbox and not self._is_short(plan):
             announce(self._take_outbox())
         if plan is not None:
-            if self._board is not None:
-                self._board.begin_step(dict.fromkeys([row.request.request_id for row in plan.rows]))
-            self._compute(plan)
-            if self._board is not None:
-                self._board.end_step()
+            self._launch(plan)
+        goes_on = plan is not None and bool(self._under_way) and self._scheduler.may_run_ahead
+        self._settle_all_but(1 if goes_on else 0)
         return self._take_outbox()
 
     def _is_short(self, plan: StepPlan) -> bool:
@@ -288,29 +298,44 @@ class EngineCore:
             adapters.wait(LOAD_WAIT_S)
         self._outbox.extend(adapters.take_answers())
 
-    def _compute(self, plan: StepPlan) -> None:
+    def _launch(self, plan: StepPlan) -> None:
         began_s = self._clock()
+        self._show_on_board([*(step.plan for step in self._under_way), plan])
         try:
             self._masks.fill(plan)
-            result = self._runner.execute(plan)
-            plan.accept(result.token_ids)
-            self._masks.advance(plan, result.token_ids.tolist())
+            self._under_way.append(_UnderWay(plan, self._runner.launch(plan), began_s))
         except DeviceLost:
             raise  # nobody can be served any more
         except Exception:
-            requests = dict.fromkeys(_name(row.request) for row in plan.rows)
-            text = "a step of %d tokens failed, and with it %s"
-            logger.exception(text, plan.num_tokens, ", ".join(requests))
-            error = InternalError("The engine failed while it computed this request.")
-            for request_id in self._scheduler.abandon(plan):
-                self._outbox.append(Failed.from_error(request_id, error))
+            self._settle_all_but(0)  # the step before is none the worse for it
+            self._give_up(plan)
+            self._show_on_board([])
+
+    def _settle_all_but(self, count: int) -> None:
+        while len(self._under_way) > count:
+            self._settle(self._under_way.pop(0))
+            self._show_on_board([step.plan for step in self._under_way])
+
+    def _settle(self, step: _UnderWay) -> None:
+        """Wait for a step, and say what came of it."""
+        plan = step.plan
+        try:
+            result = step.wait()
+            plan.accept(result.token_ids)
+            self._masks.advance(plan, result.token_ids.tolist())
+        except DeviceLost:
+            raise
+        except Exception:
+            self._give_up(plan)
             return
         computed_s = self._clock()
-        self._last_step_s = computed_s - began_s
+        self._last_step_s = computed_s - max(step.began_s, self._settled_s)
         self._last_computed = plan.num_tokens, self._last_step_s
         self._model_s += self._last_step_s
+        self._settled_s = computed_s
         for row, scores in zip(plan.scored_rows, result.scores, strict=True):
-            self._outbox.extend(_scored_chunks(row, scores))
+            if self._scheduler.is_running(row.request):
+                self._outbox.extend(scored_chunks(row, scores))
         self._tell(plan, result)
         self._update_s += self._clock() - computed_s
 
@@ -320,13 +345,32 @@ class EngineCore:
         matchers = [row.request.matcher for row in rows]  # who is at an end has none any more
         first, failed = 0, set()
         for row, matcher, new in zip(rows, matchers, self._scheduler.update(plan, result), strict=True):
-            if new.request.request_id not in failed:
+            if new is not None and new.request.request_id not in failed:
                 if new.finish_reason == "error" or (matcher is not None and matcher.has_failed):
                     failed.add(new.request.request_id)
                     self._outbox.append(self._fail(new.request, matcher))
-                elif not _was_told(new):
-                    self._outbox.append(_chunk(new, result, range(first, first + row.num_accepted + 1)))
+                elif not was_told(new):
+                    self._outbox.append(chunk_of(new, result, range(first, first + row.num_accepted + 1)))
             first += row.num_draws
+
+    def _give_up(self, plan: StepPlan) -> None:
+        """End the requests of a step that failed, with the error that is being handled."""
+        requests = dict.fromkeys(_name(row.request) for row in plan.rows)
+        text = "a step of %d tokens failed, and with it %s"
+        logger.exception(text, plan.num_tokens, ", ".join(requests))
+        error = InternalError("The engine failed while it computed this request.")
+        for request_id in self._scheduler.abandon(plan):
+            self._outbox.append(Failed.from_error(request_id, error))
+
+    def _show_on_board(self, plans: list[StepPlan]) -> None:
+        """Who is being computed."""
+        if self._board is None:
+            return
+        request_ids = [row.request.request_id for plan in plans for row in plan.rows]
+        if request_ids:
+            self._board.begin_step(dict.fromkeys(request_ids))
+        else:
+            self._board.end_step()
 
     def _fail(self, request: Request, matcher: Matcher | None) -> Failed:
         request_id = request.request_id
@@ -408,71 +452,3 @@ def _name(request: Request) -> str:
 
 def _admitted(request: Request) -> Admitted:
     return Admitted(request.request_id, request.choice, request.seed)
-
-
-def _chunk(new: NewToken, result: StepResult, drawn: range) -> TokenChunk:
-    """`drawn` are the draws that became tokens."""
-    request = new.request
-    wanted = request.params.logprobs
-    return TokenChunk(
-        request.request_id,
-        request.choice,
-        new.token_ids,
-        None if wanted is None or new.sampled is None else [_logprobs(result, i, wanted) for i in drawn],
-        request.num_cached or 0,
-        new.finish_reason,
-        new.stop_token_id,
-    )
-
-
-def _was_told(new: NewToken) -> bool:
-    """Whether the chunk with the last scores has said already that the answer is at its end."""
-    request = new.request
-    return new.sampled is None and request.params.logprobs is not None and request.num_output > 0
-
-
-def _scored_chunks(row: StepRow, scores: TokenScores) -> Iterator[TokenChunk]:
-    """Log-probabilities of prompt tokens, and forced tokens of the output with theirs."""
-    request, params = row.request, row.request.params
-    num_prompt = max(0, min(row.scored.stop, request.prompt_len - 1) - row.scored.start)
-    if num_prompt:
-        logprobs = _known_logprobs(scores, slice(num_prompt), params.prompt_logprobs or 0)
-        yield TokenChunk(
-            request.request_id,
-            request.choice,
-            [],
-            cached_tokens=request.num_cached or 0,
-            prompt_logprobs=logprobs,
-        )
-    if num_prompt < len(row.scored):
-        forced = request.token_ids[row.scored.start + num_prompt + 1 : row.scored.stop + 1]
-        logprobs = _known_logprobs(scores, slice(num_prompt, None), params.logprobs or 0)
-        is_last = request.finish_reason is not None and row.scored.stop == request.num_to_score
-        yield TokenChunk(
-            request.request_id,
-            request.choice,
-            forced.tolist(),
-            logprobs,
-            request.num_cached or 0,
-            request.finish_reason if is_last else None,
-            request.stop_token_id if is_last else None,
-        )
-
-
-def _known_logprobs(scores: TokenScores, part: slice, wanted: int) -> list[TokenLogprobs]:
-    columns = (
-        scores.logprobs[part].tolist(),
-        scores.top_ids[part, :wanted].tolist(),
-        scores.top_logprobs[part, :wanted].tolist(),
-    )
-    return list(map(TokenLogprobs, *columns))
-
-
-def _logprobs(result: StepResult, row: int, wanted: int) -> TokenLogprobs:
-    assert result.logprobs is not None, "the runner left out log-probabilities that were asked for"
-    own = float(result.logprobs[row])
-    if wanted == 0 or result.top_ids is None or result.top_logprobs is None:
-        return TokenLogprobs(own, [], [])
-    return TokenLogprobs(
-        own, result.top_ids[row, :wanted].tolist(), result.top_logprobs[row, :wanted].tolist()
-    )

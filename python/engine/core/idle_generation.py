@@ -10,14 +10,14 @@ from engine.core.embedding_io import only_embeds_error
 from engine.core.engine_core import EngineCore
 from engine.core.messages import GenerateRequest
 from engine.scheduling.settings import SchedulerSettings
-from engine.scheduling.step_plan import StepPlan, StepResult
+from engine.scheduling.step_plan import StepPlan, Wait
 
 if TYPE_CHECKING:
     from engine.adapters.adapter_pool import AdapterPool
 
 
 class _NoRunner:
-    def execute(self, plan: StepPlan) -> StepResult:
+    def launch(self, plan: StepPlan) -> Wait:
         raise AssertionError("a request to generate was let in")
 
 

@@ -56,6 +56,7 @@ class ResolvedConfig:
     device: str
     deterministic: bool
     captures_graphs: bool
+    runs_ahead: bool
     load_format: str
     dtype: str
     quantization: str
@@ -110,6 +111,7 @@ class ResolvedConfig:
             eos_token_ids=spec.eos_token_ids,
             jump_forward=not self.disable_jump_forward,
             max_step_drafts=self.max_step_drafts,
+            runs_ahead=self.runs_ahead,
             debug_checks=self.debug_checks,
         )
 
@@ -204,6 +206,9 @@ def resolve(config: EngineConfig, spec: AnySpec, machine: Machine | None = None)
         device=config.device,
         deterministic=config.deterministic,
         captures_graphs=config.device == "cuda" and not config.disable_cuda_graph,
+        runs_ahead=config.device == "cuda"
+        and config.speculative == "off"
+        and not config.disable_overlap_schedule,
         load_format=config.load_format,
         dtype=dtype,
         quantization=config.quantization,

@@ -1,8 +1,8 @@
-"""Arrays of a step on their way to the device: one copy for all of them, which nobody waits for."""
+"""Arrays of a step on their way to the device, in one copy that nobody waits for, and results on theirs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -35,6 +35,27 @@ def send(
     else:
         into[: len(staging)].copy_(staging, non_blocking=True)
     return views(arrays, into)
+
+
+def fetch(tensors: Sequence[torch.Tensor]) -> Callable[[], list[np.ndarray]]:
+    """Start copying results of the device to the host; the function waits for them, and gives them.
+
+    It waits for what was launched before, and for nothing that was launched since: an event of its own says
+    when they are there. The tensors may be given away, but not written on the host.
+    """
+    if tensors[0].device.type != "cuda":
+        return lambda: [tensor.numpy() for tensor in tensors]
+    hosts = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
+    for host, tensor in zip(hosts, tensors, strict=True):
+        host.copy_(tensor, non_blocking=True)
+    are_there = torch.cuda.Event()
+    are_there.record()
+
+    def wait() -> list[np.ndarray]:
+        are_there.synchronize()
+        return [host.numpy() for host in hosts]
+
+    return wait
 
 
 def views(arrays: Sequence[np.ndarray], memory: torch.Tensor) -> list[torch.Tensor]:

@@ -14,6 +14,7 @@ from engine.errors import NativeError
 from engine.models.decoder import DecoderInputs
 from engine.ops.attention_plan import LayerCache
 from engine.runner.device_inputs import DecodeShape, DeviceInputs
+from engine.sampling.drawn_ids import LateIds
 
 logger = logging.getLogger(__name__)
 
@@ -82,27 +83,27 @@ class DecodeGraphs:
         self._not_before_s = 0.0
         self._memory: torch.Tensor | None = None
 
-    def run(self, inputs: DecoderInputs) -> torch.Tensor:
-        """The model's hidden rows for inputs of the host, valid until the next call."""
+    def run(self, inputs: DecoderInputs, late: LateIds | None = None) -> torch.Tensor:
+        """The hidden rows for inputs of the host, valid until the next call. `late` ids are filled in."""
         num_rows = len(inputs.plan.kv_lens)
         shape = self._shape(inputs)
         if shape is None:
-            return self.launch(inputs)
+            return self.launch(inputs, late)
         if shape not in self._graphs and shape not in self._refused:
             self._uses[shape] = self._uses.get(shape, 0) + 1
             if self._uses[shape] >= USES and self._clock() >= self._not_before_s:
                 self._record(shape)
         graph = self._graphs.get(shape)
         if graph is None:
-            return self._forward(self._inputs.send(inputs, shape), self._kv_layers)[:num_rows]
+            return self._forward(self._inputs.send(inputs, shape, late=late), self._kv_layers)[:num_rows]
         self._graphs.move_to_end(shape)
-        self._inputs.send(inputs, shape, self._memory)
+        self._inputs.send(inputs, shape, self._memory, late)
         graph.replay()
         return graph.hidden[:num_rows]
 
-    def launch(self, inputs: DecoderInputs) -> torch.Tensor:
+    def launch(self, inputs: DecoderInputs, late: LateIds | None = None) -> torch.Tensor:
         """The same op by op, whatever the step."""
-        return self._forward(self._inputs.send(inputs), self._kv_layers)
+        return self._forward(self._inputs.send(inputs, late=late), self._kv_layers)
 
     def capture_next(self) -> bool:
         """Capture the shape that came most often and has no graph; whether there was one. For idle times."""

@@ -12,6 +12,7 @@ from engine.models.decoder import DecoderInputs
 from engine.ops.attention_plan import AttentionPlan
 from engine.ops.cuda.plan import DevicePlan, split_rows
 from engine.ops.transfer import send
+from engine.sampling.drawn_ids import LateIds
 
 
 class DecodeShape(NamedTuple):
@@ -31,9 +32,14 @@ class DeviceInputs:
         self._device, self._block_size, self._spare_block = device, block_size, spare_block
 
     def send(
-        self, inputs: DecoderInputs, shape: DecodeShape | None = None, into: torch.Tensor | None = None
+        self,
+        inputs: DecoderInputs,
+        shape: DecodeShape | None = None,
+        into: torch.Tensor | None = None,
+        late: LateIds | None = None,
     ) -> DecoderInputs:
-        """All on the device. `shape` is one that the step fits, `into` memory of `num_bytes(shape)`."""
+        """All on the device, where `late` token ids are filled in. `shape` is one that the step fits, `into`
+        memory of `num_bytes(shape)`."""
         plan = inputs.plan
         kv_lens, cu_seqlens_q = plan.kv_lens.numpy(), plan.cu_seqlens_q.numpy()
         max_kv_len = int(kv_lens.max()) if shape is None else shape.max_kv_len
@@ -56,9 +62,13 @@ class DeviceInputs:
         else:
             arrays = self._padded(inputs, kv_lens, tables, (shape.num_rows, num_columns))
             max_decode_kv_len = max_kv_len
-        tokens, positions, slots, logits, cu_seqlens, lens, blocks, decode, tiles = send(
+        if late is not None:  # behind the others, which have fixed places for a graph
+            arrays += [late.places, late.rows]
+        tokens, positions, slots, logits, cu_seqlens, lens, blocks, decode, tiles, *where = send(
             arrays, self._device, into
         )
+        if late is not None:
+            late.put(tokens, *where)
         return dataclasses.replace(
             inputs,
             token_ids=tokens,
@@ -97,7 +107,7 @@ class DeviceInputs:
     def num_bytes(self, shape: DecodeShape) -> int:
         """Of the memory that inputs of a shape take, at most."""
         columns = -(-shape.max_kv_len // self._block_size)
-        return shape.num_rows * (4 * columns + 4 * 5 + 8 * 2) + 16 * 10
+        return shape.num_rows * (4 * columns + 4 * 5 + 8 * 4) + 16 * 12
 
     def _padded(
         self, inputs: DecoderInputs, kv_lens: np.ndarray, tables: np.ndarray, table_shape: tuple[int, int]

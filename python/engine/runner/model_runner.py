@@ -13,6 +13,7 @@ import torch
 from engine.adapters.lora import AdapterReader
 from engine.errors import ConfigError, DeviceLost
 from engine.models.any_model import AnyModel, AnySpec, build_model
+from engine.models.decoder import DecoderInputs
 from engine.models.packed_cache import PackedCache, cache_key
 from engine.models.spec import ModelSpec
 from engine.models.weights import Progress, Slot, load_dummy
@@ -25,9 +26,10 @@ from engine.runner.kv_cache import KVCache
 from engine.runner.memory import graph_bytes
 from engine.runner.self_check import check_batches
 from engine.runner.warm_up import WarmUp
+from engine.sampling.drawn_ids import LateIds
 from engine.sampling.sampler import Sampler
 from engine.sampling.token_scorer import TokenScorer
-from engine.scheduling.step_plan import StepPlan, StepResult
+from engine.scheduling.step_plan import StepPlan, StepResult, Wait
 
 logger = logging.getLogger(__name__)
 
@@ -206,24 +208,42 @@ class ModelRunner:
         return self._model
 
     def execute(self, plan: StepPlan) -> StepResult:
-        """Compute the plan's tokens, fill their slots, score known tokens, and draw new ones."""
+        """Launch a step and wait for it."""
+        return self.launch(plan)()
+
+    def launch(self, plan: StepPlan) -> Wait:
+        """Compute the plan's tokens, fill their slots, score known tokens, and draw new ones.
+
+        On a GPU nothing here waits for it.
+        """
         try:
-            return self._execute(plan)
+            hidden, num_scored = self._compute(plan)
+            num_sampled = len(hidden) - num_scored
+            drawn = self._sampler.launch(self._model.project(hidden[:num_sampled]), plan)
+            scored = None
+            if num_scored:
+                scored = self._scorer.launch(hidden[num_sampled:], plan.scored_rows, num_sampled)
         except Exception as error:
-            if getattr(self.context, "is_lost", False):  # only a GPU can be
-                reason = " ".join(str(error).split())[:300]
-                raise DeviceLost(f"the GPU computes nothing more for this process: {reason}") from error
+            self._raise_if_lost(error)
             raise
         finally:
             self._model.end_step()
 
-    def _execute(self, plan: StepPlan) -> StepResult:
-        hidden, num_scored = self._compute(plan)
-        num_sampled = len(hidden) - num_scored
-        result = self._sampler.sample(self._model.project(hidden[:num_sampled]), plan.draws, plan.bitmask)
-        if num_scored:
-            result.scores = self._scorer.score(hidden[num_sampled:], plan.scored_rows, num_sampled)
-        return result
+        def wait() -> StepResult:
+            try:
+                result = drawn()
+                result.scores = () if scored is None else scored()
+            except Exception as error:
+                self._raise_if_lost(error)
+                raise
+            return result
+
+        return wait
+
+    def _raise_if_lost(self, error: Exception) -> None:
+        if getattr(self.context, "is_lost", False):  # only a GPU can be
+            reason = " ".join(str(error).split())[:300]
+            raise DeviceLost(f"the GPU computes nothing more for this process: {reason}") from error
 
     def compute_logits(self, plan: StepPlan) -> torch.Tensor:
         """Logits float32 [R, V] of the sampled rows, valid until the next step."""
@@ -233,8 +253,14 @@ class ModelRunner:
     def _compute(self, plan: StepPlan) -> tuple[torch.Tensor, int]:
         inputs = self._inputs.build(plan)
         if self._graphs is not None:
-            return self._graphs.run(inputs), inputs.num_scored
+            return self._graphs.run(inputs, self._late_ids(plan, inputs)), inputs.num_scored
         return self._replay.run(inputs), inputs.num_scored
+
+    def _late_ids(self, plan: StepPlan, inputs: DecoderInputs) -> LateIds | None:
+        """The tokens of rows that are ahead."""
+        rows = [index for index, row in enumerate(plan.rows) if row.is_ahead]
+        ends = inputs.plan.cu_seqlens_q.numpy()[1:]
+        return self._sampler.drawn.late([plan.rows[index].request for index in rows], ends[rows] - 1)
 
 
 def _cache_dtype(name: str) -> torch.dtype:

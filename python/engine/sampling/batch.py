@@ -94,7 +94,7 @@ class SamplingBatch:
         self._floats = _columns(floats)
         self._integers = _columns(integers)
         self._prompt_lens, self._seeds = long_integers[0], torch.from_numpy(long_integers[1])
-        self._has_penalty, self._most_top, self._may_have_bias = has_penalty, most_top, may_have_bias
+        self.has_penalty, self._most_top, self._may_have_bias = has_penalty, most_top, may_have_bias
         nothing = torch.zeros(len(requests) + 1, dtype=torch.int64)
         self._no_tokens = torch.empty(0, dtype=torch.int32), nothing
         self._no_biases = torch.empty(0, dtype=torch.int32), torch.empty(0), nothing
@@ -113,8 +113,8 @@ class SamplingBatch:
         top_k, choices, prompt_lens, num_top_logprobs = self._integers
         positions = np.array([num_known for _, num_known in draws], np.int64) - self._prompt_lens
         (token_ids, token_indptr), bias = self._no_tokens, self._no_biases
-        if any(self._has_penalty):
-            rows = zip(draws, self._has_penalty, strict=True)
+        if any(self.has_penalty):
+            rows = zip(draws, self.has_penalty, strict=True)
             known = [request.token_ids[:end] if looks else () for (request, end), looks in rows]
             token_ids, token_indptr = _ragged_tokens(known)
         if self._may_have_bias:

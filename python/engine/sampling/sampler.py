@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -12,10 +11,11 @@ import torch
 
 from engine.ops.placement import CPU, Placement
 from engine.ops.sampling import SamplingTensors
-from engine.ops.transfer import send
+from engine.ops.transfer import fetch, send
 from engine.sampling.batch import SamplingBatch, SamplingTable
+from engine.sampling.drawn_ids import DrawnIds, LateIds
 from engine.sampling.logprobs_mode import floored, reports_logits, reports_processed
-from engine.scheduling.step_plan import Draw, StepResult
+from engine.scheduling.step_plan import StepPlan, StepResult, Wait
 
 BITS_PER_WORD = 32
 
@@ -39,49 +39,70 @@ class Sampler:
         self._batch: SamplingBatch | None = None
         """That of the last step, for the next one."""
         num_words = -(-vocab_size // BITS_PER_WORD)
+        self.drawn = DrawnIds()
+        """What the last step drew; on a GPU only."""
         self._seen = torch.empty(max_rows, num_words, dtype=torch.int32, device=placement.device)
 
-    def sample(
-        self, logits: torch.Tensor, draws: Sequence[Draw], bitmask: np.ndarray | None = None
-    ) -> StepResult:
-        """Shapes: `logits` float32 [R, V], one row for each of `draws`; `bitmask` as in the step plan.
+    def launch(self, logits: torch.Tensor, plan: StepPlan) -> Wait:
+        """Start to draw the tokens of a step; what waits for them.
 
+        Shapes: `logits` float32 [R, V], one row for each of the plan's draws.
         Effects: may change `logits`.
         """
+        draws = plan.draws
         num_rows = len(draws)
         if num_rows == 0:
-            return StepResult(np.empty(0, np.int32))
+            return lambda: StepResult(np.empty(0, np.int32))
         requests = [draw.request for draw in draws]
         if self._batch is None or self._batch.requests != requests:
             self._batch = self._table.batch(requests)
         workspace, seen = self._workspace[:num_rows], self._seen[:num_rows]
-        tensors = self._batch.tensors(draws, logits, workspace, seen, bitmask)
+        tensors = self._batch.tensors(draws, logits, workspace, seen, plan.bitmask)
         tensors.reports_processed = reports_processed(self._mode)
         tensors.reports_logits = reports_logits(self._mode)
         if not self._placement.is_host:
-            tensors = _sent(tensors, self._placement.device)
+            tensors = _sent(tensors, self._placement.device, self._late_ids(tensors, plan))
+            self.drawn.keep(draws, tensors.out_ids)
         self._ops.sample(self._ctx, tensors)
-        token_ids = tensors.out_ids.cpu().numpy()
         if all(draw.request.params.logprobs is None for draw in draws):
-            return StepResult(token_ids)
-        return StepResult(
-            token_ids,
-            floored(tensors.out_logprobs.cpu().numpy()),
-            tensors.top_ids.cpu().numpy(),
-            floored(tensors.top_logprobs.cpu().numpy()),
-        )
+            ids_alone = fetch([tensors.out_ids])
+            return lambda: StepResult(*ids_alone())
+        fetched = fetch([tensors.out_ids, tensors.out_logprobs, tensors.top_ids, tensors.top_logprobs])
+
+        def wait() -> StepResult:
+            token_ids, logprobs, top_ids, top_logprobs = fetched()
+            return StepResult(token_ids, floored(logprobs), top_ids, floored(top_logprobs))
+
+        return wait
+
+    def _late_ids(self, tensors: SamplingTensors, plan: StepPlan) -> LateIds | None:
+        """The last of the known tokens that count for penalties, of rows for which it is being drawn.
+
+        A plan with such rows has no drafts: each of its sampled rows is one row here.
+        """
+        assert self._batch is not None
+        looks = self._batch.has_penalty
+        if not any(looks):
+            return None
+        rows = [i for i, row in enumerate(plan.sampled_rows) if row.is_ahead and looks[i]]
+        ends = tensors.token_indptr.numpy()[1:]
+        return self.drawn.late([plan.sampled_rows[i].request for i in rows], ends[rows] - 1)
 
 
 _LARGE = frozenset({"logits", "workspace", "seen"})
 """What is on the device already."""
 
 
-def _sent(tensors: SamplingTensors, device: torch.device) -> SamplingTensors:
+def _sent(tensors: SamplingTensors, device: torch.device, late: LateIds | None) -> SamplingTensors:
     """The same with all that is small on the device, in one copy; the room for results is part of it."""
     small = {
         field.name: tensor
         for field in dataclasses.fields(tensors)
         if field.name not in _LARGE and isinstance(tensor := getattr(tensors, field.name), torch.Tensor)
     }
-    sent = send([tensor.numpy() for tensor in small.values()], device)
-    return dataclasses.replace(tensors, **dict(zip(small, sent, strict=True)))
+    arrays = [tensor.numpy() for tensor in small.values()]
+    sent = send(arrays if late is None else [*arrays, late.places, late.rows], device)
+    placed = dataclasses.replace(tensors, **dict(zip(small, sent, strict=False)))
+    if late is not None:
+        late.put(placed.token_ids, *sent[-2:])
+    return placed

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.ops.transfer import fetch, send
 from engine.sampling.logprobs_mode import floored, reports_logits
 from engine.scheduling.step_plan import StepRow, TokenScores
 
@@ -34,14 +35,18 @@ class TokenScorer:
         self._vocab_size = vocab_size
         self._reports_logits = reports_logits(logprobs_mode)
 
-    def score(self, hidden: torch.Tensor, rows: Sequence[StepRow], first_row: int) -> list[TokenScores]:
-        """One entry for each of `rows`, whose scored positions `hidden` holds one after the other;
-        `first_row` is the number of the first among the step's rows."""
+    def launch(
+        self, hidden: torch.Tensor, rows: Sequence[StepRow], first_row: int
+    ) -> Callable[[], list[TokenScores]]:
+        """Start to score `rows`; what waits for one entry for each. `hidden` holds their scored positions one
+        after the other, `first_row` is the number of the first among the step's rows."""
         device = hidden.device
-        token_ids = torch.from_numpy(np.concatenate([_next_tokens(row) for row in rows])).to(device)
         num_top = [min(_num_top(row), self._vocab_size) for row in rows]
         counts = [len(row.scored) for row in rows]
-        num_top_of_each = torch.from_numpy(np.repeat(np.array(num_top, np.int32), counts)).to(device)
+        num_top_of_each = np.repeat(np.array(num_top, np.int32), counts)
+        token_ids, num_top_of_each = send(
+            [np.concatenate([_next_tokens(row) for row in rows]), num_top_of_each], device
+        )
         logprobs = torch.empty(len(hidden), device=device)
         top_ids = torch.empty(len(hidden), max(num_top), dtype=torch.int32, device=device)
         top_logprobs = torch.empty(len(hidden), max(num_top), device=device)
@@ -57,18 +62,18 @@ class TokenScorer:
                 top_logprobs[part],
                 self._reports_logits,
             )
-        logprobs, top_ids, top_logprobs = logprobs.cpu(), top_ids.cpu(), top_logprobs.cpu()
-        scores = []
-        for end, count, most in zip(np.cumsum(counts), counts, num_top, strict=True):
-            own = slice(end - count, end)
-            scores.append(
-                TokenScores(
-                    floored(logprobs[own].numpy()),
-                    top_ids[own, :most].numpy(),
-                    floored(top_logprobs[own, :most].numpy()),
-                )
-            )
-        return scores
+        fetched = fetch([logprobs, top_ids, top_logprobs])
+
+        def wait() -> list[TokenScores]:
+            logprobs, top_ids, top_logprobs = fetched()
+            ends = np.cumsum(counts)
+            parts = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
+            return [
+                TokenScores(floored(logprobs[own]), top_ids[own, :most], floored(top_logprobs[own, :most]))
+                for own, most in zip(parts, num_top, strict=True)
+            ]
+
+        return wait
 
 
 def _next_tokens(row: StepRow) -> np.ndarray:

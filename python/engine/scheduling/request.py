@@ -57,6 +57,9 @@ class Request:
     num_scored: int = 0
     """Where they begin; what is computed again after a preemption is not scored again."""
     num_computed: int = 0
+    """Known tokens, and one that is being drawn, that a step has computed or computes now."""
+    num_drawn: int = 0
+    """Tokens behind the known ones that steps which run now draw."""
     num_blocks: int = 0
     lookup: PromptLookup | None = None
     """Guesses what comes next; None before there was anything to guess."""
@@ -95,11 +98,6 @@ class Request:
     def is_decoding(self) -> bool:
         """Whether the whole prompt is computed."""
         return self.is_started and self.num_computed >= self.prompt_len
-
-    @property
-    def num_pending(self) -> int:
-        """Known tokens that are not computed yet; 1 when decoding."""
-        return self.num_known - self.num_computed
 
     @property
     def is_scoring(self) -> bool:

@@ -55,7 +55,7 @@ class RequestBlocks:
 
     def num_lacking(self, request: Request) -> int:
         """Blocks that a request lacks for its known tokens and one block more."""
-        wanted = min(request.num_known + self._block_size, request.max_known)
+        wanted = min(request.num_known + request.num_drawn + self._block_size, request.max_known)
         return -(-wanted // self._block_size) - request.num_blocks
 
     def cached_prefix_len(self, request: Request) -> int:
@@ -99,9 +99,12 @@ class RequestBlocks:
         request.num_blocks += len(block_ids)
         return request.num_blocks * self._block_size
 
-    def share(self, request: Request) -> None:
-        """Put the full computed blocks into the tree, and use the tree's where it has them already."""
-        full = request.num_computed // self._block_size
+    def share(self, request: Request, end: int) -> None:
+        """Put the full blocks below position `end` into the tree, and use the tree's where it has them.
+
+        They are computed: what a step that still runs has been given is not among them.
+        """
+        full = end // self._block_size
         if full <= request.num_shared or not self._cache.enabled:
             return
         block_ids = request.block_table[:full].copy()

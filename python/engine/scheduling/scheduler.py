@@ -23,6 +23,7 @@ from engine.scheduling.request_blocks import PrefixCache, RequestBlocks
 from engine.scheduling.settings import SchedulerSettings
 from engine.scheduling.step_plan import StepPlan, StepResult, StepRow
 from engine.scheduling.step_time import StepTimeModel
+from engine.scheduling.steps_under_way import StepsUnderWay
 from engine.scheduling.waiting_queue import WaitingQueue
 
 
@@ -32,6 +33,9 @@ class Scheduler:
     All decoding requests are in every step; the rest of the budget goes to prefill, oldest
     admission first. `schedule` and `update` (or `abandon`) are called in turns; `submit` and the
     cancels between steps. Blocks are conserved: free + cached + in use = total after every call.
+
+    Where `may_run_ahead`, one more step may be scheduled before the `update` of the last one (see
+    `steps_under_way`).
 
     Progress: of the running requests that wait for nobody's block, the oldest can always take the
     blocks of the younger ones, and any request fits the pool when it is alone (see `admission`).
@@ -73,7 +77,9 @@ class Scheduler:
         self._turn = 0
         self._rows: dict[Request, StepRow] = {}
         self._prefill_tokens = 0
-        self._step_began_s = 0.0
+        self._under_way = StepsUnderWay(settings)
+        self._must_wait = False
+        self._last_update_s = 0.0
 
     # --- requests come and go
 
@@ -251,19 +257,31 @@ class Scheduler:
     # --- one step
 
     def schedule(self) -> StepPlan | None:
-        """What to compute now; None when nothing can be."""
+        """What to compute now; None when nothing can be, or not before the `update` of the last step."""
+        if self._under_way and not self.may_run_ahead:
+            return None
+        self._must_wait, self._rows = False, {}
         self._queue_those_with_adapter()
         self._admit_waiting()
         for together in self._groups():
             self._plan_rows(together)
             if self._rows:
                 break
-        self._step_began_s = self._clock()
-        return StepPlan(list(self._rows.values())) if self._rows else None
+        if not self._rows or self._must_wait:
+            return None
+        plan = StepPlan(list(self._rows.values()), num_prefill=self._prefill_tokens, began_s=self._clock())
+        self._under_way.begin(plan)
+        return plan
+
+    @property
+    def may_run_ahead(self) -> bool:
+        """Whether the next step can be planned while the last one runs. Not with requests that run alone:
+        should the engine die, it must be plain that it was one of theirs."""
+        return not self._num_alone and self._under_way.can_be_followed
 
     def _groups(self) -> list[list[Request]]:
         """Running requests by who may share a step: all, but for those that run alone. They take turns."""
-        running = list(self._running)
+        running = self._under_way.going_on(self._running)
         if not self._num_alone:
             return [running]
         groups: dict[str, list[Request]] = {}
@@ -277,7 +295,7 @@ class Scheduler:
     def _plan_rows(self, together: list[Request]) -> None:
         rows = self._rows = {}
         for request in together:
-            if request.is_started and request.num_known - request.num_computed == 1:
+            if request.is_started and request.num_known + request.num_drawn - request.num_computed == 1:
                 self._add_row(request, 1)
         most = self._most_prefill(num_decodes=len(rows))
         # Never none, so that prefill always gets on.
@@ -292,24 +310,33 @@ class Scheduler:
         left = most - self._prefill_tokens
         self._prefill_tokens += self._drafts.add(rows.values(), len(self._running), left)
 
-    def update(self, plan: StepPlan, result: StepResult) -> list[NewToken]:
-        """Book the results of a step whose drafts are accepted or not; one entry a growing row, in order."""
-        self._step_time.observe(self._prefill_tokens, self._clock() - self._step_began_s)
+    def update(self, plan: StepPlan, result: StepResult) -> list[NewToken | None]:
+        """Book the results of a step whose drafts are accepted or not; one entry a growing row, in order:
+        None for one whose request has ended since it was scheduled."""
+        self._under_way.end(plan)
+        now_s = self._clock()
+        self._step_time.observe(plan.num_prefill, now_s - max(plan.began_s, self._last_update_s))
+        self._last_update_s = now_s
         counters = self.counters
         counters.num_steps += 1
         drawn, first = result.token_ids.tolist(), 0
-        news = []
+        news: list[NewToken | None] = []
         for row in plan.rows:
             request = row.request
+            if request not in self._running:
+                first += row.num_draws
+                news += [None] * (row.samples or row.forced)
+                continue
             end = row.start + row.num_tokens - row.num_drafts + row.num_accepted
-            request.num_computed = end
+            request.num_computed += row.num_accepted
+            request.num_drawn -= row.samples
             self._drafts.book(row)
             if row.scored:
                 request.num_scored = row.scored.stop
                 request.num_sent = max(request.num_sent, row.scored.stop + 1)
             if row.start < request.prompt_len:
                 counters.prompt_tokens_computed += min(end, request.prompt_len) - row.start
-            self._blocks.share(request)
+            self._blocks.share(request, end)
             if row.samples or row.forced:
                 token_id = request.take_forced() if row.forced else drawn[first + row.num_accepted]
                 first += row.num_draws
@@ -323,12 +350,17 @@ class Scheduler:
 
     def abandon(self, plan: StepPlan) -> list[str]:
         """End every request of a step that failed; their ids. What they computed before is kept."""
-        request_ids = list(dict.fromkeys(row.request.request_id for row in plan.rows))
+        self._under_way.end(plan)
+        rows = [row for row in plan.rows if row.request in self._running]
+        request_ids = list(dict.fromkeys(row.request.request_id for row in rows))
         for request_id in request_ids:
             self.cancel(request_id)
         if self.settings.debug_checks:
             self.check()
         return request_ids
+
+    def is_running(self, request: Request) -> bool:
+        return request in self._running
 
     def check(self) -> None:
         """Audit the books. Raises: `AssertionError`. Cost: linear in blocks."""
@@ -387,15 +419,17 @@ class Scheduler:
         if not request.is_started and not self._start(request):
             return 0
         start, size = request.num_computed, self._block_size
-        end = min(request.num_known, start + most)
-        if end < request.num_known and end // size * size > start:
+        known = request.num_known + request.num_drawn
+        end = min(known, start + most)
+        if end < known and end // size * size > start:
             end = end // size * size  # whole blocks, which others may be waiting for
         if end > request.num_blocks * size:
             end = min(end, self._grow(request, end))
         if end <= start:
             return 0
-        is_last, is_forced = end == request.num_known, request.is_next_forced
+        is_last, is_forced = end == known, request.is_next_forced
         row = StepRow(request, start, end - start, is_last and not is_forced, forced=is_last and is_forced)
+        row.is_ahead = end > request.num_known
         self._rows[request] = row
         if request.is_scoring:
             row.scored = range(max(start, request.num_scored), min(end, request.num_to_score))
@@ -416,11 +450,15 @@ class Scheduler:
         """Give a request blocks up to position `end`, or as many as there are; the end reached.
 
         When none is left, the youngest running request is preempted; if that is this one, it keeps
-        what it has and stands still until an older one takes that, or finishes.
+        what it has and stands still until an older one takes that, or finishes. Nor is one preempted while
+        its step runs: there is no plan then before that is over.
         """
         while self._blocks.num_available == 0:
             youngest = max(self._running, key=lambda r: r.arrival)
             if youngest is request:
+                return request.num_blocks * self._block_size
+            if self._under_way:
+                self._must_wait = True
                 return request.num_blocks * self._block_size
             self._preempt(youngest)
         return self._blocks.extend(request, end)

@@ -41,4 +41,7 @@ class SchedulerSettings(Places):
     scores_known_tokens: bool = True
     """Whether a known token is given the log-probability that it would have if it were drawn."""
 
+    runs_ahead: bool = False
+    """Whether a step is planned before the tokens of the one before it are known, where that can be."""
+
     debug_checks: bool = False

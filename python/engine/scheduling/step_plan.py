@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -22,6 +22,9 @@ class StepRow:
 
     A row that samples may go on with `num_drafts` guesses of what comes next, which lie behind the
     known tokens: one more token is drawn behind each of them. `num_accepted` of them turned out right.
+
+    A row `is_ahead` when its one token is what the step before draws for the request: only the device
+    knows it when the row is launched.
     """
 
     request: Request
@@ -32,6 +35,7 @@ class StepRow:
     num_drafts: int = 0
     num_accepted: int = 0
     forced: bool = False
+    is_ahead: bool = False
 
     @property
     def num_draws(self) -> int:
@@ -63,6 +67,11 @@ class StepPlan:
     rows: list[StepRow]
     bitmask: np.ndarray | None = None
     """int32 [R, ceil(V / 32)], tokens that the R draws may give; None: all of them."""
+
+    num_prefill: int = 0
+    """Tokens of prompts and drafts among them."""
+    began_s: float = 0.0
+    """When it was planned."""
 
     @property
     def num_tokens(self) -> int:
@@ -138,7 +147,17 @@ class StepResult:
     scores: Sequence[TokenScores] = ()
 
 
+Wait = Callable[[], StepResult]
+"""Waits for a step, and for none that was launched later."""
+
+
 class Runner(Protocol):
     """Runs the model for one step. Implemented by `runner.model_runner`, and by fakes in tests."""
 
-    def execute(self, plan: StepPlan) -> StepResult: ...
+    def launch(self, plan: StepPlan) -> Wait:
+        """Start a step; what it gives. Steps are computed in the order in which they are launched.
+
+        What the plan and its requests hold is read before this returns. On a GPU that is before the step
+        is computed, and waiting is what takes long; on the CPU all is done by then.
+        """
+        ...
