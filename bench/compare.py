@@ -1,12 +1,13 @@
 """Our engine against rivals, on one machine with the same weights, in turns: the ratios that a claim quotes.
 
-    python bench/compare.py bf16|bf16_dot|int8|int4|http --weights WEIGHTS --rival NAME[=PROGRAM] [--rounds 3]
+    python bench/compare.py CASE --weights WEIGHTS --rival NAME[=PROGRAM] [--rounds 3]
 
-WEIGHTS is what bench/serving/make_weights.py wrote. NAME is vllm, llama.cpp, openvino or transformers (give
---rival again for more), PROGRAM its executable, or the Python that has its packages; bench/README.md says how
-each is installed. Every engine is started once and stopped (SIGSTOP) while another is measured. A round asks
-each workload of all engines, one after the other, another one first each time; all get the same prompts.
-What the machine can read and multiply is measured before and after, and each workload compared with that.
+CASE is one of `CASES`: a format, or http. WEIGHTS is what bench/serving/make_weights.py wrote. NAME is vllm,
+llama.cpp, openvino or transformers (give --rival again for more), PROGRAM its executable, or the Python that
+has its packages; bench/README.md says how each is installed. Every engine is started once and stopped
+(SIGSTOP) while another is measured. A round asks each workload of all engines, one after the other, another
+one first each time; all get the same prompts. What the machine can read and multiply is measured before and
+after, and each workload compared with that.
 Ends with 1 where a demand is missed.
 """
 
@@ -74,6 +75,11 @@ def _demands(**least: float) -> tuple[Demand, ...]:
 
 
 _BF16_DEMANDS = _demands(decode1=1.1, prefill=1.6, batch16=1.6, shared=1.7, multiturn=1.5)
+_HTTP_DEMANDS = (
+    Demand("http", 3, ("vllm",)),
+    Demand("http", 2, ("llama.cpp",)),
+    Demand("http1", 1, ("llama.cpp",)),
+)
 CASES = {
     "bf16": Case("qwen05", "bf16", _BF16_DEMANDS),
     # Activations rounded to bfloat16, which is what most rivals do with such weights.
@@ -82,11 +88,8 @@ CASES = {
         "qwen05", "int8", _demands(decode1=1.1, prefill=1.5, batch16=1.6, shared=1.8, multiturn=1.6)
     ),
     "int4": Case("qwen05", "int4", _demands(decode1=1.4, prefill=1.8, batch16=1.5)),
-    "http": Case(
-        "tiny",
-        "bf16",
-        (Demand("http", 3, ("vllm",)), Demand("http", 2, ("llama.cpp",)), Demand("http1", 1, ("llama.cpp",))),
-    ),
+    "http": Case("tiny", "bf16", _HTTP_DEMANDS),
+    "http_bf16_dot": Case("tiny", "bf16", _HTTP_DEMANDS, own_format="bf16_dot"),
 }
 
 

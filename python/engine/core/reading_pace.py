@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Protocol
 
 FEW_STREAMS = 8
@@ -31,20 +32,18 @@ class ReadingPace:
     def __init__(self) -> None:
         self._resting: dict[Reader, None] = {}
 
-    def chunk_arrived(self, reader: Reader, num_streams: int) -> None:
-        """There is something to read, where so many streams are open."""
-        if num_streams <= FEW_STREAMS:
-            reader.wake()
-            return
+    def chunks_arrived(self, readers: Iterable[Reader], num_streams: int) -> None:
+        """There is something to read for each of them, where so many streams are open."""
         loop = asyncio.get_running_loop()
         now_s = loop.time()
-        if now_s - reader.last_woken_s >= PAUSE_S:
-            reader.last_woken_s = now_s
-            reader.wake()
-            return
-        if not self._resting:
-            loop.call_later(PAUSE_S, self._wake_all)
-        self._resting[reader] = None
+        for reader in readers:
+            if num_streams <= FEW_STREAMS or now_s - reader.last_woken_s >= PAUSE_S:
+                reader.last_woken_s = now_s
+                reader.wake()
+                continue
+            if not self._resting:
+                loop.call_later(PAUSE_S, self._wake_all)
+            self._resting[reader] = None
 
     def _wake_all(self) -> None:
         readers, self._resting = self._resting, {}

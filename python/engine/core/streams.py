@@ -220,21 +220,23 @@ class StreamTable:
         Returns the streams that came to their end.
         """
         ended: list[TokenStream | EmbeddingAnswer] = []
+        growing: dict[TokenStream, None] = {}
         for message in messages:
             stream = self._streams.get(getattr(message, "request_id", ""))
             if stream is None:
                 continue
             if type(message) is TokenChunk and type(stream) is TokenStream:  # nearly always
                 stream.push(message)
-                if stream.is_open:
-                    self._pace.chunk_arrived(stream, len(self._streams))
-                else:
-                    stream.wake()
+                growing[stream] = None
             else:
                 _settle(stream, message)
             if not stream.is_open:
                 self._pop(message.request_id)
                 ended.append(stream)
+                if type(stream) is TokenStream:
+                    growing.pop(stream, None)
+                    stream.wake()  # the end waits for nothing
+        self._pace.chunks_arrived(growing, len(self._streams))
         return ended
 
     def cancel(self, request_id: str) -> TokenStream | EmbeddingAnswer | None:

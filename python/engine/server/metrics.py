@@ -28,6 +28,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._histograms: list[tuple[str, str, str | None, dict[str, Histogram]]] = []
         self._of_endpoint: dict[tuple[str, str], tuple[Counter, Gauge]] = {}
+        self._responses_of: dict[tuple[str, str, int], Counter] = {}
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of admitted requests.")
         self.cached_tokens = self._counter("cached_tokens", "Prompt tokens taken from the prefix cache.")
         self.requests = self._counter("num_requests", "Requests admitted.")
@@ -87,7 +88,10 @@ class Metrics:
 
     def count_response(self, endpoint: str, method: str, status: int) -> None:
         """`endpoint` is the path of a route, with names in place of its parameters."""
-        self._responses.labels(endpoint, _known(method), str(status)).inc()
+        labels = endpoint, _known(method), status
+        if labels not in self._responses_of:
+            self._responses_of[labels] = self._responses.labels(endpoint, _known(method), str(status))
+        self._responses_of[labels].inc()
 
     def count_cancellation(self, cause: str) -> None:
         """One that ended before its end: by its client, an abort, or the code of an error."""
