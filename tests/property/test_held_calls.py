@@ -126,8 +126,9 @@ class Model:
             assert params.constraint is not None
             self._asked[key] = params, self.grammars.compile(params.constraint.kind, params.constraint.text)
         params, grammar = self._asked[key]
-        matcher = ConstraintMatcher(grammar, [EOS])
-        return matcher if params.thinking is None else ThinkingMatcher(params.thinking, matcher)
+        if params.thinking is None:
+            return ConstraintMatcher(grammar, [EOS])
+        return ThinkingMatcher(params.thinking, lambda: ConstraintMatcher(grammar, [EOS]))
 
 
 def without_ids(message: dict[str, Any]) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from engine.config.server_config import ServerConfig
@@ -211,10 +213,13 @@ def test_the_engine_is_told_of_thoughts_where_it_has_to_know(servers: dict[str, 
     for name in SPECIAL:
         assert told(name) is None
     (start,), (end,) = servers["mistral"].ids("[THINK]"), servers["mistral"].ids("[/THINK]")
-    assert told("mistral", thinking_budget=5) == Thinking((end,), start, 5, (end,))
-    assert told("mistral", thinking_token_budget=0) == Thinking((end,), start, 0, (end,))
-    assert told("mistral", regex="a") == Thinking((end,), start, None, (end,))
-    assert told("mistral", tools=[ADD]) == Thinking((end,), start, None, (end,))
+    blank = np.array(sorted([EOS, *servers["mistral"].ids(string.whitespace)]), "<i4").tobytes()
+    assert told("mistral", thinking_budget=5) == Thinking((end,), start, 5, (end,), blank)
+    assert told("mistral", thinking_token_budget=0) == Thinking((end,), start, 0, (end,), blank)
+    assert told("mistral", regex="a") == Thinking((end,), start, None, (end,), blank)
+    assert told("mistral", tools=[ADD]) == Thinking((end,), start, None, (end,), blank)
+    shown = told("mistral", regex="a", skip_special_tokens=False)
+    assert shown.blank == blank[4:], "the end token is text then"
     opened = {"chat_template_kwargs": {"opening": "[THINK]"}}
     assert told("mistral", regex="a", **opened) == Thinking((end,), None, None, (end,))
 

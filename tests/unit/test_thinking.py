@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from engine import LLM, SamplingParams
@@ -98,6 +99,31 @@ def test_a_budget_counts_the_beginning(llm):
     # Only the first token can begin thoughts: a bias alone would repeat it.
     found = answer(llm, thinking, logit_bias={start: 20}, temperature=0)
     assert found[0] == start and found[5] == end[0] and is_chosen(text(llm, found[6:]))
+
+
+def test_what_is_blank_may_come_before_thoughts(llm):
+    """Which a constraint may allow, and starts afresh behind them."""
+    (start,), end, (space,) = ids(llm, "{"), ids(llm, "|"), ids(llm, " ")
+    blank = np.array([space], "<i4").tobytes()
+    spaced = Constraint("regex", " {2}(yes|no)")
+    thinking = Thinking(start=start, end=end, budget=6, closing=end, blank=blank)
+    for constraint, liking, places in (
+        (spaced, 30, [2]),
+        (spaced, 70, [0]),
+        (None, 30, range(3, 50)),
+        (None, 70, [0]),
+    ):
+        bias = {space: 50, start: liking}  # each space makes the next one less likely
+        params = {"logit_bias": bias, "frequency_penalty": 2, "temperature": 0}
+        found = answer(llm, thinking, constraint, **params)
+        at = found.index(start)
+        assert at in places and found[:at] == [space] * at
+        assert found[at + 5] == end[0], "the budget counts from the tag on"
+        if constraint is not None:
+            assert text(llm, found[at + 6 :]) in ("  yes", "  no")
+    too_little = Thinking(start=start, end=end, budget=1, closing=end, blank=blank)
+    found = answer(llm, too_little, spaced, logit_bias={space: 50, start: 70}, temperature=0)
+    assert start not in found and text(llm, found) in ("  yes", "  no")
 
 
 def test_thoughts_may_end_the_output_only_without_a_constraint(llm):

@@ -129,14 +129,13 @@ def matcher_maker(
 def _new_matcher(
     thinking: Thinking | ThoughtMessages | None, grammar: CompiledGrammar | None, stop_ids: frozenset[int]
 ) -> AnyMatcher:
-    matcher = None if grammar is None else ConstraintMatcher(grammar, stop_ids)
-    if thinking is None:
-        assert matcher is not None
-        return matcher
-    if isinstance(thinking, ThoughtMessages):
-        assert matcher is not None and grammar is not None, "their messages are those of a constraint"
-        return BoundedThoughts(thinking, matcher, grammar.vocabulary)
-    return ThinkingMatcher(thinking, matcher)
+    if grammar is None:
+        assert isinstance(thinking, Thinking), "messages of thoughts are those of a constraint"
+        return ThinkingMatcher(thinking, None)
+    if isinstance(thinking, Thinking):
+        return ThinkingMatcher(thinking, lambda: ConstraintMatcher(grammar, stop_ids))
+    matcher = ConstraintMatcher(grammar, stop_ids)
+    return matcher if thinking is None else BoundedThoughts(thinking, matcher, grammar.vocabulary)
 
 
 def refused(params: SamplingParams, what: str) -> InvalidRequest:

@@ -38,13 +38,15 @@ class TextDelta:
     prompt_logprobs: list[TokenLogprobs] | None = None
     logprobs: list[TokenLogprobs] | None = None
     token_starts: Sequence[int] = ()
+    tag_starts: Sequence[int] = ()
+    """Where tokens of tags begin in the choice's text, as far as it is decoded."""
 
 
 class OutputProcessor:
     """The text side of one request with `n` choices.
 
     `stops`, unused so far, saves compiling the stop strings of `params` once more for each prompt.
-    `shown_ids` are special tokens that are not left out of the text.
+    `shown_ids` are special tokens that are not left out of the text, `tag_ids` those whose places are told.
     """
 
     def __init__(
@@ -55,9 +57,12 @@ class OutputProcessor:
         n: int,
         stops: StopStrings | None = None,
         shown_ids: frozenset[int] = frozenset(),
+        tag_ids: frozenset[int] = frozenset(),
     ) -> None:
         stops = stops or StopStrings(params.stop, params.include_stop)
-        self._choices = [_Choice(tokenizer, params, prompt_ids, stops.twin(), shown_ids) for _ in range(n)]
+        self._choices = [
+            _Choice(tokenizer, params, prompt_ids, stops.twin(), shown_ids, tag_ids) for _ in range(n)
+        ]
 
     def process(self, chunk: TokenChunk) -> TextDelta | None:
         """What `chunk` adds; None if its choice is complete already.
@@ -77,6 +82,7 @@ class _Choice:
         prompt_ids: Sequence[int],
         stops: StopStrings,
         shown_ids: frozenset[int],
+        tag_ids: frozenset[int],
     ) -> None:
         self.is_complete = False
         self._keeps_stop_token = params.include_stop
@@ -84,6 +90,8 @@ class _Choice:
             tokenizer, prompt_ids, params.skip_special_tokens, shown_ids
         )
         self._stops = stops
+        self._tag_ids, self._tag_starts = tag_ids, list[int]()
+        self._num_decoded = 0
         self._scored = _ScoredTokens() if params.logprobs is not None else None
 
     def process(self, chunk: TokenChunk) -> TextDelta:
@@ -95,6 +103,8 @@ class _Choice:
         if num_tokens < len(token_ids):
             token_ids = token_ids[:num_tokens]
         delta = TextDelta(text, (), num_tokens, token_ids=token_ids)
+        if self._tag_starts:
+            delta.tag_starts, self._tag_starts = self._tag_starts, []
         delta.prompt_logprobs = chunk.prompt_logprobs
         delta.logprobs = chunk.logprobs and chunk.logprobs[:num_tokens]
         if self._stops.matched is not None:
@@ -114,11 +124,16 @@ class _Choice:
         if chunk.stop_token_id is not None and not self._keeps_stop_token:
             num_shown -= 1
         logprobs = chunk.logprobs if self._scored is not None else None
-        if num_shown == 1 and logprobs is None:
+        if num_shown == 1 and logprobs is None and not self._tag_ids:
             return self._stops.push(self._detokenizer.push_one(token_ids[0])), len(token_ids)
         text = ""
         for i, token_id in enumerate(token_ids[:num_shown]):
             piece = self._detokenizer.push_one(token_id)
+            if self._tag_ids:
+                if token_id in self._tag_ids:
+                    own = piece[self._detokenizer.num_flushed :].lstrip()
+                    self._tag_starts.append(self._num_decoded + len(piece) - len(own))
+                self._num_decoded += len(piece)
             if logprobs is not None:
                 self._scored.add(
                     (token_id, logprobs[i]),

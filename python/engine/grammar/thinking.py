@@ -2,53 +2,51 @@
 
 from __future__ import annotations
 
-import enum
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 
 from engine.grammar.matcher import ConstraintMatcher
 from engine.grammar.vocabulary import allow, allow_only, forbid
 from engine.sampling.constraint import Thinking
-
-
-class _State(enum.Enum):
-    BEGINNING = enum.auto()
-    """The first token is to come: it begins thoughts, or the answer."""
-
-    THINKING = enum.auto()
-    ANSWERING = enum.auto()
+from engine.text.formats.reader import Stage
+from engine.text.formats.tag_tokens import TagTokens
 
 
 class ThinkingMatcher:
     """An answer behind thoughts, with a constraint of its own or without. Stands in for its matcher.
 
+    As long as thoughts may begin, the answer has: what is blank may come before either. If they do begin, the
+    answer starts afresh behind them, from a matcher that `make_answer` makes.
+
     The constraint's first forced tokens wait until the thoughts are over. What closes thoughts that took
     too long comes before them, as forced tokens too.
     """
 
-    __slots__ = ("_answer", "_forced", "_num_tokens", "_state", "_tail", "_thinking")
+    __slots__ = ("_answer", "_forced", "_has_answer_begun", "_make_answer", "_thinking", "_tokens")
 
-    def __init__(self, thinking: Thinking, answer: ConstraintMatcher | None) -> None:
-        self._thinking, self._answer = thinking, answer
+    def __init__(self, thinking: Thinking, make_answer: Callable[[], ConstraintMatcher] | None) -> None:
+        self._thinking, self._make_answer = thinking, make_answer
+        self._answer = None if make_answer is None else make_answer()
+        self._has_answer_begun = False
         self._forced: deque[int] = deque()
-        self._tail: deque[int] = deque(maxlen=len(thinking.end))
-        self._num_tokens = 0
-        self._state = _State.THINKING if thinking.start is None else _State.BEGINNING
-        if thinking.start is None:
-            self._close_if_used_up()
+        self._tokens = TagTokens(thinking.start, thinking.end, np.frombuffer(thinking.blank, "<i4"))
+        self._close_if_used_up()
 
     @property
     def forced(self) -> deque[int]:
         """Tokens that must come next."""
-        if self._state is _State.ANSWERING and self._answer is not None:
+        if self._tokens.stage is Stage.ANSWERING and self._answer is not None:
             return self._answer.forced
         return self._forced
 
     @property
     def is_over(self) -> bool:
         """Whether the answer is complete, and nothing may follow."""
-        return self._state is _State.ANSWERING and self._answer is not None and self._answer.is_over
+        if self._answer is None or not self._answer.is_over:
+            return False
+        return self._tokens.stage is Stage.ANSWERING or self._has_answer_begun
 
     @property
     def excess(self) -> str:
@@ -57,14 +55,13 @@ class ThinkingMatcher:
 
     def fill(self, row: np.ndarray) -> None:
         """Write the bitmask of the next token, int32 [ceil(V / 32)]."""
-        if self._state is _State.ANSWERING:
-            self._fill_answer(row)
-        elif self._state is _State.THINKING:
+        if self._tokens.stage is Stage.THINKING:
             row[:] = -1
             if self._answer is not None:
                 self._answer.forbid_end(row)
-        else:
-            self._fill_answer(row)
+            return
+        self._fill_answer(row)
+        if self._tokens.stage is Stage.UNDECIDED:
             assert self._thinking.start is not None
             if self._may_think:
                 allow(row, self._thinking.start)
@@ -73,28 +70,32 @@ class ThinkingMatcher:
 
     def take(self, token_id: int) -> None:
         """Go on behind a token that was drawn."""
-        if self._state is _State.BEGINNING:
-            begins = token_id == self._thinking.start
-            self._state = _State.THINKING if begins else _State.ANSWERING
-        if self._state is _State.THINKING:
-            self._take_thought(token_id)
-        elif self._answer is not None:
+        tokens = self._tokens
+        if tokens.stage is not Stage.ANSWERING:
+            num_thoughts = tokens.num_thoughts
+            tokens.see(token_id)
+            if tokens.num_thoughts > num_thoughts:
+                if self._has_answer_begun and self._make_answer is not None:
+                    self._answer, self._has_answer_begun = self._make_answer(), False
+                self._close_if_used_up()
+                return
+        if self._answer is not None:
             self._answer.take(token_id)
+            self._has_answer_begun = True
         elif self._forced:
             self._forced.popleft()
 
     def state(self) -> tuple:
         """What `go_back` needs to come back here."""
         answer = None if self._answer is None else self._answer.state()
-        return answer, self._state, self._num_tokens, tuple(self._tail), tuple(self._forced)
+        return self._answer, answer, self._has_answer_begun, self._tokens.state(), tuple(self._forced)
 
     def go_back(self, state: tuple) -> None:
         """Forget everything since `state` was given."""
-        answer, self._state, self._num_tokens, tail, forced = state
+        self._answer, answer, self._has_answer_begun, tokens, forced = state
         if self._answer is not None:
             self._answer.go_back(answer)
-        self._tail.clear()
-        self._tail.extend(tail)
+        self._tokens.go_back(tokens)
         self._forced.clear()
         self._forced.extend(forced)
 
@@ -112,16 +113,9 @@ class ThinkingMatcher:
         else:
             answer.fill(row)
 
-    def _take_thought(self, token_id: int) -> None:
-        self._num_tokens += 1
-        self._tail.append(token_id)
-        if tuple(self._tail) == self._thinking.end:
-            self._state = _State.ANSWERING
-        else:
-            self._close_if_used_up()
-
     def _close_if_used_up(self) -> None:
-        budget, closing = self._thinking.budget, self._thinking.closing
-        if budget is not None and self._num_tokens + len(closing) >= budget:
-            self._state = _State.ANSWERING
+        budget, closing, tokens = self._thinking.budget, self._thinking.closing, self._tokens
+        is_thinking = tokens.stage is Stage.THINKING
+        if is_thinking and budget is not None and tokens.num_thoughts + len(closing) >= budget:
+            tokens.stage = Stage.ANSWERING
             self.forced.extendleft(reversed(closing))

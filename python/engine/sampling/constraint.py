@@ -66,12 +66,14 @@ class Thinking(msgspec.Struct, frozen=True, omit_defaults=True, tag="tags"):
     """Thoughts before the answer: no constraint holds for them, and they may be bounded.
 
     They end with the first appearance of the tokens `end`. They begin with `start`, if that is the first
-    token of the output; if there is no `start`, the prompt has begun them. When `budget` tokens are used
-    up, `start` among them, `closing` is written, which ends with `end`; it is written at once, and counts
-    as well, so that at least as many tokens are needed.
+    token of the output but for those of `blank`, int32, which are white space or no text at all; if there
+    is no `start`, the prompt has begun them. When `budget` tokens are used up, `start` among them,
+    `closing` is written, which ends with `end`; it is written at once, and counts as well, so that at least
+    as many tokens are needed.
     """
 
     end: tuple[int, ...]
     start: int | None = None
     budget: int | None = None
     closing: tuple[int, ...] = ()
+    blank: bytes = b""

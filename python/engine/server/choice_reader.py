@@ -14,8 +14,7 @@ class ChoiceReader:
 
     def __init__(self, output_format: OutputFormat, tokenizer: Tokenizer) -> None:
         self._parser = OutputParser(output_format)
-        self._last_thought_id = output_format.last_thought_id(tokenizer)
-        self._channel_tokens = output_format.channel_tokens(tokenizer)
+        self._tokens = output_format.thought_tokens(tokenizer)
         self._streams_thoughts = output_format.streams_thoughts
         self._thoughts: list[Event] = []
         self._has_calls = False
@@ -27,7 +26,7 @@ class ChoiceReader:
         Effects: a choice that ends by itself after a call gets the finish reason "tool_calls".
         """
         stage = self._parser.stage
-        events = self._parser.push(delta.text)
+        events = self._parser.push(delta.text, delta.tag_starts)
         num_thoughts = self._count(stage, delta)
         if delta.finish_reason is not None:
             events += self._parser.finish(is_cut=delta.finish_reason in ("length", "abort"))
@@ -40,9 +39,12 @@ class ChoiceReader:
         return num_thoughts
 
     def _count(self, before: Stage, delta: TextDelta) -> int:
-        """The tokens that end the thoughts belong to them."""
-        if self._channel_tokens is not None:
-            return self._count_by_tokens(delta)
+        """What marks the thoughts belongs to them. Told by the text alone, so do the tokens before."""
+        if self._tokens is not None:
+            num_before = self._tokens.num_thoughts
+            for token_id in delta.token_ids:
+                self._tokens.see(token_id)
+            return self._tokens.num_thoughts - num_before
         after, num_tokens = self._parser.stage, delta.num_tokens
         if Stage.THINKING not in (before, after) and not (
             before is Stage.UNDECIDED and self._parser.has_thought
@@ -50,18 +52,9 @@ class ChoiceReader:
             if after is Stage.UNDECIDED:
                 self._num_undecided += num_tokens
             return 0
-        if after is Stage.ANSWERING and self._last_thought_id in delta.token_ids:
-            num_tokens = list(delta.token_ids).index(self._last_thought_id) + 1
         num_tokens += self._num_undecided
         self._num_undecided = 0
         return num_tokens
-
-    def _count_by_tokens(self, delta: TextDelta) -> int:
-        assert self._channel_tokens is not None
-        num_before = self._channel_tokens.num_thoughts
-        for token_id in delta.token_ids:
-            self._channel_tokens.see(token_id)
-        return self._channel_tokens.num_thoughts - num_before
 
     def _with_whole_thoughts(self, events: list[Event], *, is_last: bool) -> list[Event]:
         self._thoughts += [event for event in events if isinstance(event, Reasoning)]

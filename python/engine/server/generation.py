@@ -23,9 +23,9 @@ from engine.server.choice_reader import ChoiceReader
 from engine.server.context import ServerContext
 from engine.server.deadline import Deadline, Deadlines
 from engine.server.metrics import RequestTimer
+from engine.server.output_format import shown_ids
 from engine.server.prompt_scores import after_scores
 from engine.server.schema import GenerationRequest
-from engine.text.formats.known import marker_ids
 from engine.text.formats.output import OutputFormat
 from engine.text.stop_strings import StopStrings
 from engine.text.tokenizer import Tokenizer
@@ -170,9 +170,8 @@ class Generation:
         aborts = dict.fromkeys(filter(None, (response_id, request.rid)), self.abort)
         aborts |= {name: functools.partial(self.abort_prompt, i) for i, name in enumerate(prompt_names)}
         stops = StopStrings(request.params.stop, request.params.include_stop)
-        shown_ids = frozenset[int]() if request.params.constraint is None else marker_ids(tokenizer)
+        tags = None if output_format is None else output_format.tags
         if output_format is not None:
-            shown_ids |= output_format.special_ids(tokenizer)
             self.reasoning_tokens = None if output_format.thoughts is None else 0
             self._readers = [ChoiceReader(output_format, tokenizer) for _ in range(self.num_choices)]
         try:
@@ -184,7 +183,8 @@ class Generation:
                     ids,
                     request.n,
                     stops if _has_stops(params, request) else None,
-                    shown_ids,
+                    shown_ids(tokenizer, request.params, output_format),
+                    frozenset() if tags is None else frozenset((tags.start, tags.end)),
                 )
                 for ids, params in prompts
             ]

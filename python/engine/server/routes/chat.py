@@ -40,7 +40,7 @@ def add_routes(app: Sanic, context: ServerContext) -> None:
         params = fit_context(
             asked.params, len(prompt_ids), ready.context_length, is_default=asked.max_tokens_is_default
         )
-        output_format = choose_output_format(model.formats, asked, text)
+        output_format = choose_output_format(model, asked, text)
         thinking = choose_thinking(model.tokenizer, output_format, asked)
         params = msgspec.structs.replace(params, thinking=thinking)
         # Rendered, a conversation is not needed again: it may be large, and answers take long.

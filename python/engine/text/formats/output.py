@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from engine.text.formats.channel_tokens import ChannelTokens
 from engine.text.formats.events import Event
 from engine.text.formats.harmony import CHANNELS, HARMONY, Channels, read_messages
 from engine.text.formats.known import ThoughtFormat
 from engine.text.formats.reader import Reader, Stage, Steps
+from engine.text.formats.tag_tokens import TagIds, TagTokens
 from engine.text.formats.thinking import ThinkTags, read_thoughts
 from engine.text.formats.tool_format import ToolFormat
 from engine.text.tokenizer import Tokenizer
@@ -22,7 +23,9 @@ class OutputFormat:
     `starts_thinking`: the prompt has begun the thoughts. Without `separates_thoughts` they are left
     in the content, as the model wrote them; without `streams_thoughts` they come in one piece.
     `ends_with_answer`: a constraint lets nothing follow the answer itself. `is_calls_or_answer`: the
-    output is nothing but calls, or has none, whatever it looks like.
+    output is nothing but calls, or has none, whatever it looks like. With `tags` thoughts are between
+    these tokens; without, between their text, however it is spelled. `keeps_space`: behind thoughts white
+    space belongs to the answer, which is held to a constraint.
     """
 
     thoughts: ThoughtFormat | None = None
@@ -33,21 +36,19 @@ class OutputFormat:
     streams_thoughts: bool = True
     ends_with_answer: bool = False
     is_calls_or_answer: bool = False
+    tags: TagIds | None = None
+    keeps_space: bool = False
 
     def special_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
         """Special tokens that must not be hidden from the text."""
         markers = [marker for part in (self.thoughts, self.tools) if part for marker in part.markers]
         return tokenizer.special_ids.intersection(map(tokenizer.token_id, markers))
 
-    def last_thought_id(self, tokenizer: Tokenizer) -> int | None:
-        """The token behind which the answer begins, if there is one that always says so."""
-        if not isinstance(self.thoughts, ThinkTags):
-            return None
-        marks = self.thoughts.marks(tokenizer, is_open=True)
-        return None if marks is None else marks[1][-1]
-
-    def channel_tokens(self, tokenizer: Tokenizer) -> ChannelTokens | None:
-        """What tells thoughts by their tokens, where they are messages and those have tokens."""
+    def thought_tokens(self, tokenizer: Tokenizer) -> ChannelTokens | TagTokens | None:
+        """What tells thoughts by their tokens, where what marks them has tokens."""
+        if self.tags is not None:
+            start_id = None if self.starts_thinking else self.tags.start
+            return TagTokens(start_id, (self.tags.end,), self.tags.blank)
         if not isinstance(self.thoughts, Channels):
             return None
         marks = self.thoughts.marks(tokenizer)
@@ -60,7 +61,9 @@ class OutputParser:
     """
 
     def __init__(self, output_format: OutputFormat) -> None:
-        self._reader = Reader(output_format.tool_names)
+        self._reader = Reader(output_format.tool_names, keeps_space=output_format.keeps_space)
+        if output_format.tags is not None:
+            self._reader.tag_starts = set()
         self._steps = _read(self._reader, output_format)
         self._is_read = False
 
@@ -74,8 +77,10 @@ class OutputParser:
         """Whether thoughts have begun, if only in name."""
         return self._reader.has_thought
 
-    def push(self, text: str) -> list[Event]:
-        """Take more text; what is now certain."""
+    def push(self, text: str, tag_starts: Iterable[int] = ()) -> list[Event]:
+        """Take more text; what is now certain. `tag_starts`: where tokens of tags begin in the whole text."""
+        if self._reader.tag_starts is not None:
+            self._reader.tag_starts.update(tag_starts)
         if text and not self._is_read:
             self._reader.text += text
             self._advance()

@@ -8,6 +8,7 @@ plain code, and what is found cannot depend on how the text was cut.
 from __future__ import annotations
 
 import enum
+import string
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from typing import TypeVar
 
@@ -26,6 +27,10 @@ Steps = Generator[None, None, T]
 """A parser that returns T when it is through."""
 
 
+SPACE = string.whitespace
+"""ASCII's: each is a byte, so that a token is white space, or is not, whatever stands beside it."""
+
+
 class Stage(enum.Enum):
     """What the newest text belongs to."""
 
@@ -42,13 +47,14 @@ class Reader:
     """Input and events of one output. `tool_names` are the tools that may be called.
 
     White space around content is held back until it is known what follows: next to calls and
-    thoughts it only separates, and is left out.
+    thoughts it only separates, and is left out. With `keeps_space` it is not: it is part of the answer.
 
     Cost: linear in the text; what is kept is the text of one unfinished call.
     """
 
-    def __init__(self, tool_names: Collection[str] = ()) -> None:
+    def __init__(self, tool_names: Collection[str] = (), *, keeps_space: bool = False) -> None:
         self.tool_names = frozenset(tool_names)
+        self._keeps_space = keeps_space
         self.text = ""
         """What has arrived and is not taken yet."""
 
@@ -58,10 +64,14 @@ class Reader:
         self.is_cut = False
         """The text was ended from outside (a limit, an abort), not by the model."""
 
+        self.tag_starts: set[int] | None = None
+        """Where tags begin that are tokens, in characters of the whole text; None: any text may be a tag."""
+
         self.stage = Stage.UNDECIDED
         self.has_thought = False
         """Whether there were thoughts, or what marks them."""
 
+        self._num_taken = 0
         self._events: list[Event] = []
         self._attempt: list[str] | None = None
         self._call: int | None = None
@@ -80,6 +90,7 @@ class Reader:
     def take(self, num_chars: int) -> str:
         """Take the next characters."""
         taken, self.text = self.text[:num_chars], self.text[num_chars:]
+        self._num_taken += len(taken)
         if self._attempt is not None:
             self._attempt.append(taken)
         return taken
@@ -110,10 +121,15 @@ class Reader:
         self.take(len(marker))
         return "".join(pieces), marker
 
-    def starts_with(self, literal: str, *, after_space: bool = False) -> Steps[bool]:
-        """Whether the text goes on with `literal`, or with white space and that. Nothing is taken."""
+    def is_tag(self, after: str = "") -> bool:
+        """Whether a tag that the text goes on with, behind characters of `after`, is more than text."""
+        at = self._num_taken + len(self.text) - len(self.text.lstrip(after))
+        return self.tag_starts is None or at in self.tag_starts
+
+    def starts_with(self, literal: str, *, after: str = "") -> Steps[bool]:
+        """Whether the text goes on with characters of `after` and `literal`. Nothing is taken."""
         while True:
-            rest = self.text.lstrip() if after_space else self.text
+            rest = self.text.lstrip(after)
             if len(rest) >= len(literal) or not literal.startswith(rest) or self.is_complete:
                 return rest.startswith(literal)
             yield
@@ -149,7 +165,7 @@ class Reader:
 
     def content(self, text: str) -> None:
         text = self._space + text
-        if self._has_other and not self._has_content:
+        if self._has_other and not self._has_content and not self._keeps_space:
             text = text.lstrip()
         body = text.rstrip()
         self._space = text[len(body) :]
@@ -172,7 +188,8 @@ class Reader:
 
     def finish(self) -> None:
         """The text is read to its end."""
-        if self._space and not self._num_calls and (self._has_content or not self._has_other):
+        is_kept = self._has_content or not self._has_other or self._keeps_space
+        if self._space and not self._num_calls and is_kept:
             self._events.append(Content(self._space))
 
     def attempt(self, call: Steps[None]) -> Steps[None]:

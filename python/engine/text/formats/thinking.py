@@ -8,15 +8,10 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from engine.text.formats.reader import Reader, Stage, Steps
+from engine.text.formats.reader import SPACE, Reader, Stage, Steps
 
 if TYPE_CHECKING:
     from engine.text.tokenizer import Tokenizer
-
-ThoughtMarks = tuple[int | None, tuple[int, ...], tuple[int, ...]]
-"""Token ids: the one that begins thoughts (None: they have begun), those behind which the answer begins,
-and those that close thoughts which have to end; these end with those behind which the answer begins.
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +38,10 @@ class ThinkTags:
         """Whether the thoughts in the beginning of an answer are not ended yet."""
         return message.rfind(self.start) > message.rfind(self.end)
 
-    def marks(self, tokenizer: Tokenizer, *, is_open: bool) -> ThoughtMarks | None:
+    def marks(self, tokenizer: Tokenizer) -> tuple[int, int] | None:
         """The tokens of the tags; None if they are not one token each."""
         start, end = tokenizer.token_id(self.start), tokenizer.token_id(self.end)
-        if start is None or end is None:
-            return None
-        return (None if is_open else start), (end,), (end,)
+        return None if start is None or end is None else (start, end)
 
 
 QWEN3 = ThinkTags("qwen3", "<think>", "</think>")
@@ -58,7 +51,9 @@ MAGISTRAL = ThinkTags("mistral", "[THINK]", "[/THINK]")
 
 def read_thoughts(reader: Reader, tags: ThinkTags, *, is_open: bool, separates: bool) -> Steps[None]:
     """Thoughts, if the output begins with them. Without `separates` they are content as they are written."""
-    if not is_open and not (yield from reader.starts_with(tags.start, after_space=True)):
+    if not is_open and not (
+        (yield from reader.starts_with(tags.start, after=SPACE)) and reader.is_tag(SPACE)
+    ):
         reader.stage = Stage.ANSWERING
         return
     reader.stage, reader.has_thought = Stage.THINKING, True
@@ -66,7 +61,9 @@ def read_thoughts(reader: Reader, tags: ThinkTags, *, is_open: bool, separates: 
     if separates:
         yield from reader.skip_space()
         yield from reader.accept(tags.start)  # some models repeat the tag of the prompt
-    if (yield from reader.pass_until((tags.end,), emit)) is not None:
+    while (found := (yield from reader.pass_until((tags.end,), emit))) is not None and not reader.is_tag():
+        emit(reader.take(1))
+    if found is not None:
         tag = reader.take(len(tags.end))
         if not separates:
             reader.content(tag)
