@@ -11,8 +11,10 @@ from engine.config.server_config import REASONING_PARSERS, TOOL_CALL_PARSERS
 from engine.text.formats.events import CallArguments, CallRejected, CallStart, Content
 from engine.text.formats.known import THOUGHT_FORMATS, TOOL_FORMATS
 from engine.text.formats.output import OutputParser
-from engine.text.formats.reader import Stage
+from engine.text.formats.reader import Stage, overlap
 from helpers.outputs import RIGHT, TOOLS, WRONG, Found, fold, format_named, read
+
+DEEPSEEK = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>"
 
 
 def in_every_cut(text: str):
@@ -54,6 +56,38 @@ def test_a_call_that_a_limit_cuts_off_keeps_what_it_has(name, text, meaning):
         found = read(format_named(name), [text[:at]], is_cut=True)
         for (called, arguments), (wanted, whole) in zip(found.calls, meaning.calls, strict=False):
             assert called == wanted and whole.startswith(arguments)
+        if found.calls:
+            begun = overlap(found.content, TOOL_FORMATS[name].markers)  # of another one, perhaps
+            said = found.content[: len(found.content) - begun].rstrip()
+            assert meaning.content.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "arguments"),
+    [
+        ("hermes", '<tool_call>\n{"name": "add"', ""),
+        ("hermes", '<tool_call>\n{"name": "add", "argum', ""),
+        ("llama3", '{"name": "add", "parameters": ', ""),
+        ("mistral", "[TOOL_CALLS]add[ARGS]", ""),
+        ("mistral", '[TOOL_CALLS][{"name": "add", "arguments": ', ""),
+        ("pythonic", "[add(", "{"),
+        ("pythonic", '[add(a=1, b="x", c', '{"a": 1, "b": "x"'),
+        ("pythonic", "[add(a=12", '{"a": '),
+        ("pythonic", "[add(a=[1, 2.", '{"a": [1'),
+        ("pythonic", 'So: <|python_start|>[add(a={"b": [1]}, t="un', '{"a": {"b": [1]}, "t": '),
+        ("deepseekv3", f"{DEEPSEEK}function<｜tool▁sep｜>add\n``", ""),
+        ("deepseekv31", f"{DEEPSEEK}add<｜tool▁sep｜>", ""),
+        ("gpt-oss", "<|channel|>commentary to=functions.add <|constrain|>json<|message|>", ""),
+    ],
+)
+def test_a_call_that_a_limit_cuts_off_has_its_name_and_what_is_certain(name, text, arguments):
+    for pieces in in_every_cut(text):
+        found = read(format_named(name), pieces, is_cut=True)
+        assert found == Found(
+            text[: text.find("<|p")].strip() if text[0] == "S" else "", calls=[("add", arguments)]
+        )
+        stopped = read(format_named(name), pieces)
+        assert not stopped.calls and (stopped.content == text or name == "gpt-oss")
 
 
 def test_arguments_are_given_out_as_they_come():

@@ -101,6 +101,16 @@ def test_what_is_written_as_no_format_begins_calls_is_content(
     assert ("f", '{"a": "x"}') not in calls_in(text, tools)
 
 
+def test_thoughts_that_are_marked_in_letters_are_free(grammars: Grammars) -> None:
+    """They end at the first tag, and what a call in them would hold beyond is none of its own."""
+    constraint = tool_constraint(PYTHONIC, use_of_f(), None, QWEN3, has_written_tags=True)
+    grammar = grammars.compile(constraint.kind, constraint.text)
+    for text in ("Hm. [f(a=1)]", "<think>[f(a='x')]</think>[f(a=1)]", "<think></think>Well."):
+        assert grammars.accepts(grammar, text)
+    for text in ("<think>[f(a=1)]</think>[f(a='x')]", "Hm. <think>", "\n<think>Hm.</think>[f(a=1)]"):
+        assert not grammars.accepts(grammar, text)
+
+
 def test_further_calls_of_pythonic_are_held(grammars: Grammars) -> None:
     grammar = free_text(grammars, PYTHONIC)
     assert grammars.accepts(grammar, "See [f(a=1), f(a=2)].")

@@ -37,6 +37,7 @@ def _read_one(reader: Reader) -> Steps[None]:
     head, _ = yield from reader.take_until((_SEPARATOR,))
     if head.strip() == _TYPE and not (yield from reader.starts_with("{")):
         head, _ = yield from reader.take_until(("\n",))
+        reader.name_call(head.strip())
         yield from reader.expect(_FENCE)
     yield from read_arguments(reader, head.strip())
     yield from reader.skip_space()

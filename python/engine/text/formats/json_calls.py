@@ -33,11 +33,10 @@ def read_call(reader: Reader) -> Steps[None]:
         first = yield from reader.skip_space()
         if key == "name" and name is None:
             name = yield from _read_string(reader)
-            if name not in reader.tool_names:
-                raise Malformed
+            reader.name_call(name)
         elif key in _ARGUMENT_KEYS and arguments is None:
             if name is not None and first == "{":
-                reader.start_call(name)
+                reader.start_call()
                 is_started = True
                 arguments = yield from _read_value(reader, reader.arguments)
                 _parse_arguments(arguments)
@@ -55,16 +54,17 @@ def read_call(reader: Reader) -> Steps[None]:
         raise Malformed
     if not is_started:
         text = _unwrapped(arguments)
-        reader.start_call(name)
+        reader.start_call()
         reader.arguments(text)
     reader.end_call()
 
 
 def read_arguments(reader: Reader, name: str) -> Steps[None]:
     """An object with the arguments of `name`. Raises: `Malformed`."""
+    reader.name_call(name)
     if (yield from reader.skip_space()) != "{":
         raise Malformed
-    reader.start_call(name)
+    reader.start_call()
     _parse_arguments((yield from _read_value(reader, reader.arguments)))
     reader.end_call()
 

@@ -1,12 +1,13 @@
 """[f(a=1, b="x"), g()]: Llama 4 (between <|python_start|> and <|python_end|>), Llama 3.2, ToolACE, Olmo 3.
 
-Arguments become JSON when the call is complete: literals of Python, and those of JSON.
+Arguments become JSON when the call is complete, or cut off: literals of Python, and those of JSON.
 
 Source: https://www.llama.com/docs/model-cards-and-prompt-formats/llama4/
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -43,17 +44,21 @@ def _read_calls(reader: Reader) -> Steps[None]:
 def _read_one(reader: Reader) -> Steps[None]:
     yield from reader.skip_space()
     name, _ = yield from reader.take_until(("(",))
-    if name not in reader.tool_names:
-        raise Malformed
-    arguments = to_json((yield from _read_parentheses(reader)))
-    reader.start_call(name)
-    reader.arguments(arguments)
+    reader.name_call(name)
+    reader.start_call()
+    pieces: list[str] = []
+    try:
+        yield from _read_parentheses(reader, pieces)
+    except Malformed:
+        if reader.is_complete:
+            reader.arguments(beginning_of_json("".join(pieces)))
+        raise
+    reader.arguments(to_json("".join(pieces)[:-1]))
     reader.end_call()
 
 
-def _read_parentheses(reader: Reader) -> Steps[str]:
+def _read_parentheses(reader: Reader, pieces: list[str]) -> Steps[None]:
     """Everything up to the parenthesis that closes the one just taken, which is taken too."""
-    pieces: list[str] = []
     open_brackets = [")"]
     quote = ""
     at = 0
@@ -81,7 +86,7 @@ def _read_parentheses(reader: Reader) -> Steps[str]:
             raise Malformed
         if not open_brackets:
             pieces.append(reader.take(at))
-            return "".join(pieces)[:-1]
+            return
 
 
 ARGUMENT_NAME = re.compile(r"[^\W\d][\w-]*")
@@ -95,6 +100,7 @@ _TOKEN = re.compile(
     )""",
     re.VERBOSE | re.DOTALL,
 )
+_UNFINISHED = re.compile(r"[\w.+-]*\Z")
 _WORDS = {"True": "true", "False": "false", "None": "null", "true": "true", "false": "false", "null": "null"}
 _MARKS = {"(": "[", ")": "]"}
 _ESCAPE = re.compile(
@@ -115,6 +121,14 @@ def to_json(arguments: str) -> str:
     except (ValueError, RecursionError):
         raise Malformed from None
     return text
+
+
+def beginning_of_json(arguments: str) -> str:
+    """The JSON for as many values as are certain in arguments that were cut off."""
+    tokens = ["{"]
+    with contextlib.suppress(Malformed):
+        tokens.extend(_json_tokens(_UNFINISHED.sub("", arguments)))
+    return "".join(tokens)
 
 
 def _json_tokens(text: str) -> Iterator[str]:

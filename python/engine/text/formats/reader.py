@@ -74,6 +74,7 @@ class Reader:
         self._num_taken = 0
         self._events: list[Event] = []
         self._attempt: list[str] | None = None
+        self._name = ""
         self._call: int | None = None
         self._num_calls = 0
         self._space = ""
@@ -193,19 +194,34 @@ class Reader:
             self._events.append(Content(self._space))
 
     def attempt(self, call: Steps[None]) -> Steps[None]:
-        """Read a call, from its first marker on; all that `call` took becomes content if it is none."""
-        self._attempt = []
+        """Read a call, from its first marker on; all that `call` took becomes content if it is none.
+
+        One that was cut off is a call as soon as its name is known. What comes of the calls beside it is
+        left out.
+        """
+        self._attempt, self._name = [], ""
+        is_right = True
         try:
             yield from call
         except Malformed:
-            attempted, self._attempt = self._attempt, None
+            is_right = False
+        attempted, self._attempt = self._attempt, None
+        if self.is_complete and self.is_cut and (self._name or self._num_calls):
+            if self._name:
+                self.start_call()
+            self._call, self.text = None, ""
+        elif not is_right:
             self._reject("".join(attempted))
-        self._attempt = None
 
-    def start_call(self, name: str) -> None:
-        """Raises: `Malformed` if there is no such tool."""
+    def name_call(self, name: str) -> None:
+        """The call that is read is one of this tool. Raises: `Malformed` if there is no such tool."""
         if name not in self.tool_names:
             raise Malformed
+        self._name = name
+
+    def start_call(self) -> None:
+        """Report the call that was named; its arguments follow."""
+        name, self._name = self._name, ""
         self._call = self._num_calls
         self._num_calls += 1
         self._has_other = True
@@ -229,8 +245,6 @@ class Reader:
     def _reject(self, text: str) -> None:
         call, self._call = self._call, None
         if call is not None:
-            if self.is_complete and self.is_cut:
-                return  # cut off in the middle of its arguments
             self._events.append(CallRejected(call))
         self.content(text)
 
