@@ -1,4 +1,4 @@
-"""Decode and prefill attention of the CUDA backend beside torch's scaled_dot_product_attention.
+"""Decode and prefill attention beside torch's scaled_dot_product_attention and, if installed, flashinfer.
 
     python bench/gpu/bench_attention.py
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from device import Timing, check, copy_bandwidth, product_rate, report, time_graph
+from rivals import by_flashinfer, decode_attention, prefill_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from engine.ops import cuda
@@ -59,7 +60,7 @@ class Case:
         return tuple(x[blocks].transpose(0, 1).flatten(1, 2)[:, :length] for x in (self.keys, self.values))
 
 
-def decode(ctx: cuda.ExecutionContext, batch: int = 64, length: int = 4096) -> dict[str, float]:
+def decode(ctx: cuda.ExecutionContext, batch: int = 64, length: int = 4096) -> dict[str, float | str]:
     cases = [Case([1] * batch, [length] * batch) for _ in range(COLD_SETS)]
     cases[0].attend(ctx)
     keys, values = (
@@ -74,11 +75,18 @@ def decode(ctx: cuda.ExecutionContext, batch: int = 64, length: int = 4096) -> d
     check("decode", cases[0].out, by_torch(torch.float32)[:, :, 0], 1e-2)
     ours = time_graph([lambda case=case: case.attend(ctx) for case in cases])
     theirs = time_graph([by_torch])
+    case = cases[0]
+    rival = by_flashinfer(
+        "decode",
+        lambda module: decode_attention(module, case.q, case.keys, case.values, case.plan, SCALE),
+        case.out,
+        1e-2,
+    )
     floor_us = 1e6 * 2 * keys.nbytes / copy_bandwidth()
-    return figures("decode", ours, theirs, floor_us)
+    return figures("decode", ours, theirs, floor_us) | {"flashinfer_us": rival}
 
 
-def prefill(ctx: cuda.ExecutionContext, length: int = 8192) -> dict[str, float]:
+def prefill(ctx: cuda.ExecutionContext, length: int = 8192) -> dict[str, float | str]:
     case = Case([length], [length])
     case.attend(ctx)
     keys, values = (x[None] for x in case.whole(0, length))
@@ -89,8 +97,14 @@ def prefill(ctx: cuda.ExecutionContext, length: int = 8192) -> dict[str, float]:
 
     check("prefill", case.out, by_torch()[0].transpose(0, 1), 2e-2)
     ours, theirs = time_graph([lambda: case.attend(ctx)]), time_graph([by_torch])
+    rival = by_flashinfer(
+        "prefill",
+        lambda module: prefill_attention(module, case.q, case.keys, case.values, case.plan, SCALE),
+        case.out,
+        2e-2,
+    )
     floor_us = 1e6 * 4 * HEADS * DIM * length * (length + 1) / 2 / product_rate()
-    return figures("prefill", ours, theirs, floor_us)
+    return figures("prefill", ours, theirs, floor_us) | {"flashinfer_us": rival}
 
 
 def figures(name: str, ours: Timing, theirs: Timing, floor_us: float) -> dict[str, float]:

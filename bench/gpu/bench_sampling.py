@@ -1,4 +1,4 @@
-"""Sampling 64 rows of a vocabulary of 128,256 with top-p, beside torch.topk of the same logits.
+"""Sampling 64 rows of a vocabulary of 128,256 with top-p, beside torch.topk and, if installed, flashinfer.
 
     python bench/gpu/bench_sampling.py
 
@@ -13,6 +13,7 @@ import sys
 
 import torch
 from device import copy_bandwidth, report, time_graph
+from rivals import by_flashinfer
 
 from engine.ops import cuda, native
 from engine.ops.sampling import SamplingTensors
@@ -74,9 +75,14 @@ def main() -> None:
     tensors = [make_tensors(logits, index) for index, logits in enumerate(sets)]
     ours = time_graph([lambda t=t: cuda.sample(ctx, t) for t in tensors])
     theirs = time_graph([lambda x=x: x.topk(50) for x in sets])
+    rival = by_flashinfer(
+        "sampling",
+        lambda module: lambda: module.sampling.top_p_sampling_from_probs((sets[0] / 0.8).softmax(-1), 0.95),
+    )
     floor_us = 1e6 * sets[0].nbytes / copy_bandwidth()
     print(f"sampling {ours}  torch.topk(50) {theirs}  limit {floor_us:.1f} us")
     results = {"us": ours.median_us, "topk_us": theirs.median_us, "share": floor_us / ours.median_us}
+    results |= {"flashinfer_us": rival}
     report("gpu_sampling", {"sampling": results, "wrong": num_wrong})
 
 

@@ -60,9 +60,13 @@ def product_rate() -> float:
 
 def check(name: str, ours: torch.Tensor, expected: torch.Tensor, most: float) -> None:
     """Ends the bench where the relative error of a result is larger than `most`, or a number is none."""
-    error = float((ours.double() - expected.double()).norm() / expected.double().norm())
+    error = relative_error(ours, expected)
     if not error <= most:
         sys.exit(f"{name} is wrong: relative error {error:.3g}, at most {most:g} expected")
+
+
+def relative_error(ours: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((ours.double() - expected.double()).norm() / expected.double().norm())
 
 
 def report(bench: str, results: dict[str, Any]) -> None:

@@ -1,0 +1,78 @@
+"""What measures a GPU runs: each bench on small sizes, with a GPU that is only pretended."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers.pretend_gpu import pretended
+
+BENCHES = Path(__file__).parents[2] / "bench" / "gpu"
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """Loads one; the last line that it prints is its result."""
+    monkeypatch.syspath_prepend(str(BENCHES))
+
+    def load(name: str):
+        for module in ("device", "rivals", "harness", name):
+            sys.modules.pop(module, None)
+        module = __import__(name)
+        device = sys.modules["device"]
+        monkeypatch.setattr(device, "COPY_BYTES", 1 << 10)
+        monkeypatch.setattr(device, "PRODUCT_SIZE", 16)
+        return module
+
+    yield load
+    for module in ("device", "rivals", "harness"):
+        sys.modules.pop(module, None)
+
+
+def last_line(capsys) -> dict:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_attention(bench, capsys, monkeypatch):
+    module = bench("bench_attention")
+    for name, value in {"HEADS": 4, "KV_HEADS": 2, "DIM": 64}.items():
+        monkeypatch.setattr(module, name, value)
+    with pretended():
+        context = module.cuda.ExecutionContext()
+        found = {"decode": module.decode(context, 3, 40), "prefill": module.prefill(context, 50)}
+    assert all(own["us"] > 0 and own["flashinfer_us"] == "not installed" for own in found.values())
+
+
+def test_sampling(bench, capsys, monkeypatch):
+    module = bench("bench_sampling")
+    monkeypatch.setattr(module, "ROWS", 3)
+    monkeypatch.setattr(module, "VOCAB", 300)
+    with pretended():
+        module.main()
+    assert last_line(capsys)["wrong"] <= 1
+
+
+def test_products(bench, capsys, monkeypatch):
+    module = bench("bench_products")
+    monkeypatch.setattr(module, "SHAPES", {"qkv": (48, 64)})
+    monkeypatch.setattr(sys, "argv", ["bench_products.py", "--rows", "1", "20"])
+    with pretended(), pytest.raises(SystemExit, match="False"):
+        module.main()
+    products = last_line(capsys)["products"]
+    assert set(products) == {"qkv x1", "qkv x20"}
+    for found in products.values():
+        assert all("us" in own for name, own in found.items() if name != "scaled_mm")
+
+
+def test_pages_for_flashinfer(bench):
+    """Ends, numbers and last lengths of pages, by hand."""
+    rivals, attention = bench("rivals"), bench("bench_attention")
+    with pretended():
+        plan = attention.make_plan([1, 1, 1], [16, 17, 3])
+        ends, pages, last = rivals._pages(plan, 16)
+    assert ends.tolist() == [0, 1, 3, 4] and last.tolist() == [16, 1, 3]
+    tables = plan.block_tables.tolist()
+    assert pages.tolist() == [tables[0][0], *tables[1][:2], tables[2][0]]
