@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import random
 import select
 import sys
+import threading
+import time
 
 import msgspec
 import psutil
@@ -113,3 +117,64 @@ def test_what_cannot_be_said_to_the_helper_fails_alone() -> None:
             assert select.select([compiler.wake_fd], [], [], 30)[0], "somebody waits for ever"
             (result,) = compiler.take_results().values()
             assert isinstance(result, kind)
+
+
+def results_of(compiler: GrammarCompiler, num_results: int) -> dict[Constraint, object]:
+    """The next results, in the order in which they come."""
+    found: dict = {}
+    while len(found) < num_results:
+        assert select.select([compiler.wake_fd], [], [], 30)[0], "somebody waits for ever"
+        found |= compiler.take_results()
+    return found
+
+
+def test_quick_ones_are_made_while_slow_ones_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a slow one that nobody waits for any more is not made."""
+    draw = random.Random(0)
+    lists = [[f"{draw.random()} {i}" for i in range(4000)] for _ in range(3)]
+    slow = [Constraint("choice", json.dumps(words)) for words in lists]
+    gate, made, compile_it = threading.Event(), [], module._compiled
+
+    def gated(workshop, compiler, constraint, passed):
+        if constraint in slow:
+            assert gate.wait(30)
+        made.append(constraint)
+        return compile_it(workshop, compiler, constraint, passed)
+
+    monkeypatch.setattr(module, "_compiled", gated)
+    compiler = GrammarCompiler(str(bundled_model()), 4096, timeout_s=20)
+    with contextlib.closing(compiler):
+        for constraint in slow:
+            compiler.start(constraint)
+        for number in range(3):
+            quick = Constraint("regex", f"quick {number}")
+            compiler.start(quick)
+            assert list(results_of(compiler, 1)) == [quick.key] and made[-1] == quick
+        deadline = time.monotonic() + 30
+        while len(compiler._worker._passed) < 2:
+            assert time.monotonic() < deadline, "the others have passed, too"
+            time.sleep(0.01)
+        last = list(compiler._worker._passed.values())[-1]
+        compiler.forget(last)
+        deadline = time.monotonic() + 30
+        while last in compiler._worker._passed.values():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        gate.set()
+        assert len(results_of(compiler, 2)) == 2
+    assert last not in made and len(made) == 5
+
+
+def test_a_short_one_does_not_wait_for_long_ones_to_be_tried() -> None:
+    """A dozen of which would each run into the limit."""
+    branches = "|".join(["a*"] * 2000)
+    compiler = GrammarCompiler(str(bundled_model()), 4096, timeout_s=2)
+    with contextlib.closing(compiler):
+        compiler.start(Constraint("regex", "warm"))
+        results_of(compiler, 1)
+        for number in range(12):
+            compiler.start(Constraint("regex", f"({branches})*b{number}"))
+        quick = Constraint("regex", "quick")
+        compiler.start(quick)
+        ((key, grammar),) = results_of(compiler, 1).items()
+    assert key == quick.key and isinstance(grammar, CompiledGrammar)

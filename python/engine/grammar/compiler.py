@@ -20,9 +20,11 @@ import sys
 import threading
 import time
 from collections import OrderedDict, deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -46,6 +48,8 @@ MAX_CACHED = 1024
 MAX_CACHED_BYTES = 256 * 2**20
 _STACK_BYTES = 64 * 2**20
 """Of the thread: more than the helper has, where every constraint was tried."""
+QUICK_S = 0.05
+"""Time of a compilation that need not wait for slower ones: those are made one after the other beside it."""
 _SILENCE_S = 10.0
 """Beside the time for each constraint that waits: the helper, and what it starts, need some of their own."""
 _HELPER_COMMAND = (sys.executable, "-m", "engine.grammar.helper")
@@ -165,8 +169,18 @@ class GrammarCompiler:
             self._num_cached_bytes -= dropped.num_bytes + len(oldest[1])
 
 
+class _Workshop(NamedTuple):
+    """What a helper's vocabulary makes grammars with, in either of two threads."""
+
+    bindings: Any
+    compiler: Any
+    slow_compiler: Any
+    vocabulary: Vocabulary
+    strings: StringTables
+
+
 class _Worker(threading.Thread):
-    """Talks with the helper, restarts it, and compiles what it has passed."""
+    """Talks with the helper, restarts it, and compiles what it has passed, slow ones in a thread beside."""
 
     def __init__(self, command: tuple[str, ...], settings: HelperSettings, wake_writer: int) -> None:
         super().__init__(name="grammar", daemon=True)
@@ -180,19 +194,16 @@ class _Worker(threading.Thread):
         self._helper: Connection | None = None
         self._silent_since_s = 0.0
         self._is_stopping = False
-        self._bindings: Any = None
-        self._compiler: Any = None
-        self._vocabulary: Vocabulary | None = None
-        self._strings: StringTables | None = None
+        self._workshop: _Workshop | None = None
+        self._slow = ThreadPoolExecutor(1, "slow grammar")
+        self._passed: dict[int, Constraint] = {}
+        """Those that wait for the thread beside."""
 
     # --- called by the engine's thread
 
     def start(self) -> None:
-        before = threading.stack_size(_STACK_BYTES)
-        try:
+        with _large_stacks():
             super().start()
-        finally:
-            threading.stack_size(before)
 
     def warm_up(self) -> None:
         self._tell(None)
@@ -232,6 +243,7 @@ class _Worker(threading.Thread):
                     self._lose_helper()
         finally:
             self._kill_helper()
+            self._slow.shutdown(cancel_futures=True)
 
     def _patience_s(self) -> float | None:
         """Seconds until a helper that says nothing is taken for stuck: it answers in time by itself."""
@@ -255,6 +267,8 @@ class _Worker(threading.Thread):
                 for number in [n for n, job in self._jobs.items() if job.key == message]:
                     del self._jobs[number]
                     self._send(Forget(number))
+                for number in [n for n, job in list(self._passed.items()) if job.key == message]:
+                    self._passed.pop(number, None)
         except (OSError, EOFError):
             self._lose_helper()
         except Exception:  # who waits here would do so for ever
@@ -275,32 +289,27 @@ class _Worker(threading.Thread):
 
     def _heed(self, data: bytes) -> None:
         """One message of the helper: the vocabulary when it has started, then verdicts."""
-        if self._vocabulary is None:
-            self._learn(msgspec.msgpack.decode(data, type=VocabularyData))
+        if self._workshop is None:
+            self._workshop = _workshop(msgspec.msgpack.decode(data, type=VocabularyData))
             return
         verdict = msgspec.msgpack.decode(data, type=Verdict)
-        constraint = self._jobs.pop(verdict.number, None)
-        if constraint is not None:
-            self._finish(constraint, self._conclude(constraint, verdict.result))
-
-    def _learn(self, data: VocabularyData) -> None:
-        self._vocabulary = Vocabulary(data)
-        self._bindings = load_bindings()
-        info = make_tokenizer_info(self._bindings, data)
-        self._compiler = self._bindings.GrammarCompiler(info, 1, False, -1)
-        self._strings = StringTables(self._bindings, self._compiler, data.tokens)
-
-    def _conclude(self, constraint: Constraint, result: Refusal | Passed) -> Result:
+        constraint, result = self._jobs.pop(verdict.number, None), verdict.result
+        if constraint is None:
+            return
         if isinstance(result, Refusal):
-            return GrammarError(result.text)
-        assert self._vocabulary is not None and self._strings is not None
-        try:
-            handle = compile_prepared(self._compiler, result.grammar)
-            strings = strings_of(self._strings, handle, constraint)
-            return CompiledGrammar(self._bindings, handle, self._vocabulary, strings, result.largest)
-        except Exception:
-            logger.exception("a constraint passed in the helper and failed in the engine")
-            return InternalError("The constraint could not be compiled.")
+            self._finish(constraint, GrammarError(result.text))
+        elif result.compile_s <= QUICK_S:
+            self._finish(constraint, _compiled(self._workshop, self._workshop.compiler, constraint, result))
+        else:
+            self._passed[verdict.number] = constraint
+            with _large_stacks():
+                self._slow.submit(self._finish_slow, self._workshop, verdict.number, result)
+
+    def _finish_slow(self, workshop: _Workshop, number: int, result: Passed) -> None:
+        """In the thread beside."""
+        constraint = self._passed.pop(number, None)
+        if constraint is not None:  # somebody waits for it still
+            self._finish(constraint, _compiled(workshop, workshop.slow_compiler, constraint, result))
 
     def _finish(self, constraint: Constraint, result: Result) -> None:
         self._results.append((constraint.key, result))
@@ -329,7 +338,7 @@ class _Worker(threading.Thread):
         with socket.socket(fileno=os.dup(ours.fileno())) as end:  # who is stopped reads nothing
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(patience_s))
         self._helper = ours
-        self._vocabulary = None
+        self._workshop = None
 
     def _send(self, message: Job | Forget) -> None:
         if self._helper is not None:
@@ -350,6 +359,34 @@ class _Worker(threading.Thread):
             self._process.kill()
             self._process.wait()
             self._process = None
+
+
+@contextlib.contextmanager
+def _large_stacks() -> Iterator[None]:
+    """For threads that begin within."""
+    before = threading.stack_size(_STACK_BYTES)
+    try:
+        yield
+    finally:
+        threading.stack_size(before)
+
+
+def _workshop(data: VocabularyData) -> _Workshop:
+    bindings = load_bindings()
+    info = make_tokenizer_info(bindings, data)
+    compiler, slow_compiler = (bindings.GrammarCompiler(info, 1, False, -1) for _ in range(2))
+    tables = StringTables(bindings, compiler, data.tokens)
+    return _Workshop(bindings, compiler, slow_compiler, Vocabulary(data), tables)
+
+
+def _compiled(workshop: _Workshop, compiler: Any, constraint: Constraint, passed: Passed) -> Result:
+    try:
+        handle = compile_prepared(compiler, passed.grammar)
+        strings = strings_of(workshop.strings, handle, constraint)
+        return CompiledGrammar(workshop.bindings, handle, workshop.vocabulary, strings, passed.largest)
+    except Exception:
+        logger.exception("a constraint passed in the helper and failed in the engine")
+        return InternalError("The constraint could not be compiled.")
 
 
 def _timeval(seconds: float) -> bytes:

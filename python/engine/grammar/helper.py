@@ -33,7 +33,9 @@ from engine.sampling.constraint import Constraint
 from engine.text.tokenizer import Tokenizer
 
 MAX_TRIALS = 2
-"""Constraints that are tried at once; the others wait for their turn."""
+"""Constraints that are tried at once, beside a short one; the others wait for their turn."""
+SHORT_CHARS = 4096
+"""Of a constraint that is seldom slow: one of those need not wait for the others."""
 TRIAL_BYTES = 2**30
 """Address space of a trial, beyond what the helper has itself."""
 TRIAL_NICENESS = 5
@@ -103,6 +105,10 @@ class _Helper:
             takes_slow = bool(self._slow) and not (self._waiting and has_slow)
             job = (self._slow if takes_slow else self._waiting).popleft()
             self._begin(job, is_slow=takes_slow and not has_slow)
+        short = (job for job in self._waiting if len(job.constraint.text) <= SHORT_CHARS)
+        if len(self._trials) == MAX_TRIALS and (job := next(short, None)) is not None:
+            self._waiting.remove(job)
+            self._begin(job, is_slow=False)
 
     def _end_turns(self) -> None:
         """Somebody waits who may be quick: at most one of those that are not goes on."""
@@ -159,12 +165,14 @@ class _Helper:
             with tempfile.TemporaryFile() as log:
                 os.dup2(log.fileno(), sys.stderr.fileno())
                 prepared = prepare(self._bindings, constraint, settings.vocab_size, settings.free_whitespace)
+                began_s = time.process_time()
                 grammar = compile_prepared(self._compiler, prepared)
+                compile_s = time.process_time() - began_s
                 if (warning := _warning(log)) is not None:
                     return Refusal(warning)
                 strings = strings_of(self._strings, grammar, constraint)
                 try_out(self._bindings, grammar, self._data, strings)
-                return Passed(prepared, largest_in(constraint.kind, constraint.text))
+                return Passed(prepared, largest_in(constraint.kind, constraint.text), compile_s)
         except GrammarError as error:
             return Refusal(str(error), isinstance(error, TakesTooMuch))
         except MemoryError:

@@ -44,10 +44,14 @@ class Refusal(msgspec.Struct, array_like=True, tag=1):
 
 
 class Passed(msgspec.Struct, array_like=True, tag=2):
-    """A constraint compiles, and can be matched; `largest` says where it is, should that take too much."""
+    """A constraint compiles, and can be matched; `largest` says where it is, should that take too much.
+
+    `compile_s`: processor time of its compilation, beside what was done to prepare and to match it.
+    """
 
     grammar: Prepared
     largest: str
+    compile_s: float
 
 
 class Verdict(msgspec.Struct, array_like=True):
