@@ -1,8 +1,9 @@
 """The least time that this machine allows for a workload, and so the most that any engine could reach.
 
 The workload is asked of a client without a server: its requests go to our scheduler, and each step takes
-what reading and multiplying take at the machine's limits, on a clock that is only counted. What a workload shares,
-batches and waits for is therefore what it is in the engine, and only kernels, HTTP and Python are left out.
+what reading and multiplying take at the machine's limits, on a clock that is only counted. What a workload
+shares, batches and waits for is therefore what it is in the engine, and only kernels, HTTP and Python are
+left out.
 """
 
 from __future__ import annotations

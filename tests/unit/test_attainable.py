@@ -89,7 +89,7 @@ def test_a_step_takes_the_larger_of_both(attainable, spec):
         (
             "multiturn",
             8 * (256 + 3 * (1 + 32 + 15)),
-        ),  # a turn: the last answer's last token, 32, a block's rest
+        ),  # the answer's last token, 32, a block's rest
     ],
 )
 def test_prompts_are_computed_as_the_scheduler_shares_them(attainable, spec, workload, num_computed):
