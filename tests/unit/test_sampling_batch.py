@@ -189,3 +189,32 @@ def test_a_table_forgets_requests_that_do_not_come_again():
     for _ in range(2):
         table.batch([make_request()])
     assert sys.getrefcount(first) == num_held
+
+
+def test_what_does_not_change_from_step_to_step_is_made_once():
+    requests = [make_request(temperature=0.5, seed=4), make_request(output=(5,), top_k=3)]
+    batch = SamplingTable(VOCAB, 2).batch(requests)
+    logits, scratch = torch.zeros(2, VOCAB), torch.zeros(4, VOCAB)
+    mask = np.zeros((2, 2), np.int32)
+
+    def tensors(of: torch.Tensor, bitmask=None):
+        draws = [Draw(request, request.num_known) for request in requests]
+        return dataclasses.replace(batch.tensors(draws, of, scratch, scratch, bitmask))
+
+    first = tensors(logits)
+    for request in requests:
+        request.num_known += 1
+    second, third = tensors(logits, mask), tensors(logits)
+    assert (first.positions.tolist(), second.positions.tolist()) == ([0, 1], [1, 2])
+    assert second.bitmask is not None and first.bitmask is None and third.bitmask is None
+    assert second.out_ids.data_ptr() != first.out_ids.data_ptr(), "they may not have been read yet"
+    assert second.temperature is first.temperature and second.workspace is first.workspace
+    assert len(second.workspace) == len(second.seen) == len(second.out_ids) == 2
+    other = torch.zeros(2, VOCAB)
+    assert tensors(other).logits is other
+
+
+@pytest.mark.parametrize("params", [{"presence_penalty": 1.0}, {"logit_bias": {1: 2.0}}, {"logprobs": 0}])
+def test_what_changes_is_made_anew(params):
+    batch = SamplingTable(VOCAB, 1).batch([make_request(output=(5,), **params)])
+    assert step(batch).out_logprobs is not step(batch).out_logprobs

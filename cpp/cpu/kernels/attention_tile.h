@@ -66,6 +66,16 @@ struct Scratch {
 template <typename Element>
 constexpr int kRowsPerLine = kLine<Element> / kGroup;
 
+// Those of the first split, for which no split before it has asked.
+template <typename Element>
+ENGINE_INLINE void prefetch_keys(const PagedAttentionArgs& args, const Split<Element>& split, int64_t groups) {
+  for (int64_t group = 0; group < groups; ++group) {
+    for (int64_t d = 0; d < args.D; d += kRowsPerLine<Element>) {
+      __builtin_prefetch(split.keys[group] + d * args.S);
+    }
+  }
+}
+
 // Adds to each of R rows of sums its factor, factors[r][at], times C vectors that all rows share.
 template <int R, int C, class Factors>
 ENGINE_INLINE void add_products(Factors factors, int64_t at, const Vec16 (&x)[C], Vec16 (&sum)[R][C]) {

@@ -200,7 +200,11 @@ ENGINE_INLINE void attend(const PagedAttentionArgs& args, const AttentionUnit& u
   Scratch scratch;
   Split<Element> splits[2];
   if (unit.first_split < unit.end_split) {
-    locate(args, block_table, g, tokens, unit.first_split * kSplit, splits[unit.first_split % 2]);
+    Split<Element>& first = splits[unit.first_split % 2];
+    locate(args, block_table, g, tokens, unit.first_split * kSplit, first);
+    if (tile.count <= kMaxRows) {  // more pairs multiply for longer than keys take to come
+      prefetch_keys(args, first, (least(tokens.end - first.begin, kSplit) + kGroup - 1) / kGroup);
+    }
   }
   for (int64_t split = unit.first_split; split < unit.end_split; ++split) {
     const bool is_last = split + 1 == unit.end_split;

@@ -56,8 +56,7 @@ class Sampler:
         requests = [draw.request for draw in draws]
         if self._batch is None or self._batch.requests != requests:
             self._batch = self._table.batch(requests)
-        workspace, seen = self._workspace[:num_rows], self._seen[:num_rows]
-        tensors = self._batch.tensors(draws, logits, workspace, seen, plan.bitmask)
+        tensors = self._batch.tensors(draws, logits, self._workspace, self._seen, plan.bitmask)
         tensors.reports_processed = reports_processed(self._mode)
         tensors.reports_logits = reports_logits(self._mode)
         if not self._placement.is_host:
