@@ -8,7 +8,9 @@ For code that was written for a GPU and must not wait for one to be found broken
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
+import types
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -18,6 +20,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from engine import _native
+from engine.ops import placement
 from engine.ops.cuda.context import ExecutionContext
 from engine.runner.decode_graphs import Captured
 from helpers import triton_kernels  # before any kernel: they are interpreted
@@ -27,7 +30,7 @@ GIB = 1 << 30
 
 
 class StayOnCpu(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func is torch.Tensor.cuda:
             return args[0].clone()
@@ -77,6 +80,7 @@ def pretended() -> Iterator[None]:
         "get_device_name": lambda: "none",
         "mem_get_info": lambda: (79 * GIB, 80 * GIB),
         "device_count": lambda: 1,
+        "get_device_properties": lambda index: types.SimpleNamespace(name="none", major=9, minor=0),
         "Event": Event,
         "CUDAGraph": Graph,
         "graph": lambda *arguments, **options: contextlib.nullcontext(),
@@ -85,6 +89,9 @@ def pretended() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name, value in names.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
+        stack.enter_context(mock.patch.object(torch.version, "cuda", "13.0"))
+        on_cpu = functools.partial(placement.on_gpu, device="cpu")
+        stack.enter_context(mock.patch.object(placement, "on_gpu", on_cpu))
         stack.enter_context(mock.patch.object(ExecutionContext, "arrivals", arrivals))
         for module in [m for m in list(sys.modules.values()) if "cuda_capture" in vars(m)]:
             stack.enter_context(mock.patch.object(module, "cuda_capture", capture))

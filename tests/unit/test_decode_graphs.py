@@ -302,3 +302,25 @@ def test_a_capture_that_fails_leaves_no_stream_behind(monkeypatch):
     with pytest.raises(RuntimeError, match="previous error during capture"):
         cuda_capture()(lambda: torch.zeros(1))
     assert streams == ["ours", "captured", "ours"]
+
+
+def test_a_graph_takes_what_is_less_free_afterwards_but_for_what_torch_kept(monkeypatch):
+    kept, taken = [30], []
+
+    class Graph:
+        def __init__(self, *arguments, **options) -> None: ...
+
+        def replay(self) -> None: ...
+
+        def __enter__(self) -> None:
+            kept.clear()
+            taken.append(7)
+
+        def __exit__(self, *error) -> None: ...
+
+    free = {"mem_get_info": lambda: (100 - sum(kept) - sum(taken), 100), "empty_cache": kept.clear}
+    streams = {"current_stream": lambda: "ours", "set_stream": lambda stream: None}
+    names = {"graph_pool_handle": lambda: (0, 1), "CUDAGraph": Graph, "graph": Graph, **free, **streams}
+    for name, value in names.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    assert cuda_capture()(lambda: torch.zeros(1)).num_bytes == 7

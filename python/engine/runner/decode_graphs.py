@@ -180,6 +180,7 @@ def cuda_capture() -> Capture:
 
     def capture(run: Callable[[], torch.Tensor]) -> Captured:
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        torch.cuda.empty_cache()  # as capturing begins with: it is not the graph's
         free_bytes, _ = torch.cuda.mem_get_info()
         try:
             # Another thread may be loading an adapter, which allocates: that is not part of this capture.
