@@ -31,6 +31,8 @@ class LateDevice:
         self.num_overlapped = 0
         """Steps that were waited for when the next one had been launched."""
         self.num_late_rows = 0
+        self.broken: Exception | None = None
+        """What went wrong, and was not asked for: the engine would take that for a step that failed."""
         self.lose_next: Exception | None = None
         """Raised when the step that is launched next is waited for."""
         self.refuse_next: Exception | None = None
@@ -65,23 +67,17 @@ class LateDevice:
     def _compute(self) -> None:
         plan, copies = self._queue.pop(0)
         number, self.num_computed = self.num_computed, self.num_computed + 1
-        for request, row in zip(copies, plan.rows, strict=True):
-            if row.is_ahead:
-                assert row.num_tokens == 1 and row.request.token_ids[row.start] == UNKNOWN
-                is_lost = self._last is None  # whoever it was drawn for has failed
-                row.request.token_ids[row.start] = 0 if is_lost else max(0, self._last[request])
-                row.request.num_known += 1
-                row.is_ahead = False
-                self.num_late_rows += 1
-        self._last = None
         try:
+            self._fill_in(plan, copies)
+            self._last = None
             if number in self._lost:
-                raise self._lost.pop(number)
+                raise self._lost[number]
             result = self._runner.launch(plan)()
         except Exception as error:
+            if number not in self._lost:
+                self.broken = error
             self._results[number] = error
             return
-        assert number not in self._results
         self._results[number], self._last = result, {}
         drawn = iter(result.token_ids.tolist())
         for request, row in zip(copies, plan.rows, strict=True):
@@ -90,6 +86,17 @@ class LateDevice:
             else:
                 for _ in range(row.num_draws):
                     next(drawn)
+
+    def _fill_in(self, plan: StepPlan, copies: dict[Request, Request]) -> None:
+        """Give rows that are ahead the token that the step before drew, if that did not fail."""
+        for request, row in zip(copies, plan.rows, strict=True):
+            if row.is_ahead:
+                assert row.num_tokens == 1 and row.request.token_ids[row.start] == UNKNOWN
+                is_lost = self._last is None  # whoever it was drawn for has failed
+                row.request.token_ids[row.start] = 0 if is_lost else max(0, self._last[request])
+                row.request.num_known += 1
+                row.is_ahead = False
+                self.num_late_rows += 1
 
 
 def _copied(row: StepRow) -> Request:

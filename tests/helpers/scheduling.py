@@ -186,7 +186,7 @@ class Harness:
 def is_decoding(request: Request) -> bool:
     """Whether one token of it is to be computed now, known or about to be."""
     num_known = request.num_known + request.num_drawn
-    is_over = request.num_drawn and num_known == request.max_known
+    is_over = request.num_drawn and num_known >= request.max_known
     return request.is_started and num_known - request.num_computed == 1 and not is_over
 
 

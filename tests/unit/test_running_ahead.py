@@ -77,6 +77,7 @@ class Engine:
         assert stats.num_blocks_free + stats.num_blocks_cached == stats.num_blocks_total
         assert self.board.step_request_ids == []
         assert self.device.num_computed == self.device._num_launched, "nothing is left behind"
+        assert self.device.broken is None
 
     def answers(self) -> dict[tuple[str, int], tuple]:
         """All that a choice was given. Scores of a prompt come in chunks, as it was computed."""
@@ -237,6 +238,33 @@ def test_a_request_that_is_cancelled_while_its_step_runs_ends_in_silence():
         engine.tokens("b")
         == answer_alone(range(10), greedy(max_tokens=20, ignore_eos=True), block_size=BLOCK_SIZE).token_ids
     )
+
+
+def test_no_scores_follow_a_cancel_either():
+    engine = Engine()
+    engine.submit("a", range(48), SamplingParams(max_tokens=2, prompt_logprobs=1))
+    engine.step()
+    engine.step()
+    assert engine.core._under_way and len(engine.chunks["a", 0]) == 1
+    engine.core.handle(CancelRequest("a"))
+    engine.run()
+    assert len(engine.chunks["a", 0]) == 1
+
+
+@pytest.mark.parametrize("num_steps", range(2, 12))
+def test_an_answer_that_has_ended_does_not_fail(num_steps):
+    """Its row in the step that fails was to be thrown away."""
+    prompt = list(range(20))
+    whole = answer_alone(prompt, greedy(max_tokens=30, ignore_eos=True), block_size=BLOCK_SIZE).token_ids
+    engine = Engine(chunked_prefill_size=64)
+    engine.submit("a", prompt, greedy(max_tokens=30, ignore_eos=True, stop_token_ids=(whole[5],)))
+    engine.submit("b", range(30, 40), greedy(max_tokens=30, ignore_eos=True))
+    for _ in range(num_steps):
+        engine.step()
+    engine.device.lose_next = RuntimeError("no")
+    engine.run()
+    has_ended = engine.chunks["a", 0][-1].finish_reason == "stop"
+    assert has_ended == ("a" not in engine.failed) and "b" in engine.failed
 
 
 def test_a_step_without_anybody_left_is_waited_for():

@@ -30,13 +30,10 @@ class StepsUnderWay:
 
     @property
     def can_be_followed(self) -> bool:
-        """Whether all that a plan needs to know of the last step is that there will be tokens.
-
-        A constraint needs to know which, and so do scores of known tokens, which are given once.
-        """
+        """Whether all that a plan needs to know of the last step is that there will be tokens; a constraint
+        needs to know which."""
         return self._runs_ahead and not any(
-            row.scored or (row.request.matcher is not None and (row.samples or row.forced))
-            for row in self._plans[-1].rows
+            row.request.matcher is not None and (row.samples or row.forced) for row in self._plans[-1].rows
         )
 
     def begin(self, plan: StepPlan) -> None:

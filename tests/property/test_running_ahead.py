@@ -1,0 +1,42 @@
+"""Steps launched before the tokens of the one before are known: the same answers, whatever is asked."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from engine import LLM
+from helpers.late_device import LateDevice
+from property.test_speculative import FEW_BLOCKS, answers, drawn_request
+
+
+@pytest.fixture(scope="module")
+def engines():
+    """Without and with a device that computes late, with few blocks, so that requests are preempted."""
+    with LLM(**FEW_BLOCKS) as plain, LLM(**FEW_BLOCKS) as ahead:
+        core = ahead._core
+        core._runner = LateDevice(core._runner)
+        core._scheduler._under_way._runs_ahead = True  # which the CPU's own way of running has no use for
+        yield plain, ahead
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_both_ways_give_the_same_answers(engines, seed):
+    """Constraints, thoughts, adapters, penalties, filters, stop strings and scores, with n choices."""
+    plain, ahead = engines
+    draw = random.Random(900 + seed)
+    requests = [drawn_request(draw) for _ in range(24)]
+    if seed % 2:
+        requests = [request for request in requests if request[1].constraint is None]
+    n = 1 + seed // 2
+    before = ahead._core._runner.num_late_rows
+    assert answers(ahead, requests, n) == answers(plain, requests, n)
+    assert ahead._core._runner.num_late_rows > before + (200 if seed % 2 else 0)
+
+
+def test_they_were_preempted_while_they_ran_ahead(engines):
+    plain, ahead = engines
+    stats = ahead._core.stats()
+    assert stats.num_preemptions > 0 and stats.num_blocks_in_use == 0
+    assert stats.output_tokens == plain._core.stats().output_tokens
