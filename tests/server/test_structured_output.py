@@ -9,6 +9,7 @@ import json
 import re
 import threading
 import time
+from typing import Any
 
 import httpx
 import jsonschema
@@ -19,6 +20,7 @@ import pydantic
 import pytest
 
 from helpers.random_schemas import random_schema
+from helpers.regexes import REGEXES
 from helpers.server_process import ServerProcess
 
 MODEL = "default"
@@ -202,25 +204,34 @@ def test_free_and_constrained_requests_share_a_batch(client):
 def test_what_is_drawn_at_temperature_1_is_right(client):
     """Schemas and regular expressions of every kind, several at a time, in streams and whole."""
 
-    def ask(number: int) -> None:
-        schema = random_schema(1000 + number)
-        fields = {"response_format": json_schema(schema), "seed": number, "max_tokens": 1500}
+    def answer(number: int, **fields: Any) -> tuple[str, str | None]:
+        fields |= {"seed": number, "max_tokens": 1500, "temperature": 1}
         if number % 2:
             (choice,) = chat(client, **fields).choices
-            text, reason = choice.message.content, choice.finish_reason
-        else:
-            choices = [chunk.choices[0] for chunk in chat(client, stream=True, **fields)]
-            text, reason = "".join(c.delta.content or "" for c in choices), choices[-1].finish_reason
-        reasons.append(reason)
+            return choice.message.content, choice.finish_reason
+        choices = [chunk.choices[0] for chunk in chat(client, stream=True, **fields)]
+        return "".join(c.delta.content or "" for c in choices), choices[-1].finish_reason
+
+    def ask_schema(number: int) -> str | None:
+        schema = random_schema(1000 + number)
+        text, reason = answer(number, response_format=json_schema(schema))
         if reason == "stop":
             value = json.loads(text)
             jsonschema.validate(value, schema)
             jsonschema_rs.Draft202012Validator(schema, validate_formats=True).validate(value)
+        return reason
 
-    reasons: list[str | None] = []
+    def ask_regex(number: int) -> str | None:
+        text, reason = answer(number, regex=REGEXES[number])
+        assert reason != "stop" or re.fullmatch(REGEXES[number], text), (REGEXES[number], text)
+        return reason
+
     with concurrent.futures.ThreadPoolExecutor(8) as threads:
-        list(threads.map(ask, range(200)))
+        of_schemas = threads.map(ask_schema, range(200))
+        of_regexes = list(threads.map(ask_regex, range(len(REGEXES))))
+        reasons = list(of_schemas)
     assert set(reasons) <= {"stop", "length"} and reasons.count("stop") >= 190, reasons
+    assert set(of_regexes) <= {"stop", "length"} and of_regexes.count("stop") >= 0.95 * len(REGEXES)
 
 
 # --- what comes before what

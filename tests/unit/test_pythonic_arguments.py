@@ -76,8 +76,26 @@ def test_what_is_said_of_all_arguments_together(grammars: Grammars, said: dict[s
 
 
 def test_arguments_that_are_all_somewhere_else(grammars: Grammars) -> None:
-    schema = {"$ref": "#/$defs/all", "$defs": {"all": {"type": "object", "properties": {"a": INTEGER}}}}
-    with pytest.raises(InvalidRequest, match=r'of f has "\$ref" at #,'):
+    properties = {"a": INTEGER, "b": {"$ref": "#/$defs/all"}}
+    whole = {"type": "object", "properties": properties, "required": ["a"]}
+    definitions = {"one": {"$ref": "#/$defs/all"}, "all": whole}
+    schema = {"$ref": "#/$defs/one", "description": "Whatever", "$defs": definitions}
+    for is_strict in (True, False):
+        grammar = calls_of(grammars, schema, is_strict=is_strict)
+        assert grammars.accepts(grammar, '[f(a=1, b={"a": 2})]')
+        for call in ("[f()]", '[f(a="x")]', '[f(a=1, b={"a": "x"})]', "[f(a=1, c=1)]"):
+            assert not grammars.accepts(grammar, call)
+    whole["minProperties"] = 1  # cannot be enforced
+    with pytest.raises(InvalidRequest, match='of f has "minProperties" at #,'):
+        calls_of(grammars, schema, is_strict=True)
+    loose = calls_of(grammars, schema, is_strict=False)
+    assert grammars.accepts(loose, '[f(a="x")]') and not grammars.accepts(loose, "[f(c=1)]")
+
+
+@pytest.mark.parametrize("ref", ["#", "#/$defs/loop", "#/$defs/none", "elsewhere.json", 5])
+def test_a_reference_to_no_arguments(grammars: Grammars, ref: Any) -> None:
+    schema = {"$ref": ref, "$defs": {"loop": {"$ref": "#/$defs/loop"}}}
+    with pytest.raises(InvalidRequest, match=r"of f "):
         calls_of(grammars, schema, is_strict=True)
 
 

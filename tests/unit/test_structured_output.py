@@ -13,6 +13,7 @@ from engine import LLM, SamplingParams
 from engine.errors import InvalidRequest
 from engine.sampling.constraint import Constraint
 from helpers.random_schemas import random_schema
+from helpers.regexes import REGEXES
 
 PERSON = {
     "type": "object",
@@ -21,59 +22,6 @@ PERSON = {
 }
 
 NUMBERS = {"type": "array", "items": {"type": "integer", "maximum": 9}, "minItems": 2, "maxItems": 2}
-
-REGEXES = [
-    r"\d{3}-\d{3}-\d{4}",
-    "[a-f0-9]{8}(-[a-f0-9]{4}){3}-[a-f0-9]{12}",
-    "(yes|no|maybe)",
-    "[A-Z][a-z]{2,9}",
-    r"\w{1,12}@\w{1,8}\.(com|org)",
-    r"(0|[1-9]\d{0,3})",
-    r"-?\d{1,4}(\.\d{1,3})?",
-    "#[0-9a-fA-F]{6}",
-    "(Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day",
-    r"[+]?[(]?\d{3}[)]?[- .]?\d{3}[- .]?\d{4,6}",
-    "a{5}b{3,4}c?",
-    "(ab|cd){2,5}",
-    "(a(b(c)?)?)?d",
-    "[^a-z]{3}",
-    r"\s?\S{2}\s?",
-    ".{1,20}",
-    r"[\s\S]{1,10}",
-    "(?:x|y)z{0,4}",
-    r"\$\d{1,3}(,\d{3}){0,2}\.\d\d",
-    r"([01]\d|2[0-3]):[0-5]\d",
-    r"[A-Z]{2}\d{2} ?(\d{4} ?){4}",
-    r"\[\{\(\)\}\]",
-    r"\\n{2}",
-    r"\"[^\"]{0,8}\"",
-    r"<(b|i)>\w{1,9}</(b|i)>",
-    r"SELECT \* FROM \w{1,10};",
-    "é{2}|[à-ü]{1,4}",
-    "日本(語|人)?",
-    "[一-龥]{1,3}",
-    "😀{1,2}",
-    "(🙂|🙁) ok",
-    r"\x41\u0042[\x43-\x45]",
-    r"\t\n\r?",
-    r"[\w.-]{1,9}",
-    r"[^\W\d]{2,4}",
-    r"\D{2}\d{2}",
-    "(a|ab)(c|bcd)(d?)",
-    "a+?b",
-    "(x{1,2}y){1,3}",
-    r"v\d{1,2}\.\d{1,2}(-(alpha|beta|rc)\.\d)?",
-    "([a-c]{3}|[x-z]{2})!",
-    "^start.{0,5}end$",
-    "(?:one|two), (?:three|four)",
-    "[-+*/]",
-    r"[\]a]{2}",
-    r"[\^x]{1,2}[\^][^\^]",
-    "a|",
-    "(|b)c",
-    r"\(?\d{2}\)?",
-    r"https?://[a-z]{1,8}\.(de|fr)(/[a-z]{0,5})?",
-]
 
 
 @pytest.fixture(scope="module")

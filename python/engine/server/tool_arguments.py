@@ -28,29 +28,45 @@ def _arguments_schema(function: Function, tools: ToolFormat) -> dict[str, Any]:
 
     Raises: `InvalidRequest` for a schema that is wrong.
     """
+    schema = _without_reference(function.schema) if tools.has_python_arguments else function.schema
     try:
         enforceable(function.schema, is_parted=tools.has_python_arguments)
         if tools.has_python_arguments:
-            _check_arguments(function.schema)
+            _check_arguments(schema)
     except GrammarError as error:
         if isinstance(error, Unenforceable) and not function.is_strict:
-            return _with_any_values(function.schema) if tools.has_python_arguments else {"type": "object"}
+            return _with_any_values(schema) if tools.has_python_arguments else {"type": "object"}
         raise InvalidRequest(f"tools: the schema of {function.name} {error}", param="tools") from None
     except RecursionError:
         raise InvalidRequest(
             f"tools: the schema of {function.name} is nested too deeply", param="tools"
         ) from None
-    return function.schema
+    return schema
 
 
+def _without_reference(schema: dict[str, Any]) -> dict[str, Any]:
+    """What a schema that is a reference leads to, with the definitions of the whole; itself if to nothing."""
+    definitions = {name: schema[name] for name in _DEFINITIONS if name in schema}
+    found, seen = schema, set[str]()
+    while isinstance(ref := found.get("$ref"), str) and ref.startswith("#/") and ref not in seen:
+        seen.add(ref)
+        target: Any = schema
+        for step in ref.split("/")[1:]:
+            target = target.get(step) if isinstance(target, dict) else None
+        if not isinstance(target, dict):
+            break
+        found = target
+    return {**found, **definitions}
+
+
+_DEFINITIONS = ("$defs", "definitions")
 _OF_ARGUMENTS = ANNOTATIONS | {
+    *_DEFINITIONS,
     "type",
     "properties",
     "required",
     "additionalProperties",
     "unevaluatedProperties",
-    "$defs",
-    "definitions",
     "$id",
 }
 """What a schema may say of all arguments, where they are written one by one."""
@@ -85,7 +101,7 @@ def _python_arguments(schema: dict[str, Any]) -> Format:
     properties = schema.get("properties") or {}
     required = [name for name in properties if name in schema.get("required", ())]
     optional = [name for name in properties if name not in required]
-    shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+    shared = {name: schema[name] for name in _DEFINITIONS if name in schema}
 
     def argument(name: str) -> Format:
         value = properties[name]
