@@ -115,6 +115,19 @@ void bind_linear(py::module_& module) {
       py::arg("ctx"), py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("activation"), py::arg("out"),
       ReleaseGil());
   module.def(
+      "gated_mlp",
+      [](ExecutionContext& ctx, const TensorView& x, const PackedMatrix& gate_up,
+         const std::optional<TensorView>& gate_up_bias, const std::string& activation,
+         const TensorView& product, const PackedMatrix& down, const std::optional<TensorView>& down_bias,
+         const TensorView& out) {
+        ctx.perform([=, &ctx, &gate_up, &down, kind = activation_of(activation)] {
+          ops::gated_mlp(ctx, x, gate_up, gate_up_bias ? &*gate_up_bias : nullptr, kind, product, down,
+                         down_bias ? &*down_bias : nullptr, out);
+        });
+      },
+      py::arg("ctx"), py::arg("x"), py::arg("gate_up"), py::arg("gate_up_bias"), py::arg("activation"),
+      py::arg("product"), py::arg("down"), py::arg("down_bias"), py::arg("out"), ReleaseGil());
+  module.def(
       "embedding",
       [](ExecutionContext& ctx, const TensorView& token_ids, const PackedMatrix& weight,
          const TensorView& out) {

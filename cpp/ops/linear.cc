@@ -46,16 +46,29 @@ void round_rows(cpu::ExecutionContext& context, const TensorView& x, uint16_t* o
 }
 
 // out [T, N], or with a gate [T, N / 2].
-void multiply(cpu::ExecutionContext& context, const TensorView& x, const cpu::PackedMatrix& weight,
-              const TensorView* bias, GateKernel gate, const TensorView& out) {
+void check(const TensorView& x, const cpu::PackedMatrix& weight, const TensorView* bias, GateKernel gate,
+           const TensorView& out) {
   Dim T("T"), K("K", weight.in_features()), N("N", weight.out_features());
+  if (gate != nullptr && N % (2 * kPanelColumns) != 0) {
+    throw Error(ErrorCode::kInvalidArgument, "weight: expected a multiple of " +
+                                                 std::to_string(2 * kPanelColumns) + " rows, got " +
+                                                 std::to_string(N.value()));
+  }
   Dim columns(gate == nullptr ? "N" : "N/2", gate == nullptr ? N : N / 2);
   expect(x, "x", {DType::kFloat32}, {T, K}, Layout::kRows);
   if (bias != nullptr) expect(*bias, "bias", {DType::kFloat32}, {N});
   expect(out, "out", {DType::kFloat32}, {T, columns}, Layout::kRows);
   expect_complete(weight);
+}
+
+const float* data_of(const TensorView* bias) { return bias != nullptr ? bias->as<const float>() : nullptr; }
+
+void multiply(cpu::ExecutionContext& context, const TensorView& x, const cpu::PackedMatrix& weight,
+              const TensorView* bias, GateKernel gate, const TensorView& out) {
+  check(x, weight, bias, gate, out);
+  const int64_t T = x.shape[0], K = weight.in_features();
   if (T == 0) return;
-  const float* bias_data = bias != nullptr ? bias->as<const float>() : nullptr;
+  const float* bias_data = data_of(bias);
   if (is_quantized(weight.format())) return quantized_linear(context, x, weight, bias_data, gate, out);
   const bool is_rounded = weight.format() == WeightFormat::kBFloat16Dot;
   const int64_t rounded_stride = divide_up(K, 2) * 2;
@@ -73,7 +86,7 @@ void multiply(cpu::ExecutionContext& context, const TensorView& x, const cpu::Pa
       .out_stride = out.strides[0],
       .num_rows = T,
       .in_features = K,
-      .out_features = N,
+      .out_features = weight.out_features(),
       .rows_per_block = 0,
       .format = weight.format(),
       .has_bf16_dot = cpu::has_bf16_dot(context.isa()),
@@ -93,13 +106,22 @@ void linear(cpu::ExecutionContext& context, const TensorView& x, const cpu::Pack
 
 void gated_linear(cpu::ExecutionContext& context, const TensorView& x, const cpu::PackedMatrix& weight,
                   const TensorView* bias, Activation activation, const TensorView& out) {
+  multiply(context, x, weight, bias, gate_kernel(context.kernels(), activation), out);
+}
+
+void gated_mlp(cpu::ExecutionContext& context, const TensorView& x, const cpu::PackedMatrix& gate_up,
+               const TensorView* gate_up_bias, Activation activation, const TensorView& product,
+               const cpu::PackedMatrix& down, const TensorView* down_bias, const TensorView& out) {
   const GateKernel gate = gate_kernel(context.kernels(), activation);
-  if (weight.out_features() % (2 * kPanelColumns) != 0) {
-    throw Error(ErrorCode::kInvalidArgument, "weight: expected a multiple of " +
-                                                 std::to_string(2 * kPanelColumns) + " rows, got " +
-                                                 std::to_string(weight.out_features()));
+  check(x, gate_up, gate_up_bias, gate, product);
+  check(product, down, down_bias, nullptr, out);
+  const bool is_ordered = down.column_order() == nullptr;
+  if (x.shape[0] > 0 && is_ordered && is_quantized(gate_up.format()) && is_quantized(down.format())) {
+    return quantized_gated_mlp(context, x, {gate_up, data_of(gate_up_bias)}, gate, product,
+                               {down, data_of(down_bias)}, out);
   }
-  multiply(context, x, weight, bias, gate, out);
+  multiply(context, x, gate_up, gate_up_bias, gate, product);
+  multiply(context, product, down, down_bias, nullptr, out);
 }
 
 void embedding(cpu::ExecutionContext& context, const TensorView& token_ids, const cpu::PackedMatrix& weight,

@@ -15,6 +15,12 @@ void linear(cpu::ExecutionContext& context, const TensorView& x, const cpu::Pack
 void gated_linear(cpu::ExecutionContext& context, const TensorView& x, const cpu::PackedMatrix& weight,
                   const TensorView* bias, Activation activation, const TensorView& out);
 
+// out = product down^T + bias, `product` being what gated_linear() makes of x, or anything: see
+// python/engine/ops/gated.py.
+void gated_mlp(cpu::ExecutionContext& context, const TensorView& x, const cpu::PackedMatrix& gate_up,
+               const TensorView* gate_up_bias, Activation activation, const TensorView& product,
+               const cpu::PackedMatrix& down, const TensorView* down_bias, const TensorView& out);
+
 // out[t] = weight[token_ids[t]]. See python/engine/ops/embedding.py.
 void embedding(cpu::ExecutionContext& context, const TensorView& token_ids, const cpu::PackedMatrix& weight,
                const TensorView& out);

@@ -297,6 +297,17 @@ def linear(
 def gated_linear(
     ctx: ExecutionContext, x: Tensor, weight: PackedMatrix, bias: Tensor | None, activation: str, out: Tensor
 ) -> None: ...
+def gated_mlp(
+    ctx: ExecutionContext,
+    x: Tensor,
+    gate_up: PackedMatrix,
+    gate_up_bias: Tensor | None,
+    activation: str,
+    product: Tensor,
+    down: PackedMatrix,
+    down_bias: Tensor | None,
+    out: Tensor,
+) -> None: ...
 def embedding(ctx: ExecutionContext, token_ids: Tensor, weight: PackedMatrix, out: Tensor) -> None: ...
 
 # --- adapters --------------------------------------------------------------------------------

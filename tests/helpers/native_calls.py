@@ -293,6 +293,19 @@ class Arguments:
             "out": self.rows(T, n),
         }
 
+    def gated_mlp(self) -> Args:
+        T, K, n, N = self.size(40, 0), self.size(300), 32 * self.size(5), self.size(90)
+        return {
+            "x": self.rows(T, K),
+            "gate_up": self.matrix(2 * n, K),
+            "gate_up_bias": self.one_of(None, self.floats(2 * n)),
+            "activation": self.one_of("silu", "gelu_tanh", "gelu"),
+            "product": self.rows(T, n),
+            "down": self.matrix(N, n),
+            "down_bias": self.one_of(None, self.floats(N)),
+            "out": self.rows(T, N),
+        }
+
     def embedding(self) -> Args:
         T, K, V = self.size(20, 0), self.size(300), self.size(90)
         return {"token_ids": self.ids(T, V), "weight": self.matrix(V, K), "out": self.rows(T, K)}

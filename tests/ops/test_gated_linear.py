@@ -1,4 +1,5 @@
-"""gated_linear: every bit of linear and then the op that joins gate and up, however the work is split."""
+"""gated_linear and gated_mlp: every bit of linear and then the op that joins gate and up, however the work is
+split."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import torch
 
 from engine.errors import NativeError
 from engine.ops import reference
-from engine.ops.gated import erf_gelu_mul, gated_linear, gelu_mul, silu_mul
+from engine.ops.gated import erf_gelu_mul, gated_linear, gated_mlp, gelu_mul, silu_mul
 from engine.ops.linear import PackedMatrix, linear
 from helpers.compare import GuardedOutput, assert_same_bits
 from helpers.native import FMA_ISAS, ISAS, context
@@ -49,6 +50,34 @@ def test_bits_are_those_of_the_two_ops(isa, dtype, activation):
             out = GuardedOutput(num_rows, 96)
             gated_linear(context(isa, num_threads), x, matrix, bias, activation, out.tensor)
             assert_same_bits(out.tensor, expected)
+            out.assert_untouched_outside()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [*FORMATS, "bf16_dot"])
+@pytest.mark.parametrize("inner", [32, 128, 672])
+def test_an_mlp_has_the_bits_of_its_two_products(isa, dtype, inner):
+    gate_up, bias = packed(inner, 140, dtype), normal(2 * inner, seed=2)
+    bias[inner + 3] = 1000  # outliers of the quantised product
+    down, down_bias = PackedMatrix(70, inner, dtype), normal(70, seed=3)
+    weights = normal(70, inner, seed=4)
+    weights[:, 7] *= 50  # a column with a scale of its own
+    if dtype == "int8":
+        down.balance_columns(context(isa), [weights])
+    down.pack_rows(context(isa), 0, weights)
+    for num_rows in BLOCK_ROWS:
+        x = normal(num_rows, 140, seed=num_rows)
+        x[::3, 5] *= 1000
+        if num_rows > 6:
+            x[6, 0] = float("nan")
+        expected = torch.empty(num_rows, 70)
+        linear(context(isa), in_two_ops(context(isa), x, gate_up, bias, "silu"), down, down_bias, expected)
+        for num_threads in (1, 3):
+            product, out = GuardedOutput(num_rows, inner), GuardedOutput(num_rows, 70)
+            ctx, weights = context(isa, num_threads), (down, down_bias)
+            gated_mlp(ctx, x, gate_up, bias, "silu", product.tensor, *weights, out.tensor)
+            assert_same_bits(out.tensor, expected)
+            product.assert_untouched_outside()
             out.assert_untouched_outside()
 
 

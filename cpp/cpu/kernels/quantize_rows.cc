@@ -21,6 +21,7 @@ ENGINE_INLINE Vec16 magnitude(Vec16 x) { return max(x, sub(zero(), x)); }
 struct Group {
   const float* x;
   const float* column_scales;  // or null
+  float* outliers;             // or null
   int64_t count;               // of k, up to kActivationGroup
 };
 
@@ -40,10 +41,16 @@ ENGINE_INLINE void load_group(const Group& group, Vec16* x) {
 }
 
 // One bit for each k whose magnitude is above the threshold.
-ENGINE_INLINE void mark_outliers(const Group& group, float threshold, uint64_t* outliers) {
-  for (int64_t k = 0; k < group.count; ++k) {
-    const float x = group.column_scales == nullptr ? group.x[k] : group.x[k] * group.column_scales[k];
-    if (x > threshold || -x > threshold) outliers[k / 64] |= uint64_t{1} << (k % 64);
+ENGINE_INLINE void mark_outliers(const Group& group, const Vec16* x, float threshold, uint64_t* outliers) {
+  for (int i = 0; i < kVectors; ++i) {
+    outliers[i / 4] |= static_cast<uint64_t>(where_greater(magnitude(x[i]), set1(threshold))) << (i % 4 * 16);
+  }
+  if (group.outliers == nullptr) return;
+  for (int word = 0; word < kVectors / 4; ++word) {
+    for (uint64_t bits = outliers[word]; bits != 0; bits &= bits - 1) {
+      const int64_t k = word * 64 + __builtin_ctzll(bits);
+      group.outliers[k] = group.x[k];
+    }
   }
 }
 
@@ -63,7 +70,7 @@ ENGINE_INLINE float quantize(const Group& group, int8_t* codes, float* code_sums
   float largest = reduce_max(lane_maxima);
   outliers[0] = outliers[1] = 0;
   if (is_finite && largest > threshold) {
-    mark_outliers(group, threshold, outliers);
+    mark_outliers(group, x, threshold, outliers);
     lane_maxima = zero();
     for (int i = 0; i < kVectors; ++i) {
       x[i] = zero_where_less(x[i], set1(threshold), magnitude(x[i]));
@@ -95,17 +102,13 @@ template <int kSumLen>
 void quantize_row(const QuantizeRowsArgs& args, int64_t row) {
   const QuantizedRows& rows = args.rows;
   constexpr int kNumSums = static_cast<int>(kActivationGroup) / kSumLen;
-  const int64_t num_groups = rows.padded_k / kActivationGroup;
-  uint64_t* outliers = rows.outliers + row * rows.outlier_words;
-  for (int64_t g = num_groups; g < rows.outlier_words / 2; ++g) {
-    outliers[2 * g] = outliers[2 * g + 1] = 0;
-    rows.has_outliers[g * rows.row_stride + row] = 0;
-  }
-  for (int64_t g = 0; g < num_groups; ++g) {
+  uint64_t* outliers = rows.outliers + row * rows.padded_k / 64;
+  for (int64_t g = 0; g * kActivationGroup < args.in_features; ++g) {
     const int64_t k = g * kActivationGroup;
     const int64_t left = args.in_features - k;
     const Group group = {args.x + row * args.x_stride + k,
                          args.column_scales == nullptr ? nullptr : args.column_scales + k,
+                         args.outliers == nullptr ? nullptr : args.outliers + row * args.outliers_stride + k,
                          left < kActivationGroup ? left : kActivationGroup};
     float sums[kNumSums];
     rows.scales[g * rows.row_stride + row] =

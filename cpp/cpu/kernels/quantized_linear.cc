@@ -258,10 +258,11 @@ ENGINE_INLINE void add_outlier(const Tile& tile, int64_t k, float x, float* sums
   }
 }
 
+// Of one row, the outliers among the `tile.num_k` from k on.
 template <class Weights>
 void add_row_outliers(const QuantizedLinearArgs& args, const Tile& tile, int64_t row, int64_t k, float* sums) {
-  const uint64_t* outliers = args.rows.outliers + row * args.rows.outlier_words + k / 64;
-  for (int64_t word = 0; word < kQuantizedChain / 64; ++word) {
+  const uint64_t* outliers = args.rows.outliers + (row * args.rows.padded_k + k) / 64;
+  for (int64_t word = 0; word * 64 < tile.num_k; ++word) {
     for (uint64_t bits = outliers[word]; bits != 0; bits &= bits - 1) {
       const int64_t at = word * 64 + __builtin_ctzll(bits);
       const float x = args.x[row * args.x_stride + k + at];
@@ -277,7 +278,7 @@ void add_outliers(const QuantizedLinearArgs& args, const Tile& tile, int64_t fir
   const uint8_t* flags = args.rows.has_outliers + k / kActivationGroup * args.rows.row_stride + first_row;
   for (int64_t row = 0; row < num_rows; row += 8) {
     uint64_t any = 0;
-    for (int64_t group = 0; group < kQuantizedChain / kActivationGroup; ++group) {
+    for (int64_t group = 0; group * kActivationGroup < tile.num_k; ++group) {
       uint64_t eight;
       __builtin_memcpy(&eight, flags + group * args.rows.row_stride + row, sizeof(eight));
       any |= eight;

@@ -52,6 +52,13 @@ ENGINE_INLINE __m256 scale_eight(__m256 x, __m256 shifted) {
   const __m256i n = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
   return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), n));
 }
+// Bit i tells whether a[i] > b[i].
+ENGINE_INLINE uint32_t where_greater(Vec16 a, Vec16 b) {
+  const int lo = _mm256_movemask_ps(_mm256_cmp_ps(a.lo, b.lo, _CMP_GT_OQ));
+  const int hi = _mm256_movemask_ps(_mm256_cmp_ps(a.hi, b.hi, _CMP_GT_OQ));
+  return static_cast<uint32_t>(lo | hi << 8);
+}
+
 // x * 2^n, where the low mantissa bits of `shifted` hold n.
 ENGINE_INLINE Vec16 scale_by_pow2(Vec16 x, Vec16 shifted) {
   return {scale_eight(x.lo, shifted.lo), scale_eight(x.hi, shifted.hi)};

@@ -33,6 +33,9 @@ ENGINE_INLINE Vec16 zero_where_less(Vec16 x, Vec16 a, Vec16 b) {
   return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_NLT_UQ), x.v)};
 }
 
+// Bit i tells whether a[i] > b[i].
+ENGINE_INLINE uint32_t where_greater(Vec16 a, Vec16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ); }
+
 // x * 2^n, where the low mantissa bits of `shifted` hold n.
 ENGINE_INLINE Vec16 scale_by_pow2(Vec16 x, Vec16 shifted) {
   const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23);

@@ -50,6 +50,13 @@ ENGINE_INLINE Vec16 fma(Vec16 a, Vec16 b, Vec16 c) {
 // Lane i is 0 where a[i] < b[i], else x[i].
 ENGINE_INLINE Vec16 zero_where_less(Vec16 x, Vec16 a, Vec16 b) { return {a.v < b.v ? Float16Lanes{} : x.v}; }
 
+// Bit i tells whether a[i] > b[i].
+ENGINE_INLINE uint32_t where_greater(Vec16 a, Vec16 b) {
+  uint32_t bits = 0;
+  for (int i = 0; i < 16; ++i) bits |= static_cast<uint32_t>(a.v[i] > b.v[i]) << i;
+  return bits;
+}
+
 // x * 2^n, where the low mantissa bits of `shifted` hold n.
 ENGINE_INLINE Vec16 scale_by_pow2(Vec16 x, Vec16 shifted) {
   Int16Lanes bits, n;

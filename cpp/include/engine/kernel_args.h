@@ -290,17 +290,18 @@ struct QuantizedRows {
   int8_t* codes;          // [T, padded K]
   float* scales;          // [padded K / 128, row_stride]
   int32_t* offsets;       // [padded K / group_len, row_stride]: minus weight_zero times the sum of the codes
-  uint8_t* has_outliers;  // [chains * 4, row_stride], of each 128 k; 8 bytes behind the last may be read
-  uint64_t* outliers;     // [T, outlier_words], bit k % 64; whole chains of kQuantizedChain
-  int64_t padded_k, row_stride, outlier_words;
+  uint8_t* has_outliers;  // [padded K / 128, row_stride]; 8 bytes behind the last may be read
+  uint64_t* outliers;     // [T, padded K / 64], bit k % 64
+  int64_t padded_k, row_stride;
 };
 
-// Work item: one row.
+// Work item: one row, or some of its groups: `rows` points to the first row and group that are meant.
 struct QuantizeRowsArgs {
   const float* x;              // [T, K]
   const float* column_scales;  // [K], what each k is multiplied with first, or null
+  float* outliers;             // [T, K], where those of x are stored; or null
   QuantizedRows rows;
-  int64_t x_stride;
+  int64_t x_stride, outliers_stride;
   int64_t in_features;
   int64_t group_len;    // of the weights: 32 or 128
   int32_t weight_zero;  // see zero_code
@@ -308,7 +309,7 @@ struct QuantizeRowsArgs {
 
 // Work item: as LinearArgs.
 struct QuantizedLinearArgs {
-  const float* x;              // [T, K], for the outliers
+  const float* x;              // [T, K], of which only outliers are read
   const float* column_scales;  // [K], or null
   QuantizedRows rows;
   const uint8_t* weight;  // panels

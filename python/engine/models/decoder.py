@@ -212,12 +212,13 @@ class Decoder:
         self._linear(rows.attended, layer.output, rows.update, adapters)
         self._add_update(rows, layer.attention_norm, layer.mlp_norm)
         if isinstance(layer.mlp, Mlp):
+            gate_up, down = layer.mlp
             if adapters is None:
-                layer.mlp.gate_up.multiply_gated(rows.normed, rows.gate_up, rows.product)
+                gate_up.multiply_both(rows.normed, rows.gate_up, rows.product, down, rows.update)
             else:
-                self._linear(rows.normed, layer.mlp.gate_up, rows.gate_up, adapters)
-                layer.mlp.gate_up.join(rows.gate_up, rows.product)
-            self._linear(rows.product, layer.mlp.down, rows.update, adapters)
+                self._linear(rows.normed, gate_up, rows.gate_up, adapters)
+                gate_up.join(rows.gate_up, rows.product)
+                self._linear(rows.product, down, rows.update, adapters)
         else:
             layer.mlp.forward(rows.normed, rows.update)
         self._add_update(rows, layer.update_norm, next_norm)

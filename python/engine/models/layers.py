@@ -170,6 +170,22 @@ class GatedLinear(FusedLinear):
             self.multiply(x, gate_up)
             self.join(gate_up, out)
 
+    def multiply_both(
+        self,
+        x: torch.Tensor,
+        gate_up: torch.Tensor,
+        product: torch.Tensor,
+        down: FusedLinear,
+        out: torch.Tensor,
+    ) -> None:
+        """out = (activation(gate) * up) downᵀ. As `multiply_gated`; `product` [T, I] is memory, too."""
+        if self._is_one_op and x.shape[0] >= ONE_PASS_ROWS and len(down._segments) == 1:
+            first = x, self.weight, self.bias, self._activation
+            self._ops.gated_mlp(self._ctx, *first, product, down.weight, down.bias, out)
+        else:
+            self.multiply_gated(x, gate_up, product)
+            down.multiply(product, out)
+
     def join(self, gate_up: torch.Tensor, out: torch.Tensor) -> None:
         """The same from gate and up, to which an adapter has added; with the same bits."""
         self._join(self._ctx, gate_up, out)

@@ -46,6 +46,25 @@ def gated_linear(
     _native.gated_linear(ctx, x, weight, bias, activation, out)
 
 
+def gated_mlp(
+    ctx: ExecutionContext,
+    x: torch.Tensor,
+    gate_up: PackedMatrix,
+    gate_up_bias: torch.Tensor | None,
+    activation: str,
+    product: torch.Tensor,
+    down: PackedMatrix,
+    down_bias: torch.Tensor | None,
+    out: torch.Tensor,
+) -> None:
+    """`gated_linear` to `product`, and `linear` of that with `down`; with the bits of the two ops. Quantised
+    weights multiply what stays in the caches, and `product` is memory that may hold anything afterwards.
+
+    Shapes: as of `gated_linear` and `linear`, `product` being float32 [T, I]. No two tensors may overlap.
+    """
+    _native.gated_mlp(ctx, x, gate_up, gate_up_bias, activation, product, down, down_bias, out)
+
+
 def activate(ctx: ExecutionContext, x: torch.Tensor, activation: str, out: torch.Tensor) -> None:
     """out = activation(x): "gelu" (exact), "gelu_tanh", "silu", "relu" or "tanh". `out` may be `x`.
 

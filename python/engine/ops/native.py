@@ -6,7 +6,7 @@ from engine._native import ExecutionContext
 from engine.ops.append_kv import append_kv
 from engine.ops.clamped_swiglu import clamped_swiglu
 from engine.ops.embedding import embedding
-from engine.ops.gated import activate, erf_gelu_mul, gated_linear, gelu_mul, silu_mul
+from engine.ops.gated import activate, erf_gelu_mul, gated_linear, gated_mlp, gelu_mul, silu_mul
 from engine.ops.layer_norm import layer_norm
 from engine.ops.linear import PackedMatrix, linear
 from engine.ops.lora import LoraAdapter, LoraPlan, lora, lora_embedding
@@ -29,6 +29,7 @@ __all__ = [
     "embedding",
     "erf_gelu_mul",
     "gated_linear",
+    "gated_mlp",
     "gelu_mul",
     "layer_norm",
     "linear",

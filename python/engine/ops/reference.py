@@ -259,6 +259,21 @@ def gated_linear(
     multiply(ctx, gate_up, out)
 
 
+def gated_mlp(
+    ctx,
+    x: torch.Tensor,
+    gate_up: PackedMatrix,
+    gate_up_bias: torch.Tensor | None,
+    activation: str,
+    product: torch.Tensor,
+    down: PackedMatrix,
+    down_bias: torch.Tensor | None,
+    out: torch.Tensor,
+) -> None:
+    gated_linear(ctx, x, gate_up, gate_up_bias, activation, product)
+    linear(ctx, product, down, down_bias, out)
+
+
 def activate(ctx, x: torch.Tensor, activation: str, out: torch.Tensor) -> None:
     functions = {
         "gelu": torch.nn.functional.gelu,
