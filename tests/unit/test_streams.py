@@ -52,7 +52,8 @@ def test_a_reader_that_falls_behind_is_given_up() -> None:
 
 
 def test_readers_of_many_streams_rest_between_two_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading_pace, "PAUSE_S", 0.5)
+    monkeypatch.setattr(reading_pace, "LOOKS_A_SECOND", 1)
+    monkeypatch.setattr(reading_pace, "LONGEST_PAUSE_S", 0.5)
 
     async def run(num_streams: int) -> tuple[list[int], list[int], list[list[int]]]:
         table, names = StreamTable(), [str(i) for i in range(num_streams)]

@@ -8,9 +8,11 @@ from typing import Protocol
 
 FEW_STREAMS = 8
 """So many readers hear of every token at once."""
-PAUSE_S = 0.008
-"""More of them rest so long between two looks: to hear of a token, and to write it to a socket, costs the
+LOOKS_A_SECOND = 2000
+"""Of the readers of more streams, all together: to hear of a token, and to write it to a socket, costs the
 server and its clients more than small models take to compute it."""
+LONGEST_PAUSE_S = 0.016
+"""Between two looks of a reader; a screen shows a picture as long."""
 
 
 class Reader(Protocol):
@@ -23,7 +25,7 @@ class Reader(Protocol):
 
 
 class ReadingPace:
-    """Wakes readers, of many streams each at most every `PAUSE_S`. For one event loop.
+    """Wakes readers, with a pause between two looks where many streams are open. For one event loop.
 
     A reader that has rested is woken at once, so that nothing slows down where steps take longer than the
     pause; those that have not are woken together. Callers wake by themselves whose stream ends.
@@ -36,13 +38,14 @@ class ReadingPace:
         """There is something to read for each of them, where so many streams are open."""
         loop = asyncio.get_running_loop()
         now_s = loop.time()
+        pause_s = min(num_streams / LOOKS_A_SECOND, LONGEST_PAUSE_S) if num_streams > FEW_STREAMS else 0.0
         for reader in readers:
-            if num_streams <= FEW_STREAMS or now_s - reader.last_woken_s >= PAUSE_S:
+            if now_s - reader.last_woken_s >= pause_s:
                 reader.last_woken_s = now_s
                 reader.wake()
                 continue
             if not self._resting:
-                loop.call_later(PAUSE_S, self._wake_all)
+                loop.call_later(pause_s, self._wake_all)
             self._resting[reader] = None
 
     def _wake_all(self) -> None:

@@ -188,7 +188,7 @@ def _ragged_biases(biases: Sequence[dict[int, float]]) -> tuple[torch.Tensor, to
 
 def _columns(array: np.ndarray) -> tuple[torch.Tensor, ...]:
     """One contiguous tensor [R] for each row of an array [C, R]."""
-    return torch.from_numpy(array).unbind()
+    return tuple(map(torch.from_numpy, array))
 
 
 def _indptr(ragged: Sequence) -> torch.Tensor:
