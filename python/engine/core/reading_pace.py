@@ -9,8 +9,8 @@ from typing import Protocol
 FEW_STREAMS = 8
 """So many readers hear of every token at once."""
 LOOKS_A_SECOND = 2000
-"""Of the readers of more streams, all together, as long as their pause is not the longest: to hear of a token, and
-to write it to a socket, takes half as long in the server and its client as a small model takes to compute it."""
+"""Of the readers of more streams together, until their pause is the longest: to hear of a token, and to write
+it to a socket, takes half as long in the server and its client as a small model takes to compute it."""
 LONGEST_PAUSE_S = 0.016
 """Between two looks of a reader; a screen shows a picture as long."""
 
