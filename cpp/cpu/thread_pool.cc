@@ -20,8 +20,10 @@ constexpr auto kSpinTime = std::chrono::microseconds(200);
 constexpr int kSpinsPerLook = 256;
 // A look at the clock finds the core lost to somebody when it is that late.
 constexpr auto kLostTime = std::chrono::microseconds(30);
-// How long a worker leaves its core to others that want it, and over what it judges its own use of it.
-constexpr auto kLeaveTime = std::chrono::milliseconds(50);
+// How long a worker leaves its core to others that want it, twice as long each time that it was of no use
+// meanwhile; and over what it judges its use.
+constexpr Clock::duration kShortestLeave = std::chrono::milliseconds(1);
+constexpr Clock::duration kLongestLeave = std::chrono::milliseconds(64);
 constexpr auto kJudgedTime = std::chrono::milliseconds(20);
 
 inline void pause_briefly() {
@@ -141,7 +143,7 @@ void ThreadPool::claim_ranges() {
 }
 
 void ThreadPool::work(uint32_t seen_epoch) {
-  Clock::duration waited{}, computed{};
+  Clock::duration waited{}, computed{}, leave = kShortestLeave;
   while (!is_stopping_.load()) {
     const auto began = Clock::now();
     const Spin spin = spin_until([&] { return epoch_.load() != seen_epoch; });
@@ -150,8 +152,11 @@ void ThreadPool::work(uint32_t seen_epoch) {
     if (spin == Spin::kCoreIsWanted && waited > computed) {
       // Whoever wants the core has more use for it: with small models those who speak HTTP.
       std::unique_lock<std::mutex> lock(stop_mutex_);
-      stopped_.wait_for(lock, kLeaveTime, [this] { return is_stopping_.load(); });
+      stopped_.wait_for(lock, leave, [this] { return is_stopping_.load(); });
+      leave = std::min(2 * leave, kLongestLeave);
       waited = computed = {};
+    } else if (spin == Spin::kCoreIsWanted) {
+      leave = kShortestLeave;
     } else if (spin == Spin::kInVain) {
       // Counting before the wait re-reads the epoch: either run() sees the count and notifies, or
       // the wait sees the new epoch and returns at once.
