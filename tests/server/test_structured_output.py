@@ -172,6 +172,22 @@ def test_log_probabilities_cover_the_text(client):
     assert answer.usage.completion_tokens == len(entries) + 1  # the end is counted, not shown
 
 
+def test_log_probabilities_of_several_choices_in_streams(client):
+    """Bitwise those of the whole answer, forced tokens included."""
+    fields = {"response_format": json_schema(PERSON), "logprobs": True, "top_logprobs": 2, "n": 3}
+    whole = chat(client, **fields)
+    entries: list[list] = [[], [], []]
+    for chunk in chat(client, stream=True, **fields):
+        for choice in chunk.choices:
+            entries[choice.index] += choice.logprobs.content if choice.logprobs else []
+    assert entries == [choice.logprobs.content for choice in whole.choices]
+    for choice, own in zip(whole.choices, entries, strict=True):
+        assert "".join(entry.token for entry in own) == choice.message.content
+        jsonschema.validate(json.loads(choice.message.content), PERSON)
+    assert len({choice.message.content for choice in whole.choices}) > 1
+    assert whole.usage.completion_tokens == sum(map(len, entries)) + 3
+
+
 def test_a_cut_answer_says_so(client):
     choice = chat(client, response_format=json_schema(PERSON), max_tokens=3).choices[0]
     assert choice.finish_reason == "length"

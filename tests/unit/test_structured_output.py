@@ -108,6 +108,47 @@ def test_regular_expressions(request, model):
     assert finished >= 45
 
 
+@pytest.mark.parametrize("fields", [{}, {"ignore_eos": True}, {"min_tokens": 3}, {"logprobs": 1}])
+@pytest.mark.parametrize(("kind", "text"), [("regex", "()"), ("choice", '[""]'), ("ebnf", 'root ::= ""')])
+def test_an_answer_without_text_is_one_token(llm, kind, text, fields):
+    output = answer(llm, kind, text, **fields)
+    assert (output.text, output.finish_reason, len(output.token_ids)) == ("", "stop", 1)
+
+
+def test_every_kind_of_schema_is_among_the_random_ones():
+    """What the test above says that it tries."""
+    texts = [json.dumps(random_schema(seed)) for seed in range(200)]
+    for keyword in [
+        "enum",
+        "const",
+        "anyOf",
+        "$ref",
+        "pattern",
+        "format",
+        "minLength",
+        "maxLength",
+        "minItems",
+        "maxItems",
+        "prefixItems",
+        "minimum",
+        "maximum",
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+        "additionalProperties",
+        "propertyNames",
+        "maxProperties",
+        "required",
+    ]:
+        assert sum(f'"{keyword}": ' in text for text in texts) >= 10, keyword
+    for kind in ("object", "array", "string", "number", "integer"):
+        assert sum(f'"type": "{kind}"' in text for text in texts) >= 10, kind
+    assert sum('"next": {"$ref": "#/$defs/node"}' in text for text in texts) >= 10, "recursion"
+    assert sum(text.count('"properties"') > 2 for text in texts) >= 10, "objects in one another"
+    has_optional = [set(s["properties"]) > set(s["required"]) for s in map(json.loads, texts)]
+    assert sum(has_optional) >= 10
+    assert len(set(REGEXES)) == 50 and REGEXES[0] == r"\d{3}-\d{3}-\d{4}"
+
+
 def test_what_does_not_compile_is_refused(llm):
     with pytest.raises(InvalidRequest, match="position 2") as caught:
         answer(llm, "regex", "(a")

@@ -81,6 +81,8 @@ class ConstraintMatcher:
         self._is_watched, self._slow_s = False, 0.0
         self._memory, self._largest, self.excess = MemoryCheck(), grammar.largest, ""
         self._settle()
+        if self.is_over and grammar.vocabulary.end_token_id is not None:
+            self.forced.append(grammar.vocabulary.end_token_id)  # or anything would be drawn for no text
 
     @property
     def is_over(self) -> bool:
