@@ -59,6 +59,8 @@ def compiled(grammars, form, **fields):
          ['ab{"color":"blue"}'], ['{"color":"blue"}', "ab"]),
         ({"type": "triggered_tags", "triggers": ["<f"], "tags": [TAG], "excludes": ["zz"]},
          ["hi", 'hi <f>{"color":"red"}</f> yo'], ["hi <f>x</f>", 'hi <f>{"color":"red3"}</f>', "zz"]),
+        ({"type": "or", "elements": [WORD, TAG], "apart": ["<f>", "abc"]},
+         ["ab", '<f>{"color":"red"}</f>'], ["abc", "<f>"]),
         ({"type": "tags_with_separator", "separator": ",", "tags": [TAG], "at_least_one": True},
          ['<f>{"color":"red"}</f>,<f>{"color":"red 12"}</f>'], ["", '<f>{"color":"red 123"}</f>']),
     ],
@@ -118,3 +120,39 @@ def test_free_whitespace_is_free_everywhere(free_grammars):
         for answer in ('{"color":"red"}', '{"color": "red"}', '{\n  "color" :\t"red"\n}'):
             assert free_grammars.accepts(grammar, answer), (kind, answer)
         assert not free_grammars.accepts(grammar, '{"color":' + " " * 21 + '"red"}')
+
+
+def test_definitions_are_put_where_they_are_named(grammars):
+    twice = {"type": "sequence", "elements": [{"type": "definition", "name": "b"}] * 2}
+    b = {"type": "sequence", "elements": [{"type": "definition", "name": "a"}, SCHEMA]}
+    grammar = compiled(grammars, twice, definitions={"a": WORD, "b": b})
+    assert grammars.accepts(grammar, 'ab{"color":"red"}ab{"color":"blue 1"}')
+    assert not grammars.accepts(grammar, 'ab{"color":"red"}ab{"color":"blue1"}')
+
+
+@pytest.mark.parametrize(
+    ("form", "definitions", "message"),
+    [
+        ({"type": "definition", "name": "a"}, {}, "a definition at #/format that is not there: 'a'"),
+        ({"type": "definition", "name": 1}, {"1": WORD}, "that is not there: 1"),
+        ({"type": "definition", "name": "a", "end": "x"}, {"a": WORD}, '"end" at #/format'),
+        (WORD, {"a": {"type": "definition", "name": "a"}}, "at #/definitions/a that is not there"),
+        (
+            WORD,
+            {"a": {"type": "json_schema", "json_schema": {"not": {}}}},
+            '"not" at #, .* at #/definitions/a',
+        ),
+        (WORD, [], '"definitions", which must be an object'),
+        ({"type": "or", "elements": [WORD], "apart": "x"}, {}, '"apart" at #/format, which must be an array'),
+        ({"type": "or", "elements": [WORD], "apart": [1]}, {}, '"apart" at #/format, which must be an array'),
+        ({"type": "or", "elements": [], "apart": ["x"]}, {}, '"apart" at #/format, and no elements'),
+        (
+            {"type": "or", "elements": [SCHEMA, WORD], "apart": ["x", '{"c']},
+            {},
+            "cannot be told from an answer that begins with '{\"c', at #/format/elements/0",
+        ),
+    ],
+)
+def test_what_is_wrong_with_definitions_and_what_is_apart(grammars, form, definitions, message):
+    with pytest.raises(GrammarError, match=message):
+        compiled(grammars, form, definitions=definitions)

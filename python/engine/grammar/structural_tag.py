@@ -106,6 +106,8 @@ class _Walk:
                 raise GrammarError(f'has "{name}" at {at[:200]}, which must be an array')
             done[name] = [self.format(inner, f"{at}/{name}/{i}") for i, inner in enumerate(formats)]
         if apart := done.pop("apart", None):
+            if not done["elements"]:
+                raise GrammarError(f'has "apart" at {at[:200]}, and no elements')
             self.apart.append((done["elements"][0], apart, f"{at}/elements/0"))
         return done
 
@@ -164,5 +166,4 @@ def _check_apart(bindings: Any, form: dict[str, Any], texts: list[str], at: str)
     grammar = bindings.GrammarCompiler(info, 1, False, -1).compile_structural_tag(tag)
     for text in texts:
         if bindings.GrammarMatcher(grammar, [0], False, -1, None).accept_string(text, False):
-            what = "which could be taken for something else"
-            raise GrammarError(f"may begin with {text!r:.80} at {at[:200]}, {what}")
+            raise GrammarError(f"cannot be told from an answer that begins with {text!r:.80}, at {at[:200]}")

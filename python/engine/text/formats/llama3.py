@@ -1,7 +1,7 @@
 """{"name": …, "parameters": …}, perhaps behind <|python_tag|>: Llama 3.1 to 3.3.
 
-Nothing marks such a call but its own text, so it must begin exactly as the model was taught, or in one of
-a few other ways that such models are known to have.
+Nothing marks such a call but its own text, so it must begin exactly as the model was taught, or with the
+type that such models like to put first. Each way costs the constraint of many tools as much again to compile.
 
 Source: https://www.llama.com/docs/model-cards-and-prompt-formats/llama3_1/
 """
@@ -44,8 +44,6 @@ LLAMA3 = ToolFormat(
     openings=(
         _OPENING,
         f'{{"type": "function", "name": "{NAME}", "parameters": ',
-        f'{{"name": "{NAME}", "arguments": ',
-        f'{{"name":"{NAME}","parameters":',
         _TAG,
     ),
 )
