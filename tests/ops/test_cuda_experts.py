@@ -59,15 +59,16 @@ def run(both, x, weights, ids, *, gate=silu_mul, **choices) -> torch.Tensor:
 
 
 def one_by_one(both, x, weights, ids, gate=silu_mul) -> torch.Tensor:
-    """float32 sums; what lies between the products is rounded as it is there."""
+    """Each expert's products on its own rows; what lies between them is rounded as it is there."""
     expected = torch.zeros(x.shape)
-    for t, (row_weights, row_ids) in enumerate(zip(weights.tolist(), ids.tolist(), strict=True)):
-        for weight, expert in zip(row_weights, row_ids, strict=True):
-            (up, up_bias), (down, down_bias) = ((own[0][expert], own[1][expert]) for own in both)
-            inner = product(up, x[t : t + 1], up_bias)
-            middle = torch.empty(1, INNER, dtype=x.dtype)
-            gate(inner, middle)
-            expected[t] += weight * product(down, middle, down_bias)[0].float()
+    for expert in range(len(both[0][0])):
+        rows, ranks = (ids.cpu() == expert).nonzero(as_tuple=True)
+        (up, up_bias), (down, down_bias) = ((own[0][expert], own[1][expert]) for own in both)
+        inner = product(up, x[rows], up_bias)
+        middle = torch.empty(len(rows), INNER, dtype=x.dtype)
+        gate(inner, middle)
+        found = weights.cpu()[rows, ranks, None] * product(down, middle, down_bias).float()
+        expected.index_add_(0, rows, found)
     return expected
 
 

@@ -23,7 +23,6 @@ from parity.test_transformers import TOLERANCE, make_prompt, their_logits, worst
         ("gemma3", "bfloat16", {}),
         ("gpt_oss", "bfloat16", {}),
         ("mixtral", "float32", {}),
-        ("qwen3_moe", "bfloat16", {}),
         ("llama", "bfloat16", {"kv_cache_dtype": "fp8"}),
     ],
 )
