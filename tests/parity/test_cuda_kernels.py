@@ -22,7 +22,6 @@ from parity.test_transformers import TOLERANCE, make_prompt, their_logits, worst
         ("llama", "float32", {}),
         ("gemma3", "bfloat16", {}),
         ("gpt_oss", "bfloat16", {}),
-        ("mixtral", "float32", {}),
         ("llama", "bfloat16", {"kv_cache_dtype": "fp8"}),
     ],
 )
