@@ -12,12 +12,12 @@ from helpers.tiny_models import make_model, save_model
 from parity.driving import make_request, make_runner
 
 PROMPTS = [[5, 9, 2], [7] * 40, [3, 1]]
-TURNS = [(0,), (0, 1), (0,), (1,), (0, 1), (0, 1, 2), (2, 0), (2,), (0, 1, 2)]
-"""Which requests decode a token together."""
+TURNS = [(0,), (0, 1), (0,), (1,), (0, 1), (0, 1, 2), (2, 0), (2,), (0, 1, 2), (1, 1, 1, 2), (2, 2, 2, 1)]
+"""Which requests decode together; one that is named again goes on with guesses, all of them right."""
 
 
 def answers(runner) -> list[torch.Tensor]:
-    """Logits of every step of `TURNS`, each request feeding itself what is likeliest."""
+    """Logits of every step of `TURNS`."""
     requests = [make_request(prompt) for prompt in PROMPTS]
     for number, request in enumerate(requests):
         request.block_table = request.block_table[10 * number :]  # blocks of its own
@@ -27,18 +27,20 @@ def answers(runner) -> list[torch.Tensor]:
     steps = []
     for turn in TURNS:
         rows = []
-        for number in turn:
-            request = requests[number]
-            request.token_ids[request.num_known] = 11 * (number + request.num_known) % 50
-            request.num_known += 1
-            rows.append(StepRow(request, request.num_computed, 1, True))
+        for number in dict.fromkeys(turn):
+            request, count = requests[number], turn.count(number)
+            for _ in range(count):
+                request.token_ids[request.num_known] = 11 * (number + request.num_known) % 50
+                request.num_known += 1
+            rows.append(StepRow(request, request.num_computed, count, True, num_drafts=count - 1))
         steps.append(runner.compute_logits(StepPlan(rows)).clone())
+        assert len(steps[-1]) == len(turn)
         for row in rows:
-            row.request.num_computed += 1
+            row.request.num_computed += row.num_tokens
     return steps
 
 
-def recorded(runner) -> list[int]:
+def recorded(runner) -> list[tuple[int, int]]:
     return list(runner._replay._recorded)
 
 
@@ -56,7 +58,7 @@ def test_a_replayed_step_has_the_same_bits(tmp_path, monkeypatch, kind, is_repla
     monkeypatch.setattr(runner._replay, "_can_record", True)
     for _ in range(2):
         assert all(map(torch.equal, answers(runner), expected))
-    assert sorted(recorded(runner)) == ([1, 2, 3] if is_replayed else [])
+    assert sorted(recorded(runner)) == ([(1, 1), (2, 2), (2, 4), (3, 3)] if is_replayed else [])
 
 
 def test_a_replay_calls_no_python(tmp_path, monkeypatch):
@@ -75,7 +77,7 @@ def test_recordings_are_few(tmp_path, monkeypatch):
     monkeypatch.setattr(decode_replay, "MOST_RECORDINGS", 2)
     runner = make_runner(save_model(make_model("llama"), tmp_path))
     expected = answers(runner)
-    assert recorded(runner) == [1, 3]
+    assert recorded(runner) == [(3, 3), (2, 4)]
     assert all(map(torch.equal, answers(runner), expected))
 
 
@@ -97,4 +99,4 @@ def test_a_failed_step_ends_its_recording(tmp_path):
     assert len(answers(runner)) == len(TURNS)
     with pytest.raises(NativeError, match="slot_ids"):
         runner.compute_logits(StepPlan([StepRow(request, 0, 1, True)]))  # replayed
-    assert recorded(runner)[-1] == 1
+    assert recorded(runner)[-1] == (1, 1)

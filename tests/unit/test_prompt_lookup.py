@@ -136,11 +136,11 @@ def test_where_guesses_are_wrong_they_stop_and_begin_again_where_they_are_right(
 
 
 def test_a_crowded_step_calls_for_more_agreement():
-    text = np.tile(np.arange(50, dtype=np.int32), 2)
+    text = np.tile(np.arange(100, dtype=np.int32), 2)
     for num_beside in (0, 3, MOST_BESIDE, 1000):
         lookup = PromptLookup()
-        first = next(end for end in range(50, 100) if lookup.guess(text[:end], 15, num_beside))
-        assert first == 50 + NGRAM + 1 + MORE_BESIDE * min(num_beside, MOST_BESIDE)
+        first = next(end for end in range(100, 200) if lookup.guess(text[:end], 15, num_beside))
+        assert first == 100 + NGRAM + 1 + MORE_BESIDE * min(num_beside, MOST_BESIDE)
 
 
 def test_credit_is_bounded():

@@ -13,8 +13,8 @@ from engine._native import Recording
 from engine.models.decoder import DecoderInputs
 from engine.ops.attention_plan import LayerCache
 
-MOST_RECORDINGS = 32
-"""That are kept, a few hundred kilobytes each; the one that was not used for longest makes room."""
+MOST_RECORDINGS = 48
+"""That are kept, some 100 kilobytes each; the one that was not used for longest makes room."""
 
 Forward = Callable[[DecoderInputs, Sequence[LayerCache]], torch.Tensor]
 
@@ -27,7 +27,8 @@ class _Recorded(NamedTuple):
 
 
 class DecodeReplay:
-    """Runs a model's `forward`, steps of one token a row by replaying the first one with as many rows.
+    """Runs a model's `forward`; steps that draw behind each of their tokens, as decoding does with guesses or
+    without, by replaying the first one with as many rows and tokens.
 
     A replay calls the same ops on the same memory, so its bits are those of the step op by op. It needs
     inputs that lie where they lay (see `BatchInputs`), which is checked, and a model whose `forward` only
@@ -36,23 +37,24 @@ class DecodeReplay:
 
     def __init__(self, forward: Forward, kv_layers: Sequence[LayerCache], context: Any) -> None:
         self._forward, self._kv_layers, self._context = forward, kv_layers, context
-        self._recorded: OrderedDict[int, _Recorded] = OrderedDict()
+        self._recorded: OrderedDict[tuple[int, int], _Recorded] = OrderedDict()
         self._can_record = hasattr(context, "begin_recording")
 
     def run(self, inputs: DecoderInputs) -> torch.Tensor:
         """The model's hidden rows, valid until the next call."""
-        num_rows = len(inputs.token_ids)
-        is_decode = num_rows == len(inputs.plan.kv_lens) == len(inputs.logit_rows) and not inputs.num_scored
+        num_tokens = len(inputs.token_ids)
+        is_decode = num_tokens == len(inputs.logit_rows) and not inputs.num_scored
         if not self._can_record or not is_decode or inputs.adapters:
             return self._forward(inputs, self._kv_layers)
-        recorded = self._recorded.get(num_rows)
+        shape = len(inputs.plan.kv_lens), num_tokens
+        recorded = self._recorded.get(shape)
         if recorded is None or _addresses(recorded.inputs) != _addresses(inputs):
-            return self._record(num_rows, inputs)
-        self._recorded.move_to_end(num_rows)
+            return self._record(shape, inputs)
+        self._recorded.move_to_end(shape)
         recorded.recording.replay()
         return recorded.hidden
 
-    def _record(self, num_rows: int, inputs: DecoderInputs) -> torch.Tensor:
+    def _record(self, shape: tuple[int, int], inputs: DecoderInputs) -> torch.Tensor:
         recording, watch = Recording(), _TorchWatch()
         self._context.begin_recording(recording)
         try:
@@ -63,7 +65,7 @@ class DecodeReplay:
         if watch.has_computed:
             self._can_record = False
             return hidden
-        self._recorded[num_rows] = _Recorded(recording, hidden, inputs)
+        self._recorded[shape] = _Recorded(recording, hidden, inputs)
         if len(self._recorded) > MOST_RECORDINGS:
             self._recorded.popitem(last=False)
         return hidden

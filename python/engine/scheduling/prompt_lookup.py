@@ -14,7 +14,7 @@ MOST_CREDIT = 32
 """Guesses that may be wrong after many were right."""
 TOKENS_PER_CREDIT = 32
 """Tokens that were not guessed and earn another guess, whatever came of those before."""
-MORE_BESIDE = 2
+MORE_BESIDE = 3
 """Tokens more that must be the same for each other request in the step, up to `MOST_BESIDE` of these: the
 more rows a step has, the less of its time is saved by a row less later, and the more is lost by one more."""
 MOST_BESIDE = 16
@@ -31,7 +31,7 @@ class PromptLookup:
     that begins to is noticed.
 
     Cost: a look passes over the text once, at some 10 GB/s, and comes when the new tokens can be enough for a
-    guess: after two of them, or sixteen in a step of eight requests.
+    guess: after two of them, or 23 in a step of eight requests.
     Source: Saxena, "Prompt lookup decoding" (2023).
     """
 
