@@ -9,6 +9,8 @@ import select
 import sys
 import threading
 import time
+from collections import deque
+from types import SimpleNamespace
 
 import msgspec
 import psutil
@@ -20,6 +22,8 @@ from engine.core.messages import GenerateRequest
 from engine.errors import InternalError, InvalidRequest
 from engine.grammar import compiler as module
 from engine.grammar.compiler import CompiledGrammar, GrammarCompiler
+from engine.grammar.helper import _Helper
+from engine.grammar.protocol import Job
 from engine.sampling.constraint import MAX_CONSTRAINT_CHARS, Constraint
 from engine.sampling.params import SamplingParams
 
@@ -178,3 +182,28 @@ def test_a_short_one_does_not_wait_for_long_ones_to_be_tried() -> None:
         compiler.start(quick)
         ((key, grammar),) = results_of(compiler, 1).items()
     assert key == quick.key and isinstance(grammar, CompiledGrammar)
+
+
+def test_a_long_one_waits_for_no_short_ones_that_came_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, while a slow one has its place."""
+    texts = ["slow " * 1000, "short", "short", "long " * 1000, *["later"] * 50]
+    jobs = [Job(number, Constraint("regex", text)) for number, text in enumerate(texts)]
+    waiting, running = object.__new__(_Helper), {}
+    waiting._waiting, waiting._slow, waiting._trials = deque(jobs), deque(), running
+
+    def begin(self: _Helper, job: Job, *, is_slow: bool, is_beside: bool = False) -> None:
+        running[job.number] = SimpleNamespace(job=job, is_slow=is_slow, is_beside=is_beside)
+
+    monkeypatch.setattr(_Helper, "_begin", begin)
+    waiting._begin_trials()
+    assert list(running) == [0, 1, 2], "the second short one beside"
+    for ended in (2, 4, 5):  # always the one beside
+        del running[ended]
+        waiting._begin_trials()
+    assert list(running) == [0, 1, 6]
+    del running[1]
+    waiting._begin_trials()
+    assert list(running) == [0, 6, 3]
+    del running[0], running[6]
+    waiting._begin_trials()
+    assert list(running) == [3, 7, 8], "all three places are taken again"

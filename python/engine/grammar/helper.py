@@ -63,8 +63,11 @@ def main(argv: list[str]) -> int:
 class _Trial:
     """One fork: its job, its process, and where its answer comes from."""
 
-    def __init__(self, job: Job, pid: int, answer: Connection, timeout_s: float, is_slow: bool) -> None:
-        self.job, self.pid, self.answer, self.is_slow = job, pid, answer, is_slow
+    def __init__(
+        self, job: Job, pid: int, answer: Connection, timeout_s: float, *, is_slow: bool, is_beside: bool
+    ) -> None:
+        self.job, self.pid, self.answer = job, pid, answer
+        self.is_slow, self.is_beside = is_slow, is_beside
         self.turn_ends_s = time.monotonic() + QUICK_S
         self.deadline_s = time.monotonic() + timeout_s
 
@@ -100,15 +103,16 @@ class _Helper:
                 self._end_turns()
 
     def _begin_trials(self) -> None:
-        while len(self._trials) < MAX_TRIALS and (self._waiting or self._slow):
+        beside = sum(trial.is_beside for trial in self._trials.values())
+        while len(self._trials) - beside < MAX_TRIALS and (self._waiting or self._slow):
             has_slow = self._has_slow
             takes_slow = bool(self._slow) and not (self._waiting and has_slow)
             job = (self._slow if takes_slow else self._waiting).popleft()
             self._begin(job, is_slow=takes_slow and not has_slow)
         short = (job for job in self._waiting if len(job.constraint.text) <= SHORT_CHARS)
-        if len(self._trials) == MAX_TRIALS and (job := next(short, None)) is not None:
+        if not beside and (job := next(short, None)) is not None:  # it takes no place from the others
             self._waiting.remove(job)
-            self._begin(job, is_slow=False)
+            self._begin(job, is_slow=False, is_beside=True)
 
     def _end_turns(self) -> None:
         """Somebody waits who may be quick: at most one of those that are not goes on."""
@@ -141,7 +145,7 @@ class _Helper:
         for trial in [t for t in self._trials.values() if t.job.number == message.number]:
             self._stop(trial)
 
-    def _begin(self, job: Job, is_slow: bool) -> None:
+    def _begin(self, job: Job, *, is_slow: bool, is_beside: bool = False) -> None:
         ours, theirs = multiprocessing.connection.Pipe(duplex=False)
         helper_pid = os.getpid()
         pid = os.fork()
@@ -152,7 +156,9 @@ class _Helper:
             finally:
                 os._exit(0)
         theirs.close()
-        self._trials[ours] = _Trial(job, pid, ours, self._settings.timeout_s, is_slow)
+        self._trials[ours] = _Trial(
+            job, pid, ours, self._settings.timeout_s, is_slow=is_slow, is_beside=is_beside
+        )
 
     def _try(self, constraint: Constraint) -> Refusal | Passed:
         """In the fork."""
