@@ -18,6 +18,7 @@ import pytest
 
 from engine.config.server_config import ServerConfig
 from engine.server.schema import ChatRequest
+from helpers.engines import FakeStream
 from helpers.http_server import EOS, Server, sent_post, wait_until
 from helpers.server_process import ServerProcess
 
@@ -141,6 +142,22 @@ def test_what_comes_before_the_first_token_waits_for_it_on_request(
         held.call(held.engine.release)
         said = read_until(opened, b"[DONE]").split(b"data: ")
         assert first in said[1] and not any(first in event for event in said[2:])
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_a_first_token_that_says_nothing_yet_keeps_no_headers_back(
+    server: Server, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there at once, and may be the beginning of a stop string."""
+    is_there = iter([True])
+    monkeypatch.setattr(FakeStream, "has_unread", property(lambda _: next(is_there, False)))
+    server.set_reply("Hello")
+    server.call(lambda: setattr(server.engine, "most_tokens", 1))
+    body = {**CHAT, "prompt": "x", "stream": True, "stop": ["Hello\0"]}
+    with connection(server, path, body) as opened:
+        assert read_until(opened, b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+        server.call(lambda: setattr(server.engine, "most_tokens", None))
+        read_until(opened, b"data: [DONE]\n\n\r\n0\r\n\r\n")
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,16 @@ def test_a_table_forgets_requests_that_do_not_come_again():
     assert sys.getrefcount(first) == num_held
 
 
+def test_a_table_with_room_lets_go_of_those_that_ended():
+    """They hold no block; a prompt may be long, and a table is as large as the largest step."""
+    table, ended, pausing = SamplingTable(VOCAB, 256), make_request(), make_request()
+    pausing.num_blocks = 1
+    num_held = sys.getrefcount(ended), sys.getrefcount(pausing)
+    table.batch([ended, pausing])
+    table.batch([make_request()])
+    assert sys.getrefcount(ended) == num_held[0] < num_held[1] + 1 == sys.getrefcount(pausing)
+
+
 def test_what_does_not_change_from_step_to_step_is_made_once():
     requests = [make_request(temperature=0.5, seed=4), make_request(output=(5,), top_k=3)]
     batch = SamplingTable(VOCAB, 2).batch(requests)

@@ -55,8 +55,10 @@ class SamplingTable:
         )
 
     def _learn(self, requests: Collection[Request]) -> None:
-        """Give each its place; if there is none left, those that are not among them lose theirs."""
+        """Give each its place. Of the others those lose theirs that have come to their end, for a long
+        prompt is a lot to hold, and all of them if there is no place left."""
         new = [request for request in requests if request not in self._places]
+        self._places = {r: place for r, place in self._places.items() if r.num_blocks or r in requests}
         if len(self._places) + len(new) > len(self._num_top):
             self._places = {r: place for r, place in self._places.items() if r in requests}
         taken = set(self._places.values())

@@ -225,8 +225,8 @@ class EventStream:
         return len(self._held) >= _WRITE_BYTES
 
     async def flush(self) -> None:
-        """Send what is held, if there is anything. Effects: as `send`."""
-        if self._held:
+        """Send what is held, if there is anything, and headers that are not out. Effects: as `send`."""
+        if self._held or not self._has_begun:
             await self._write(b"", is_last=False)
 
     async def _write(self, event: bytes, *, is_last: bool) -> None:
