@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,6 +102,22 @@ def test_tokens_of_thoughts_are_counted(servers: dict[str, Server], name: str) -
     assert last_event["usage"] == usage
     server.set_reply("No thoughts." if name == "qwen3" else "")
     assert ask(server).json()["usage"]["completion_tokens_details"] == {"reasoning_tokens": 0}
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+@pytest.mark.parametrize("fields", [{}, {"stop": ["Four"]}, {"logprobs": True, "n": 2}])
+def test_how_tokens_arrive_makes_no_difference_to_their_number(
+    servers: dict[str, Server], name: str, fields: dict[str, Any]
+) -> None:
+    server, counts = servers[name], []
+    for cuts in (None, frozenset(), frozenset([5, 19])):
+        server.reset()
+        server.set_reply(TEXTS[name])
+        server.call(lambda cuts=cuts: setattr(server.engine, "cuts", cuts))
+        counts.append(ask(server, **fields).json())
+    assert len({json.dumps([answer["usage"], answer["choices"]]) for answer in counts}) == 1
+    assert counts[0]["usage"]["completion_tokens_details"]["reasoning_tokens"] > 0
+    server.reset()
 
 
 def test_tokens_of_every_choice_are_counted(server: Server) -> None:

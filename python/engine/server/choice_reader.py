@@ -19,6 +19,8 @@ class ChoiceReader:
         self._thoughts: list[Event] = []
         self._has_calls = False
         self._num_undecided = 0
+        self.counts_by_text = self._tokens is None and output_format.thoughts is not None
+        """Whether tokens of thoughts are told by the text they give: all of a delta are of one kind then."""
 
     def read(self, delta: TextDelta) -> int:
         """Set what the delta means; returns how many more tokens turn out to be thoughts.

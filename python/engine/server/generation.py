@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from engine.core.client import EngineClient, RequestStream
-from engine.core.messages import EngineReady, GenerateRequest
+from engine.core.messages import EngineReady, GenerateRequest, TokenChunk
 from engine.core.output_processor import OutputProcessor, TextDelta
 from engine.errors import EngineError, InvalidRequest
 from engine.sampling.params import SamplingParams
@@ -345,7 +345,9 @@ class Generation:
         num_running = request.n
         still_open = set(range(request.n))
         counted_cache = False
-        async for chunk in self._streams[prompt]:
+        counts_by_text = self._readers and self._readers[prompt * request.n].counts_by_text
+        chunks = self._streams[prompt]
+        async for chunk in _single_tokens(chunks) if counts_by_text else chunks:
             index = prompt * request.n + chunk.choice
             self._timer.tokens(index, len(chunk.token_ids))
             if chunk.choice == 0 and not counted_cache:
@@ -379,6 +381,21 @@ class Generation:
         num_thoughts = self._readers[index].read(delta)
         if self.reasoning_tokens is not None:
             self.reasoning_tokens += num_thoughts
+
+
+async def _single_tokens(chunks: AsyncIterator[TokenChunk]) -> AsyncIterator[TokenChunk]:
+    """A chunk for each token: where thoughts are told by the text alone, each token is one of them or not."""
+    async for chunk in chunks:
+        last = len(chunk.token_ids) - 1
+        for i in range(last):
+            logprobs = chunk.logprobs and chunk.logprobs[i : i + 1]
+            yield TokenChunk(
+                chunk.request_id, chunk.choice, chunk.token_ids[i : i + 1], logprobs, chunk.cached_tokens
+            )
+        if last > 0:
+            logprobs = chunk.logprobs and chunk.logprobs[last:]
+            chunk = msgspec.structs.replace(chunk, token_ids=chunk.token_ids[last:], logprobs=logprobs)
+        yield chunk
 
 
 def _with_seeds(requests: list[GenerateRequest]) -> list[GenerateRequest]:
