@@ -33,7 +33,7 @@ TESTS = Path(__file__).parents[1]
 def test_every_kernel_that_a_step_launches_was_launched_before(kind, dtype, options):
     """By what Triton compiles a kernel for: dtypes, alignments, sizes, options."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join(["python", str(TESTS)])
+    environment["PYTHONPATH"] = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(TESTS)])
     command = [sys.executable, "-m", "helpers.launched_kernels", kind, dtype, json.dumps(options)]
     run = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]

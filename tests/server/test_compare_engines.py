@@ -205,8 +205,9 @@ def test_a_whole_comparison(weights: Path, fake: str) -> None:
     done = subprocess.run(
         command, env=environment(), capture_output=True, text=True, timeout=180, check=False
     )
-    assert done.returncode in (0, 1), done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+    last_line = done.stdout.splitlines()[-1]
+    assert done.returncode in (0, 1) and last_line.startswith("{"), done.stderr
+    result = json.loads(last_line)
     (demand,) = result["demands"]
     assert demand["ratio"]["rival"] == "llama.cpp"
     assert done.returncode == (0 if demand["holds"] else 1)
