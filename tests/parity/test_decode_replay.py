@@ -7,6 +7,7 @@ import torch
 
 from engine.errors import NativeError
 from engine.runner import decode_replay
+from engine.scheduling.request import Request
 from engine.scheduling.step_plan import StepPlan, StepRow
 from helpers.tiny_models import make_model, save_model
 from parity.driving import make_request, make_runner
@@ -16,15 +17,19 @@ TURNS = [(0,), (0, 1), (0,), (1,), (0, 1), (0, 1, 2), (2, 0), (2,), (0, 1, 2), (
 """Which requests decode together; one that is named again goes on with guesses, all of them right."""
 
 
-def answers(runner) -> list[torch.Tensor]:
-    """Logits of every step of `TURNS`."""
+def prefilled(runner) -> list[Request]:
     requests = [make_request(prompt) for prompt in PROMPTS]
     for number, request in enumerate(requests):
         request.block_table = request.block_table[10 * number :]  # blocks of its own
         request.num_blocks = 5
         runner.compute_logits(StepPlan([StepRow(request, 0, request.num_known, True)]))
         request.num_computed = request.num_known
-    steps = []
+    return requests
+
+
+def answers(runner) -> list[torch.Tensor]:
+    """Logits of every step of `TURNS`."""
+    requests, steps = prefilled(runner), []
     for turn in TURNS:
         rows = []
         for number in dict.fromkeys(turn):
@@ -59,6 +64,24 @@ def test_a_replayed_step_has_the_same_bits(tmp_path, monkeypatch, kind, is_repla
     for _ in range(2):
         assert all(map(torch.equal, answers(runner), expected))
     assert sorted(recorded(runner)) == ([(1, 1), (2, 2), (2, 4), (3, 3)] if is_replayed else [])
+
+
+@pytest.mark.parametrize("drawing", [(True, False, True), (False, True, True), (False, False, False)])
+def test_rows_that_draw_nothing_are_replayed_with_the_others(tmp_path, monkeypatch, drawing):
+    """As behind tokens that a constraint forces."""
+    runner = make_runner(save_model(make_model("llama"), tmp_path))
+    logits = []
+    for can_record in (False, True, True):
+        monkeypatch.setattr(runner._replay, "_can_record", can_record)
+        rows = []
+        for request, draws in zip(prefilled(runner), drawing, strict=True):
+            request.token_ids[request.num_known] = 11
+            request.num_known += 1
+            rows.append(StepRow(request, request.num_computed, 1, draws))
+        logits.append(runner.compute_logits(StepPlan(rows)).clone())
+        assert len(logits[-1]) == sum(drawing)
+        assert torch.equal(logits[0], logits[-1])
+    assert (3, 3) in recorded(runner)
 
 
 def test_a_replay_calls_no_python(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from engine.grammar.compiler import CompiledGrammar
 from engine.grammar.matcher_memory import MemoryCheck
 from engine.grammar.string_masks import StringPlace
 from engine.grammar.trial import MAX_FORCED_BYTES, forced_text
-from engine.grammar.vocabulary import Vocabulary, allow_only, allows, forbid
+from engine.grammar.vocabulary import Vocabulary, allow_only, allows, forbid, only
 
 if TYPE_CHECKING:
     from engine.grammar.channel_budget import BoundedThoughts
@@ -49,6 +49,7 @@ class ConstraintMatcher:
         "_end_ids",
         "_has_ended",
         "_has_mask",
+        "_held",
         "_is_watched",
         "_largest",
         "_library_mask",
@@ -77,6 +78,8 @@ class ConstraintMatcher:
         self._mask = np.empty(-(-len(grammar.vocabulary.tokens) // 32), np.int32)
         self._library_mask = grammar.bindings.from_dlpack(self._mask)
         self._has_mask = self._may_end = self._has_ended = False
+        self._held: int | None = None
+        """The last token of a forced text, which is drawn: it, or a longer one."""
         self._num_accepted = 0
         self._is_watched, self._slow_s = False, 0.0
         self._memory, self._largest, self.excess = MemoryCheck(), grammar.largest, ""
@@ -99,6 +102,10 @@ class ConstraintMatcher:
             row[:] = 0
         else:
             row[:] = self._next_mask()
+            if self._held is not None:
+                vocabulary = self._vocabulary
+                held = np.append(vocabulary.longer(self._held), self._held)
+                row &= only(len(vocabulary.tokens), held)
 
     def forbid_end(self, row: np.ndarray) -> None:
         """Take out of a mask what would end the output: the answer is still to come."""
@@ -145,11 +152,11 @@ class ConstraintMatcher:
     def state(self) -> tuple:
         """What `go_back` needs to come back here."""
         place = None if self._place is None else self._place.state()
-        return self._num_accepted, tuple(self.forced), self._has_ended, place, self.excess
+        return self._num_accepted, tuple(self.forced), self._has_ended, place, self.excess, self._held
 
     def go_back(self, state: tuple) -> None:
         """Forget everything since `state` was given."""
-        num_accepted, forced, self._has_ended, place, self.excess = state
+        num_accepted, forced, self._has_ended, place, self.excess, self._held = state
         if self._num_accepted > num_accepted:
             self.handle.rollback(self._num_accepted - num_accepted)
             self._num_accepted = num_accepted
@@ -161,6 +168,7 @@ class ConstraintMatcher:
 
     def _settle(self) -> None:
         """Go on over all that is forced now, and work out the mask of what comes then."""
+        self._held = None
         while True:
             text = forced_text(self.handle)
             token_ids = self._vocabulary.canonical(text) if 0 < len(text) <= MAX_FORCED_BYTES else ()
@@ -170,6 +178,7 @@ class ConstraintMatcher:
             self._accept(head)
             longer = self._vocabulary.longer(last)
             if len(longer) and allows(self._next_mask(), longer):
+                self._held = last
                 return
             self._accept([last])
         if not text and self._is_at_end():

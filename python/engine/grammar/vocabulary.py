@@ -125,11 +125,16 @@ def _slices(ids: np.ndarray) -> Iterator[np.ndarray]:
     return (ids[i : i + _SLICE] for i in range(0, len(ids), _SLICE))
 
 
+def only(num_tokens: int, token_ids: np.ndarray) -> np.ndarray:
+    """A bitmask, int32 [ceil(V / 32)], of these tokens."""
+    flags = np.zeros(-(-num_tokens // 32) * 32, bool)
+    flags[token_ids] = True
+    return np.packbits(flags, bitorder="little").view(np.int32)
+
+
 def without(num_tokens: int, token_ids: np.ndarray) -> np.ndarray:
     """A bitmask, int32 [ceil(V / 32)], of all tokens but these."""
-    flags = np.ones(-(-num_tokens // 32) * 32, bool)
-    flags[token_ids] = False
-    return np.packbits(flags, bitorder="little").view(np.int32)
+    return ~only(num_tokens, token_ids)
 
 
 def allow_only(mask: np.ndarray, token_id: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -27,8 +28,8 @@ class _Recorded(NamedTuple):
 
 
 class DecodeReplay:
-    """Runs a model's `forward`; steps that draw behind each of their tokens, as decoding does with guesses or
-    without, by replaying the first one with as many rows and tokens.
+    """Runs a model's `forward`; steps with one token a row, and those that draw behind each of their tokens
+    as decoding with guesses does, by replaying the first one with as many rows and tokens.
 
     A replay calls the same ops on the same memory, so its bits are those of the step op by op. It needs
     inputs that lie where they lay (see `BatchInputs`), which is checked, and a model whose `forward` only
@@ -42,14 +43,19 @@ class DecodeReplay:
 
     def run(self, inputs: DecoderInputs) -> torch.Tensor:
         """The model's hidden rows, valid until the next call."""
-        num_tokens = len(inputs.token_ids)
-        is_decode = num_tokens == len(inputs.logit_rows) and not inputs.num_scored
+        num_rows, num_tokens = len(inputs.plan.kv_lens), len(inputs.token_ids)
+        num_wanted = len(inputs.logit_rows)
+        is_decode = num_tokens in (num_wanted, num_rows) and not inputs.num_scored
         if not self._can_record or not is_decode or inputs.adapters:
             return self._forward(inputs, self._kv_layers)
-        shape = len(inputs.plan.kv_lens), num_tokens
+        hidden = self._all_rows((num_rows, num_tokens), inputs)
+        # Behind a token that a constraint forces nothing is drawn; its row is computed with the others.
+        return hidden if num_wanted == num_tokens else hidden.index_select(0, inputs.logit_rows)
+
+    def _all_rows(self, shape: tuple[int, int], inputs: DecoderInputs) -> torch.Tensor:
         recorded = self._recorded.get(shape)
         if recorded is None or _addresses(recorded.inputs) != _addresses(inputs):
-            return self._record(shape, inputs)
+            return self._record(shape, dataclasses.replace(inputs, logit_rows=torch.arange(shape[1])))
         self._recorded.move_to_end(shape)
         recorded.recording.replay()
         return recorded.hidden
