@@ -13,18 +13,9 @@
 namespace engine::cpu {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 // Longer than the gaps between the ops of a layer, short against the gap between requests.
 constexpr auto kSpinTime = std::chrono::microseconds(200);
 constexpr int kSpinsPerLook = 256;
-// A look at the clock finds the core lost to somebody when it is that late.
-constexpr auto kLostTime = std::chrono::microseconds(30);
-// How long a worker leaves its core to others that want it, twice as long each time that it was of no use
-// meanwhile; and over what it judges its use.
-constexpr Clock::duration kShortestLeave = std::chrono::milliseconds(1);
-constexpr Clock::duration kLongestLeave = std::chrono::milliseconds(64);
-constexpr auto kJudgedTime = std::chrono::milliseconds(20);
 
 inline void pause_briefly() {
 #if defined(__x86_64__)
@@ -34,24 +25,19 @@ inline void pause_briefly() {
 #endif
 }
 
-enum class Spin { kDone, kInVain, kCoreIsWanted };
-
-// Spins until done() holds, the spin time is over, or somebody else was seen to run on this core, who is let
-// by now and then. Tells which.
+// Spins until done() holds or the spin time is over; tells which. Others that want the core are let by now and
+// then: with small models those who speak HTTP.
 template <typename Condition>
-Spin spin_until(const Condition& done) {
-  const auto began = Clock::now();
-  for (auto last = began;;) {
+bool spin_until(const Condition& done) {
+  const auto deadline = std::chrono::steady_clock::now() + kSpinTime;
+  do {
     for (int i = 0; i < kSpinsPerLook; ++i) {
-      if (done()) return Spin::kDone;
+      if (done()) return true;
       pause_briefly();
     }
     std::this_thread::yield();
-    const auto now = Clock::now();
-    if (now - last >= kLostTime) return Spin::kCoreIsWanted;
-    if (now - began >= kSpinTime) return Spin::kInVain;
-    last = now;
-  }
+  } while (std::chrono::steady_clock::now() < deadline);
+  return false;
 }
 
 }  // namespace
@@ -74,11 +60,7 @@ ThreadPool::ThreadPool(int num_threads) {
 ThreadPool::~ThreadPool() { stop(); }
 
 void ThreadPool::stop() {
-  {
-    const std::lock_guard<std::mutex> lock(stop_mutex_);
-    is_stopping_.store(true);
-  }
-  stopped_.notify_all();
+  is_stopping_.store(true);
   epoch_.fetch_add(1);
   epoch_.notify_all();
   for (std::thread& worker : workers_) worker.join();
@@ -127,7 +109,7 @@ void ThreadPool::run_region(int64_t num_items, int64_t grain, RangeFunction func
   // those that are still computing.
   is_open_.store(false);
   const auto is_empty = [this] { return num_inside_.load() == 0; };
-  while (spin_until(is_empty) != Spin::kDone) std::this_thread::yield();
+  while (!spin_until(is_empty)) std::this_thread::yield();
 }
 
 void ThreadPool::claim_ranges() {
@@ -143,37 +125,19 @@ void ThreadPool::claim_ranges() {
 }
 
 void ThreadPool::work(uint32_t seen_epoch) {
-  Clock::duration waited{}, computed{}, leave = kShortestLeave;
   while (!is_stopping_.load()) {
-    const auto began = Clock::now();
-    const Spin spin = spin_until([&] { return epoch_.load() != seen_epoch; });
-    const auto ended = Clock::now();
-    waited += ended - began;
-    if (spin == Spin::kCoreIsWanted && waited > computed) {
-      // Whoever wants the core has more use for it: with small models those who speak HTTP.
-      std::unique_lock<std::mutex> lock(stop_mutex_);
-      stopped_.wait_for(lock, leave, [this] { return is_stopping_.load(); });
-      leave = std::min(2 * leave, kLongestLeave);
-      waited = computed = {};
-    } else if (spin == Spin::kCoreIsWanted) {
-      leave = kShortestLeave;
-    } else if (spin == Spin::kInVain) {
+    const auto has_news = [&] { return epoch_.load() != seen_epoch; };
+    if (!spin_until(has_news)) {
       // Counting before the wait re-reads the epoch: either run() sees the count and notifies, or
       // the wait sees the new epoch and returns at once.
       num_parked_.fetch_add(1);
       epoch_.wait(seen_epoch);
       num_parked_.fetch_sub(1);
-    } else if (spin == Spin::kDone) {
-      seen_epoch = epoch_.load();
-      num_inside_.fetch_add(1);
-      if (is_open_.load()) claim_ranges();
-      num_inside_.fetch_sub(1);
-      computed += Clock::now() - ended;
     }
-    if (waited + computed > kJudgedTime) {
-      waited /= 2;
-      computed /= 2;
-    }
+    seen_epoch = epoch_.load();
+    num_inside_.fetch_add(1);
+    if (is_open_.load()) claim_ranges();
+    num_inside_.fetch_sub(1);
   }
 }
 

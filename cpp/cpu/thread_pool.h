@@ -2,7 +2,6 @@
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <mutex>
 #include <thread>
@@ -12,9 +11,7 @@ namespace engine::cpu {
 
 // `num_threads` counts the calling thread. Ranges are claimed from an atomic counter, smaller ones towards
 // the end, so a worker that loses its core costs one range and not the region. After a region a worker spins
-// for a while, because the next one of the same layer is microseconds away, and then parks. One that finds
-// others on its core, and has waited more than it computed, stays away for a while: it would only take
-// the core from them, and the caller computes what there is without it.
+// for a while, because the next one of the same layer is microseconds away, and then parks.
 class ThreadPool {
  public:
   // Throws kUnsupported when the system refuses the threads.
@@ -73,8 +70,6 @@ class ThreadPool {
   alignas(64) std::atomic<uint32_t> epoch_{0};  // bumped when a region opens, and at the end
   std::atomic<int> num_parked_{0};
   std::atomic<bool> is_stopping_{false};
-  std::mutex stop_mutex_;
-  std::condition_variable stopped_;  // wakes those that stay away
 
   std::vector<std::thread> workers_;
 };

@@ -90,36 +90,6 @@ void tell_times() {
   }
 }
 
-// As many others as there are cores, and regions so short that a worker mostly waits: it leaves the core to
-// them, and what is to be computed is computed all the same.
-void leave_cores_to_others() {
-  std::atomic<bool> is_over{false};
-  std::vector<std::thread> others;
-  for (unsigned i = 0; i < std::thread::hardware_concurrency(); ++i) {
-    others.emplace_back([&] {
-      while (!is_over) {
-      }
-    });
-  }
-  double worker_s = 0;
-  const auto began = std::chrono::steady_clock::now();
-  const auto until = began + std::chrono::milliseconds(400);
-  {
-    ThreadPool pool(2);
-    while (std::chrono::steady_clock::now() < until) {
-      cover(pool, 8, 1);
-      const auto gap = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
-      while (std::chrono::steady_clock::now() < gap) {
-      }
-    }
-    worker_s = pool.worker_seconds();
-  }
-  const double wall_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
-  is_over = true;
-  for (std::thread& other : others) other.join();
-  require(worker_s < 0.01 * wall_s, "a worker that would only wait leaves its core to others");
-}
-
 void refuse_bad_sizes() {
   for (int num_threads : {0, -3, 4096}) {
     bool refused = false;
@@ -140,7 +110,6 @@ int main() {
   many_callers();
   start_and_stop();
   tell_times();
-  leave_cores_to_others();
   refuse_bad_sizes();
   std::puts("thread pool: ok");
 }
