@@ -55,13 +55,13 @@ def test_a_warm_up_touches_no_block_and_changes_no_answer(tmp_path):
 
 def test_a_cache_that_cannot_be_written_is_said_before_service(tmp_path, monkeypatch):
     def refuse(*arguments):
-        raise PermissionError(13, "Permission denied", "/root/.triton")
+        raise PermissionError(13, "Permission denied", "/nowhere/.triton")
 
     placed = {"ops": device_ops, "placement": on_gpu("float32", "cpu")}
     runner = make_runner(save_model(make_model("llama"), tmp_path), **placed)
     monkeypatch.setattr(device_ops, "paged_attention", refuse)
     with pytest.raises(
-        ConfigError, match="Permission denied: '/root/.triton'; Triton needs .* TRITON_CACHE_DIR$"
+        ConfigError, match="Permission denied: '/nowhere/.triton'; Triton needs .* TRITON_CACHE_DIR$"
     ):
         runner.warm_up()
 
