@@ -175,13 +175,13 @@ def test_the_adapters_change_the_answers(machine, mix, alone):
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("chunk", [16, 256])
 def test_with_seven_others_and_the_base(machine, mix, alone, chunk, cached, monkeypatch):
-    shared, execute = [], machine.runner.execute
+    shared, launch = [], machine.runner.launch
 
     def noting(plan):
         shared.append(len({row.request.adapter for row in plan.rows}))
-        return execute(plan)
+        return launch(plan)
 
-    monkeypatch.setattr(machine.runner, "execute", noting)
+    monkeypatch.setattr(machine.runner, "launch", noting)
     assert machine.answer([mix], chunk=chunk, cached=cached) == alone
     assert max(shared) >= (2 if chunk == 16 else NUM_ADAPTERS + 1), "they do not share steps"
 
