@@ -132,13 +132,13 @@ def test_no_time_no_drafts(monkeypatch):
     tokens, params = prompt(20), greedy(max_tokens=60)
     known = oracle(monkeypatch, (tokens, params))
     h = Harness(max_step_drafts=64, target_itl_s=0.1)
-    execute = h.runner.execute
+    launch = h.runner.launch
 
     def slow(plan):
         h.now += 1.0
-        return execute(plan)
+        return launch(plan)
 
-    monkeypatch.setattr(h.runner, "execute", slow)
+    monkeypatch.setattr(h.runner, "launch", slow)
     h.submit("a", tokens, params)
     h.run()
     assert h.tokens("a") == answer_alone(tokens, params).token_ids
