@@ -164,9 +164,8 @@ class Attainable:
     def of(cls, workload: Workload, spec: ModelSpec, stored: str, rates: Rates) -> Attainable:
         """`stored`: the format, one of `STORED`."""
         fastest = [max(units, key=rates.units.__getitem__) for units in (ANY_UNIT[stored], _FLOATS)]
-        floors = [
-            StepFloor(spec, STORED[stored], rates, *units) for units in ((OUR_UNIT[stored], "fp32"), fastest)
-        ]
+        ours = [OUR_UNIT[stored], "fp32" if stored == "bf16" else fastest[1]]
+        floors = [StepFloor(spec, STORED[stored], rates, *units) for units in (ours, fastest)]
         return cls(*(asyncio.run(run_workload(workload, FloorClient(spec, floor))) for floor in floors))
 
     def describe(self, ours: float, best_rival: tuple[str, float] | None) -> str:

@@ -1,14 +1,20 @@
 #include "kernels/append_kv.cuh"
 
+#include <cstdint>
+
 #include "launch.h"
 #include "launchers.h"
 
 namespace engine::cuda {
 namespace {
 
-// Elements that are read at a time: eight, where all that lies together comes in eights.
+// Elements that are read at a time: eight, where all that lies together comes in eights, and begins where 16
+// bytes can be read.
 bool has_whole_vectors(const AppendKvArgs& args, const RotationArgs* rotation) {
-  return rotation == nullptr || (rotation->half % 8 == 0 && (args.cache.D / 2 - rotation->half) % 8 == 0);
+  if (rotation == nullptr) return true;
+  const bool in_eights = rotation->half % 8 == 0 && (args.cache.D / 2 - rotation->half) % 8 == 0;
+  const auto tables = reinterpret_cast<uintptr_t>(rotation->cos) | reinterpret_cast<uintptr_t>(rotation->sin);
+  return in_eights && tables % 16 == 0;
 }
 
 template <typename T, int kVector, bool kIsTurned>

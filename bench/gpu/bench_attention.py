@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from device import Timing, check, copy_bandwidth, product_rate, report, time_graph
+from device import Timing, check, copy_bandwidth, need_gpu, product_rate, report, time_graph
 from rivals import by_flashinfer, decode_attention, prefill_attention
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -114,6 +114,7 @@ def figures(name: str, ours: Timing, theirs: Timing, floor_us: float) -> dict[st
 
 
 if __name__ == "__main__":
+    need_gpu()
     torch.manual_seed(0)
     context = cuda.ExecutionContext()
     report("gpu_attention", {"decode": decode(context), "prefill": prefill(context)})

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from device import copy_bandwidth, report
+from device import copy_bandwidth, need_gpu, report
 
 from engine import LLM, SamplingParams
 from engine.config.model_location import bundled_model
@@ -87,6 +87,7 @@ def read_arguments() -> tuple[argparse.Namespace, dict[str, Any]]:
 
 def main() -> None:
     args, options = read_arguments()
+    need_gpu()
     streams = [(1024, 256)] * 64
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as directory:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from device import copy_bandwidth, product_rate, relative_error, report, time_graph
+from device import copy_bandwidth, need_gpu, product_rate, relative_error, report, time_graph
 
 from engine.ops.cuda import ExecutionContext, PackedMatrix, linear
 
@@ -87,6 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 64, 256, 4096])
     arguments = parser.parse_args()
+    need_gpu()
     ctx = ExecutionContext()
     bandwidth, rate = copy_bandwidth(), product_rate()
     table: dict[str, dict[str, Any]] = {}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 
 import torch
-from device import copy_bandwidth, report, time_graph
+from device import copy_bandwidth, need_gpu, report, time_graph
 from rivals import by_flashinfer
 
 from engine.ops import cuda, native
@@ -61,6 +61,7 @@ def make_tensors(logits: torch.Tensor, seed: int) -> SamplingTensors:
 
 
 def main() -> None:
+    need_gpu()
     ctx, cpu = cuda.ExecutionContext(), native.ExecutionContext(num_threads=4)
     torch.manual_seed(0)
     sets = [4 * torch.randn(ROWS, VOCAB, device="cuda") for _ in range(4)]

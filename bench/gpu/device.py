@@ -14,8 +14,19 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from harness import Timing, machine
 
+from engine.errors import ConfigError
+from engine.runner.gpu import Gpu
+
 COPY_BYTES = 1 << 30
 PRODUCT_SIZE = 8192
+
+
+def need_gpu() -> None:
+    """Ends the bench with one line, what is missing, where it cannot run."""
+    try:
+        Gpu.this()
+    except ConfigError as error:
+        sys.exit(error.message)
 
 
 def time_graph(calls: Sequence[Callable[[], object]], *, repeats: int = 50) -> Timing:

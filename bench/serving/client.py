@@ -53,17 +53,17 @@ class Completion:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """One streamed answer as it came: the bytes, and when."""
+    """One streamed answer as it came: the bytes, and when. The server counts a prompt of length None."""
 
-    prompt_len: int
+    prompt_len: int | None
     max_tokens: int
     sent_s: float
     pieces: list[tuple[float, bytes]]
 
-    def read(self, *, is_exact: bool = True) -> Completion:
+    def read(self, *, is_exact: bool | None = True) -> Completion:
         """Raises: `BadAnswer` unless it has exactly the tokens that were asked for.
 
-        `is_exact` False: unless it came to its own end before.
+        `is_exact` False: unless it came to its own end before. None: it may end either way.
         """
         text_s, token_ids = [], []
         usage, finish_reason = {}, None
@@ -73,17 +73,19 @@ class Answer:
                 finish_reason = choice.get("finish_reason") or finish_reason
                 if choice.get("token_ids"):
                     token_ids.append(choice["token_ids"])
-                if choice.get("text"):
+                if choice.get("text") or choice.get("delta", {}).get("content"):
                     text_s.append(arrived_s)
             if "error" in event:
                 raise BadAnswer(f"the server reports {event['error']}")
         num_tokens = usage.get("completion_tokens")
         wanted = self.max_tokens if is_exact else num_tokens
-        if (num_tokens, usage.get("prompt_tokens")) != (wanted, self.prompt_len):
+        prompt_len = usage.get("prompt_tokens") if self.prompt_len is None else self.prompt_len
+        if num_tokens is None or (num_tokens, usage.get("prompt_tokens")) != (wanted, prompt_len):
             raise BadAnswer(f"asked for {self.prompt_len} tokens in, {self.max_tokens} out; got {usage}")
-        if finish_reason != ("length" if is_exact else "stop") or not text_s:
+        ends = {True: ("length",), False: ("stop",), None: ("length", "stop")}[is_exact]
+        if finish_reason not in ends or not text_s:
             raise BadAnswer(f"{len(text_s)} events with text, finish reason {finish_reason!r}")
-        return Completion(self.prompt_len, self.sent_s, text_s, num_tokens, finish_reason, token_ids)
+        return Completion(prompt_len, self.sent_s, text_s, num_tokens, finish_reason, token_ids)
 
     def _events(self) -> Iterator[tuple[float, dict[str, Any]]]:
         """(time, JSON) of each event; it has arrived with the chunk that ends it."""
@@ -182,17 +184,26 @@ class Client:
 
     async def complete(self, prompt: Sequence[int], max_tokens: int) -> Answer:
         """One streamed, greedy completion of exactly `max_tokens` tokens."""
+        body = {"prompt": list(prompt), "max_tokens": max_tokens}
+        return Answer(len(prompt), max_tokens, *await self._ask("/v1/completions", body))
+
+    async def chat(self, content: str, max_tokens: int, **fields: Any) -> Answer:
+        """One streamed, greedy answer to a user's message; how many tokens that is the server says."""
+        body = {"messages": [{"role": "user", "content": content}], "max_tokens": max_tokens, **fields}
+        return Answer(None, max_tokens, *await self._ask("/v1/chat/completions", body))
+
+    async def _ask(self, path: str, own: dict[str, Any]) -> tuple[float, list[tuple[float, bytes]]]:
+        """When it was sent, and all that came."""
         body = {
             "model": self._model,
-            "prompt": list(prompt),
-            "max_tokens": max_tokens,
             "temperature": 0,
             "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True},
             **self._extra,
+            **own,
         }
-        request = self._post("/v1/completions", json.dumps(body).encode())
+        request = self._post(path, json.dumps(body).encode())
         # The server may have closed those that were idle for long.
         self._idle = [connection for connection in self._idle if connection.is_open]
         connection = self._idle.pop() if self._idle else await self._connect()
@@ -203,7 +214,7 @@ class Client:
             sent_s, pieces = await connection.ask(request)
         if connection.is_open:
             self._idle.append(connection)
-        return Answer(len(prompt), max_tokens, sent_s, pieces)
+        return sent_s, pieces
 
     def close(self) -> None:
         for connection in self._idle:

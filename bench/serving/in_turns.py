@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import math
 import statistics
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,11 +20,19 @@ Rounds = dict[str, list[dict[str, float]]]
 
 
 class Demand(NamedTuple):
-    """The median of a figure has to be at most so much."""
+    """The median of a figure has to be at most, or at least, so much."""
 
     name: str
     figure: str
-    most: float
+    most: float = math.inf
+    least: float = -math.inf
+
+    @property
+    def bound(self) -> str:
+        return f"at most {self.most}" if self.least == -math.inf else f"at least {self.least}"
+
+    def holds(self, value: float) -> bool:
+        return self.least <= value <= self.most
 
 
 async def wave(client: Client, prompts: Sequence[list[int]], limits: Sequence[int]) -> list[Answer]:
@@ -73,8 +82,8 @@ def _show(name: str, args: argparse.Namespace, rounds: Rounds, demands: Sequence
     holds = {}
     for demand in demands:
         label, value = f"{demand.name} {demand.figure}", results[f"{demand.name}_{demand.figure}"]
-        holds[label] = value <= demand.most
-        print(f"{'pass' if holds[label] else 'FAIL'}  {label} {value:.3f}, at most {demand.most}")
+        holds[label] = demand.holds(value)
+        print(f"{'pass' if holds[label] else 'FAIL'}  {label} {value:.3f}, {demand.bound}")
     about = {"shape": args.shape, "flags": args.flags, "rounds": args.rounds}
     report(f"serving_{name}", {**about, **results, **({"demands": holds} if demands else {})})
     return 0 if all(holds.values()) else 1

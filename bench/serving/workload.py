@@ -15,7 +15,7 @@ import json
 import random
 import statistics
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -63,8 +63,8 @@ async def at_once(
     return [answer for some in answers for answer in some]
 
 
-def main(workload: Workload, description: str) -> None:
-    """The command line of one bench."""
+def arguments(description: str) -> argparse.Namespace:
+    """What every bench of one server is told."""
     parser = argparse.ArgumentParser(
         description=description.splitlines()[0],
         epilog="Without --base-url our own server is started on a free port, with the flags that come "
@@ -79,24 +79,33 @@ def main(workload: Workload, description: str) -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("flags", nargs="*", help="flags of our server")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+@contextlib.contextmanager
+def served(args: argparse.Namespace) -> Iterator[tuple[str, OwnServer | None]]:
+    """The address of the server to ask, and ours, which is started, where none is named."""
+    if args.base_url is not None:
+        yield args.base_url, None
+        return
     with contextlib.ExitStack() as stack:
-        server = None
-        if args.base_url is None:
-            flags = args.flags or ["--num-threads", "2"]
-            if args.shape:
-                shape = Path(__file__).with_name(f"{args.shape}.json")
-                directory = stack.enter_context(shaped_checkpoint(shape))
-                flags = [*flags, "--model-path", str(directory), "--load-format", "dummy"]
-            server = OwnServer(flags)
-        base_url = args.base_url or server.base_url
+        flags = args.flags or ["--num-threads", "2"]
+        if args.shape:
+            shape = Path(__file__).with_name(f"{args.shape}.json")
+            directory = stack.enter_context(shaped_checkpoint(shape))
+            flags = [*flags, "--model-path", str(directory), "--load-format", "dummy"]
+        server = OwnServer(flags)
+        stack.callback(server.stop)
+        yield server.base_url, server
+
+
+def main(workload: Workload, description: str) -> None:
+    """The command line of one bench."""
+    args = arguments(description)
+    with served(args) as (base_url, server):
         client = Client(base_url, args.model, args.api_key, **{**workload.request_fields(), **args.extra})
-        try:
-            rounds = asyncio.run(_measure(client, workload, args.rounds, server))
-        finally:
-            if server is not None:
-                server.stop()
-    _show(workload.name, args, rounds)
+        rounds = asyncio.run(_measure(client, workload, args.rounds, server))
+    show(workload.name, args, rounds)
 
 
 async def _measure(
@@ -163,7 +172,8 @@ def percentile(samples: list[float], percent: int) -> float:
     return sorted(samples)[-(-len(samples) * percent // 100) - 1]
 
 
-def _show(name: str, args: argparse.Namespace, rounds: list[dict[str, float]]) -> None:
+def show(name: str, args: argparse.Namespace, rounds: list[dict[str, float]]) -> None:
+    """Print the median and the range of each figure, and the result line."""
     results: dict[str, Any] = {}
     print(f"{machine()}\n{name}, {len(rounds)} rounds after one of warming up\n")
     print(f"{'':26}    median    lowest   highest")

@@ -27,7 +27,8 @@ void bind_context(py::module_& module) {
 
   // Starting and joining threads must not hold the interpreter lock.
   py::class_<ExecutionContext>(module, "ExecutionContext", py::release_gil_before_calling_cpp_dtor())
-      .def(py::init<int, std::string_view>(), py::arg("num_threads"), py::arg("isa") = "auto", ReleaseGil())
+      .def(py::init<int, std::string_view, bool>(), py::arg("num_threads"), py::arg("isa") = "auto",
+           py::arg("rounds_attention") = false, ReleaseGil())
       .def(
           "report_to",
           [](ExecutionContext& self, const ProgressBoard& board) {
@@ -42,6 +43,7 @@ void bind_context(py::module_& module) {
           py::arg("recording"))
       .def("end_recording", [](ExecutionContext& self) { self.record_into(nullptr); })
       .def_property_readonly("isa", [](const ExecutionContext& self) { return cpu::isa_name(self.isa()); })
+      .def_property_readonly("rounds_attention", &ExecutionContext::rounds_attention)
       .def_property_readonly("kernel_seconds",
                              [](ExecutionContext& self) {
                                return std::pair(self.pool().caller_seconds(), self.pool().worker_seconds());

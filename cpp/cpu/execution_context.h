@@ -14,14 +14,19 @@ namespace engine::cpu {
 class ExecutionContext {
  public:
   // Throws kUnsupported for an instruction set that the machine or the build lacks.
-  ExecutionContext(int num_threads, std::string_view isa)
-      : isa_(parse_isa(isa)), kernels_(kernels_for(isa_)), pool_(num_threads) {}
+  // `rounds_attention`: attention over a bfloat16 cache multiplies queries and weights rounded to bfloat16.
+  ExecutionContext(int num_threads, std::string_view isa, bool rounds_attention)
+      : isa_(parse_isa(isa)),
+        kernels_(kernels_for(isa_)),
+        pool_(num_threads),
+        rounds_attention_(rounds_attention) {}
 
   Isa isa() const { return isa_; }
   const KernelTable& kernels() const { return kernels_; }
   ThreadPool& pool() { return pool_; }
   Scratch& scratch() { return scratch_; }
   AttentionSchedule& attention_schedule() { return attention_schedule_; }
+  bool rounds_attention() const { return rounds_attention_; }
 
   // Runs an op, and keeps it where a recording is being made.
   template <typename Op>
@@ -38,6 +43,7 @@ class ExecutionContext {
   ThreadPool pool_;
   Scratch scratch_;
   AttentionSchedule attention_schedule_;
+  bool rounds_attention_;
   Recording* recording_ = nullptr;
 };
 

@@ -66,6 +66,15 @@ bool has_bf16_dot(Isa isa) {
 #endif
 }
 
+bool has_fast_bf16_dot(Isa isa) {
+#if defined(__x86_64__)
+  static const bool kIsIntel = __builtin_cpu_is("intel");
+  return has_bf16_dot(isa) && !kIsIntel;
+#else
+  return has_bf16_dot(isa);
+#endif
+}
+
 std::vector<Isa> available_isas() {
   std::vector<Isa> available;
   for (Isa isa : kBuilt) {

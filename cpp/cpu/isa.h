@@ -14,6 +14,8 @@ const char* isa_name(Isa isa);
 
 // Whether the kernels of the set may use vdpbf16ps, which machines have whatever else they have.
 bool has_bf16_dot(Isa isa);
+// Whether it multiplies more with it than by fma. Intel's machines take longer for it than for two of these.
+bool has_fast_bf16_dot(Isa isa);
 
 // Sets that both this build and this machine have, slowest first. Never empty.
 std::vector<Isa> available_isas();

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 namespace engine::cpu {
 
@@ -10,11 +11,15 @@ namespace engine::cpu {
 // Aligned to 64 bytes at least. Pages count against the process only once they are written.
 class LargeBuffer {
  public:
+  // Buffers that live and die together may lie side by side, so that small ones and the ends of others are in
+  // huge pages, too, and what is read behind the end of one is the start of the next one that was made. Memory
+  // goes back to the system when all neighbours are gone. A buffer of its own has huge pages from 2 MiB on.
+  enum class Place { kAlone, kBesideOthers };
+
   // Throws kUnsupported when the system refuses the memory.
-  explicit LargeBuffer(int64_t num_bytes);
+  explicit LargeBuffer(int64_t num_bytes, Place place = Place::kAlone);
   // The bytes of a file from `offset`, a multiple of the page size, on; read only, paged in when touched.
   LargeBuffer(int fd, int64_t offset, int64_t num_bytes);
-  ~LargeBuffer();
   LargeBuffer(const LargeBuffer&) = delete;
   LargeBuffer& operator=(const LargeBuffer&) = delete;
 
@@ -25,8 +30,7 @@ class LargeBuffer {
  private:
   int64_t num_bytes_;
   bool is_writable_;
-  void* mapping_;
-  size_t mapping_bytes_;
+  std::shared_ptr<void> mapping_;
   void* data_;
 };
 

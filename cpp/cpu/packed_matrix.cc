@@ -87,7 +87,8 @@ PackedMatrix::PackedMatrix(int64_t out_features, int64_t in_features, WeightForm
       in_features_(checked_features(in_features, "in_features")),
       format_(format),
       layout_(panel_layout(format, checked_group_len(format, group_len))),
-      buffer_(std::make_unique<LargeBuffer>(cpu::num_bytes(out_features, in_features, format, layout_))),
+      buffer_(std::make_unique<LargeBuffer>(cpu::num_bytes(out_features, in_features, format, layout_),
+                                            LargeBuffer::Place::kBesideOthers)),
       is_packed_(static_cast<size_t>(out_features)),
       num_missing_(out_features) {}
 

@@ -16,6 +16,8 @@ namespace {
 // Longer than the gaps between the ops of a layer, short against the gap between requests.
 constexpr auto kSpinTime = std::chrono::microseconds(200);
 constexpr int kSpinsPerLook = 256;
+// More would take longer to look through at the end of a region than they save.
+constexpr int kMostShares = 8;
 
 inline void pause_briefly() {
 #if defined(__x86_64__)
@@ -47,9 +49,11 @@ ThreadPool::ThreadPool(int num_threads) {
     throw Error(ErrorCode::kInvalidArgument,
                 "num_threads: expected 1 to 1024, got " + std::to_string(num_threads));
   }
+  shares_ = std::vector<Share>(static_cast<size_t>(std::min(num_threads, kMostShares)));
   workers_.reserve(static_cast<size_t>(num_threads - 1));
   try {
-    for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this] { work(0); });
+    for (size_t i = 1; i < static_cast<size_t>(num_threads); ++i)
+      workers_.emplace_back([this, i] { work(i, 0); });
   } catch (const std::system_error& error) {
     stop();
     throw Error(ErrorCode::kUnsupported, "num_threads: the system refused to start " +
@@ -96,14 +100,18 @@ void ThreadPool::run_region(int64_t num_items, int64_t grain, RangeFunction func
   const std::lock_guard<std::mutex> lock(mutex_);
   function_ = function;
   context_ = context;
-  num_items_ = num_items;
   grain_ = grain;
-  next_.store(0, std::memory_order_relaxed);
+  const auto num_shares = static_cast<int64_t>(shares_.size());
+  for (int64_t i = 0; i < num_shares; ++i) {
+    Share& share = shares_[static_cast<size_t>(i)];
+    share.next.store(num_items * i / num_shares, std::memory_order_relaxed);
+    share.end = num_items * (i + 1) / num_shares;
+  }
   is_open_.store(true);
   epoch_.fetch_add(1);
   if (num_parked_.load() > 0) epoch_.notify_all();
 
-  claim_ranges();
+  claim_ranges(0);
 
   // All ranges are claimed. A worker that comes now sees a closed region and leaves; wait for
   // those that are still computing.
@@ -112,19 +120,21 @@ void ThreadPool::run_region(int64_t num_items, int64_t grain, RangeFunction func
   while (!spin_until(is_empty)) std::this_thread::yield();
 }
 
-void ThreadPool::claim_ranges() {
-  // Towards the end ranges become smaller, so that all threads are done at about the same time.
-  const int64_t num_shares = 2 * num_threads();
-  int64_t begin = next_.load(std::memory_order_relaxed);
-  while (begin < num_items_) {
-    const int64_t count = std::clamp<int64_t>((num_items_ - begin) / num_shares, 1, grain_);
-    if (!next_.compare_exchange_weak(begin, begin + count, std::memory_order_relaxed)) continue;
-    function_(context_, begin, begin + count);
-    begin = next_.load(std::memory_order_relaxed);
+void ThreadPool::claim_ranges(size_t thread) {
+  for (size_t i = 0; i < shares_.size(); ++i) {
+    Share& share = shares_[(thread + i) % shares_.size()];
+    int64_t begin = share.next.load(std::memory_order_relaxed);
+    while (begin < share.end) {
+      // Towards the end ranges become smaller, so that all threads are done at about the same time.
+      const int64_t count = std::clamp<int64_t>((share.end - begin) / 2, 1, grain_);
+      if (!share.next.compare_exchange_weak(begin, begin + count, std::memory_order_relaxed)) continue;
+      function_(context_, begin, begin + count);
+      begin = share.next.load(std::memory_order_relaxed);
+    }
   }
 }
 
-void ThreadPool::work(uint32_t seen_epoch) {
+void ThreadPool::work(size_t thread, uint32_t seen_epoch) {
   while (!is_stopping_.load()) {
     const auto has_news = [&] { return epoch_.load() != seen_epoch; };
     if (!spin_until(has_news)) {
@@ -136,7 +146,7 @@ void ThreadPool::work(uint32_t seen_epoch) {
     }
     seen_epoch = epoch_.load();
     num_inside_.fetch_add(1);
-    if (is_open_.load()) claim_ranges();
+    if (is_open_.load()) claim_ranges(thread);
     num_inside_.fetch_sub(1);
   }
 }

@@ -9,9 +9,11 @@
 
 namespace engine::cpu {
 
-// `num_threads` counts the calling thread. Ranges are claimed from an atomic counter, smaller ones towards
-// the end, so a worker that loses its core costs one range and not the region. After a region a worker spins
-// for a while, because the next one of the same layer is microseconds away, and then parks.
+// `num_threads` counts the calling thread. Each thread claims ranges of a share of its own, one behind the
+// other, so that what it prefetches at the end of a range is what it needs next; then what is left of the
+// others' shares. Ranges are claimed from atomic counters, smaller ones towards the end, so a worker that loses
+// its core costs one range and not the region. After a region a worker spins for a while, because the next one
+// of the same layer is microseconds away, and then parks.
 class ThreadPool {
  public:
   // Throws kUnsupported when the system refuses the threads.
@@ -49,8 +51,14 @@ class ThreadPool {
   void stop();
   void run(int64_t num_items, int64_t grain, RangeFunction function, const void* context);
   void run_region(int64_t num_items, int64_t grain, RangeFunction function, const void* context);
-  void work(uint32_t seen_epoch);
-  void claim_ranges();
+  void work(size_t thread, uint32_t seen_epoch);
+  void claim_ranges(size_t thread);
+
+  // Neighbouring items, which the threads of one share claim from the front.
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
 
   std::atomic<uint64_t> own_num_regions_{0};
   std::atomic<uint64_t>* num_regions_ = &own_num_regions_;
@@ -61,10 +69,9 @@ class ThreadPool {
   // themselves in num_inside_ while they do, so that it cannot be rewritten under them.
   RangeFunction function_ = nullptr;
   const void* context_ = nullptr;
-  int64_t num_items_ = 0;
   int64_t grain_ = 1;
+  std::vector<Share> shares_;
 
-  alignas(64) std::atomic<int64_t> next_{0};
   alignas(64) std::atomic<bool> is_open_{false};
   std::atomic<int> num_inside_{0};
   alignas(64) std::atomic<uint32_t> epoch_{0};  // bumped when a region opens, and at the end

@@ -72,6 +72,11 @@ void check_sequences(const PagedAttentionArgs& args, int64_t T, int64_t N, int64
   }
 }
 
+AttentionFactors choose_factors(const cpu::ExecutionContext& context, CacheFormat format) {
+  if (!context.rounds_attention() || format != CacheFormat::kBFloat16) return AttentionFactors::kFloat32;
+  return cpu::has_fast_bf16_dot(context.isa()) ? AttentionFactors::kRoundedDot : AttentionFactors::kRounded;
+}
+
 void run(cpu::ExecutionContext& context, PagedAttentionArgs& args, const std::vector<AttentionUnit>& units) {
   args.units = units.data();
   const int64_t num_items = static_cast<int64_t>(units.size()) * args.G;
@@ -124,6 +129,7 @@ void paged_attention(cpu::ExecutionContext& context, const TensorView& q, const 
       .scale = scale,
       .softcap = softcap,
       .format = format,
+      .factors = choose_factors(context, format),
       .is_causal = is_causal,
   };
   check_sequences(args, T, N, max_blocks);

@@ -20,10 +20,13 @@ struct RowBlocks {
     // Ranges per thread: a thread that loses its core delays the others by one range at most.
     constexpr int64_t kRangesPerThread = 8;
     constexpr int64_t kMaxGrain = 16;
+    constexpr int64_t kTileRows = 6, kBlocksToFill = 3;
     num_panels = divide_up(out_features, kPanelColumns);
     const int64_t wanted = divide_up(kRangesPerThread * num_threads, num_panels);
     const int64_t num_blocks = std::max(divide_up(num_rows, most_rows), std::min(wanted, num_rows / kFewRows));
     rows_per_block = divide_up(num_rows, std::max<int64_t>(num_blocks, 1));
+    // Whole register tiles of products of bytes, but for the last block's, which has fewer rows then.
+    if (num_blocks >= kBlocksToFill) rows_per_block = divide_up(rows_per_block, kTileRows) * kTileRows;
     num_items = divide_up(num_rows, rows_per_block) * num_panels;
     grain = std::clamp<int64_t>(num_items / (kRangesPerThread * num_threads), 1, kMaxGrain);
   }

@@ -27,9 +27,14 @@ class Recording:
         """Run them again, in order, on what their buffers hold now."""
 
 class ExecutionContext:
-    """Instruction set and threads of one engine. isa: "auto" or a name from available_isas()."""
+    """Instruction set and threads of one engine. isa: "auto" or a name from available_isas().
 
-    def __init__(self, num_threads: int, isa: str = "auto") -> None: ...
+    rounds_attention: over a bfloat16 cache, queries and weights of values are rounded to bfloat16.
+    """
+
+    def __init__(self, num_threads: int, isa: str = "auto", rounds_attention: bool = False) -> None: ...
+    @property
+    def rounds_attention(self) -> bool: ...
     def report_to(self, board: ProgressBoard) -> None:
         """Count ops on the board from now on."""
 

@@ -31,7 +31,7 @@ void cover(ThreadPool& pool, int64_t num_items, int64_t grain) {
 }
 
 void cover_many_shapes() {
-  for (int num_threads : {1, 2, 3, 8}) {
+  for (int num_threads : {1, 2, 3, 8, 11}) {
     ThreadPool pool(num_threads);
     require(pool.num_threads() == num_threads, "num_threads");
     for (int64_t num_items : {0, 1, 2, 7, 64, 1000}) {

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
+from engine import LLM, SamplingParams
+from engine.sampling.constraint import Constraint
 from gpu.test_models import gpu_options
 from helpers.tiny_models import make_model, save_model
 from parity.test_device_path import answers_of
@@ -33,10 +37,10 @@ def test_no_launch_waits_for_the_device(directory):
     answers_of(runner, mix, runs_ahead=True)
     launch, waits = runner.launch, []
 
-    def watched(plan):
+    def watched(plan, before_draws=None):
         torch.cuda.set_sync_debug_mode("error")
         try:
-            return launch(plan)
+            return launch(plan, before_draws)
         except RuntimeError as error:
             waits.append(error)
             raise
@@ -46,3 +50,24 @@ def test_no_launch_waits_for_the_device(directory):
     runner.launch = watched
     answers_of(runner, mix, runs_ahead=True)
     assert not waits
+
+
+SCHEMA = {"type": "array", "items": {"enum": ["Ann", "Bob"]}, "minItems": 2, "maxItems": 4}
+
+
+def test_constrained_answers_and_those_beside_them_are_those_of_steps_that_wait():
+    """Masks are sent when the model has been launched; what a schema forces overtakes rows that run."""
+    constraint = Constraint("json_schema", json.dumps(SCHEMA))
+    params = [
+        SamplingParams(temperature=0.0, max_tokens=24, constraint=constraint if index % 2 else None)
+        for index in range(6)
+    ]
+    prompts = ["Say it.", "Names:", "Once upon a time", "Who?", "1 2 3", "A list"]
+    found = []
+    for waits in (False, True):
+        options = {"deterministic": True, "disable_overlap_schedule": waits, "max_total_tokens": 2048}
+        with LLM(device="cuda", context_length=256, max_running_requests=8, **options) as llm:
+            outputs = llm.generate(prompts, params, use_tqdm=False)
+        found.append([output.outputs[0].text for output in outputs])
+    assert found[0] == found[1]
+    assert all(2 <= len(json.loads(text)) <= 4 for text in found[0][1::2])

@@ -105,14 +105,19 @@ def both_ways(case: AttentionCase) -> AttentionCase:
 
 
 def attend(
-    case: AttentionCase, isa: str, num_threads: int = 2, window: int = 0, softcap: float = 0.0
+    case: AttentionCase,
+    isa: str,
+    num_threads: int = 2,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: torch.Tensor | None = None,
+    rounds: bool = False,
 ) -> torch.Tensor:
     out = torch.full(case.q.shape, float("nan"))
     scale = case.q.shape[2] ** -0.5
     caches, numbers = (case.k_cache, case.v_cache), (scale, window, softcap)
-    paged_attention(
-        context(isa, num_threads), case.q, *caches, case.plan, *numbers, out, None, case.kv_scales
-    )
+    ctx = context(isa, num_threads, rounds)
+    paged_attention(ctx, case.q, *caches, case.plan, *numbers, out, sinks, case.kv_scales)
     return out
 
 

@@ -61,9 +61,16 @@ LARGEST_FP8 = 448.0
 
 
 class ExecutionContext:
-    """`lose` makes it one whose GPU is gone."""
+    """`lose` makes it one whose GPU is gone. Rounded attention is one of the CPU's kernels."""
 
-    def __init__(self, num_threads: int = 1, isa: str = "auto", *, is_deterministic: bool = False) -> None:
+    def __init__(
+        self,
+        num_threads: int = 1,
+        isa: str = "auto",
+        rounds_attention: bool = False,
+        *,
+        is_deterministic: bool = False,
+    ) -> None:
         self.isa, self.num_threads, self.is_deterministic = "sm_00", num_threads, is_deterministic
         self.kernel_seconds = 0.0, 0.0
         self.is_lost = False

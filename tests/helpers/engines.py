@@ -81,7 +81,9 @@ class FakeRunner:
     def _sample(self, plan: StepPlan) -> StepResult:
         draws = plan.draws
         hashes = [self._read_back(draw) for draw in draws]
-        token_ids = np.array([self._pick(draw, h) for draw, h in zip(draws, hashes, strict=True)], np.int32)
+        masks = [None] * len(draws) if plan.bitmask is None else plan.bitmask
+        picked = [self._pick(*each) for each in zip(draws, hashes, masks, strict=True)]
+        token_ids = np.array(picked, np.int32)
         wanted = [d.request.params.logprobs for d in draws if d.request.params.logprobs is not None]
         if not wanted:
             return StepResult(token_ids)
@@ -150,10 +152,12 @@ class FakeRunner:
             total ^= _mix(request.seed & _MASK) ^ _mix(request.choice * 65_537 + position)
         return _mix(total)
 
-    def _pick(self, draw: Draw, value: int) -> int:
-        token = value % self.vocab_size
-        banned = draw.request.banned_behind(draw.num_known)
-        while banned is not None and token in banned:
+    def _pick(self, draw: Draw, value: int, mask: np.ndarray | None) -> int:
+        token, banned = value % self.vocab_size, draw.request.banned_behind(draw.num_known) or ()
+        if mask is not None:
+            allowed = [t for t in range(self.vocab_size) if mask[t >> 5] >> (t & 31) & 1]
+            return next((t for t in allowed if t >= token and t not in banned), allowed[0])
+        while token in banned:
             token = (token + 1) % self.vocab_size
         return token
 

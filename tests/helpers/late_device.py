@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -31,6 +32,8 @@ class LateDevice:
         self.num_overlapped = 0
         """Steps that were waited for when the next one had been launched."""
         self.num_late_rows = 0
+        self.num_late_masks = 0
+        """Steps whose masks were there only when the model had been launched."""
         self.broken: Exception | None = None
         """What went wrong, and was not asked for: the engine would take that for a step that failed."""
         self.lose_next: Exception | None = None
@@ -42,7 +45,7 @@ class LateDevice:
     def __getattr__(self, name: str):
         return getattr(self._runner, name)
 
-    def launch(self, plan: StepPlan) -> Wait:
+    def launch(self, plan: StepPlan, before_draws: Callable[[], None] | None = None) -> Wait:
         if self.refuse_next is not None:
             error, self.refuse_next = self.refuse_next, None
             raise error
@@ -52,6 +55,12 @@ class LateDevice:
         number, self._num_launched = self._num_launched, self._num_launched + 1
         if self.lose_next is not None:
             self._lost[number], self.lose_next = self.lose_next, None
+        queued = self._queue[-1][0]
+        if before_draws is not None:
+            self.num_late_masks += 1
+            before_draws()
+            assert [plan for plan, _ in self._queue] == [queued], "those before are settled, and only they"
+        queued.bitmask = None if plan.bitmask is None else plan.bitmask.copy()
 
         def wait() -> StepResult:
             self.num_overlapped += self._num_launched > number + 1

@@ -12,6 +12,6 @@ FMA_ISAS = [isa for isa in ISAS if isa != "baseline"]
 
 
 @functools.cache
-def context(isa: str, num_threads: int = 2) -> _native.ExecutionContext:
-    """One context per instruction set and number of threads, shared by all tests."""
-    return _native.ExecutionContext(num_threads, isa)
+def context(isa: str, num_threads: int = 2, rounds_attention: bool = False) -> _native.ExecutionContext:
+    """One context per instruction set, number of threads and way of attention, shared by all tests."""
+    return _native.ExecutionContext(num_threads, isa, rounds_attention)

@@ -126,6 +126,18 @@ def test_rope_append_kv_is_the_two_ops(dtype, stored, head_dim, half):
     assert_neighbours_untouched(args)
 
 
+@pytest.mark.parametrize("name", ["cos", "sin"])
+def test_tables_may_begin_anywhere(name):
+    """At four bytes beyond a multiple of 16: the emulator refuses a longer load from there."""
+    args, expected = (arguments(torch.bfloat16, None) for _ in range(2))
+    shifted = torch.empty(args[name].numel() + 1)[1:].view(args[name].shape).copy_(args[name])
+    assert shifted.data_ptr() % 16 == 4
+    rope_append_kv(None, **(args | {name: shifted}))
+    rope_append_kv(None, **expected)
+    for written in ("q", "k_cache", "v_cache"):
+        assert_same(args[written], expected[written])
+
+
 @pytest.mark.parametrize("stored", [None, FLOAT8])
 def test_tokens_outside_the_cache_are_not_stored(stored):
     args = arguments(torch.bfloat16, stored, tokens=4)

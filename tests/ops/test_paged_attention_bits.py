@@ -17,13 +17,21 @@ from helpers.native import FMA_ISAS, ISAS, context
 WHOLE = [(1, 1), (15, 15), (16, 16), (17, 17), (255, 255), (257, 257), (600, 600)]
 
 
-@pytest.fixture(
-    scope="module", params=[(BF16, 0, 0.0), (FP32, 64, 20.0), (BF16, 300, 0.0), (INT8, 0, 0.0)], ids=str
-)
+CASES = [
+    (BF16, 0, 0.0, False),
+    (FP32, 64, 20.0, False),
+    (BF16, 300, 0.0, False),
+    (INT8, 0, 0.0, False),
+    (BF16, 0, 0.0, True),
+    (BF16, 301, 20.0, True),
+]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=str)
 def promise(request):
     """A step, its options and its result, to be had again in every other way."""
-    dtype, window, softcap = request.param
-    options = {"window": window, "softcap": softcap}
+    dtype, window, softcap, rounds = request.param
+    options = {"window": window, "softcap": softcap, "rounds": rounds}
     case = make_case(
         [(300, 300), (1, 513), (150, 700), (1, 31)], heads=6, kv_heads=2, head_dim=80, dtype=dtype
     )
@@ -67,18 +75,22 @@ def test_bits_with_fewer_heads(promise):
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 3e38])
+@pytest.mark.parametrize("token", [270, 271])
+@pytest.mark.parametrize("dtype", [FP32, BF16])
 @pytest.mark.parametrize("isa", ISAS)
-def test_no_row_reads_a_token_that_it_does_not_see(isa, poison):
-    """Token 270 is poisoned: rows before it and rows whose window left it behind do not change."""
-    case = make_case([(400, 400)], heads=3, kv_heads=1, head_dim=64, dtype=FP32)
-    expected = attend(case, isa, window=50)
-    block, offset = int(case.plan.block_tables[0, 270 // 16]), 270 % 16
+def test_no_row_reads_a_token_that_it_does_not_see(isa, dtype, token, poison):
+    """A token is poisoned: rows before it and rows whose window left it behind do not change."""
+    options = {"window": 50, "rounds": dtype == BF16}
+    case = make_case([(400, 400)], heads=3, kv_heads=1, head_dim=64, dtype=dtype)
+    expected = attend(case, isa, **options)
+    block, offset = int(case.plan.block_tables[0, token // 16]), token % 16
     case.k_cache[block, :, :, offset] = poison
     case.v_cache[block, :, offset] = poison
-    actual = attend(case, isa, window=50)
-    assert_same_bits(actual[:270], expected[:270])
-    assert_same_bits(actual[320:], expected[320:])
-    assert (actual[270:320] != expected[270:320]).any(-1).all()
+    actual = attend(case, isa, **options)
+    end = token + 50
+    assert_same_bits(actual[:token], expected[:token])
+    assert_same_bits(actual[end:], expected[end:])
+    assert (actual[token:end] != expected[token:end]).any(-1).all()
 
 
 # --- rows that share blocks, and walks cut for threads --------------------------------------------
@@ -116,7 +128,8 @@ def test_rows_that_share_blocks_are_the_reference(isa, dtype):
 @pytest.mark.parametrize("num_threads", [1, 3])
 def test_bits_of_rows_that_share_blocks_are_those_of_each_alone(num_threads, window):
     case = share_blocks(make_case(SHARING, heads=6, kv_heads=2, head_dim=64), SHARED)
-    assert_bits_of_each_alone(case, num_threads, window=window)
+    for rounds in (False, True):
+        assert_bits_of_each_alone(case, num_threads, window=window, rounds=rounds)
 
 
 @pytest.mark.parametrize("num_threads", [2, 4])
@@ -142,15 +155,16 @@ def test_bits_of_a_walk_that_many_threads_share(sequences, num_threads):
     block_size=st.sampled_from([16, 48, 128]),
     window=st.sampled_from([0, 0, 200, 500]),
     num_threads=st.integers(1, 4),
+    rounds=st.booleans(),
 )
-def test_bits_of_any_sharing(sequences, sharing, group, block_size, window, num_threads):
+def test_bits_of_any_sharing(sequences, sharing, group, block_size, window, num_threads, rounds):
     case = make_case(sequences, heads=group, kv_heads=1, head_dim=32, block_size=block_size)
     whole_blocks = [kv_len // block_size for _, kv_len in sequences]
     for sequence, other, num_blocks in sharing:
         if max(sequence, other) < len(sequences):
             count = min(num_blocks, whole_blocks[sequence], whole_blocks[other])
             share_blocks(case, [(sequence, other, count)])
-    assert_bits_of_each_alone(case, num_threads, window=window)
+    assert_bits_of_each_alone(case, num_threads, window=window, rounds=rounds)
 
 
 @pytest.mark.parametrize("window", [0, 64])

@@ -206,6 +206,24 @@ def test_ids_that_only_the_device_knows_reach_the_next_step_and_its_penalties(tm
     assert num_late > 200 and num_penalised > 40 and graphs.num_replayed > 10
 
 
+def test_masks_may_come_when_the_model_is_launched(tmp_path):
+    runner = device_runner(save_model(make_model("llama"), tmp_path))
+    plan = StepPlan([StepRow(make_request([5, 6, 7]), 0, 3, True)])
+    free = runner.execute(plan).token_ids.tolist()
+    only = np.zeros((1, -(-VOCAB_SIZE // 32)), np.int32)
+    only[0, 1] = 1 << 9
+    launched = []
+
+    def fill():
+        launched.append(runner.kv_cache.layers[-1].keys.abs().sum().item())
+        plan.bitmask = only
+
+    for layer in runner.kv_cache.layers:
+        layer.keys.zero_()
+    assert runner.launch(plan, before_draws=fill)().token_ids.tolist() == [41] != free
+    assert launched[0] > 0, "all layers were computed by then"
+
+
 def room_of_sevens(prompt, capacity):
     token_ids = np.full(capacity, 7, np.int32)
     token_ids[: len(prompt)] = prompt

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
+import gc
+import hashlib
 import os
+import resource
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from engine.config.engine_config import EngineConfig
-from engine.errors import ConfigError
+from engine.errors import CheckpointError, ConfigError
+from engine.models import packed_cache
+from engine.ops.linear import PackedMatrix
+from engine.runner.model_runner import ModelRunner
+from helpers.native import FMA_ISAS, context
 from helpers.tiny_models import make_model, save_model
 from parity.driving import make_request, make_runner, step_logits
 
@@ -29,7 +39,7 @@ def directory(tmp_path):
     return save_model(model, tmp_path / "model")
 
 
-def spoil(directory) -> None:
+def replace_weights(directory) -> None:
     """Other weights under the same name, size and time."""
     path = directory / "model.safetensors"
     before, content = path.stat(), bytearray(path.read_bytes())
@@ -38,27 +48,105 @@ def spoil(directory) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+@pytest.fixture
+def no_checkpoint(monkeypatch):
+    """From its call on, weights come from the cache or not at all."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the checkpoint was read")
+
+    return lambda: monkeypatch.setattr(ModelRunner, "_load", refuse)
+
+
 @pytest.mark.parametrize(("dtype", "quantization"), FORMATS)
-def test_the_second_start_reads_what_the_first_one_packed(directory, tmp_path, dtype, quantization):
+def test_the_second_start_reads_what_the_first_one_packed(
+    directory, tmp_path, dtype, quantization, no_checkpoint
+):
     options = {"dtype": dtype, "quantization": quantization}
     expected = logits(directory, None, **options)
     cache = tmp_path / "deep" / "cache"
     assert torch.equal(logits(directory, cache, **options), expected)
     assert len(list(cache.iterdir())) == 2
-    spoil(directory)
-    assert not torch.equal(logits(directory, None, **options), expected)
+    no_checkpoint()
     assert torch.equal(logits(directory, cache, **options), expected)
     assert torch.equal(logits(directory, cache, map_packed_cache=True, **options), expected)
 
 
-def test_formats_and_changed_checkpoints_have_entries_of_their_own(directory, tmp_path):
+@pytest.mark.parametrize("is_mapped", [False, True])
+def test_mapped_weights_lie_in_their_file_from_the_first_start_on(directory, tmp_path, is_mapped):
+    for _ in range(2):
+        runner = make_runner(directory, packed_cache=tmp_path / "cache", map_packed_cache=is_mapped)
+        (path,) = (tmp_path / "cache").glob("*.bin")
+        assert (str(path) in Path("/proc/self/maps").read_text()) == is_mapped
+        found = step_logits(runner, make_request(PROMPT), len(PROMPT))
+        assert torch.equal(found, logits(directory, None))
+        del runner
+        gc.collect()
+
+
+def test_who_may_read_one_file_may_read_the_other(directory, tmp_path):
+    logits(directory, tmp_path / "cache")
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "cache").iterdir()}
+    assert len(modes) == 1
+
+
+def test_formats_have_entries_of_their_own(directory, tmp_path):
     for dtype, quantization in FORMATS:
         logits(directory, tmp_path / "cache", dtype=dtype, quantization=quantization)
-    spoil(directory)
-    os.utime(directory / "model.safetensors")
+    assert len(list((tmp_path / "cache").iterdir())) == 2 * len(FORMATS)
+
+
+def test_another_checkpoint_of_the_same_name_size_and_time_is_another_one(directory, tmp_path):
+    """As images and archives leave them, which give all files one time."""
+    before = logits(directory, tmp_path / "cache")
+    replace_weights(directory)
     expected = logits(directory, None)
+    assert not torch.equal(before, expected)
     assert torch.equal(logits(directory, tmp_path / "cache"), expected)
-    assert len(list((tmp_path / "cache").iterdir())) == 2 * (len(FORMATS) + 1)
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 300_000, 50_000_000])
+def test_samples_reach_from_the_first_byte_to_the_last(tmp_path, size):
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(size))
+    seen = {packed_cache._identity(path)[-1]}
+    for place in {0, size - 1} - ({0, -1} if size == 0 else set()):
+        changed = bytearray(size)
+        changed[place] = 1
+        path.write_bytes(changed)
+        seen.add(packed_cache._identity(path)[-1])
+    assert len(seen) == min(size, 2) + 1
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"cannot read gone\.safetensors: No such file"):
+        packed_cache._identity(tmp_path / "gone.safetensors")
+
+
+PACKED_BYTES = {
+    ("float32", 0): "5a7e8152bac3dbda",
+    ("bfloat16", 0): "3c37f017d6124331",
+    ("bf16_dot", 0): "3c37f017d6124331",
+    ("int8", 128): "e8986680a4af539e",
+    ("int8", 32): "9a34c9f701e7cf92",
+    ("int4", 32): "81dd3e9e6dbce109",
+    ("int4", 128): "43c87199a233b70f",
+}
+
+
+@pytest.mark.parametrize(("dtype", "group_len"), PACKED_BYTES)
+def test_other_bytes_get_another_layout_number(tmp_path, dtype, group_len):
+    """Who changes how weights are packed changes LAYOUT too, or a new version reads what an old one kept."""
+    weight = (torch.arange(70 * 300) * 7919 % 257 - 128).view(70, 300) / 64
+    weight[:, 5] *= 60
+    matrix, ctx = PackedMatrix(70, 300, dtype, group_len), context(FMA_ISAS[0], 2)
+    if dtype == "int8":
+        matrix.balance_columns(ctx, [weight])
+    matrix.pack_rows(ctx, 0, weight)
+    with (tmp_path / "packed").open("wb") as file:
+        matrix.write_file(ctx, file.fileno(), 0)
+    found = hashlib.sha256((tmp_path / "packed").read_bytes()).hexdigest()[:16]
+    assert (packed_cache.LAYOUT, found) == (2, PACKED_BYTES[dtype, group_len])
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
@@ -77,6 +165,65 @@ def test_damaged_files_are_made_again(directory, tmp_path, caplog, suffix, damag
     assert torch.equal(again, expected)
     assert path.read_bytes() == content
     assert "packed weights" in caplog.text or (damage, suffix) == ("gone", ".safetensors")
+
+
+def test_a_file_of_another_make_is_made_again(directory, tmp_path, caplog):
+    cache = tmp_path / "cache"
+    expected = logits(directory, cache, quantization="int8")
+    (path,) = cache.glob("*.safetensors")
+    small = load_file(path)
+    for name in ("order.0", "columns.1"):
+        save_file({other: tensor for other, tensor in small.items() if other != name}, path)
+        assert torch.equal(logits(directory, cache, quantization="int8"), expected)
+        assert load_file(path).keys() == small.keys()
+    assert caplog.text.count("are broken and are made again") == 2
+
+
+def test_a_full_disk_costs_only_a_warning(directory, tmp_path, caplog):
+    cache = tmp_path / "cache"
+    expected = logits(directory, None)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
+    try:
+        assert torch.equal(logits(directory, cache), expected)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "packed weights cannot be kept" in caplog.text and "MB are free there" in caplog.text
+    assert not list(cache.iterdir())
+    assert torch.equal(logits(directory, cache), expected)
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_two_servers_write_at_once(directory, tmp_path, monkeypatch, caplog, no_checkpoint):
+    """In two containers they may even have the same process id."""
+    cache = tmp_path / "cache"
+    seen: list[torch.Tensor] = []
+
+    def save_beside(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if not seen:
+            seen.append(torch.empty(0))
+            seen.append(logits(directory, cache))  # begins and ends while this one writes
+        save_file(tensors, path)
+
+    monkeypatch.setattr(packed_cache, "save_file", save_beside)
+    expected = logits(directory, cache)
+    assert len(list(cache.iterdir())) == 2 and not caplog.records
+    no_checkpoint()
+    assert torch.equal(seen[1], expected) and torch.equal(logits(directory, cache), expected)
+
+
+def test_what_killed_writers_left_is_removed(directory, tmp_path):
+    cache = tmp_path / "cache"
+    for name in ("left.tmp", "held.tmp"):
+        (cache / name).mkdir(parents=True)
+        (cache / name / "part.bin").write_bytes(b"x")
+    holder = os.open(cache / "held.tmp", os.O_RDONLY)
+    try:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        logits(directory, cache)
+    finally:
+        os.close(holder)
+    assert [path.name for path in cache.glob("*.tmp")] == ["held.tmp"]
 
 
 def test_a_directory_that_cannot_be_written_costs_only_a_warning(directory, tmp_path, caplog):

@@ -76,8 +76,8 @@ def logprobs_of(model, tokens: list[int]) -> torch.Tensor:
     return model(torch.tensor([tokens])).logits[0].double().log_softmax(-1)
 
 
-def our_logprobs(directory, tokens: list[int], quantization: str) -> torch.Tensor:
-    runner = make_runner(directory, quantization=quantization)
+def our_logprobs(directory, tokens: list[int], quantization: str, dtype: str) -> torch.Tensor:
+    runner = make_runner(directory, quantization=quantization, dtype=dtype)
     request = make_request(tokens)
     rows = [step_logits(runner, request, 1) for _ in tokens]
     return torch.stack(rows).double().log_softmax(-1)
@@ -88,11 +88,13 @@ def divergence(exact: torch.Tensor, other: torch.Tensor) -> float:
     return float((exact.exp() * (exact - other)).sum(-1).mean())
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("quantization", RATIO)
-def test_error_is_bounded_by_that_of_a_known_format(model_and_tokens, quantization):
+def test_error_is_bounded_by_that_of_a_known_format(model_and_tokens, quantization, dtype):
+    """Over a cache of bfloat16 attention multiplies in that, too."""
     directory, model, tokens, exact = model_and_tokens
     theirs = divergence(exact, logprobs_of(with_rounded_weights(model, ROUNDING[quantization]), tokens))
-    ours = divergence(exact, our_logprobs(directory, tokens, quantization))
+    ours = divergence(exact, our_logprobs(directory, tokens, quantization, dtype))
     assert 0 < ours <= RATIO[quantization] * theirs
 
 

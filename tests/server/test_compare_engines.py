@@ -192,6 +192,31 @@ def test_the_verdict_names_the_best_rival(bench, capsys: pytest.CaptureFixture[s
     assert [line.split()[0] for line in verdicts] == ["pass", "FAIL", "pass", "open"]
 
 
+BF16 = {"decode1": 1.1, "prefill": 1.6, "batch16": 1.6, "shared": 1.7, "multiturn": 1.5}
+DEMANDED = {
+    "bf16": BF16,
+    "bf16_dot": BF16,
+    "int8": {"decode1": 1.1, "prefill": 1.5, "batch16": 1.6, "shared": 1.8, "multiturn": 1.6},
+    "int4": {"decode1": 1.4, "prefill": 1.8, "batch16": 1.5},
+}
+
+
+@pytest.mark.parametrize("name", DEMANDED)
+def test_what_is_demanded_is_demanded_over_the_fast_ones(bench, name: str) -> None:
+    demands = bench.compare.CASES[name].demands
+    assert {demand.workload: demand.least for demand in demands} == DEMANDED[name]
+    slow_only = {demand.workload: {"engine": [9.0], "transformers": [1.0]} for demand in demands}
+    assert {one["holds"] for one in bench.compare.show(slow_only, demands)} == {None}
+    for rival in ("vllm", "openvino", "llama.cpp"):
+        samples = {d.workload: {"engine": [9.0], "transformers": [99.0], rival: [9.0]} for d in demands}
+        assert [one["ratio"]["value"] for one in bench.compare.show(samples, demands)] == [1.0] * len(demands)
+
+
+def test_what_is_demanded_over_http(bench) -> None:
+    demands = [(d.workload, d.least, d.over) for d in bench.compare.CASES["http"].demands]
+    assert demands == [("http", 3, ("vllm",)), ("http", 2, ("llama.cpp",)), ("http1", 1, ("llama.cpp",))]
+
+
 def test_every_workload_that_is_demanded_is_there(bench) -> None:
     for case in bench.compare.CASES.values():
         for name in case.workloads():

@@ -259,6 +259,21 @@ def test_tags_that_are_no_tokens(server: Server) -> None:
     check_error(ask(server, regex="a", **opened), 400, "unsupported_parameter", "regex")
 
 
+def test_an_answer_that_begins_like_thoughts(server: Server) -> None:
+    """Marked by letters, no thoughts come before a constrained answer: all of it is content."""
+    choices = ["<think>yes</think>no"]
+    server.set_reply(choices[0])
+    assert message_of(ask(server, choice=choices))["content"] == choices[0]
+    assert message_of(ask(server))["reasoning_content"] == "yes"
+    check_error(ask(server, choice=choices, thinking_budget=5), 400, "unsupported_parameter", "choice")
+
+
+def test_nor_do_they_beside_tools_whose_calls_nobody_reads(tmp_path: Path) -> None:
+    path, answer = write_model(tmp_path, template=template_writing("hermes", "qwen3")), "<think>yes</think>no"
+    with Server(path, config=ServerConfig(tool_call_parser="none"), reply=answer) as server:
+        assert message_of(ask(server, choice=[answer], tools=[ADD]))["content"] == answer
+
+
 def test_parsers_can_be_named(tmp_path: Path) -> None:
     path = write_model(tmp_path)
     with Server(path, config=ServerConfig(reasoning_parser="deepseek-r1"), reply="a</think>b") as server:

@@ -1,39 +1,24 @@
-"""Structured output over HTTP: every way to ask, the SDK's own helpers, and constraints that mean harm."""
+"""Structured output over HTTP: every way to ask, and the SDK's own helpers."""
 
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import enum
 import json
 import re
 import threading
-import time
 from typing import Any
 
-import httpx
 import jsonschema
 import jsonschema_rs
 import openai
-import psutil
 import pydantic
 import pytest
 
+from helpers.constrained_chat import MESSAGES, MODEL, PERSON, chat, json_schema
 from helpers.random_schemas import random_schema
 from helpers.regexes import REGEXES
 from helpers.server_process import ServerProcess
-
-MODEL = "default"
-MESSAGES = [{"role": "user", "content": "Tell me about a person, as JSON."}]
-PERSON = {
-    "type": "object",
-    "properties": {
-        "name": {"type": "string", "maxLength": 20},
-        "age": {"type": "integer", "minimum": 0, "maximum": 120},
-        "email": {"type": "string", "format": "email"},
-    },
-    "required": ["name", "age"],
-}
 
 
 @pytest.fixture(scope="module")
@@ -46,28 +31,6 @@ def server():
 @pytest.fixture(scope="module")
 def client(server) -> openai.OpenAI:
     return server.sdk()
-
-
-def json_schema(schema, **fields):
-    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, **fields}}
-
-
-def chat(client, **fields):
-    extra = {name: fields.pop(name) for name in list(fields) if name not in SDK_FIELDS}
-    fields = {"temperature": 1, "seed": 3, "max_tokens": 300} | fields
-    return client.chat.completions.create(model=MODEL, messages=MESSAGES, extra_body=extra, **fields)
-
-
-SDK_FIELDS = {
-    "response_format",
-    "n",
-    "stream",
-    "logprobs",
-    "top_logprobs",
-    "max_tokens",
-    "logit_bias",
-    "seed",
-}
 
 
 # --- every way to ask
@@ -299,231 +262,3 @@ def test_the_streaming_helper(client):
         report = stream.get_final_completion().choices[0].message.parsed
     assert isinstance(report, Report)
     assert {"content.delta", "content.done"} <= kinds
-
-
-# --- refusals
-
-
-def post(server, **fields) -> httpx.Response:
-    body = {"model": MODEL, "messages": MESSAGES, "max_tokens": 5, **fields}
-    return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
-
-
-@pytest.mark.parametrize(
-    ("fields", "param", "what"),
-    [
-        ({"regex": "(a"}, "regex", "position 2"),
-        ({"regex": r"(a)\1"}, "regex", "position 3"),
-        ({"regex": "a$b"}, "regex", "position"),
-        ({"regex": "a{1000000}"}, "regex", "a?{1000000} at position 1"),
-        ({"regex": "(" * 5000 + "a" + ")" * 5000}, "regex", "position 500"),
-        ({"regex": "xa{2,1}"}, "regex", "{2,1} at position 2"),
-        ({"regex": r"[a-c\]-][9-0]"}, "regex", "[9-0] at position 8"),
-        ({"regex": "a[^]b]"}, "regex", "has to be escaped: [^] at position 1"),
-        ({"regex": r"a\ud800"}, "regex", r"half of a character: \ud800 at position 1"),
-        ({"ebnf": r'root ::= "\ud800"'}, "ebnf", r"half of a character: \ud800 at position 10"),
-        ({"json_schema": r'{"const": "\ud800"}'}, "json_schema", r"a character: \ud800 at position 11"),
-        ({"ebnf": "no rule at all"}, "ebnf", "line 1"),
-        ({"ebnf": 'start ::= "a"'}, "ebnf", "root"),
-        ({"choice": []}, "choice", "non-empty"),
-        ({"choice": "a"}, "choice", "array"),
-        ({"choice": [1]}, "choice", "strings"),
-        ({"json_schema": '{"anyOf":[' * 2000}, "json_schema", "4000 levels at character 19999"),
-        ({"response_format": json_schema({"properties": {"a": False}})},
-         "response_format.json_schema.schema", "false at #/properties/a"),
-        ({"response_format": json_schema({"properties": {"a": {"oneOf": [True, True]}}})},
-         "response_format.json_schema.schema", '"oneOf" at #/properties/a'),
-        ({"response_format": json_schema({"properties": {"a": {"type": "string", "pattern": "(?!b)"}}})},
-         "response_format.json_schema.schema", "(?! at position 0 at #/properties/a/pattern"),
-        ({"json_schema": "{"}, "json_schema", "not valid JSON"),
-        ({"json_schema": '{"type": "number", "minimum": NaN}'}, "json_schema", "NaN is no number"),
-        ({"structural_tag": {"type": "nothing"}}, "structural_tag", "a format"),
-        ({"structural_tag": {"type": "structural_tag", "format": {
-            "type": "json_schema", "json_schema": {"not": {}}}}}, "structural_tag", '"not" at #'),
-        ({"response_format": {"type": "structural_tag", "format": {"type": "any_text", "max_chars": 3}}},
-         "response_format", '"max_chars" at #/format'),
-        ({"response_format": {"type": "xml"}}, "response_format.type", "one of"),
-        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "required"),
-        ({"response_format": {"type": "json_schema", "json_schema": {}}},
-         "response_format.json_schema.schema", "required"),
-        ({"response_format": json_schema(PERSON, strict=1)}, "response_format.json_schema.strict", "true"),
-        ({"response_format": json_schema({"not": {}})}, "response_format.json_schema.schema", '"not" at #'),
-        ({"response_format": json_schema({"$ref": "#/$defs/a", "$defs": {"a": {
-            "type": "object", "properties": {"b": {"$ref": "#/$defs/a"}}, "required": ["b"]}}})},
-         "response_format.json_schema.schema", '"$ref" at #'),
-        ({"response_format": json_schema({"properties": {"a": {"contains": {}}}})},
-         "response_format.json_schema.schema", '"contains" at #/properties/a'),
-        ({"regex": "a", "ebnf": "b"}, "ebnf", "only one"),
-        ({"regex": "a", "response_format": {"type": "json_object"}}, "regex", "only one"),
-        ({"regex": "a" * 300_000}, "regex", "too large"),
-    ],
-)  # fmt: skip
-def test_what_is_wrong_is_said(server, fields, param, what):
-    response = post(server, **fields)
-    assert response.status_code == 400, response.text
-    error = response.json()["error"]
-    assert error["param"] == param and what.replace("a?", "") in error["message"]
-    assert post(server, stream=True, **fields).status_code == 400
-
-
-@pytest.mark.parametrize("name", ["regex", "ebnf", "json_schema", "choice"])
-def test_half_of_a_character(server, client, name):
-    body = json.dumps({"model": MODEL, "messages": MESSAGES, name: "a\ud800"})
-    response = server.http.post("/v1/chat/completions", content=body)
-    assert response.status_code == 400 and response.json()["error"]["code"] == "invalid_json"
-    assert chat(client, regex="ok").choices[0].message.content == "ok"
-
-
-def deep(schema, depth):
-    for _ in range(depth):
-        schema = {"type": "array", "items": schema}
-    return schema
-
-
-BOMBS = [
-    {"regex": "(a+)+$"},
-    {"regex": "(x+x+)+y"},
-    {"regex": "(.*a){60}"},
-    {"regex": "((a{100}){100}){100}"},
-    {"regex": f"({'|'.join(['a*'] * 2000)})*b"},
-    {"regex": "(" * 499 + "a" + "*)" * 499},
-    {"ebnf": 'root ::= "a" root'},
-    {"ebnf": 'root ::= "a"{1000000}'},
-    {"regex": "(a|b|ab)*" * 40 + "c{1,60000}"},
-    {"regex": "[a-z]{0,60000}[0-9]{0,60000}"},
-    {"response_format": json_schema({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"})},
-    {"response_format": json_schema(deep({"type": "integer"}, 150))},
-    {"json_schema": '{"type":"array","items":' * 5000 + "true" + "}" * 5000},
-    {"response_format": json_schema({"type": "object", "properties": {
-        f"p{i}": {"type": "string", "minLength": 1, "maxLength": 128} for i in range(3000)}})},
-    {"response_format": json_schema({"enum": [f"value {i}" for i in range(10_000)]})},
-    {"response_format": json_schema({"anyOf": [
-        {"type": "string", "pattern": f"^(a|{i}){{1,60000}}$"} for i in range(50)]})},
-    {"ebnf": "root ::= root root | root root root | \"a\" | root"},
-    {"ebnf": 'root ::= ' + "(" * 20_000 + '"a"' + ")" * 20_000},
-    {"ebnf": "\n".join(f'r{i} ::= r{i + 1} r{i + 1}' for i in range(60)) + '\nr60 ::= "a"\nroot ::= r0'},
-]  # fmt: skip
-
-
-SAYS_WHERE = re.compile(r'(position|line|character) [0-9]|"[$a-zA-Z]+" at #')
-"""A keyword or a position, also where time, memory or the compiler's stack ran out."""
-
-
-def test_bombs_harm_nobody_else(server, client):
-    """Each is answered or refused in time; a stream that runs beside them keeps its pace."""
-    gaps, stop = [], threading.Event()
-
-    def watch() -> None:
-        while not stop.is_set():
-            last = time.monotonic()
-            for _ in client.completions.create(
-                model=MODEL, prompt="x", max_tokens=100, stream=True, extra_body={"ignore_eos": True}
-            ):
-                now = time.monotonic()
-                gaps.append(now - last)
-                last = now
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        for fields in BOMBS:
-            began = time.monotonic()
-            response = post(server, **fields)
-            assert response.status_code in (200, 400), response.text
-            assert time.monotonic() - began < 15
-            if response.status_code == 400:
-                error = response.json()["error"]
-                assert error["param"]
-                assert SAYS_WHERE.search(error["message"]), error["message"]
-    finally:
-        stop.set()
-        watcher.join()
-    assert len(gaps) > 100
-    assert max(gaps) < 1.0, "a step, or the server, was held up"
-    assert chat(client, regex="ok").choices[0].message.content == "ok"
-
-
-def test_many_slow_constraints_let_quick_ones_pass(server):
-    """Four that would each be tried until the time limit hold up none that takes no time."""
-    branches = "|".join(["a*"] * 2000)
-    answered, begun = [], threading.Barrier(5)
-
-    def ask(number: int) -> None:
-        begun.wait(30)
-        assert "longer than" in post(server, regex=f"({branches})*b{number}").text
-        answered.append(number)
-
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    begun.wait(30)
-    deadline = time.monotonic() + 10
-    while len(trials(server)) < 2:  # the others are sent by then, or soon
-        assert time.monotonic() < deadline
-    for word in ("quick", "again"):  # when two slow ones are tried because nobody else waits, too
-        assert post(server, regex=word).json()["choices"][0]["message"]["content"] == word
-        assert len(answered) <= 1
-    for thread in threads:
-        thread.join()
-    assert len(answered) == 4
-
-
-def test_a_client_that_leaves_while_its_constraint_compiles_is_forgotten(server, client):
-    slow = json_schema(
-        {"anyOf": [{"type": "string", "pattern": f"^([ab{i}]|c)*d{{1,60000}}$"} for i in range(300)]}
-    )
-    with pytest.raises(httpx.ReadTimeout):
-        body = {"model": MODEL, "messages": MESSAGES, "response_format": slow}
-        httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=httpx.Timeout(5, read=0.02))
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        load = httpx.get(f"{server.url}/v1/loads").json()
-        if '"num_waiting_reqs":0' in json.dumps(load).replace(" ", "") and trials(server) == []:
-            break
-        time.sleep(0.02)
-    else:
-        raise AssertionError(f"still waiting: {load}")
-    assert chat(client, regex="ok").choices[0].message.content == "ok"
-
-
-def helpers(server) -> list[psutil.Process]:
-    """The grammar helper, and the trials that it forked."""
-    found = []
-    for process in psutil.Process(server.process.pid).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):  # a trial that has just ended
-            if "engine.grammar.helper" in process.cmdline():
-                found.append(process)
-    return found
-
-
-def trials(server) -> list[psutil.Process]:
-    return helpers(server)[1:]
-
-
-def test_a_helper_that_is_killed_comes_back(server, client):
-    assert chat(client, regex="one").choices[0].message.content == "one"
-    (helper,) = helpers(server)
-    helper.kill()
-    helper.wait(10)
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        response = post(server, regex="two")
-        if response.status_code == 200:
-            break
-        assert response.status_code == 500  # the one that met the dead helper
-    assert response.json()["choices"][0]["message"]["content"] == "two"
-
-
-def test_an_idle_engine_starts_the_helper_before_it_is_needed():
-    with ServerProcess() as process:
-        process.wait_ready()
-        deadline = time.monotonic() + 30
-        while not helpers(process):
-            assert time.monotonic() < deadline, "no helper, and nobody has asked for anything"
-            time.sleep(0.05)
-        assert chat(process.sdk(), regex="ok").choices[0].message.content == "ok"
-
-
-def test_the_server_process_does_not_load_the_compiler(server):
-    with open(f"/proc/{server.process.pid}/maps") as file:
-        assert "xgrammar" not in file.read()

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from engine.models.registry import read_spec
@@ -16,6 +17,15 @@ HEAD = 896 * 151936
 TOKEN_BYTES = 24 * 2 * 2 * 64 * 2
 """Of keys and values in bfloat16."""
 NEVER = 1e30
+
+
+def test_measuring_the_machine_leaves_arithmetic_as_it_was(monkeypatch: pytest.MonkeyPatch):
+    """A library that is linked for fast mathematics makes the whole process flush subnormals."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    import limits
+
+    assert limits.Limits(1).fp32_gflops() > 0
+    assert np.nextafter(np.float32(0), np.float32(1)) * np.float32(1) > 0
 
 
 @pytest.fixture
@@ -61,15 +71,14 @@ def test_a_prompt_takes_its_multiplications(attainable, spec):
     attention = 24 * 4 * 14 * 64 * (1024 * 1025 // 2) / 1e11
     assert found.ours == found.any_engine == pytest.approx(1024 / (products + attention))
     found = limit(attainable, spec, "prefill", "int8", int8=1e12, fp32=1e11, bf16=2e11)
-    assert found.ours == pytest.approx(1024 / (products + attention))
-    assert found.any_engine == pytest.approx(1024 / (products + attention / 2))
+    assert found.ours == found.any_engine == pytest.approx(1024 / (products + attention / 2))
 
 
 def test_another_engine_may_take_a_faster_unit(attainable, spec):
     found = limit(attainable, spec, "prefill", "bf16", int8=NEVER, fp32=1e11, bf16=2e11)
     assert found.any_engine / found.ours == pytest.approx(2)
     ours = limit(attainable, spec, "prefill", "bf16_dot", fp32=1e11, bf16=2e11).ours
-    assert found.ours < ours < found.any_engine  # whose attention is not in fp32
+    assert found.ours < ours == found.any_engine
 
 
 def test_a_step_takes_the_larger_of_both(attainable, spec):

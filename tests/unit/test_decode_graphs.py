@@ -108,6 +108,21 @@ def test_the_second_step_of_a_shape_is_captured_and_all_later_ones_replayed():
     assert padded.plan.max_decode_kv_len == SMALLEST_SPAN
 
 
+def test_a_shape_that_no_step_had_is_launched_once_before_it_is_captured():
+    """Libraries load kernels at their first launch, and may wait then, which no capture allows."""
+    model = Model()
+    graphs = model.graphs()
+    num_before: list[int] = []
+    capture = model.capture
+    graphs._capture = lambda run: num_before.append(len(model.launches)) or capture(run)
+    assert graphs.capture_next() and num_before == [1]
+    launched, captured = model.launches
+    assert launched.token_ids.shape == captured.token_ids.shape, "on the very inputs of the capture"
+    assert launched.token_ids.data_ptr() == captured.token_ids.data_ptr()
+    graphs.run(inputs_of((5, 9)))
+    assert graphs.capture_next() and num_before == [1, 3], "that of a step was launched with the step"
+
+
 def test_longer_contexts_and_more_rows_are_other_shapes():
     model = Model()
     graphs = model.graphs()

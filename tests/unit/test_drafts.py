@@ -196,7 +196,7 @@ def test_a_lookup_of_its_own_helps_too(monkeypatch):
     biased = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]
     h, alone = Harness(max_step_drafts=64), Harness()
     for each in (h, alone):
-        monkeypatch.setattr(each.runner, "_pick", lambda draw, value: biased[value % len(biased)])
+        monkeypatch.setattr(each.runner, "_pick", lambda draw, value, mask: biased[value % len(biased)])
         each.submit("a", prompt(40), greedy(max_tokens=300))
         each.run()
     assert h.answers == alone.answers

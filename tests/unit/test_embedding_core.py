@@ -18,7 +18,8 @@ from engine.core.messages import (
     Failed,
     GenerateRequest,
 )
-from engine.errors import InvalidRequest, Overloaded
+from engine.core.step_board import StepBoard
+from engine.errors import DeviceLost, InvalidRequest, Overloaded
 from engine.sampling.params import SamplingParams
 from engine.scheduling.adapter_queue import AdapterQueue
 from engine.scheduling.settings import Places, SchedulerSettings
@@ -156,6 +157,27 @@ def test_a_failed_batch_fails_its_requests_only(core):
     answers = run(core)
     assert answers["good"] == expected([[2], [3]])
     assert answers["bad"] == "The engine failed while it computed this request."
+
+
+def test_a_lost_device_ends_the_process_with_its_batch_on_the_board(embedder, monkeypatch):
+    board = StepBoard()
+    places = Places(max_running_requests=6, max_queued_requests=2)
+    core = EmbeddingCore(embedder, places=places, board=board, clock=embedder._clock)
+    core.submit(EmbedRequest.of("first", [[1]]))
+    run(core)
+    assert board.step_request_ids == []
+    core.submit(EmbedRequest.of("bad", [[POISON]]))
+    assert run(core) and board.step_request_ids == []
+
+    def lose(*arguments):
+        yield
+        raise DeviceLost("gone")
+
+    monkeypatch.setattr(embedder, "compute", lose)
+    core.submit(EmbedRequest.of("last", [[1]]))
+    with pytest.raises(DeviceLost):
+        run(core)
+    assert board.step_request_ids == ["last"]
 
 
 def test_numbers_that_are_none_are_not_answered(core):

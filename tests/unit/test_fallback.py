@@ -20,6 +20,7 @@ from engine.models.fallback import skeleton
 from engine.models.fallback.packed_weight import UnknownUse, packed
 from engine.models.fallback.spec import AttentionLayer
 from engine.ops import native
+from engine.runner.model_runner import ModelRunner
 from helpers.native import context
 from helpers.tiny_models import WINDOW, make_model, save_model
 from parity.driving import generate, make_runner
@@ -239,11 +240,12 @@ def test_it_takes_no_adapters(tmp_path: Path) -> None:
     assert runner.adapter_reader is None
 
 
-def test_packed_weights_are_found_again(tmp_path: Path) -> None:
+def test_packed_weights_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_model(make_model("stablelm"), tmp_path / "model")
     cache = str(tmp_path / "cache")
     prompt = list(range(3, 40))
     first = generate(make_runner(tmp_path / "model", packed_cache=cache), prompt, 4)
+    monkeypatch.setattr(ModelRunner, "_load", None)  # the checkpoint is not read
     again = generate(make_runner(tmp_path / "model", packed_cache=cache), prompt, 4)
     assert first[0] == again[0] and torch.equal(first[1], again[1])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -34,6 +35,15 @@ def bench(monkeypatch):
 
 def last_line(capsys) -> dict:
     return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.mark.parametrize("path", sorted(BENCHES.glob("bench_*.py")), ids=lambda path: path.stem)
+def test_without_a_gpu_each_says_what_is_missing(bench, path, monkeypatch):
+    bench("device")
+    monkeypatch.setattr(sys, "argv", [path.name])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(path), run_name="__main__")
+    assert ended.value.code.startswith("--device cuda: ") and "\n" not in ended.value.code
 
 
 def test_attention(bench, capsys, monkeypatch):

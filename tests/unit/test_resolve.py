@@ -127,9 +127,13 @@ def test_pool_takes_half_of_what_is_left_and_cuts_the_context():
     assert "half" in resolved.reasons["max_total_tokens"]
 
 
-def test_models_that_only_embed_refuse_a_type_for_their_cache():
-    with pytest.raises(ConfigError, match="--kv-cache-dtype int8 is for models that generate, and /nowhere"):
-        build_embedding_engine(config(kv_cache_dtype="int8"), None, None)
+@pytest.mark.parametrize(
+    ("field", "value"), [("kv_cache_dtype", "int8"), ("packed_cache", "/cache"), ("speculative", "ngram")]
+)
+def test_models_that_only_embed_refuse_what_they_would_not_do(field, value):
+    flag = "--" + field.replace("_", "-")
+    with pytest.raises(ConfigError, match=f"^{flag} {value} is for models that generate, and /nowhere only"):
+        build_embedding_engine(config(**{field: value}), None, None)
 
 
 def test_an_int8_cache_holds_more_in_the_same_memory():
@@ -246,6 +250,16 @@ def test_what_packing_takes_must_fit_before_the_cache_does():
         resolve(config(**fields, max_running_requests=1, chunked_prefill_size=64), SPEC, small)
 
 
+def test_texts_that_a_gpu_embeds_have_a_share():
+    """A block of keys and values for each token of a batch, or a whole context; and rows in float32."""
+    fields = {"device": "cuda", "pooling": "mean", "max_running_requests": 16}
+    for context, num_blocks in ((4096, 1024), (131072, 8192)):
+        long = spec(max_position_embeddings=context)
+        told = resolve(config(**fields), long, on_gpu()).memory
+        texts = num_blocks * BLOCK_BYTES + 8 * 4 * 1024 * long.hidden_size
+        assert f" - {texts / GIB:.1f} GiB for texts = " in told
+
+
 def test_an_fp8_cache_of_a_gpu_holds_more():
     long = spec(max_position_embeddings=131072)
     fields = {"device": "cuda", "mem_fraction_static": 0.1, "max_running_requests": 2048}
@@ -268,8 +282,7 @@ def test_an_fp8_cache_of_a_gpu_holds_more():
         ({"kv_cache_dtype": "int8"}, {}, {}, "^--kv-cache-dtype int8 is for the CPU$"),
         ({"num_threads": 2}, {}, {}, "^--num-threads is for the CPU$"),
         ({"packed_cache": "/tmp"}, {}, {}, "^--packed-cache is for the CPU$"),
-        ({"pooling": "mean"}, {}, {}, "^--pooling: --device cuda does not embed yet$"),
-        ({"embedding_model": "/e"}, {}, {}, "^--embedding-model: --device cuda does not embed yet$"),
+        ({"embedding_model": "/e"}, {}, {}, "^--embedding-model: --device cuda embeds with the chat model"),
         (
             {"quantization": "fp8"},
             {},
@@ -303,8 +316,10 @@ def test_what_only_a_gpu_does_is_refused_on_the_cpu(fields, message):
         build_embedding_engine(config(**fields), None, None)
 
 
-def test_a_gpu_embeds_nothing_yet():
-    with pytest.raises(ConfigError, match="^--device cuda does not embed yet, and /nowhere only embeds$"):
+def test_a_gpu_serves_no_model_that_only_embeds_yet():
+    with pytest.raises(
+        ConfigError, match="^--device cuda embeds with a chat model alone, and /nowhere only "
+    ):
         build_embedding_engine(config(device="cuda"), None, None)
 
 

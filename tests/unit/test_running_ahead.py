@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections import deque
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from engine.core.step_board import StepBoard
 from engine.errors import DeviceLost
 from engine.sampling.params import SamplingParams
 from engine.scheduling.settings import SchedulerSettings
+from engine.scheduling.step_plan import StepPlan
 from helpers.engines import FakeRunner
 from helpers.late_device import LateDevice
 from helpers.prefix_cache import PlainPrefixCache
@@ -31,8 +33,40 @@ SETTINGS = SchedulerSettings(
 )
 
 
+class Spelling:
+    """A constraint: each token allows some of those that may follow, and every fifth or so forces some.
+
+    What it was told must be the answer, token by token.
+    """
+
+    excess, has_failed, is_over = "", False, False
+
+    def __init__(self) -> None:
+        self.forced: deque[int] = deque()
+        self.told: list[int] = []
+        self.num_forced = 0
+
+    def fill(self, row: np.ndarray) -> None:
+        last = self.told[-1] if self.told else 0
+        allowed = [self.forced[0]] if self.forced else range(last % 3, VOCAB_SIZE, 3)
+        row[:] = 0
+        for token in allowed:
+            row[token >> 5] |= np.uint32(1 << (token & 31)).astype(np.int32)
+
+    def take(self, token: int) -> None:
+        if self.forced:
+            assert token == self.forced.popleft()
+            return
+        self.told.append(token)
+        if token % 5 == 0:
+            self.forced.extend([7, 20, 31][: 2 + token % 2])
+            self.told += self.forced
+            self.num_forced += len(self.forced)
+
+
 class Engine:
-    """A core on a device that computes late, and what came out of it."""
+    """A core on a device that computes late, and what came out of it. Requests whose name begins with "c" are
+    constrained."""
 
     def __init__(self, *, runs_ahead: bool = True, num_blocks: int = 500, **changes) -> None:
         self.cache = PlainPrefixCache(num_blocks, BLOCK_SIZE)
@@ -43,6 +77,16 @@ class Engine:
         self.core = EngineCore(
             settings, self.device, self.cache, draw_seed=lambda: 5, board=self.board, clock=lambda: 0.0
         )
+        self.matchers: dict[str, list[Spelling]] = {}
+        submit = self.core._scheduler.submit
+
+        def constrained(name, *arguments, make_matcher, **options):
+            if name.startswith("c"):
+                made = self.matchers.setdefault(name, [])
+                make_matcher = lambda _: made.append(Spelling()) or made[-1]  # noqa: E731
+            return submit(name, *arguments, make_matcher=make_matcher, **options)
+
+        self.core._scheduler.submit = constrained
         self.chunks: dict[tuple[str, int], list[TokenChunk]] = {}
         self.failed: dict[str, Failed] = {}
 
@@ -110,13 +154,13 @@ def drawn_params(draw: random.Random, lengths: list[int]) -> SamplingParams:
 
 
 def workload(
-    seed: int, lengths=(1, 2, 9, 30), alone_rate: float = 0.0
+    seed: int, lengths=(1, 2, 9, 30), alone_rate: float = 0.0, names: str = "r"
 ) -> list[tuple[str, list[int], SamplingParams, int, dict]]:
     draw = random.Random(seed)
     starts = [[draw.randrange(VOCAB_SIZE) for _ in range(length)] for length in (0, 8, 30)]
     return [
         (
-            f"r{index}",
+            f"{draw.choice(names)}{index}",
             draw.choice(starts) + [draw.randrange(VOCAB_SIZE) for _ in range(draw.randint(1, 20))],
             drawn_params(draw, lengths),
             draw.choice([1, 1, 3]),
@@ -142,20 +186,70 @@ def test_everything_said_is_what_is_said_without_it(seed):
     assert ahead.device.num_late_rows > 200 and ahead.device.num_overlapped > 30
 
 
+@pytest.mark.parametrize("jumps", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_constrained_answers_are_those_without_it(seed, jumps):
+    """Among free ones, of which none waits for them; what is forced is known only when the next step runs."""
+    engines = [Engine(runs_ahead=runs_ahead, jump_forward=jumps) for runs_ahead in (True, False)]
+    plans = watch_plans(engines[0])
+    for engine in engines:
+        for name, prompt, params, n, options in workload(200 + seed, names="rc"):
+            engine.submit(name, prompt, params, n, **options)
+        engine.run()
+    ahead, waiting = engines
+    assert ahead.answers() == waiting.answers() and len(ahead.answers()) > 40
+    for name, matchers in ahead.matchers.items():
+        for choice, matcher in enumerate(matchers):
+            answer = ahead.tokens(name, choice)
+            assert matcher.told[: len(answer)] == answer and len(matcher.told) <= len(answer) + 3
+    overtaken = sum(row.is_overtaken for plan in plans for row in plan.rows)
+    assert overtaken > 5 if jumps else overtaken == 0
+    assert ahead.device.num_late_masks > 20 and ahead.device.num_late_rows > 200
+
+
+def watch_plans(engine: Engine) -> list[StepPlan]:
+    """All that are launched from now on."""
+    plans: list[StepPlan] = []
+    launch = engine.device.launch
+
+    def watched(plan: StepPlan, before_draws=None):
+        plans.append(plan)
+        return launch(plan, before_draws)
+
+    engine.device.launch = watched
+    return plans
+
+
+def test_no_step_waits_for_a_constrained_answer():
+    """The model of each is launched before the one before is waited for, forced text or not."""
+    engine = Engine()
+    plans = watch_plans(engine)
+    for index in range(6):
+        name, params = "rc"[index % 2], SamplingParams(seed=index, max_tokens=40, ignore_eos=True)
+        engine.submit(f"{name}{index}", range(index, 10 + index), params)
+    engine.run()
+    assert sum(row.is_overtaken for plan in plans for row in plan.rows) > 3
+    assert engine.device.num_overlapped >= len(plans) - 1
+    assert engine.device.num_late_masks > len(plans) // 2
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_whatever_comes_between(seed):
     """Few blocks, cancels of all kinds at any time, steps that fail: what is answered is the right answer."""
     draw = random.Random(seed)
     engine = Engine(num_blocks=40)
     asked, cancelled = {}, set()
-    for name, prompt, params, n, options in workload(100 + seed, lengths=(30, 60, 90), alone_rate=0.02):
-        asked[name] = prompt, params, n
+    plain = Engine(runs_ahead=False, num_blocks=3000, debug_checks=False)
+    mix = workload(100 + seed, lengths=(30, 60, 90), alone_rate=0.02, names="rrc")
+    for name, prompt, params, n, options in mix:
+        asked[name] = n
+        plain.submit(name, prompt, params, n)
         engine.submit(name, prompt, params, n, **options)
         for _ in range(draw.randrange(6)):
             engine.step()
         if draw.random() < 0.15:
             victim = draw.choice(list(asked))
-            cancelled.update((victim, choice) for choice in range(asked[victim][2]))
+            cancelled.update((victim, choice) for choice in range(asked[victim]))
             engine.core.handle(CancelRequest(victim))
         if draw.random() < 0.15:
             victim = draw.choice(list(asked)), draw.randrange(3)
@@ -166,19 +260,20 @@ def test_whatever_comes_between(seed):
         if draw.random() < 0.03:
             engine.device.refuse_next = RuntimeError("when it is launched")
     engine.run()
+    plain.run()
     assert engine.core.stats().num_preemptions > 0 and engine.device.num_late_rows > 0
     num_whole = 0
-    for name, (prompt, params, n) in asked.items():
+    for name, n in asked.items():
         for choice in range(n):
-            expected = answer_alone(prompt, params, choice, block_size=BLOCK_SIZE, eos_token_ids=(EOS,))
+            expected, reason = plain.tokens(name, choice), plain.chunks[name, choice][-1].finish_reason
             chunks = engine.chunks.get((name, choice), [])
             tokens = engine.tokens(name, choice)
             if chunks and chunks[-1].finish_reason is not None:
                 num_whole += 1
-                assert tokens == expected.token_ids and chunks[-1].finish_reason == expected.finish_reason
+                assert tokens == expected and chunks[-1].finish_reason == reason
             else:
                 assert name in engine.failed or (name, choice) in cancelled
-                assert tokens == expected.token_ids[: len(tokens)]
+                assert tokens == expected[: len(tokens)]
     assert num_whole > 10
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.sampling.batch import EXCLUDED, SamplingBatch, SamplingTable
+from engine.sampling.batch import EXCLUDED, SamplingTable
 from engine.sampling.params import SamplingParams
 from engine.scheduling.request import Request
 from engine.scheduling.step_plan import Draw
@@ -38,14 +38,19 @@ def make_request(prompt=(1, 2, 3), output=(), *, seed=0, choice=0, stop_ids=(), 
     )
 
 
+def make_table(max_requests: int, max_rows: int = 8) -> SamplingTable:
+    return SamplingTable(
+        max_requests, torch.zeros(max_rows, VOCAB), torch.zeros(max_rows, 2, dtype=torch.int32)
+    )
+
+
 def build(*requests: Request):
-    return step(SamplingTable(VOCAB, len(requests)).batch(requests))
+    return step(make_table(len(requests)), requests)
 
 
-def step(batch: SamplingBatch):
-    rows = len(batch.requests)
-    draws = [Draw(request, request.num_known) for request in batch.requests]
-    return batch.tensors(draws, torch.zeros(rows, VOCAB), torch.zeros(rows, VOCAB), torch.zeros(rows, 2))
+def step(table: SamplingTable, requests):
+    draws = [Draw(request, request.num_known) for request in requests]
+    return table.tensors(draws, torch.zeros(len(draws), VOCAB))
 
 
 def ragged(values: torch.Tensor, indptr: torch.Tensor) -> list[list]:
@@ -129,9 +134,9 @@ def test_what_changes_from_step_to_step_is_told_anew():
         make_request(frequency_penalty=0.5, logprobs=1),
         make_request(temperature=0.0),
     ]
-    batch = SamplingTable(VOCAB, 3).batch(requests)
+    table = make_table(3)
     for num_output, token_id in enumerate((5, 6, 7)):
-        kept, fresh = step(batch), build(*requests)
+        kept, fresh = step(table, requests), build(*requests)
         for field in dataclasses.fields(kept):
             one, other = getattr(kept, field.name), getattr(fresh, field.name)
             if isinstance(one, torch.Tensor) and field.name not in ("out_ids", "logits", "workspace", "seen"):
@@ -159,7 +164,7 @@ def same_rows(one, other) -> bool:
 def test_any_choice_of_requests_reads_as_a_table_of_its_own():
     """Some are drawn for, others not, new ones come and old ones go, one may come twice."""
     draw = random.Random(0)
-    table, running = SamplingTable(VOCAB, 4), []
+    table, running = make_table(4), []
     for number in range(200):
         if len(running) < 4 and draw.random() < 0.4:
             new = make_request(
@@ -178,44 +183,45 @@ def test_any_choice_of_requests_reads_as_a_table_of_its_own():
             running.remove(draw.choice(running))
         chosen = draw.choices(running, k=draw.randint(1, 6)) if running else []
         if chosen:
-            assert same_rows(step(table.batch(chosen)), build(*chosen))
+            assert same_rows(step(table, chosen), build(*chosen))
 
 
 def test_a_table_forgets_requests_that_do_not_come_again():
-    table, first = SamplingTable(VOCAB, 2), make_request()
+    table, first = make_table(2), make_request()
     num_held = sys.getrefcount(first)
-    table.batch([first])
+    step(table, [first])
     assert sys.getrefcount(first) > num_held
     for _ in range(2):
-        table.batch([make_request()])
+        step(table, [make_request()])
     assert sys.getrefcount(first) == num_held
 
 
 def test_a_table_with_room_lets_go_of_those_that_ended():
     """They hold no block; a prompt may be long, and a table is as large as the largest step."""
-    table, ended, pausing = SamplingTable(VOCAB, 256), make_request(), make_request()
+    table, ended, pausing = make_table(256), make_request(), make_request()
     pausing.num_blocks = 1
     num_held = sys.getrefcount(ended), sys.getrefcount(pausing)
-    table.batch([ended, pausing])
-    table.batch([make_request()])
+    step(table, [ended, pausing])
+    step(table, [make_request()])
     assert sys.getrefcount(ended) == num_held[0] < num_held[1] + 1 == sys.getrefcount(pausing)
 
 
 def test_what_does_not_change_from_step_to_step_is_made_once():
     requests = [make_request(temperature=0.5, seed=4), make_request(output=(5,), top_k=3)]
-    batch = SamplingTable(VOCAB, 2).batch(requests)
-    logits, scratch = torch.zeros(2, VOCAB), torch.zeros(4, VOCAB)
+    table = make_table(2)
+    logits = torch.zeros(2, VOCAB)
     mask = np.zeros((2, 2), np.int32)
 
     def tensors(of: torch.Tensor, bitmask=None):
         draws = [Draw(request, request.num_known) for request in requests]
-        return dataclasses.replace(batch.tensors(draws, of, scratch, scratch, bitmask))
+        return dataclasses.replace(table.tensors(draws, of, bitmask))
 
     first = tensors(logits)
     for request in requests:
         request.num_known += 1
+    assert first.positions.tolist() == [0, 1]
     second, third = tensors(logits, mask), tensors(logits)
-    assert (first.positions.tolist(), second.positions.tolist()) == ([0, 1], [1, 2])
+    assert second.positions.tolist() == [1, 2]
     assert second.bitmask is not None and first.bitmask is None and third.bitmask is None
     assert second.out_ids.data_ptr() != first.out_ids.data_ptr(), "they may not have been read yet"
     assert second.temperature is first.temperature and second.workspace is first.workspace
@@ -226,5 +232,14 @@ def test_what_does_not_change_from_step_to_step_is_made_once():
 
 @pytest.mark.parametrize("params", [{"presence_penalty": 1.0}, {"logit_bias": {1: 2.0}}, {"logprobs": 0}])
 def test_what_changes_is_made_anew(params):
-    batch = SamplingTable(VOCAB, 1).batch([make_request(output=(5,), **params)])
-    assert step(batch).out_logprobs is not step(batch).out_logprobs
+    table, requests = make_table(1), [make_request(output=(5,), **params)]
+    assert step(table, requests).out_logprobs is not step(table, requests).out_logprobs
+
+
+def test_a_table_holds_the_logits_of_one_step_alone():
+    """They may be large, and each number of rows has arrays of its own."""
+    table, requests = make_table(2), [make_request(), make_request()]
+    first = table.tensors([Draw(requests[0], 3)], torch.zeros(1, VOCAB))
+    assert first.logits is not None
+    step(table, requests)
+    assert first.logits is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -90,3 +91,60 @@ def test_readers_of_many_streams_rest_between_two_looks(monkeypatch: pytest.Monk
     read = [[1, 2], *[[1, 2, 3]] * (many - 1)]
     assert asyncio.run(run(many)) == ([1] * many, [2] + [1] * (many - 1), read)
     assert asyncio.run(run(few)) == ([1] * few, [2] * few, read[:few])
+
+
+class Clock:
+    """What `ReadingPace` needs of an event loop, with time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self._timers: list[tuple[float, Callable[..., None], tuple[object, ...]]] = []
+
+    def time(self) -> float:
+        return self.now_s
+
+    def call_at(self, when_s: float, function: Callable[..., None], *args: object) -> None:
+        self._timers.append((when_s, function, args))
+
+    def pass_until(self, end_s: float) -> None:
+        while due := [timer for timer in self._timers if timer[0] <= end_s]:
+            timer = min(due)
+            self._timers.remove(timer)
+            self.now_s = max(self.now_s, timer[0])
+            timer[1](*timer[2])
+        self.now_s = end_s
+
+
+class Reader:
+    def __init__(self, last_woken_s: float) -> None:
+        self.last_woken_s = last_woken_s
+        self.num_looks = 0
+
+    def wake(self) -> None:
+        self.num_looks += 1
+
+
+def test_nobody_is_woken_because_another_has_rested(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, pace = Clock(), reading_pace.ReadingPace()
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: clock)
+    early, late = Reader(100 - 0.010), Reader(100)
+    pace.chunks_arrived([early, late], 32)
+    clock.pass_until(100.005)
+    assert (early.num_looks, late.num_looks) == (0, 0)
+    clock.pass_until(100.010)
+    assert (early.num_looks, late.num_looks) == (1, 0)
+    pace.chunks_arrived([early], 32)
+    clock.pass_until(100.020)
+    assert (early.num_looks, late.num_looks) == (1, 1), "within a quarter of the pause"
+    clock.pass_until(101)
+    assert (early.num_looks, late.num_looks) == (2, 1)
+
+
+def test_a_step_wakes_who_has_rested_and_has_something_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, pace = Clock(), reading_pace.ReadingPace()
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: clock)
+    resting, reading, idle = Reader(100), Reader(100), Reader(0)
+    pace.chunks_arrived([resting], 32)
+    clock.now_s = 100.017
+    pace.chunks_arrived([reading], 32)
+    assert [reader.num_looks for reader in (resting, reading, idle)] == [1, 1, 0]

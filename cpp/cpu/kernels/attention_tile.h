@@ -2,7 +2,7 @@
 // The order of every sum is that of paged_attention.cc. Include only from files in this folder.
 #pragma once
 
-#include "cpu/kernels/vec.h"
+#include "cpu/kernels/attention_factors.h"
 #include "engine/kernel_args.h"
 
 namespace engine::cpu {
@@ -26,14 +26,6 @@ constexpr int columns_for(int rows) {
 
 ENGINE_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 ENGINE_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
-ENGINE_INLINE Vec16 load_cache(const float* p) { return load(p); }
-ENGINE_INLINE Vec16 load_cache(const uint16_t* p) { return load_bf16(p); }
-ENGINE_INLINE Vec16 load_cache(const int8_t* p) { return load_int8(p); }
-
-// Whether keys and values are codes, to be multiplied with their token's scale.
-template <typename Element>
-constexpr bool kIsQuantized = sizeof(Element) == 1;
 
 template <typename Element>
 constexpr int kLine = 64 / static_cast<int>(sizeof(Element));  // elements a cache line
@@ -76,17 +68,6 @@ ENGINE_INLINE void prefetch_keys(const PagedAttentionArgs& args, const Split<Ele
   }
 }
 
-// Adds to each of R rows of sums its factor, factors[r][at], times C vectors that all rows share.
-template <int R, int C, class Factors>
-ENGINE_INLINE void add_products(Factors factors, int64_t at, const Vec16 (&x)[C], Vec16 (&sum)[R][C]) {
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-    const Vec16 factor = set1(factors[r][at]);
-#pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) sum[r][c] = fma(factor, x[c], sum[r][c]);
-  }
-}
-
 // Scores of R pairs for C groups of tokens.
 template <int R, int C, typename Element>
 ENGINE_INLINE void score_groups(const PagedAttentionArgs& args, const float (*query)[kMaxHeadDim],
@@ -103,14 +84,14 @@ ENGINE_INLINE void score_groups(const PagedAttentionArgs& args, const float (*qu
   constexpr int kSteps = 4;
   for (int64_t d = 0; d < args.D; d += kSteps) {
 #pragma GCC unroll 4
-    for (int i = 0; i < kSteps; ++i) {
-      Vec16 key[C];
+    for (int i = 0; i < kSteps; i += kRowsPerStep<Element>) {
+      const Element* key[C];
 #pragma GCC unroll 4
       for (int c = 0; c < C; ++c) {
-        key[c] = load_cache(split.keys[group + c] + (d + i) * args.S);
+        key[c] = split.keys[group + c] + (d + i) * args.S;
         if (i % kRowsPerLine<Element> == 0) __builtin_prefetch(split.values[group + c] + (d + i) * kGroup);
       }
-      add_products(query, d + i, key, sum);
+      add_step(query, d + i, key, args.S, sum);
     }
   }
 #pragma GCC unroll 8
@@ -133,7 +114,8 @@ ENGINE_INLINE void score(const PagedAttentionArgs& args, const float (*query)[kM
   for (; group < groups.end; ++group) score_groups<R, 1>(args, query, split, group, scratch);
 }
 
-// Turns a pair's scores into weights e^(score - maximum), zero outside `seen`.
+// Turns a pair's scores into weights e^(score - maximum), zero outside `seen`, as factors of values.
+template <typename Element>
 ENGINE_INLINE void weigh(float* scores, Range seen, float softcap, float& maximum, float& sum) {
   const int64_t begin = seen.begin / kGroup * kGroup;
   const int64_t end = (seen.end + kGroup - 1) / kGroup * kGroup;
@@ -152,7 +134,7 @@ ENGINE_INLINE void weigh(float* scores, Range seen, float softcap, float& maximu
   for (int64_t i = begin; i < end; i += kGroup) {
     const Vec16 weight = exp(sub(load(scores + i), set1(maximum)));
     lane_sums = add(lane_sums, weight);
-    store(scores + i, weight);
+    store_factors<Element>(scores, i, weight);
   }
   sum = reduce_add(lane_sums);
 }
@@ -185,13 +167,24 @@ ENGINE_INLINE void add_value_columns(const PagedAttentionArgs& args, const Split
     const Element* value = split.values[group] + token % kGroup * args.D + column;
     if constexpr (kIsQuantized<Element>) __builtin_prefetch(next.scales[group]);
     const Element* ahead = next.keys[group] + (column + token % kGroup * C) * args.S;
-    for (; token < stop; ++token, value += args.D, ahead += C * args.S) {
-      Vec16 x[C];
+    constexpr int kStep = kRowsPerStep<Element>;
+    while (token < stop) {
+      const Element* x[C];
 #pragma GCC unroll 4
-      for (int c = 0; c < C; ++c) x[c] = load_cache(value + c * 16);
-#pragma GCC unroll 4
-      for (int c = 0; c < C; c += kRowsPerLine<Element>) __builtin_prefetch(ahead + c * args.S);
-      add_products(weights, token, x, sum);
+      for (int c = 0; c < C; ++c) x[c] = value + c * 16;
+#pragma GCC unroll 8
+      for (int c = 0; c < kStep * C; c += kRowsPerLine<Element>) __builtin_prefetch(ahead + c * args.S);
+      // Only a single pair has tokens whose neighbour it does not see.
+      const bool is_alone = R == 1 && kStep == 2 && (token % 2 == 1 || token + 1 == stop);
+      if (is_alone) {
+        add_row(weights, token, x, sum);
+      } else {
+        add_step(weights, token, x, args.D, sum);
+      }
+      const int64_t count = is_alone ? 1 : kStep;
+      token += count;
+      value += count * args.D;
+      ahead += count * C * args.S;
     }
   }
 #pragma GCC unroll 8

@@ -30,7 +30,8 @@ constexpr int64_t kTileRows = 2, kWideRows = 1;
 #endif
 
 // Far enough ahead for the memory to keep up, near enough to be still cached when its turn comes.
-constexpr int64_t kPrefetchBytes = 4096;
+// The first of several tiles of rows also asks for what comes while the others multiply.
+constexpr int64_t kLoneTilePrefetchBytes = 8192, kPrefetchBytes = 12288;
 
 // How operands are read and multiplied, kStep of k at a time. Operand holds the factors of 16 columns, or one
 // of the activations for all of them.
@@ -39,8 +40,8 @@ struct Bf16Weights {
   using Input = float;
   using Operand = Vec16;
   static constexpr int64_t kStep = 1;
-  ENGINE_INLINE void load_columns(const Element* p, Operand& low, Operand& high) {
-    __builtin_prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes);
+  ENGINE_INLINE void load_columns(const Element* p, int64_t prefetch_bytes, Operand& low, Operand& high) {
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + prefetch_bytes);
     load_bf16_pairs(p, low, high);
   }
   ENGINE_INLINE Operand load_input(const Input* x) { return set1(*x); }
@@ -54,9 +55,9 @@ struct Fp32Weights {
   using Input = float;
   using Operand = Vec16;
   static constexpr int64_t kStep = 1;
-  ENGINE_INLINE void load_columns(const Element* p, Operand& low, Operand& high) {
-    __builtin_prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes);
-    __builtin_prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes + 64);
+  ENGINE_INLINE void load_columns(const Element* p, int64_t prefetch_bytes, Operand& low, Operand& high) {
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + prefetch_bytes);
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + prefetch_bytes + 64);
     low = load(p);
     high = load(p + 16);
   }
@@ -74,9 +75,9 @@ struct WidenedPairs {
     Vec16 first, second;
   };
   static constexpr int64_t kStep = 2;
-  ENGINE_INLINE void load_columns(const Element* p, Operand& low, Operand& high) {
-    __builtin_prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes);
-    __builtin_prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes + 64);
+  ENGINE_INLINE void load_columns(const Element* p, int64_t prefetch_bytes, Operand& low, Operand& high) {
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + prefetch_bytes);
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + prefetch_bytes + 64);
     load_bf16_pairs(p, low.first, high.first);
     load_bf16_pairs(p + kPanelColumns, low.second, high.second);
   }
@@ -105,9 +106,9 @@ struct DotPairs {
   using Input = uint16_t;
   using Operand = __m512i;
   static constexpr int64_t kStep = 2;
-  ENGINE_INLINE void load_columns(const Element* p, Operand& low, Operand& high) {
-    __builtin_prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes);
-    __builtin_prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes + 64);
+  ENGINE_INLINE void load_columns(const Element* p, int64_t prefetch_bytes, Operand& low, Operand& high) {
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + prefetch_bytes);
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + prefetch_bytes + 64);
     join(_mm512_loadu_si512(p), _mm512_loadu_si512(p + kPanelColumns), low, high);
   }
   ENGINE_INLINE void load_last_columns(const Element* p, Operand& low, Operand& high) {
@@ -142,6 +143,7 @@ struct Tile {
   int64_t x_stride, out_stride;
   int64_t num_k;
   int64_t num_columns;  // up to 32
+  int64_t prefetch_bytes;
   bool is_first, is_last;
 };
 
@@ -179,9 +181,9 @@ void run_vectors(const Tile<typename Weights::Input>& tile, const typename Weigh
   }
   constexpr int64_t kStep = Weights::kStep;
   typename Weights::Operand columns[2];
-  const int64_t num_k = tile.num_k / kStep * kStep;
+  const int64_t num_k = tile.num_k / kStep * kStep, prefetch_bytes = tile.prefetch_bytes;
   for (int64_t k = 0; k < num_k; k += kStep) {
-    Weights::load_columns(weight + k * kPanelColumns, columns[0], columns[1]);
+    Weights::load_columns(weight + k * kPanelColumns, prefetch_bytes, columns[0], columns[1]);
     add_step<Weights, kRows, kVecs>(columns + kFirst, tile.x + k, tile.x_stride, sums);
   }
   if constexpr (kStep > 1) {
@@ -216,6 +218,7 @@ void run_tile(const Tile<typename Weights::Input>& tile, int64_t num_rows,
 // Spreads the rows evenly over the tiles, so that none is left with a single row.
 template <class Weights>
 void run_tiles(Tile<typename Weights::Input> tile, int64_t num_rows, const typename Weights::Element* weight) {
+  tile.prefetch_bytes = num_rows <= kTileRows ? kLoneTilePrefetchBytes : kPrefetchBytes;
   for (int64_t num_tiles = (num_rows + kTileRows - 1) / kTileRows; num_tiles > 0; --num_tiles) {
     const int64_t rows = (num_rows + num_tiles - 1) / num_tiles;
     run_tile<Weights>(tile, rows, weight);

@@ -6,6 +6,10 @@
 //  - In a split: scores are summed over the head dimension in order, one token a lane; the maximum
 //    is exact; the weights' sum has one lane per token mod 16 and reduce_add's tree; values are added
 //    token by token, one element of the head dimension a lane.
+//  - Where factors are rounded, two elements of the head dimension, or two tokens, are a step: at even
+//  positions and
+//    the one behind, the second added before the first, which is what vdpbf16ps does. The sum of weights is
+//    that of unrounded ones.
 //  - Of a cache of codes, a score is times its key's scale, too, and a weight times its value's.
 //  - Splits are merged in order, by merge().
 // Tiles of pairs, register tiles and threads only choose which of these chains advance together.
@@ -70,11 +74,12 @@ void attend_pairs(const PagedAttentionArgs& args, Tile& tile, int first, const S
     if (seen[r].begin < seen[r].end) any = {least(any.begin, seen[r].begin), most(any.end, seen[r].end)};
   }
   if (any.end <= any.begin) return;
+  if (kRowsPerStep<Element> == 2) common = {(common.begin + 1) / 2 * 2, common.end / 2 * 2};
   score<R>(args, tile.query + first, split, {any.begin / kGroup, (any.end + kGroup - 1) / kGroup}, scratch);
   float maximum[R], sum[R];
   for (int r = 0; r < R; ++r) {
     if (seen[r].end <= seen[r].begin) continue;
-    weigh(scratch.scores[r], seen[r], args.softcap, maximum[r], sum[r]);
+    weigh<Element>(scratch.scores[r], seen[r], args.softcap, maximum[r], sum[r]);
     scale_weights(split, seen[r], args.S, scratch.scores[r]);
     for (int64_t d = 0; d < args.D; d += 16) store(&scratch.values[r][d], zero());
     // Values that only some of the pairs see are added pair by pair, so that nobody reads, not even
@@ -144,6 +149,7 @@ ENGINE_INLINE void locate(const PagedAttentionArgs& args, const int32_t* block_t
 }
 
 // The pairs of a unit, with nothing attended to but the sinks; returns all tokens that they see.
+template <typename Element>
 ENGINE_INLINE Range open_tile(const PagedAttentionArgs& args, const AttentionUnit& unit, int64_t g,
                               Tile& tile) {
   const int64_t heads_per_group = args.H / args.G;
@@ -162,7 +168,7 @@ ENGINE_INLINE Range open_tile(const PagedAttentionArgs& args, const AttentionUni
     tile.maximum[i] = args.sinks == nullptr ? kMinusInfinity : args.sinks[head];
     tile.sum[i] = args.sinks == nullptr ? 0.0f : 1.0f;
     for (int64_t d = 0; d < args.D; d += 16) {
-      store(&tile.query[i][d], load(query + d));
+      store_factors<Element>(tile.query[i], d, load(query + d));
       store(&tile.values[i][d], zero());
     }
     const int64_t oldest = args.window > 0 ? most(row.position - args.window + 1, 0) : 0;
@@ -193,7 +199,7 @@ ENGINE_INLINE void close_tile(const Tile& tile, int64_t D) {
 template <typename Element>
 ENGINE_INLINE void attend(const PagedAttentionArgs& args, const AttentionUnit& unit, int64_t g) {
   Tile tile;
-  const Range seen = open_tile(args, unit, g, tile);
+  const Range seen = open_tile<Element>(args, unit, g, tile);
   if (!tile.is_partial) join_partials(args, unit, tile);
   const int32_t* block_table = args.block_tables + unit.sequence * args.block_tables_stride;
   const Range tokens = {most(seen.begin, unit.first_split * kSplit), least(seen.end, unit.end_split * kSplit)};
@@ -214,6 +220,19 @@ ENGINE_INLINE void attend(const PagedAttentionArgs& args, const AttentionUnit& u
   if (!tile.is_partial) close_tile(tile, args.D);
 }
 
+ENGINE_INLINE void attend_bf16(const PagedAttentionArgs& args, const AttentionUnit& unit, int64_t g) {
+  switch (args.factors) {
+    case AttentionFactors::kFloat32: return attend<uint16_t>(args, unit, g);
+    case AttentionFactors::kRounded: return attend<RoundedBf16>(args, unit, g);
+    case AttentionFactors::kRoundedDot:
+#if ENGINE_ISA_avx512
+      return attend<DotBf16>(args, unit, g);
+#else
+      return;  // not asked of other sets
+#endif
+  }
+}
+
 }  // namespace
 
 void paged_attention(const PagedAttentionArgs& args, int64_t begin, int64_t end) {
@@ -222,7 +241,7 @@ void paged_attention(const PagedAttentionArgs& args, int64_t begin, int64_t end)
     const int64_t g = item % args.G;
     switch (args.format) {
       case CacheFormat::kFloat32: attend<float>(args, unit, g); break;
-      case CacheFormat::kBFloat16: attend<uint16_t>(args, unit, g); break;
+      case CacheFormat::kBFloat16: attend_bf16(args, unit, g); break;
       case CacheFormat::kInt8: attend<int8_t>(args, unit, g); break;
     }
   }

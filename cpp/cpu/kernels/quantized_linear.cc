@@ -1,8 +1,9 @@
 // out = x W^T + bias for 8-bit and 4-bit weights and activations that were quantised by quantize_rows.
 //
 // The order of sums (docs/decisions/0007-quantised-weights.md): products within a group of the weights are
-// added as int32, exactly; groups are added in order of k by fma in fp32; after every kQuantizedChain k
-// come the outliers of these k, in order; the bias last. A row's bits depend on nothing else.
+// added as int32, exactly; groups are added in order of k by fma in fp32, those of 32 first to the others that
+// share a scale of the activations; after every kQuantizedChain k come the outliers of these k, in order; the
+// bias last. A row's bits depend on nothing else.
 #include "cpu/kernels/dot.h"
 #include "cpu/kernels/table.h"
 
@@ -11,28 +12,31 @@ namespace ENGINE_ISA {
 namespace {
 
 // A tile keeps rows x vectors of both int32 and fp32 sums in registers: with more than kWideRows rows
-// it takes the two vectors of a panel one after the other. Up to kLoneRows rows are one tile nevertheless, so
-// that weights are multiplied as they come from memory; with more than kTileRows rows its fp32 sums are in
-// memory, too.
+// it takes the two vectors of a panel one after the other. Where several groups share a scale of the
+// activations, what they add up to is in registers, and with more than kFineRows rows the fp32 sums are in
+// memory. Up to kLoneRows rows are one tile nevertheless, so that weights are multiplied as they come from
+// memory; with more than kTileRows rows its fp32 sums are in memory, too.
 #if defined(__AVX512VNNI__)
-constexpr int kTileRows = 6, kWideRows = 12, kLoneRows = 12;
+constexpr int kTileRows = 6, kWideRows = 12, kLoneRows = 12, kFineRows = 4;
 #elif ENGINE_ISA_avx512
-constexpr int kTileRows = 6, kWideRows = 6, kLoneRows = 6;
+constexpr int kTileRows = 6, kWideRows = 6, kLoneRows = 6, kFineRows = 4;
 #elif ENGINE_ISA_avx2 || ENGINE_ISA_neon
-constexpr int kTileRows = 3, kWideRows = 1, kLoneRows = 3;
+constexpr int kTileRows = 3, kWideRows = 1, kLoneRows = 3, kFineRows = 1;
 #else
-constexpr int kTileRows = 2, kWideRows = 1, kLoneRows = 2;
+constexpr int kTileRows = 2, kWideRows = 1, kLoneRows = 2, kFineRows = 1;
 #endif
 
-constexpr int64_t kPrefetchBytes = 4096;
+constexpr int64_t kPrefetchBytes = 8192;
 
 ENGINE_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 ENGINE_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+template <int64_t kLen>
 struct Int8Weights {
+  static constexpr int64_t kGroupLen = kLen;
   static constexpr WeightFormat kFormat = WeightFormat::kInt8;
   static constexpr bool kIsAffine = false;
-  static constexpr int kMostRows = kLoneRows;
+  static constexpr int kMostRows = kLen < kActivationGroup ? kTileRows : kLoneRows;
   // Four k of 16 columns, then the next four of the same columns.
   ENGINE_INLINE void load_step(const uint8_t* p, int vec, Bytes64& first, Bytes64& second) {
     first = load_bytes(p + vec * 64);
@@ -43,7 +47,9 @@ struct Int8Weights {
   }
 };
 
+template <int64_t kLen>
 struct Int4Weights {
+  static constexpr int64_t kGroupLen = kLen;
   static constexpr WeightFormat kFormat = WeightFormat::kInt4;
   static constexpr bool kIsAffine = false;
   static constexpr int kMostRows = kTileRows;  // groups end too often for sums in memory
@@ -57,7 +63,8 @@ struct Int4Weights {
   }
 };
 
-struct Int4AffineWeights : Int4Weights {
+template <int64_t kLen>
+struct Int4AffineWeights : Int4Weights<kLen> {
   static constexpr WeightFormat kFormat = WeightFormat::kInt4Affine;
   static constexpr bool kIsAffine = true;
   ENGINE_INLINE Vec16 load_scales(const uint8_t* p, int vec) {
@@ -87,6 +94,63 @@ struct Tile {
   int64_t num_group_lines;
 };
 
+// Adds the products of kWeightStep k.
+template <class Weights, int kRows, int kFirst, int kVecs, int kLines>
+ENGINE_INLINE void add_step(const uint8_t* weight, const int8_t* codes, int64_t codes_stride,
+                            int64_t prefetch_bytes, Sums16 (&dots)[kRows][kVecs]) {
+  Weights64 first[kVecs], second[kVecs];
+#pragma GCC unroll 2
+  for (int vec = 0; vec < kVecs; ++vec) {
+    Bytes64 low, high;
+    Weights::load_step(weight, kFirst + vec, low, high);
+    first[vec] = as_weights(low);
+    second[vec] = as_weights(high);
+  }
+#pragma GCC unroll 4
+  for (int line = 0; line < kLines; ++line) __builtin_prefetch(weight + prefetch_bytes + line * 64);
+#pragma GCC unroll 12
+  for (int row = 0; row < kRows; ++row) {
+    const Inputs4 x = load_inputs(codes + row * codes_stride);
+#pragma GCC unroll 2
+    for (int vec = 0; vec < kVecs; ++vec) dots[row][vec] = dot(dots[row][vec], first[vec], x);
+  }
+#pragma GCC unroll 12
+  for (int row = 0; row < kRows; ++row) {
+    const Inputs4 x = load_inputs(codes + row * codes_stride + 4);
+#pragma GCC unroll 2
+    for (int vec = 0; vec < kVecs; ++vec) dots[row][vec] = dot(dots[row][vec], second[vec], x);
+  }
+}
+
+// Adds the dot products of a group times its weights' scales.
+template <class Weights, int kRows, int kFirst, int kVecs>
+ENGINE_INLINE void add_group(const uint8_t* weight_scales, const int32_t* offsets, Sums16 (&dots)[kRows][kVecs],
+                             Vec16 (&parts)[kRows][kVecs]) {
+#pragma GCC unroll 2
+  for (int vec = 0; vec < kVecs; ++vec) {
+    const Vec16 scale = Weights::load_scales(weight_scales, kFirst + vec);
+#pragma GCC unroll 12
+    for (int row = 0; row < kRows; ++row)
+      parts[row][vec] = fma(to_float(dots[row][vec]), scale, parts[row][vec]);
+    if constexpr (Weights::kIsAffine) {
+      const Vec16 offset = Weights::load_offsets(weight_scales, kFirst + vec);
+#pragma GCC unroll 12
+      for (int row = 0; row < kRows; ++row) {
+        parts[row][vec] = fma(set1(static_cast<float>(offsets[row])), offset, parts[row][vec]);
+      }
+    }
+  }
+}
+
+template <int kRows, int kVecs>
+ENGINE_INLINE void clear(Vec16 (&sums)[kRows][kVecs]) {
+#pragma GCC unroll 12
+  for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 2
+    for (int vec = 0; vec < kVecs; ++vec) sums[row][vec] = zero();
+  }
+}
+
 // kVecs vectors of 16 columns from vector kFirst on; a step prefetches kLines cache lines of weights.
 template <class Weights, int kRows, int kFirst, int kVecs, int kLines>
 void run_vectors(const Tile& tile) {
@@ -100,7 +164,8 @@ void run_vectors(const Tile& tile) {
       }
     }
   }
-  constexpr bool kKeepsSums = kRows <= kTileRows;
+  constexpr bool kIsFine = Weights::kGroupLen < kActivationGroup;
+  constexpr bool kKeepsSums = kRows <= (kIsFine ? kFineRows : kTileRows);
   float* const kept = tile.sums + kFirst * 16;
   const int64_t sums_stride = tile.sums_stride;
   Vec16 sums[kRows][kVecs];
@@ -120,64 +185,66 @@ void run_vectors(const Tile& tile) {
   const int8_t* codes = tile.codes;
   const float* scales = tile.scales;
   const int32_t* offsets = tile.offsets;
-  for (int64_t k = 0; k < tile.num_k; k += tile.layout.group_len) {
-    for (int64_t line = 0; line < tile.num_group_lines; ++line, group_lines += 64)
-      __builtin_prefetch(group_lines);
-    const uint8_t* weight_scales = weight;
-    weight += tile.layout.scale_bytes;
-    Sums16 dots[kRows][kVecs];
-#pragma GCC unroll 12
-    for (int row = 0; row < kRows; ++row) {
-#pragma GCC unroll 2
-      for (int vec = 0; vec < kVecs; ++vec) dots[row][vec] = all_sums(Weights::kIsAffine ? 0 : offsets[row]);
-    }
-    const int64_t num_steps = divide_up(least(tile.num_k - k, tile.layout.group_len), kWeightStep);
-    const uint8_t* const end = weight + num_steps * kStepBytes;
-    for (; weight != end; weight += kStepBytes, codes += kWeightStep) {
-      Weights64 first[kVecs], second[kVecs];
-#pragma GCC unroll 2
-      for (int vec = 0; vec < kVecs; ++vec) {
-        Bytes64 low, high;
-        Weights::load_step(weight, kFirst + vec, low, high);
-        first[vec] = as_weights(low);
-        second[vec] = as_weights(high);
-      }
-#pragma GCC unroll 4
-      for (int line = 0; line < kLines; ++line) __builtin_prefetch(weight + prefetch_bytes + line * 64);
+  for (int64_t k = 0; k < tile.num_k;) {
+    Vec16 parts[kRows][kVecs];
+    if constexpr (kIsFine) clear(parts);
+    const int64_t end_k = least(k + kActivationGroup, tile.num_k);
+    do {
+      for (int64_t line = 0; line < tile.num_group_lines; ++line, group_lines += 64)
+        __builtin_prefetch(group_lines);
+      const uint8_t* weight_scales = weight;
+      weight += tile.layout.scale_bytes;
+      Sums16 dots[kRows][kVecs];
 #pragma GCC unroll 12
       for (int row = 0; row < kRows; ++row) {
-        const Inputs4 x = load_inputs(codes + row * codes_stride);
 #pragma GCC unroll 2
-        for (int vec = 0; vec < kVecs; ++vec) dots[row][vec] = dot(dots[row][vec], first[vec], x);
+        for (int vec = 0; vec < kVecs; ++vec) dots[row][vec] = all_sums(Weights::kIsAffine ? 0 : offsets[row]);
       }
-#pragma GCC unroll 12
-      for (int row = 0; row < kRows; ++row) {
-        const Inputs4 x = load_inputs(codes + row * codes_stride + 4);
-#pragma GCC unroll 2
-        for (int vec = 0; vec < kVecs; ++vec) dots[row][vec] = dot(dots[row][vec], second[vec], x);
+      const int64_t num_steps = divide_up(least(end_k - k, Weights::kGroupLen), kWeightStep);
+      const uint8_t* const end = weight + num_steps * kStepBytes;
+      for (; weight != end; weight += kStepBytes, codes += kWeightStep) {
+        add_step<Weights, kRows, kFirst, kVecs, kLines>(weight, codes, codes_stride, prefetch_bytes, dots);
       }
-    }
-    Vec16 weight_scale[kVecs];
+      if constexpr (kIsFine) {
+        add_group<Weights, kRows, kFirst, kVecs>(weight_scales, offsets, dots, parts);
+      } else {
+        Vec16 weight_scale[kVecs];
 #pragma GCC unroll 2
-    for (int vec = 0; vec < kVecs; ++vec) weight_scale[vec] = Weights::load_scales(weight_scales, kFirst + vec);
+        for (int vec = 0; vec < kVecs; ++vec)
+          weight_scale[vec] = Weights::load_scales(weight_scales, kFirst + vec);
 #pragma GCC unroll 12
-    for (int row = 0; row < kRows; ++row) {
-      const Vec16 scale = set1(scales[row]);
+        for (int row = 0; row < kRows; ++row) {
+          const Vec16 scale = set1(scales[row]);
 #pragma GCC unroll 2
-      for (int vec = 0; vec < kVecs; ++vec) {
-        float* const in_memory = kept + row * sums_stride + vec * 16;
-        Vec16 sum = kKeepsSums ? sums[row][vec] : load(in_memory);
-        sum = fma(to_float(dots[row][vec]), mul(weight_scale[vec], scale), sum);
-        if constexpr (Weights::kIsAffine) {
-          const Vec16 input_sum = mul(set1(static_cast<float>(offsets[row])), scale);
-          sum = fma(input_sum, Weights::load_offsets(weight_scales, kFirst + vec), sum);
+          for (int vec = 0; vec < kVecs; ++vec) {
+            float* const in_memory = kept + row * sums_stride + vec * 16;
+            Vec16 sum = kKeepsSums ? sums[row][vec] : load(in_memory);
+            sum = fma(to_float(dots[row][vec]), mul(weight_scale[vec], scale), sum);
+            if constexpr (Weights::kIsAffine) {
+              const Vec16 input_sum = mul(set1(static_cast<float>(offsets[row])), scale);
+              sum = fma(input_sum, Weights::load_offsets(weight_scales, kFirst + vec), sum);
+            }
+            sums[row][vec] = sum;
+            if constexpr (!kKeepsSums) store(in_memory, sum);
+          }
         }
-        sums[row][vec] = sum;
-        if constexpr (!kKeepsSums) store(in_memory, sum);
+      }
+      offsets += tile.row_stride;
+      k += Weights::kGroupLen;
+    } while (kIsFine && k < end_k);
+    if constexpr (kIsFine) {
+#pragma GCC unroll 12
+      for (int row = 0; row < kRows; ++row) {
+        const Vec16 scale = set1(scales[row]);
+#pragma GCC unroll 2
+        for (int vec = 0; vec < kVecs; ++vec) {
+          float* const in_memory = kept + row * sums_stride + vec * 16;
+          sums[row][vec] = fma(parts[row][vec], scale, kKeepsSums ? sums[row][vec] : load(in_memory));
+          if constexpr (!kKeepsSums) store(in_memory, sums[row][vec]);
+        }
       }
     }
-    offsets += tile.row_stride;
-    if ((k + tile.layout.group_len) % kActivationGroup == 0) scales += tile.row_stride;
+    scales += tile.row_stride;
   }
   if constexpr (kKeepsSums) {
 #pragma GCC unroll 12
@@ -213,20 +280,30 @@ void run_tiles(Tile tile, int64_t num_rows) {
   const int64_t num_groups = divide_up(tile.num_k, tile.layout.group_len);
   for (int64_t index = 0; index < num_tiles; ++index) {
     const int64_t rows = divide_up(num_rows, num_tiles - index);
+    // One call of each kind, that of no lines above all: so the compiler makes them part of this loop, and many
+    // rows do not wait for calls.
+    int64_t num_lines = 0;
     tile.num_group_lines = 0;
     if (num_tiles == 1) {
       tile.prefetch_bytes = kPrefetchBytes;
-      run_tile<Weights, kLines, Weights::kMostRows>(tile, rows);
-    } else if (num_tiles <= 3 && index < 2) {
-      // Half of the lines of every step: all of a few steps would be more than the memory takes at once.
-      tile.prefetch_bytes = chain_bytes + index * (kLines / 2 * 64);
-      run_tile<Weights, kLines / 2, kTileRows>(tile, rows);
+      num_lines = kLines;
+    } else if (num_tiles <= 3) {
+      // Some lines of every step: all of a few steps would be more than the memory takes at once.
+      const int64_t first = kLines * index / num_tiles;
+      tile.prefetch_bytes = chain_bytes + first * 64;
+      num_lines = kLines * (index + 1) / num_tiles - first;
     } else {
-      if (num_tiles > 3) {
-        tile.num_group_lines = divide_up(chain_bytes / 64, num_tiles * num_groups);
-        tile.group_lines = tile.weight + this_bytes + index * num_groups * tile.num_group_lines * 64;
-      }
+      tile.num_group_lines = divide_up(chain_bytes / 64, num_tiles * num_groups);
+      tile.group_lines = tile.weight + this_bytes + index * num_groups * tile.num_group_lines * 64;
+    }
+    if (num_lines == 0) {
       run_tile<Weights, 0, kTileRows>(tile, rows);
+    } else if (num_lines == kLines) {
+      run_tile<Weights, kLines, Weights::kMostRows>(tile, rows);
+    } else if (num_lines == 1) {
+      run_tile<Weights, 1, kTileRows>(tile, rows);
+    } else {
+      run_tile<Weights, kLines / 2, kTileRows>(tile, rows);
     }
     tile.codes += rows * tile.codes_stride;
     tile.scales += rows;
@@ -342,6 +419,15 @@ void run_panel(const QuantizedLinearArgs& args, int64_t panel, int64_t first_row
   finish(args, first_row, num_rows, panel * kPanelColumns, tile.sums, tile.sums_stride);
 }
 
+template <template <int64_t> class Weights>
+void run_groups(const QuantizedLinearArgs& args, int64_t panel, int64_t first_row, int64_t num_rows) {
+  if (args.group_len == kActivationGroup) {
+    run_panel<Weights<kActivationGroup>>(args, panel, first_row, num_rows);
+  } else {
+    run_panel<Weights<32>>(args, panel, first_row, num_rows);
+  }
+}
+
 }  // namespace
 
 void quantized_linear(const QuantizedLinearArgs& args, int64_t begin, int64_t end) {
@@ -352,9 +438,9 @@ void quantized_linear(const QuantizedLinearArgs& args, int64_t begin, int64_t en
     const int64_t num_rows = left < args.rows_per_block ? left : args.rows_per_block;
     const int64_t panel = item % num_panels;
     switch (args.format) {
-      case WeightFormat::kInt8: run_panel<Int8Weights>(args, panel, first_row, num_rows); break;
-      case WeightFormat::kInt4: run_panel<Int4Weights>(args, panel, first_row, num_rows); break;
-      default: run_panel<Int4AffineWeights>(args, panel, first_row, num_rows);
+      case WeightFormat::kInt8: run_groups<Int8Weights>(args, panel, first_row, num_rows); break;
+      case WeightFormat::kInt4: run_groups<Int4Weights>(args, panel, first_row, num_rows); break;
+      default: run_groups<Int4AffineWeights>(args, panel, first_row, num_rows);
     }
   }
 }

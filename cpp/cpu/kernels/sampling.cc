@@ -205,12 +205,38 @@ constexpr int kMaxDigitSize = 2048;
 struct Cut {
   uint32_t key;
   int64_t num_equal;
+  bool is_reached;  // else the target is more than there is
 };
 
+// As many tokens as share a word of `seen`, whose memory holds the largest of each block.
+constexpr int64_t kBlock = 32;
+
+Row block_maxima(const Row& row) {
+  const Row maxima{reinterpret_cast<float*>(row.seen), (row.num + kBlock - 1) / kBlock, nullptr};
+  for (int64_t block = 0; block < maxima.num; ++block) {
+    const int64_t i = block * kBlock;
+    Vec16 largest = load_logits(row, i);
+    if (i + 16 < row.num) largest = max(largest, load_logits(row, i + 16));
+    maxima.x[block] = reduce_max(largest);
+  }
+  return maxima;
+}
+
+// Calls `visit` with all elements whose key is `lowest` or more, and others of their blocks.
+template <typename Visit>
+ENGINE_INLINE void visit_from(const Row& row, const Row* maxima, uint32_t lowest, const Visit& visit) {
+  for (int64_t begin = 0; begin < row.num; begin += kBlock) {
+    if (maxima != nullptr && order_key(maxima->x[begin / kBlock]) < lowest) continue;
+    const int64_t end = begin + kBlock < row.num ? begin + kBlock : row.num;
+    for (int64_t i = begin; i < end; ++i) visit(row.x[i]);
+  }
+}
+
 // Finds where the running total, from the largest element down, first reaches `target`; an element
-// counts `Weight::of(x)`. Three passes over the row, no sorting and no scratch memory.
+// counts `Weight::of(x)`. Three passes over the row, no sorting. What is below `lowest` may be left out.
 template <typename Weight>
-Cut find_cut(const Row& row, double target) {
+Cut find_cut(const Row& row, const Row* maxima, uint32_t lowest, double target) {
+  bool is_reached = false;
   uint32_t prefix = 0;
   double above = 0;
   double weight_at_key = 1;
@@ -220,14 +246,13 @@ Cut find_cut(const Row& row, double target) {
     const uint32_t size = kDigitSize[digit];
     // The bits of the digits before this one, which `prefix` fixes.
     const uint32_t known = digit == 0 ? 0 : ~0u << kDigitShift[digit - 1];
-    for (int64_t i = 0; i < row.num; ++i) {
-      const uint32_t key = order_key(row.x[i]);
-      if ((key & known) != prefix) continue;
-      totals[(key >> shift) & (size - 1)] += Weight::of(row.x[i]);
-    }
+    visit_from(row, maxima, lowest, [&](float x) {
+      const uint32_t key = order_key(x);
+      if ((key & known) == prefix) totals[(key >> shift) & (size - 1)] += Weight::of(x);
+    });
     // The lowest digit with any weight is taken when rounding keeps the target out of reach.
     uint32_t chosen = 0;
-    bool is_reached = false;
+    is_reached = false;
     double before_chosen = above;
     for (uint32_t d = size; d-- > 0 && !is_reached;) {
       if (totals[d] == 0) continue;
@@ -253,25 +278,41 @@ Cut find_cut(const Row& row, double target) {
                                                             : static_cast<int64_t>(__builtin_ceil(missing));
     if (num_equal < 1) num_equal = 1;
   }
-  return {prefix, num_equal};
+  return {prefix, num_equal, is_reached};
 }
 
+// What an element counts, and the least key of those that count anything.
 struct CountOne {
   static double of(float) { return 1.0; }
+  static constexpr uint32_t kLeast = 0;
 };
 struct WeightItself {
   static double of(float x) { return static_cast<double>(x); }
+  static constexpr uint32_t kLeast = 0x80000001u;  // weights are never negative, and zeros are passed over
 };
 
-void apply_cut(const Row& row, Cut cut, float dropped) {
-  for (int64_t i = 0; i < row.num; ++i) {
-    const uint32_t key = order_key(row.x[i]);
-    if (key > cut.key) continue;
-    if (key == cut.key && cut.num_equal > 0) {
-      --cut.num_equal;
+// Where the largest of the blocks reach the target by themselves, the cut is not below theirs: all but a few
+// blocks need no second look. The target is a hair more for them, so that rounding makes no difference.
+template <typename Weight>
+void cut_off(const Row& row, double target, float dropped) {
+  const Row maxima = block_maxima(row);
+  const Cut bound = find_cut<Weight>(maxima, nullptr, 0, target * (1 + 1e-6));
+  Cut cut = find_cut<Weight>(row, &maxima, bound.is_reached ? bound.key : Weight::kLeast, target);
+  for (int64_t begin = 0; begin < row.num; begin += kBlock) {
+    const int64_t end = begin + kBlock < row.num ? begin + kBlock : row.num;
+    if (order_key(maxima.x[begin / kBlock]) < cut.key) {
+      for (int64_t i = begin; i < end; i += 16) store_logits(row, i, set1(dropped));
       continue;
     }
-    row.x[i] = dropped;
+    for (int64_t i = begin; i < end; ++i) {
+      const uint32_t key = order_key(row.x[i]);
+      if (key > cut.key) continue;
+      if (key == cut.key && cut.num_equal > 0) {
+        --cut.num_equal;
+        continue;
+      }
+      row.x[i] = dropped;
+    }
   }
 }
 
@@ -327,22 +368,24 @@ double uniform(uint64_t seed, uint32_t choice, uint64_t position) {
 int64_t draw(const Row& row, double u) {
   const double target = u * total_weight(row);
   double before = 0;
-  int64_t last = -1;  // falls back here when rounding carries the walk past the end
+  int64_t last_chunk = row.num;
+  bool is_here = false;
   for (int64_t begin = 0; begin < row.num; begin += kChunk) {
     const double weight = chunk_weight(row, begin);
     if (weight == 0) continue;
-    const bool is_here = before + weight > target;
-    const int64_t end = begin + kChunk < row.num ? begin + kChunk : row.num;
-    double sum = before;
-    for (int64_t i = begin; i < end; ++i) {
-      if (row.x[i] == 0) continue;
-      last = i;
-      if (!is_here) continue;
-      sum += static_cast<double>(row.x[i]);
-      if (sum > target) return i;
-    }
-    if (is_here) return last;
+    last_chunk = begin;
+    is_here = before + weight > target;
+    if (is_here) break;
     before += weight;
+  }
+  const int64_t end = last_chunk + kChunk < row.num ? last_chunk + kChunk : row.num;
+  int64_t last = -1;  // falls back here when rounding carries the walk past the end
+  for (int64_t i = last_chunk; i < end; ++i) {
+    if (row.x[i] == 0) continue;
+    last = i;
+    if (!is_here) continue;
+    before += static_cast<double>(row.x[i]);
+    if (before > target) break;
   }
   return last;
 }
@@ -380,7 +423,7 @@ int64_t sample_row(const Row& row, const Row* processed, const SamplingArgs& arg
 
   const int64_t top_k = args.top_k[r];
   if (top_k > 0 && top_k < row.num) {
-    apply_cut(row, find_cut<CountOne>(row, static_cast<double>(top_k)), -kInfinity);
+    cut_off<CountOne>(row, static_cast<double>(top_k), -kInfinity);
   }
   if (processed != nullptr) {
     copy_scaled(row, *processed, args.reports_logits ? 0.0f : row.x[best], temperature);
@@ -388,8 +431,7 @@ int64_t sample_row(const Row& row, const Row* processed, const SamplingArgs& arg
   to_weights(row, temperature);
   const float top_p = args.top_p[r];
   if (top_p < 1.0f) {
-    const double target = static_cast<double>(top_p) * total_weight(row);
-    apply_cut(row, find_cut<WeightItself>(row, target), 0.0f);
+    cut_off<WeightItself>(row, static_cast<double>(top_p) * total_weight(row), 0.0f);
   }
   const float min_p = args.min_p[r];
   if (min_p > 0.0f) {

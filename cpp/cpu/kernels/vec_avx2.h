@@ -70,6 +70,17 @@ ENGINE_INLINE __m256 load_eight_bf16(const uint16_t* p) {
 }
 ENGINE_INLINE Vec16 load_bf16(const uint16_t* p) { return {load_eight_bf16(p), load_eight_bf16(p + 8)}; }
 
+ENGINE_INLINE __m256 round_eight_to_bf16(__m256 a) {
+  const __m256i bits = _mm256_castps_si256(a);
+  const __m256i is_odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i is_number = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_ORD_Q));
+  const __m256i half = _mm256_and_si256(_mm256_add_epi32(is_odd, _mm256_set1_epi32(0x7fff)), is_number);
+  const __m256i rounded = _mm256_add_epi32(bits, half);
+  return _mm256_castsi256_ps(_mm256_and_si256(rounded, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+}
+// To what bfloat16 holds: the nearest, ties to even; NaN stays NaN.
+ENGINE_INLINE Vec16 round_to_bf16(Vec16 a) { return {round_eight_to_bf16(a.lo), round_eight_to_bf16(a.hi)}; }
+
 ENGINE_INLINE __m256 load_eight_int8(const int8_t* p) {
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }

@@ -47,6 +47,16 @@ ENGINE_INLINE Vec16 load_bf16(const uint16_t* p) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
 }
 
+// To what bfloat16 holds: the nearest, ties to even; NaN stays NaN.
+ENGINE_INLINE Vec16 round_to_bf16(Vec16 a) {
+  const __m512i bits = _mm512_castps_si512(a.v);
+  const __m512i is_odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i half = _mm512_add_epi32(is_odd, _mm512_set1_epi32(0x7fff));
+  const __mmask16 is_number = _mm512_cmp_ps_mask(a.v, a.v, _CMP_ORD_Q);
+  const __m512i rounded = _mm512_mask_add_epi32(bits, is_number, bits, half);
+  return {_mm512_castsi512_ps(_mm512_and_si512(rounded, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
+}
+
 ENGINE_INLINE Vec16 load_int8(const int8_t* p) {
   const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes))};

@@ -79,6 +79,16 @@ ENGINE_INLINE Vec16 load_bf16(const uint16_t* p) {
   return a;
 }
 
+// To what bfloat16 holds: the nearest, ties to even; NaN stays NaN.
+ENGINE_INLINE Vec16 round_to_bf16(Vec16 a) {
+  Int16Lanes bits;
+  __builtin_memcpy(&bits, &a.v, sizeof(bits));
+  const Int16Lanes is_number = a.v == a.v;
+  bits = (bits + (is_number & (0x7fff + ((bits >> 16) & 1)))) & static_cast<int32_t>(0xffff0000u);
+  __builtin_memcpy(&a.v, &bits, sizeof(bits));
+  return a;
+}
+
 ENGINE_INLINE Vec16 load_int8(const int8_t* p) {
   Vec16 a;
   for (int i = 0; i < 16; ++i) a.v[i] = p[i];

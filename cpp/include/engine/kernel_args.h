@@ -152,6 +152,10 @@ struct RopeArgs {
 // [N, G, 2, S], keys' before values'.
 enum class CacheFormat : uint8_t { kFloat32, kBFloat16, kInt8 };
 
+// What attention multiplies. kRounded, of bfloat16 caches alone: queries and weights are rounded to bfloat16,
+// too; kRoundedDot is the same, to the same bits, by vdpbf16ps (docs/decisions/0033-attention-in-bf16.md).
+enum class AttentionFactors : uint8_t { kFloat32, kRounded, kRoundedDot };
+
 // Work item: one token.
 struct AppendKvArgs {
   const float* k;           // [T, G, D]
@@ -215,6 +219,7 @@ struct PagedAttentionArgs {
   float scale;
   float softcap;  // 0: none
   CacheFormat format;
+  AttentionFactors factors;
   bool is_causal;  // else later keys are seen, too
 };
 

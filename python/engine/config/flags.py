@@ -119,7 +119,8 @@ FLAGS: tuple[Flag, ...] = (
         "--quantization", Kind.TEXT, MODEL,
         "int8 or int4: bits of the weights, which are quantized while they are loaded; on the CPU "
         "activations become 8 bits. bf16_dot: both are bfloat16 in products, which is faster where the CPU "
-        "has AVX512-BF16. fp8: weights are float8 e4m3, on a GPU of capability 8.9.",
+        "has AVX512-BF16. With all three attention over a bfloat16 cache multiplies in bfloat16. fp8: "
+        "weights are float8 e4m3, on a GPU of capability 8.9.",
         EngineConfig, QUANTIZATIONS,
     ),
     Flag(

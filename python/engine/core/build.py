@@ -50,11 +50,19 @@ def build_engine(
     if resolved.memory:
         logger.info("memory of the GPU: %s", resolved.memory)
 
+    if config.device == "cuda" and resolved.max_step_drafts:
+        logger.info(
+            "--speculative %s guesses from tokens that are known: steps wait for the one before",
+            config.speculative,
+        )
+
     # Late: torch takes seconds to import, and a wrong path is told at once.
     from engine._native import ProgressBoard
     from engine.cache.prefix_cache import PrefixCache
+    from engine.ops.placement import CPU
     from engine.runner.model_runner import ModelRunner
 
+    device = on_device(resolved)
     try:
         runner = ModelRunner(
             spec,
@@ -76,9 +84,10 @@ def build_engine(
             packed_cache=config.packed_cache,
             map_packed_cache=config.map_packed_cache,
             progress=progress,
-            **on_device(resolved),
+            **device,
         )
         runner.warm_up(progress)
+        embedder = embedder_beside(config, runner, resolved, device.get("placement", CPU))
     except (MemoryError, RuntimeError) as error:  # torch says the latter
         if isinstance(error, RuntimeError) and not any(text in str(error) for text in OUT_OF_MEMORY):
             raise
@@ -99,16 +108,7 @@ def build_engine(
         timeout_s=config.grammar_timeout,
         free_whitespace=config.free_json_whitespace,
     )
-    embedding = None
-    embedder = embedder_beside(
-        config,
-        runner,
-        resolved.dtype,
-        resolved.chunked_prefill_size,
-        resolved.context_length,
-        resolved.page_size,
-    )
-    settings = resolved.scheduler_settings(spec)
+    embedding, settings = None, resolved.scheduler_settings(spec)
     if embedder is not None:
         embedding = EmbeddingCore(
             embedder, places=settings, board=board, adapters=adapter_queue and adapter_queue.line()

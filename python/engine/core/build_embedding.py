@@ -13,7 +13,7 @@ from engine.core.build_adapters import build_adapters
 from engine.core.embedding_core import EmbeddingCore
 from engine.core.gpu_choices import check_device_flags
 from engine.core.messages import EngineReady
-from engine.core.resolve import MAX_QUEUED_REQUESTS, MAX_RUNNING_REQUESTS, Machine
+from engine.core.resolve import MAX_QUEUED_REQUESTS, MAX_RUNNING_REQUESTS, Machine, ResolvedConfig
 from engine.core.step_board import StepBoard
 from engine.errors import ConfigError
 from engine.gguf_file import is_gguf
@@ -22,13 +22,21 @@ from engine.models.embedding_spec import EmbeddingSpec, is_embedding_checkpoint,
 from engine.models.encoder_registry import is_encoder, read_encoder_spec
 from engine.models.hf_config import read_config
 from engine.models.registry import FAMILIES, has_native, is_headless, read_spec, sees_both_ways
-from engine.runner.memory import DEQUANTIZING_BYTES, DTYPE_BYTES, encoder_text_bytes, text_bytes, weight_bytes
+from engine.runner.memory import (
+    DEQUANTIZING_BYTES,
+    DTYPE_BYTES,
+    GPU_TEXT_TOKENS,
+    encoder_text_bytes,
+    text_bytes,
+    weight_bytes,
+)
 from engine.scheduling.settings import Places
 
 if TYPE_CHECKING:
     from engine.core.embedding_core import Embedder
     from engine.core.engine_core import EngineCore
     from engine.models.spec import ModelSpec
+    from engine.ops.placement import Placement
     from engine.runner.model_runner import ModelRunner
 
 Progress = Callable[[str, float], None]
@@ -51,20 +59,28 @@ def build_embedding_engine(
     Raises: `ConfigError` or `CheckpointError`, one line, when it cannot be done.
     """
     if config.device != "cpu":
-        raise ConfigError(f"--device {config.device} does not embed yet, and {config.model_path} only embeds")
-    check_device_flags(config)
-    if config.kv_cache_dtype != "auto":
         raise ConfigError(
-            f"--kv-cache-dtype {config.kv_cache_dtype} is for models that generate, "
-            f"and {config.model_path} only embeds"
+            f"--device {config.device} embeds with a chat model alone, and {config.model_path} only embeds"
         )
+    check_device_flags(config)
+    for flag, value, default in (
+        ("--kv-cache-dtype", config.kv_cache_dtype, "auto"),
+        ("--packed-cache", config.packed_cache, None),
+        ("--speculative", config.speculative, "off"),
+    ):
+        if value != default:
+            raise ConfigError(
+                f"{flag} {value} is for models that generate, and {config.model_path} only embeds"
+            )
     machine = Machine.this()
     num_threads = config.num_threads or machine.num_cores
     embedding_bytes(config, config.model_path, machine.memory_bytes)
     from engine._native import ExecutionContext, ProgressBoard
     from engine.core.idle_generation import idle_engine
 
-    context = ExecutionContext(num_threads, config.cpu_isa or "auto")
+    context = ExecutionContext(
+        num_threads, config.cpu_isa or "auto", rounds_attention=config.quantization != "none"
+    )
     if board is not None:
         context.report_to(ProgressBoard(board.fd))
     embedder = load_embedder(config, config.model_path, context, progress, config.max_lora_rank)
@@ -101,7 +117,7 @@ def build_embedding_engine(
 
 
 def embedder_beside(
-    config: EngineConfig, runner: ModelRunner, dtype: str, chunk: int, context_length: int, page_size: int
+    config: EngineConfig, runner: ModelRunner, resolved: ResolvedConfig, placement: Placement
 ) -> Embedder | None:
     """What embeds beside a chat model: the model of --embedding-model, else by --pooling the chat model
     itself, on the weights that it has in memory; None if neither is given.
@@ -116,19 +132,26 @@ def embedder_beside(
     from engine.ops import native
     from engine.runner.decoder_embedder import DecoderEmbedder
 
-    spec = _embedding_spec(config, config.model_path)
-    head = EmbeddingHead(spec, runner.spec.hidden_size, ops=native, ctx=runner.context)
+    spec, chunk = _embedding_spec(config, config.model_path), resolved.chunked_prefill_size
+    # What pooling leaves of a text is little work, which the host does beside a GPU.
+    on_host = runner.context if placement.is_host else native.ExecutionContext(1, "auto")
+    head = EmbeddingHead(spec, runner.spec.hidden_size, ops=native, ctx=on_host)
     head.load(config.model_path, is_dummy=config.load_format == "dummy")
-    return DecoderEmbedder(
+    embedder = DecoderEmbedder(
         runner.model,
         runner.spec,
         head,
-        dtype=dtype,
-        block_size=page_size,
-        max_tokens=chunk,
-        max_len=spec.longest_text(context_length),
+        dtype=resolved.dtype,
+        block_size=resolved.page_size,
+        max_tokens=chunk if placement.is_host else min(chunk, GPU_TEXT_TOKENS),
+        max_len=spec.longest_text(resolved.context_length),
         adapter_reader=runner.adapter_reader,
+        placement=placement,
+        ctx=runner.context,
     )
+    if not placement.is_host:
+        embedder.warm_up()
+    return embedder
 
 
 def load_embedder(

@@ -14,6 +14,8 @@ from engine.core.messages import ToEngine, ToServer
 logger = logging.getLogger(__name__)
 
 _READ_BYTES = 1 << 20
+_HOLD_S = 0.001
+"""Messages wait that long at most for others of the same turn of the loop."""
 
 
 class EngineConnection:
@@ -23,6 +25,7 @@ class EngineConnection:
         self._writer: asyncio.StreamWriter | None = None
         self._outbox = bytearray()
         self._flush_is_due = False
+        self._flushed_s = 0.0
 
     async def receive(self, end: socket.socket) -> AsyncIterator[list[ToServer]]:
         """Open the connection, and give what the engine says, until it is gone or makes no sense."""
@@ -39,19 +42,28 @@ class EngineConnection:
                 yield messages
 
     def send(self, message: ToEngine) -> None:
-        """Queue a message; all of one turn of the loop go out together. To nobody, it is dropped.
+        """Queue a message; those of one turn of the loop go out together, unless it takes long: of many
+        requests that arrive at once the engine computes the first while the others are read. To nobody, it
+        is dropped.
 
         Raises: `FrameError` for one that does not encode; the others are not harmed.
         """
         if self._writer is None:
             return
         self._outbox += encode_frame([message])
-        if not self._flush_is_due:
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._flushed_s >= _HOLD_S:
+            self.flush()
+        elif not self._flush_is_due:
             self._flush_is_due = True
-            asyncio.get_running_loop().call_soon(self.flush)
+            loop.call_soon(self._flush_now)
+
+    def _flush_now(self) -> None:
+        self._flush_is_due = False
+        self.flush()
 
     def flush(self) -> None:
-        self._flush_is_due = False
+        self._flushed_s = asyncio.get_running_loop().time()
         if self._outbox and self._writer is not None:
             self._writer.write(bytes(self._outbox))
             self._outbox.clear()

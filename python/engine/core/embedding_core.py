@@ -13,7 +13,7 @@ import numpy as np
 from engine.core.embedding_queue import EmbeddingJob, EmbeddingQueue
 from engine.core.messages import Admitted, Embedded, EmbeddingInfo, EmbedRequest, Failed, ToServer
 from engine.core.step_board import StepBoard
-from engine.errors import EngineError, InternalError, InvalidRequest
+from engine.errors import DeviceLost, EngineError, InternalError, InvalidRequest
 from engine.log import request_name
 from engine.scheduling.adapter_queue import AdapterLine
 from engine.scheduling.admission import displaced_error
@@ -139,7 +139,10 @@ class EmbeddingCore:
                 vectors = self._advance(self._work)
                 if vectors is not None:
                     answers += self._finish(vectors)
+            except DeviceLost:
+                raise  # nobody can be served any more, and on the board stands who it may have been
             except Exception:
+                self._end_on_board()
                 jobs = dict.fromkeys(request_name(job.request_id, job.trace_id) for job, _ in self._batch)
                 logger.exception("an embedding batch failed, and with it %s", ", ".join(jobs))
                 answers += self._fail("The engine failed while it computed this request.")
@@ -151,14 +154,17 @@ class EmbeddingCore:
         """The next slice of a batch; its vectors when that was the last one."""
         if self._board is not None:
             self._board.begin_step(dict.fromkeys(job.request_id for job, _ in self._batch))
+        vectors = None
         try:
             next(work)
         except StopIteration as end:
-            return end.value
-        finally:
-            if self._board is not None:
-                self._board.end_step()
-        return None
+            vectors = end.value
+        self._end_on_board()
+        return vectors
+
+    def _end_on_board(self) -> None:
+        if self._board is not None:
+            self._board.end_step()
 
     def _check(self, request: EmbedRequest) -> None:
         if request.request_id in self._queue:

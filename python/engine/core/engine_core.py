@@ -83,7 +83,8 @@ class EngineCore:
     step, a matcher that raises fails its own, and the engine goes on with the others. `board` tells a
     supervisor who is being computed.
     Where the scheduler may run ahead, `step` launches a step and then waits for the one before it, whose
-    tokens it returns: a GPU has work while they are booked and sent and the step after is planned.
+    tokens it returns: a GPU has work while they are booked and sent and the step after is planned. Where
+    constraints need those tokens, the waiting comes between the launch of the model and that of the drawing.
     `use_idle_time` does a piece of what can be done when there is no work, and tells whether there was any.
     `adapter_queue`, on `adapters`, is the one where the `embedding` core has its line.
     """
@@ -302,14 +303,24 @@ class EngineCore:
         began_s = self._clock()
         self._show_on_board([*(step.plan for step in self._under_way), plan])
         try:
-            self._masks.fill(plan)
-            self._under_way.append(_UnderWay(plan, self._runner.launch(plan), began_s))
+            if plan.has_late_masks:
+                wait = self._runner.launch(plan, before_draws=lambda: self._catch_up(plan))
+            else:
+                self._masks.fill(plan)
+                wait = self._runner.launch(plan)
+            self._under_way.append(_UnderWay(plan, wait, began_s))
         except DeviceLost:
             raise  # nobody can be served any more
         except Exception:
             self._settle_all_but(0)  # the step before is none the worse for it
             self._give_up(plan)
             self._show_on_board([])
+
+    def _catch_up(self, plan: StepPlan) -> None:
+        """Settle what runs, then ask what may be drawn in `plan`, whose model is launched already."""
+        self._settle_all_but(0)
+        self._show_on_board([plan])
+        self._masks.fill(plan)
 
     def _settle_all_but(self, count: int) -> None:
         while len(self._under_way) > count:

@@ -14,6 +14,7 @@ from engine.runner.memory import (
     PACKED_ELEMENTS,
     PACKING_BYTES,
     StepBounds,
+    gpu_text_bytes,
     graph_bytes,
     step_bytes,
 )
@@ -101,9 +102,8 @@ def check_served(config: EngineConfig, spec: AnySpec, gpu: Gpu) -> None:
         _refuse(f"{spec.architecture} runs through transformers")
     if spec.head_dim not in HEAD_DIMS:
         _refuse(f"its heads have {spec.head_dim} elements; kernels take multiples of 16 from 64 to 256")
-    for flag, value in (("--embedding-model", config.embedding_model), ("--pooling", config.pooling)):
-        if value is not None:
-            raise ConfigError(f"{flag}: --device cuda does not embed yet")
+    if config.embedding_model is not None:
+        raise ConfigError("--embedding-model: --device cuda embeds with the chat model (--pooling) alone")
     if config.quantization == "fp8" and gpu.capability < FP8_CAPABILITY:
         raise ConfigError(
             f"--quantization fp8 needs a GPU of compute capability 8.9 or more; {gpu.name} has "
@@ -118,6 +118,9 @@ def gpu_budget(
     parts = step_bytes(spec, bounds, dtype, config.quantization)
     if not config.disable_cuda_graph:
         parts["graphs"] = graph_bytes(spec, bounds.max_rows, bounds.context_length, DTYPE_BYTES[dtype])
+    if config.pooling is not None:
+        lens = bounds.max_tokens, bounds.context_length
+        parts["texts"] = gpu_text_bytes(spec, dtype, bounds.block_size, *lens)
     packs = config.quantization != "none" or spec.stored
     return GpuBudget(
         name=gpu.name,

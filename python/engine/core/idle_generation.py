@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from engine.cache.prefix_cache import PrefixCache
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class _NoRunner:
-    def launch(self, plan: StepPlan) -> Wait:
+    def launch(self, plan: StepPlan, before_draws: Callable[[], None] | None = None) -> Wait:
         raise AssertionError("a request to generate was let in")
 
 

@@ -2,7 +2,8 @@
 
 All messages are msgspec structs, encoded as msgpack arrays. One frame is a 4-byte little-endian
 length followed by a list of messages. Each side batches: the engine sends a frame before a step, if
-somebody was admitted or refused, and one after it; the server writes once a turn of its loop.
+somebody was admitted or refused, and one after it; the server writes once a turn
+of its loop, or a millisecond.
 """
 
 from __future__ import annotations

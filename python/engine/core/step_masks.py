@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from engine.grammar.look_ahead import masks_behind
 from engine.grammar.matcher import MatcherBatch
-from engine.scheduling.step_plan import StepPlan
+from engine.scheduling.step_plan import StepPlan, StepRow
+
+if TYPE_CHECKING:
+    from engine.scheduling.matcher import Matcher
 
 
 class StepMasks:
@@ -19,7 +24,7 @@ class StepMasks:
     def fill(self, plan: StepPlan) -> None:
         """Write the plan's bitmask. Drafts that a constraint refuses, or overtakes, are cut off."""
         rows = plan.sampled_rows
-        plan.bitmask = masks = self._matchers.fill([row.request.matcher for row in rows])
+        plan.bitmask = masks = self._matchers.fill(list(map(_matcher_of, rows)))
         if masks is None or not any(row.num_drafts for row in rows):
             return
         spread: list[np.ndarray] = []
@@ -37,10 +42,19 @@ class StepMasks:
         """Tell the matchers what was drawn, accepted drafts first."""
         if plan.bitmask is None:
             return
+        rows = plan.sampled_rows
+        if len(token_ids) == len(rows):
+            self._matchers.advance(list(map(_matcher_of, rows)), token_ids)
+            return
         first, drawn = 0, []
-        for row in plan.sampled_rows:
-            drawn.append((row.request.matcher, token_ids[first : first + row.num_accepted + 1]))
+        for row in rows:
+            drawn.append((_matcher_of(row), token_ids[first : first + row.num_accepted + 1]))
             first += 1 + row.num_drafts
         for index in range(max(len(ids) for _, ids in drawn)):
             now = [(matcher, ids[index]) for matcher, ids in drawn if index < len(ids)]
             self._matchers.advance(*zip(*now, strict=True))
+
+
+def _matcher_of(row: StepRow) -> Matcher | None:
+    """None, too, where the constraint is beyond the row, whatever that draws."""
+    return None if row.is_overtaken else row.request.matcher

@@ -161,11 +161,12 @@ class Decoder:
     def project(self, hidden: torch.Tensor, first_row: int = 0) -> torch.Tensor:
         """Logits float32 [R, V] of up to `max_rows` rows that `forward` gave, from `first_row` on; valid
         until the next call."""
-        logits = self._workspace.logits(len(hidden))
-        if len(hidden) > 0:
+        num_rows = hidden.shape[0]
+        logits = self._workspace.logits(num_rows)
+        if num_rows > 0:
             self._linear(hidden, self._head, logits)
             if self._wanted_adapters is not None:
-                adapters = self._wanted_adapters.select(slice(first_row, first_row + len(hidden)))
+                adapters = self._wanted_adapters.select(slice(first_row, first_row + num_rows))
                 self._add_lora(hidden, len(self._adaptable), logits, adapters)
         if self._spec.logit_divisor != 1:
             logits.div_(self._spec.logit_divisor)

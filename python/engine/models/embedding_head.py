@@ -53,6 +53,20 @@ class EmbeddingHead:
         """Begin with texts of these lengths, in tokens."""
         return PoolingBatch(self, np.asarray(lens))
 
+    def vectors(self, parts: Sequence[torch.Tensor], lens: np.ndarray) -> np.ndarray:
+        """Float32 [B, size] of what each way of pooling made of all rows of texts of `lens` tokens: float32
+        [B, hidden size] each, which are overwritten."""
+        counts = torch.from_numpy(lens.astype(np.float32))[:, None]
+        divisors = {
+            "mean": counts,
+            "mean_sqrt_len": counts.sqrt(),
+            "weighted_mean": counts * (counts + 1) / 2,
+        }
+        for mode, part in zip(self.spec.pooling, parts, strict=True):
+            if mode in divisors:
+                part /= divisors[mode]
+        return self.finish(parts[0] if len(parts) == 1 else torch.cat(list(parts), 1))
+
     def finish(self, pooled: torch.Tensor) -> np.ndarray:
         """Vectors float32 [B, size] from pooled states [B, hidden size * modes]."""
         for dense, layer in zip(self.spec.dense, self._dense, strict=True):
@@ -104,9 +118,4 @@ class PoolingBatch:
 
     def vectors(self) -> np.ndarray:
         """Float32 [B, size], when all rows were taken."""
-        lens = torch.from_numpy(self._lens.astype(np.float32))[:, None]
-        divisors = {"mean": lens, "mean_sqrt_len": lens.sqrt(), "weighted_mean": lens * (lens + 1) / 2}
-        for mode, part in zip(self._head.spec.pooling, self._parts, strict=True):
-            if mode in divisors:
-                part /= divisors[mode]
-        return self._head.finish(self._parts[0] if len(self._parts) == 1 else torch.cat(self._parts, 1))
+        return self._head.vectors(self._parts, self._lens)

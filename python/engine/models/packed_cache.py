@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +33,17 @@ LAYOUT = 2
 ALIGNMENT = 4096
 """Matrices begin at a page, so that they can be mapped."""
 
+SAMPLES, SAMPLE_BYTES = 256, 4096
+"""How much of a file counts: pieces at equal distances, from its first bytes to its last."""
+
+_UNFINISHED = ".tmp"
+
 
 class PackedCache:
     """Two files for each model and format: `KEY.bin`, the matrices one after the other, and
     `KEY.safetensors`, everything small, written last. The key is a hash of what the bytes depend on: names,
-    sizes and times of the checkpoint's files, the facts of the model, and the format.
+    sizes, times and samples of the checkpoint's files, the facts of the model, and the format. Samples,
+    because images and archives give all files one time, and models of one shape have one size.
 
     Raises: `ConfigError` when the directory cannot be made.
     """
@@ -88,7 +97,8 @@ class PackedCache:
             return None
         wanted = {name: slot.shape for name, slot in slots.items() if slot.matrix is None}
         found = {name: tuple(tensor.shape) for name, tensor in small.items() if name in wanted}
-        if not is_whole or found != wanted or not all(_columns(i) in small for i in range(len(placed))):
+        names = {name(index) for index in range(len(placed)) for name in (_columns, _order)}
+        if not is_whole or found != wanted or not names <= small.keys():
             log.warning("packed weights %s are broken and are made again", self._small)
             return None
         return small
@@ -109,37 +119,79 @@ class PackedCache:
         return {name: recorded(name, slot) for name, slot in slots.items()}, kept
 
     def save(self, ctx: Any, slots: Mapping[str, Slot], small: dict[str, torch.Tensor]) -> None:
-        """Write both files under other names first: no start ever sees half of one. Failing is no error."""
-        suffix = f".{os.getpid()}.tmp"
-        parts = [path.with_name(path.name + suffix) for path in (self._matrices, self._small)]
+        """Write both files in a folder beside first: no start ever sees half of one. Failing is no error."""
         try:
-            with _opened(parts[0], os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as fd:
-                for index, (offset, matrix) in enumerate(_placed(slots)):
-                    matrix.write_file(ctx, fd, offset)
-                    small[_columns(index)] = torch.tensor(matrix.column_scales)
-                    small[_order(index)] = torch.tensor(matrix.column_order, dtype=torch.int32)
-            save_file(small, parts[1])
-            for part, path in zip(parts, (self._matrices, self._small), strict=True):
-                part.replace(path)
+            self._remove_unfinished()
+            with self._unfinished() as folder:
+                with _opened(folder / self._matrices.name, os.O_WRONLY | os.O_CREAT) as fd:
+                    for index, (offset, matrix) in enumerate(_placed(slots)):
+                        matrix.write_file(ctx, fd, offset)
+                        small[_columns(index)] = torch.tensor(matrix.column_scales)
+                        small[_order(index)] = torch.tensor(matrix.column_order, dtype=torch.int32)
+                save_file(small, folder / self._small.name)
+                # Safetensors keeps it from other users, who may have a server on the same directory.
+                shutil.copymode(folder / self._matrices.name, folder / self._small.name)
+                for path in (self._matrices, self._small):
+                    (folder / path.name).replace(path)
         except (OSError, SafetensorError, NativeError) as error:
-            log.warning("packed weights cannot be kept in %s: %s", self._directory, error)
-            for part in parts:
-                part.unlink(missing_ok=True)
+            log.warning("packed weights cannot be kept in %s: %s%s", self._directory, error, self._room())
+
+    @contextlib.contextmanager
+    def _unfinished(self) -> Iterator[Path]:
+        """A folder of this writer's own, removed in the end, and locked as long as the process lives."""
+        folder = Path(tempfile.mkdtemp(_UNFINISHED, dir=self._directory))
+        try:
+            with _opened(folder, os.O_RDONLY) as fd:
+                with contextlib.suppress(OSError):  # some network file systems lock no folders
+                    fcntl.flock(fd, fcntl.LOCK_EX)
+                yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _remove_unfinished(self) -> None:
+        """Folders of writers that were killed: as large as the weights, and locked by nobody."""
+        for folder in self._directory.glob(f"*{_UNFINISHED}"):
+            with contextlib.suppress(OSError), _opened(folder, os.O_RDONLY) as fd:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+
+    def _room(self) -> str:
+        """For a message: a full disk is the usual reason."""
+        try:
+            return f" ({shutil.disk_usage(self._directory).free / 1e6:.0f} MB are free there)"
+        except OSError:
+            return ""
 
 
 def cache_key(
     spec: AnySpec, model_path: str | Path, *, load_format: str, dtype: str, quantization: str
 ) -> str:
-    """What the packed bytes depend on, as 32 hexadecimal digits."""
+    """What the packed bytes depend on, as 32 hexadecimal digits.
+
+    Raises: `CheckpointError` for a file that cannot be read.
+    """
     path = Path(model_path)
     files = [] if load_format == "dummy" else _files(path)
-    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    facts = [LAYOUT, load_format == "dummy", stats, repr(spec), dtype, quantization]
+    facts = [LAYOUT, load_format == "dummy", [*map(_identity, files)], repr(spec), dtype, quantization]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
 def _files(path: Path) -> Sequence[Path]:
     return GGUFFile(path).paths if is_gguf(path) else checkpoint_files(path)
+
+
+def _identity(path: Path) -> list[str | int]:
+    """What tells a file from others of its name."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            last = max(status.st_size - SAMPLE_BYTES, 0)
+            for begin in sorted({last * index // (SAMPLES - 1) for index in range(SAMPLES)}):
+                digest.update(os.pread(file.fileno(), SAMPLE_BYTES, begin))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path.name}: {error.strerror}") from None
+    return [path.name, status.st_size, status.st_mtime_ns, digest.hexdigest()]
 
 
 def _columns(index: int) -> str:

@@ -16,8 +16,8 @@ from engine.ops.sampling import SamplingTensors
 class ExecutionContext:
     """Stands in for the native context; there is nothing to own."""
 
-    def __init__(self, num_threads: int = 1, isa: str = "auto") -> None:
-        self.num_threads = num_threads
+    def __init__(self, num_threads: int = 1, isa: str = "auto", rounds_attention: bool = False) -> None:
+        self.num_threads, self.rounds_attention = num_threads, rounds_attention
         self.isa = "reference"
 
 
@@ -182,6 +182,7 @@ def paged_attention(
     kv_scales: torch.Tensor | None = None,
 ) -> None:
     block_size = v_cache.shape[2]
+    is_rounded = getattr(ctx, "rounds_attention", False) and k_cache.dtype == torch.bfloat16
     if kv_scales is not None:
         k_cache = k_cache * kv_scales[:, :, 0, None, :].double()
         v_cache = v_cache * kv_scales[:, :, 1, :, None].double()
@@ -190,8 +191,8 @@ def paged_attention(
         blocks = plan.block_tables[row, : -(-kv_len // block_size)].long()
         keys = k_cache[blocks].permute(1, 0, 3, 2).flatten(1, 2)[:, :kv_len].double()
         values = v_cache[blocks].permute(1, 0, 2, 3).flatten(1, 2)[:, :kv_len].double()
-        queries = q[first:last].double()
-        attended = _attend(queries, keys, values, scale, window, softcap, plan.is_causal, sinks)
+        queries = (q[first:last].bfloat16() if is_rounded else q[first:last]).double()
+        attended = _attend(queries, keys, values, scale, window, softcap, plan.is_causal, sinks, is_rounded)
         out[first:last] = attended.to(out.dtype)
 
 
@@ -204,6 +205,7 @@ def _attend(
     softcap: float,
     is_causal: bool,
     sinks: torch.Tensor | None,
+    is_rounded: bool,
 ) -> torch.Tensor:
     """Attention of one sequence. Shapes: q [n, H, D], the last n positions; keys, values [G, kv_len, D]."""
     num_queries, num_heads, _ = q.shape
@@ -218,11 +220,16 @@ def _attend(
     if window > 0:
         visible &= distance.abs() < window
     scores = scores.masked_fill(~visible, float("-inf"))
-    if sinks is None:
-        return torch.einsum("hnk,hkd->nhd", scores.softmax(-1), values)
-    beside = sinks.double()[:, None, None].expand(-1, num_queries, 1)
-    weights = torch.cat([scores, beside], -1).softmax(-1)[:, :, :-1]
-    return torch.einsum("hnk,hkd->nhd", weights, values)
+    beside = torch.full((num_heads,), float("-inf")) if sinks is None else sinks
+    scores = torch.cat([scores, beside.double()[:, None, None].expand(-1, num_queries, 1)], -1)
+    weights = scores.softmax(-1)[:, :, :-1]
+    return torch.einsum("hnk,hkd->nhd", _rounded(weights) if is_rounded else weights, values)
+
+
+def _rounded(weights: torch.Tensor) -> torch.Tensor:
+    """To bfloat16, relative to the largest of each 256 tokens."""
+    parts = [(part, part.amax(-1, keepdim=True).clamp_min(1e-300)) for part in weights.split(256, -1)]
+    return torch.cat([(part / largest).bfloat16() * largest for part, largest in parts], -1)
 
 
 def silu_mul(ctx, gate_up: torch.Tensor, out: torch.Tensor) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 
@@ -9,6 +11,9 @@ from engine.models.adapter_rows import number_adapters
 from engine.models.decoder import DecoderInputs
 from engine.ops.attention_plan import AttentionPlan
 from engine.scheduling.step_plan import StepPlan
+
+MOST_CUTS = 256
+"""That are kept; some kilobytes each."""
 
 
 class BatchInputs:
@@ -26,6 +31,7 @@ class BatchInputs:
         self._cu_seqlens_q = np.zeros(max_rows + 1, np.int32)
         self._kv_lens = np.empty(max_rows, np.int32)
         self._block_tables = np.zeros((max_rows, -(-max_positions // block_size)), np.int32)
+        self._cuts: dict[tuple[int, int, int, int], DecoderInputs] = {}
 
     def build(self, plan: StepPlan) -> DecoderInputs:
         """The inputs of one step; they are overwritten by the next call.
@@ -66,19 +72,29 @@ class BatchInputs:
 
         lent = [None if row.request.adapter is None else row.request.adapter.weights for row in rows]
         adapters, adapter_of_row = number_adapters(lent)
-        return DecoderInputs(
-            token_ids=torch.from_numpy(token_ids[:num_tokens]),
-            positions=torch.from_numpy(positions[:num_tokens]),
-            slot_ids=torch.from_numpy(slot_ids[:num_tokens]),
-            logit_rows=torch.from_numpy(self._logit_rows[:num_wanted]),
-            num_scored=num_wanted - num_sampled,
-            plan=AttentionPlan(
-                cu_seqlens_q=torch.from_numpy(self._cu_seqlens_q[: num_rows + 1]),
-                kv_lens=torch.from_numpy(self._kv_lens[:num_rows]),
-                block_tables=torch.from_numpy(self._block_tables[:num_rows]),
-            ),
-            adapters=adapters,
-            adapter_of_token=None
-            if adapter_of_row is None
-            else np.repeat(adapter_of_row, [row.num_tokens for row in rows]),
-        )
+        inputs = self._cut(num_rows, num_tokens, num_wanted, num_wanted - num_sampled)
+        if adapter_of_row is None:
+            return inputs
+        adapter_of_token = np.repeat(adapter_of_row, [row.num_tokens for row in rows])
+        return dataclasses.replace(inputs, adapters=adapters, adapter_of_token=adapter_of_token)
+
+    def _cut(self, num_rows: int, num_tokens: int, num_wanted: int, num_scored: int) -> DecoderInputs:
+        """The buffers as a step of this size sees them, the same object for the same size: to cut them costs
+        more than to fill them."""
+        size = num_rows, num_tokens, num_wanted, num_scored
+        if size not in self._cuts:
+            if len(self._cuts) == MOST_CUTS:
+                self._cuts.clear()
+            self._cuts[size] = DecoderInputs(
+                token_ids=torch.from_numpy(self._token_ids[:num_tokens]),
+                positions=torch.from_numpy(self._positions[:num_tokens]),
+                slot_ids=torch.from_numpy(self._slot_ids[:num_tokens]),
+                logit_rows=torch.from_numpy(self._logit_rows[:num_wanted]),
+                num_scored=num_scored,
+                plan=AttentionPlan(
+                    cu_seqlens_q=torch.from_numpy(self._cu_seqlens_q[: num_rows + 1]),
+                    kv_lens=torch.from_numpy(self._kv_lens[:num_rows]),
+                    block_tables=torch.from_numpy(self._block_tables[:num_rows]),
+                ),
+            )
+        return self._cuts[size]

@@ -135,6 +135,8 @@ class DecodeGraphs:
             )
         placed = self._inputs.send(self._inputs.idle(1), shape, self._memory)
         try:
+            if not self._uses[shape]:  # libraries load what they launch for the first time, and may then wait
+                self._forward(placed, self._kv_layers)
             graph = self._capture(lambda: self._forward(placed, self._kv_layers))
         except (RuntimeError, NativeError) as error:  # torch says the former, our own launches the latter
             reason = " ".join(str(error).split())[:200]

@@ -25,6 +25,8 @@ class _Recorded(NamedTuple):
     hidden: torch.Tensor
     inputs: DecoderInputs
     """Those of the step that was recorded, whose memory a replay reads."""
+    asked_for: DecoderInputs
+    """What `run` was called with then, of which they were made."""
 
 
 class DecodeReplay:
@@ -43,8 +45,8 @@ class DecodeReplay:
 
     def run(self, inputs: DecoderInputs) -> torch.Tensor:
         """The model's hidden rows, valid until the next call."""
-        num_rows, num_tokens = len(inputs.plan.kv_lens), len(inputs.token_ids)
-        num_wanted = len(inputs.logit_rows)
+        num_rows, num_tokens = inputs.plan.kv_lens.shape[0], inputs.token_ids.shape[0]
+        num_wanted = inputs.logit_rows.shape[0]
         is_decode = num_tokens in (num_wanted, num_rows) and not inputs.num_scored
         if not self._can_record or not is_decode or inputs.adapters:
             return self._forward(inputs, self._kv_layers)
@@ -54,14 +56,18 @@ class DecodeReplay:
 
     def _all_rows(self, shape: tuple[int, int], inputs: DecoderInputs) -> torch.Tensor:
         recorded = self._recorded.get(shape)
-        if recorded is None or _addresses(recorded.inputs) != _addresses(inputs):
-            return self._record(shape, dataclasses.replace(inputs, logit_rows=torch.arange(shape[1])))
+        is_same = recorded is not None and (
+            recorded.asked_for is inputs or _addresses(recorded.inputs) == _addresses(inputs)
+        )
+        if not is_same:
+            return self._record(shape, inputs)
         self._recorded.move_to_end(shape)
         recorded.recording.replay()
         return recorded.hidden
 
-    def _record(self, shape: tuple[int, int], inputs: DecoderInputs) -> torch.Tensor:
+    def _record(self, shape: tuple[int, int], asked_for: DecoderInputs) -> torch.Tensor:
         recording, watch = Recording(), _TorchWatch()
+        inputs = dataclasses.replace(asked_for, logit_rows=torch.arange(shape[1]))
         self._context.begin_recording(recording)
         try:
             with watch:
@@ -71,7 +77,7 @@ class DecodeReplay:
         if watch.has_computed:
             self._can_record = False
             return hidden
-        self._recorded[shape] = _Recorded(recording, hidden, inputs)
+        self._recorded[shape] = _Recorded(recording, hidden, inputs, asked_for)
         if len(self._recorded) > MOST_RECORDINGS:
             self._recorded.popitem(last=False)
         return hidden
@@ -85,6 +91,11 @@ def _addresses(inputs: DecoderInputs) -> list[int]:
 
 class _TorchWatch(TorchDispatchMode):
     """Sees whether torch does anything but cut tensors."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """To keep its compiler out of this mode, torch would import it: a second of the first step."""
+        return False
 
     def __init__(self) -> None:
         super().__init__()

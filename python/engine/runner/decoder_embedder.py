@@ -18,11 +18,15 @@ from engine.models.adapter_rows import number_adapters
 from engine.models.any_model import AnyModel, AnySpec
 from engine.models.checkpoint import load_weights
 from engine.models.decoder import Decoder, DecoderInputs
-from engine.models.embedding_head import EmbeddingHead
+from engine.models.embedding_head import EmbeddingHead, PoolingBatch
 from engine.models.embedding_spec import EmbeddingSpec
 from engine.models.spec import ModelSpec
 from engine.models.text_part import name_in_part
 from engine.models.weights import Progress, load_dummy, tensor_names
+from engine.ops.placement import CPU, Placement
+from engine.runner.device_inputs import DeviceInputs
+from engine.runner.device_pooling import DevicePooling
+from engine.runner.gpu import raise_if_lost
 from engine.runner.kv_cache import KVCache
 from engine.runner.memory import TEXT_BLOCK_SIZE, num_text_blocks
 from engine.runner.text_batch import TextBatch
@@ -54,7 +58,10 @@ class DecoderEmbedder:
         max_tokens: int,
         max_len: int,
         adapter_reader: AdapterReader | None = None,
+        placement: Placement = CPU,
+        ctx: Any = None,
     ) -> None:
+        """`ctx` is the decoder's execution context, which tells whether a GPU is lost."""
         self.info = EmbeddingInfo(
             head.size,
             max_len,
@@ -71,15 +78,39 @@ class DecoderEmbedder:
         self._is_causal = spec.is_causal
         self._chunk = max_tokens if spec.is_causal else max(max_tokens, max_len)
         num_blocks = num_text_blocks(max_tokens, max_len, block_size)
-        cache = KVCache(spec, num_blocks=num_blocks, block_size=block_size, dtype=getattr(torch, dtype))
+        cache = KVCache(
+            spec,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            dtype=getattr(torch, dtype),
+            placement=placement,
+        )
         self._kv_layers = cache.layers
+        self._ctx, self._device = ctx, placement.device
+        self._device_inputs: DeviceInputs | None = None
+        if not placement.is_host:
+            self._device_inputs = DeviceInputs(placement.device, block_size=block_size, spare_block=0)
 
     def compute(
         self, texts: Sequence[np.ndarray], second_starts: Sequence[int], adapters: Sequence[Any]
     ) -> Generator[None, None, np.ndarray]:
-        """Vectors float32 [texts, size]; yields between two chunks."""
+        """Vectors float32 [texts, size]; yields between two chunks, and where a GPU is still at the last one.
+
+        Raises: `DeviceLost` after which the GPU does nothing more for this process.
+        """
+        try:
+            return (yield from self._compute(texts, adapters))
+        except Exception as error:
+            raise_if_lost(self._ctx, error)
+            raise
+
+    def _compute(
+        self, texts: Sequence[np.ndarray], adapters: Sequence[Any]
+    ) -> Generator[None, None, np.ndarray]:
         lens = np.array([len(text) for text in texts])
-        pooling = self._head.start(lens)
+        pooling: PoolingBatch | DevicePooling = self._head.start(lens)
+        if self._device_inputs is not None:
+            pooling = DevicePooling(self._head, lens, self._device)
         batch = TextBatch(lens, self._block_size, is_causal=self._is_causal)
         token_ids = np.concatenate(texts)
         different, adapter_of_text = number_adapters(adapters)
@@ -98,12 +129,27 @@ class DecoderEmbedder:
                 adapters=different,
                 adapter_of_token=None if adapter_of_text is None else np.repeat(adapter_of_text, counts),
             )
+            if self._device_inputs is not None:
+                inputs = self._device_inputs.send(inputs)
             hidden = self._decoder.forward(inputs, self._kv_layers)
             self._decoder.end_step()
             pooling.take(hidden, plan.cu_seqlens_q, torch.from_numpy(starts.astype(np.int32)))
             if start + len(chunk) < len(token_ids):
                 yield
+        if isinstance(pooling, DevicePooling):
+            pooling.send_home()
+            yield
         return pooling.vectors()
+
+    def warm_up(self) -> None:
+        """Embed the shortest text and the longest batch, which on a GPU compiles what is launched for them.
+
+        Raises: torch's own error where there is too little memory.
+        """
+        longest = min(self.info.max_len, self.max_step_tokens)
+        for lens in ([1], [longest], [1] * self.max_step_tokens):
+            for _ in self.compute([np.zeros(n, np.int32) for n in lens], lens, [None] * len(lens)):
+                pass
 
 
 def load_decoder_embedder(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+from typing import Any
 
-from engine.errors import ConfigError
+from engine.errors import ConfigError, DeviceLost
 
 LEAST_CAPABILITY = (8, 0)
 FP8_CAPABILITY = (8, 9)
@@ -52,3 +53,10 @@ class Gpu:
         if gpu.capability < LEAST_CAPABILITY:
             raise ConfigError(f"--device cuda: {gpu.name} is too old: its compute capability is below 8.0")
         return gpu
+
+
+def raise_if_lost(context: Any, error: Exception) -> None:
+    """Raises: `DeviceLost` where the GPU of `context` computes nothing more after `error`."""
+    if getattr(context, "is_lost", False):
+        reason = " ".join(str(error).split())[:300]
+        raise DeviceLost(f"the GPU computes nothing more for this process: {reason}") from error

@@ -17,7 +17,8 @@ from engine.ops.placement import CPU, Placement
 class KVCache:
     """The caches of every layer. A `dtype` of 8 bits means codes, with a scale for each token and KV head.
 
-    Cost: on the CPU address space only; a page is paid for when its first token is written. Blocks lie
+    Cost: on the CPU address space only; a page is paid for when its first token is written, or soon
+    will be (see `pages_ahead`). Blocks lie
     anywhere, and each in a small page of its own would cost a walk through the page tables: the pages are
     huge, where the system has them.
     """

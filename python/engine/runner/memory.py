@@ -31,6 +31,8 @@ DEQUANTIZING_BYTES = 17
 ENCODER_STEP_TOKENS = 1024
 """More rows make the products of an encoder no faster, and leave the caches."""
 
+GPU_TEXT_TOKENS = 1024
+"""Of a batch of texts that a GPU embeds. Each may be a text of its own, with a block of all layers."""
 TEXT_BLOCK_SIZE = 16
 """Tokens of a block of texts that a decoder embeds, where no chat model says another."""
 
@@ -80,6 +82,14 @@ def encoder_text_bytes(spec: EncoderSpec, max_len: int) -> int:
     num_rows = max(ENCODER_STEP_TOKENS, max_len)
     row = 7 * spec.hidden_size + (3 if spec.is_gated else 1) * spec.intermediate_size
     return 4 * num_rows * (row + 2 * TEXT_BLOCK_SIZE * spec.hidden_size)
+
+
+def gpu_text_bytes(spec: ModelSpec, dtype: str, block_size: int, chunk: int, max_len: int) -> int:
+    """The same on a GPU, with rows in float32 while they are pooled. What is pooled of all texts, at most six
+    ways, is as much as the rows."""
+    num_tokens = min(chunk, GPU_TEXT_TOKENS)
+    rows = 4 * num_tokens * spec.hidden_size * (2 + 6)
+    return own_text_bytes(spec, dtype, block_size, num_tokens, max_len) + rows
 
 
 def row_elements(spec: ModelSpec) -> int:

@@ -12,7 +12,7 @@ import torch
 from engine.ops.placement import CPU, Placement
 from engine.ops.sampling import SamplingTensors
 from engine.ops.transfer import fetch, send
-from engine.sampling.batch import SamplingBatch, SamplingTable
+from engine.sampling.batch import SamplingTable
 from engine.sampling.drawn_ids import DrawnIds, LateIds
 from engine.sampling.logprobs_mode import floored, reports_logits, reports_processed
 from engine.scheduling.step_plan import StepPlan, StepResult, Wait
@@ -34,14 +34,12 @@ class Sampler:
         placement: Placement = CPU,
     ) -> None:
         self._ops, self._ctx, self._mode, self._placement = ops, ctx, logprobs_mode, placement
-        self._workspace = torch.empty(max_rows, vocab_size, device=placement.device)
-        self._table = SamplingTable(vocab_size, max_rows)
-        self._batch: SamplingBatch | None = None
-        """That of the last step, for the next one."""
         num_words = -(-vocab_size // BITS_PER_WORD)
         self.drawn = DrawnIds()
         """What the last step drew; on a GPU only."""
-        self._seen = torch.empty(max_rows, num_words, dtype=torch.int32, device=placement.device)
+        workspace = torch.empty(max_rows, vocab_size, device=placement.device)
+        seen = torch.empty(max_rows, num_words, dtype=torch.int32, device=placement.device)
+        self._table = SamplingTable(max_rows, workspace, seen)
 
     def launch(self, logits: torch.Tensor, plan: StepPlan) -> Wait:
         """Start to draw the tokens of a step; what waits for them.
@@ -50,13 +48,9 @@ class Sampler:
         Effects: may change `logits`.
         """
         draws = plan.draws
-        num_rows = len(draws)
-        if num_rows == 0:
+        if not draws:
             return lambda: StepResult(np.empty(0, np.int32))
-        requests = [draw.request for draw in draws]
-        if self._batch is None or self._batch.requests != requests:
-            self._batch = self._table.batch(requests)
-        tensors = self._batch.tensors(draws, logits, self._workspace, self._seen, plan.bitmask)
+        tensors = self._table.tensors(draws, logits, plan.bitmask)
         tensors.reports_processed = reports_processed(self._mode)
         tensors.reports_logits = reports_logits(self._mode)
         if not self._placement.is_host:
@@ -79,8 +73,7 @@ class Sampler:
 
         A plan with such rows has no drafts: each of its sampled rows is one row here.
         """
-        assert self._batch is not None
-        looks = self._batch.has_penalty
+        looks = self._table.looks_back()
         if not any(looks):
             return None
         rows = [i for i, row in enumerate(plan.sampled_rows) if row.is_ahead and looks[i]]

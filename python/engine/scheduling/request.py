@@ -121,7 +121,7 @@ class Request:
     @property
     def is_next_forced(self) -> bool:
         """Whether the next token is known already: nothing has to be drawn, unless it is to be scored too."""
-        has_forced = self.matcher is not None and bool(self.matcher.forced)
+        has_forced = self.matcher is not None and len(self.matcher.forced) > self.num_drawn
         return has_forced and self.finish_reason is None and self.params.logprobs is None
 
     def take_forced(self) -> int:

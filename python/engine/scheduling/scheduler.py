@@ -312,7 +312,7 @@ class Scheduler:
 
     def update(self, plan: StepPlan, result: StepResult) -> list[NewToken | None]:
         """Book the results of a step whose drafts are accepted or not; one entry a growing row, in order:
-        None for one whose request has ended since it was scheduled."""
+        None for one whose request has ended since it was scheduled, or that is overtaken."""
         self._under_way.end(plan)
         now_s = self._clock()
         self._step_time.observe(plan.num_prefill, now_s - max(plan.began_s, self._last_update_s))
@@ -323,7 +323,7 @@ class Scheduler:
         news: list[NewToken | None] = []
         for row in plan.rows:
             request = row.request
-            if request not in self._running:
+            if request not in self._running or row.is_overtaken:
                 first += row.num_draws
                 news += [None] * (row.samples or row.forced)
                 continue
@@ -344,6 +344,7 @@ class Scheduler:
                 if new.finish_reason is not None:
                     self._end(request)
                 news.append(new)
+        self._under_way.drop_overtaken()
         if self.settings.debug_checks:
             self.check()
         return news
@@ -382,25 +383,30 @@ class Scheduler:
                 self.cancel(request.request_id)
 
     def _admit_waiting(self) -> None:
+        num_lacking: int | None = None
         while len(self._running) < self.settings.max_running_requests:
             request = self._waiting.peek()
-            if request is None or not self._reserve(request):
+            if request is None:
                 return
+            if num_lacking is None:
+                num_lacking = sum(map(self._blocks.num_lacking, self._running))
+            if not self._reserve(request, num_lacking):
+                return
+            num_lacking += self._blocks.num_lacking(request)
             self._waiting.pop()
             self._running[request] = None
             if not request.was_admitted:
                 request.was_admitted = True
                 self._admitted.append(request)
 
-    def _reserve(self, request: Request) -> bool:
+    def _reserve(self, request: Request, num_lacking: int) -> bool:
         """Lock what is cached of a waiting request, if there is room for all that it lacks.
 
         Room is counted so that every running request, too, can finish its prefill and then
-        decode through one more block: admission rarely leads to preemption.
+        decode through one more block: admission rarely leads to preemption. They lack `num_lacking` blocks.
         """
         self._blocks.take_cached_prefix(request)
-        lacking = self._blocks.num_lacking(request) + sum(map(self._blocks.num_lacking, self._running))
-        if lacking <= self._blocks.num_available:
+        if num_lacking + self._blocks.num_lacking(request) <= self._blocks.num_available:
             return True
         self._blocks.release(request)
         return False

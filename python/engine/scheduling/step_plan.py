@@ -24,7 +24,8 @@ class StepRow:
     known tokens: one more token is drawn behind each of them. `num_accepted` of them turned out right.
 
     A row `is_ahead` when its one token is what the step before draws for the request: only the device
-    knows it when the row is launched.
+    knows it when the row is launched. It `is_overtaken` when a constraint turned out to force what comes
+    behind that token: then nothing comes of the row.
     """
 
     request: Request
@@ -36,6 +37,7 @@ class StepRow:
     num_accepted: int = 0
     forced: bool = False
     is_ahead: bool = False
+    is_overtaken: bool = False
 
     @property
     def num_draws(self) -> int:
@@ -76,6 +78,11 @@ class StepPlan:
     @property
     def num_tokens(self) -> int:
         return sum(row.num_tokens for row in self.rows)
+
+    @property
+    def has_late_masks(self) -> bool:
+        """Whether what a constraint allows here follows from a token that only the device knows."""
+        return any(row.is_ahead and row.samples and row.request.matcher is not None for row in self.rows)
 
     @property
     def sampled_rows(self) -> list[StepRow]:
@@ -154,10 +161,11 @@ Wait = Callable[[], StepResult]
 class Runner(Protocol):
     """Runs the model for one step. Implemented by `runner.model_runner`, and by fakes in tests."""
 
-    def launch(self, plan: StepPlan) -> Wait:
+    def launch(self, plan: StepPlan, before_draws: Callable[[], None] | None = None) -> Wait:
         """Start a step; what it gives. Steps are computed in the order in which they are launched.
 
         What the plan and its requests hold is read before this returns. On a GPU that is before the step
-        is computed, and waiting is what takes long; on the CPU all is done by then.
+        is computed, and waiting is what takes long; on the CPU all is done by then. `before_draws` is called
+        when the model is launched and the drawing is not: there the plan may still get its bitmask.
         """
         ...

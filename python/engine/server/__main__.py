@@ -65,7 +65,7 @@ def _configs(settings: Settings) -> tuple[EngineConfig, ServerConfig]:
     engine_fields, server_fields = settings.for_class(EngineConfig), settings.for_class(ServerConfig)
     if "model_path" not in engine_fields:
         engine_fields["model_path"] = str(bundled_model())
-        if "embedding_model" not in engine_fields and engine_fields.get("device", "cpu") == "cpu":
+        if "embedding_model" not in engine_fields:
             engine_fields.setdefault("pooling", BUNDLED_POOLING)
         server_fields.setdefault("served_model_name", (BUNDLED_NAME,))
         names = server_fields["served_model_name"]

@@ -82,13 +82,17 @@ def choose_output_format(model: ModelFiles, asked: ChatRequest, prompt: str) -> 
     """How to read answers to this prompt; None if they are nothing but content."""
     formats = model.formats
     tools = None if asked.tools is None else formats.tools
-    if tools is None and formats.thoughts is None:
+    thoughts = formats.thoughts
+    starts_thinking = thoughts is not None and _is_thinking(thoughts, asked, prompt)
+    if tools is None and not starts_thinking and _is_all_answer(model, asked):
+        thoughts = None
+    if tools is None and thoughts is None:
         return None
     output_format = OutputFormat(
-        thoughts=formats.thoughts,
+        thoughts=thoughts,
         tools=tools,
         tool_names=frozenset() if asked.tools is None else asked.tools.names,
-        starts_thinking=formats.thoughts is not None and _is_thinking(formats.thoughts, asked, prompt),
+        starts_thinking=starts_thinking,
         separates_thoughts=asked.thoughts.separates,
         streams_thoughts=asked.thoughts.streams,
         is_calls_or_answer=asked.tools is not None and asked.tools.is_instead_of_answer,
@@ -99,6 +103,13 @@ def choose_output_format(model: ModelFiles, asked: ChatRequest, prompt: str) -> 
         return dataclasses.replace(output_format, tags=model.tags)
     hidden = model.tokenizer.special_ids - shown_ids(model.tokenizer, asked.params, output_format)
     return dataclasses.replace(output_format, tags=model.tags._replace(blank=model.tags.blank | hidden))
+
+
+def _is_all_answer(model: ModelFiles, asked: ChatRequest) -> bool:
+    """Whether the constraint holds from the first token on: where thoughts are marked by letters alone, none
+    come before it, and what looks like their mark is the answer's own."""
+    has_marks = model.tags is not None or isinstance(model.formats.thoughts, Channels)
+    return asked.params.constraint is not None and asked.thoughts.budget is None and not has_marks
 
 
 def _is_answer_constrained(asked: ChatRequest) -> bool:

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from engine.ops.cuda.triton_product import FEW_ROWS, STEP_K, sum_products, tile_of
+from engine.ops.cuda.triton_product import options_of, sum_products, tile_of
 
 if TYPE_CHECKING:
     from engine.ops.cuda.context import ExecutionContext
@@ -37,7 +37,6 @@ def multiply(
     rows_of_expert = triton.cdiv(num_pairs, num_experts)
     tile = tile_of(ctx, rows_of_expert, first.dtype)
     num_blocks = min(num_pairs, triton.cdiv(num_pairs, tile.rows) + num_experts)  # each expert's last is cut
-    group_len = first.group_len or STEP_K
     experts_kernel[(num_blocks, triton.cdiv(first.out_features, tile.columns))](
         x,
         matrices.table,
@@ -55,16 +54,7 @@ def multiply(
         SCALES=tl.float16 if first.dtype == "int4" else tl.float32,
         HAS_BIAS=matrices.has_bias,
         HAS_COLUMN_SCALES=matrices.has_column_scales,
-        K=first.in_features,
-        FORMAT=first.dtype if first.is_coded else "float",
-        GROUP_LEN=group_len,
-        GROUPS_OF_STEP=1 if rows_of_expert > FEW_ROWS and not ctx.is_deterministic else STEP_K // group_len,
-        ROWS=tile.rows,
-        COLUMNS=tile.columns,
-        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-        enable_fp_fusion=True,
+        **options_of(ctx, tile, rows_of_expert, first, x.dtype),
     )
 
 
@@ -72,7 +62,14 @@ def add_up(results: torch.Tensor, weights: torch.Tensor, out: torch.Tensor) -> N
     """out[t] = sum of weights[t, r] * results[t * R + r], in float32 and in order of r, rounded once."""
     num_chosen = weights.shape[1]
     add_up_kernel[(len(out), triton.cdiv(out.shape[1], ADDED_COLUMNS))](
-        results, weights, out, out.shape[1], out.stride(0), CHOSEN=num_chosen, COLUMNS=ADDED_COLUMNS
+        results,
+        weights,
+        out,
+        out.shape[1],
+        out.stride(0),
+        CHOSEN=num_chosen,
+        COLUMNS=ADDED_COLUMNS,
+        enable_fp_fusion=True,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -37,7 +37,6 @@ def multiply(
         return
     tile = tile_of(ctx, num_rows, weight.dtype)
     num_blocks = triton.cdiv(num_rows, tile.rows) * triton.cdiv(weight.out_features, tile.columns)
-    group_len = weight.group_len or STEP_K
     product_kernel[(num_blocks,)](
         x,
         weight.stored,
@@ -50,17 +49,28 @@ def multiply(
         x.stride(0),
         weight.stored.stride(0),
         out.stride(0),
-        K=weight.in_features,
-        FORMAT=weight.dtype if weight.is_coded else "float",
-        GROUP_LEN=group_len,
-        GROUPS_OF_STEP=1 if num_rows > FEW_ROWS and not ctx.is_deterministic else STEP_K // group_len,
-        ROWS=tile.rows,
-        COLUMNS=tile.columns,
-        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-        enable_fp_fusion=True,
+        **options_of(ctx, tile, num_rows, weight, x.dtype),
     )
+
+
+def options_of(
+    ctx: ExecutionContext, tile: Tile, num_rows: int, weight: PackedMatrix, dtype: torch.dtype
+) -> dict[str, Any]:
+    """What a kernel around `sum_products` is compiled with, for so many rows of `dtype`."""
+    group_len = weight.group_len or STEP_K
+    takes_whole_steps = num_rows <= FEW_ROWS or ctx.is_deterministic
+    return {
+        "K": weight.in_features,
+        "FORMAT": weight.dtype if weight.is_coded else "float",
+        "GROUP_LEN": group_len,
+        "GROUPS_OF_STEP": STEP_K // group_len if takes_whole_steps else 1,
+        "ROWS": tile.rows,
+        "COLUMNS": tile.columns,
+        "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
+        "num_warps": tile.num_warps,
+        "num_stages": tile.num_stages,
+        "enable_fp_fusion": True,
+    }
 
 
 def look_up(token_ids: torch.Tensor, weight: PackedMatrix, out: torch.Tensor) -> None:
