@@ -34,15 +34,15 @@ def family(server: ServerProcess) -> list[psutil.Process]:
 
     def look() -> bool:
         found.clear()
-        with contextlib.suppress(psutil.NoSuchProcess, ValueError):  # one of them is not there yet, or no longer
+        with contextlib.suppress(psutil.NoSuchProcess, ValueError):  # one is not there yet, or no longer
             parent = server.process.pid
             for _ in range(3):
                 (child,) = psutil.Process(parent).children()
                 found.append(child)
                 parent = child.pid
             helper, trial = found[1:]
-            # What a library runs as it is imported is a child too, and soon over: a trial is a fork of the helper.
-            # One that compiles has asked to die with its parent: stopped before that it could not.
+            # What a library runs as it is imported is a child too, and soon over: a trial is a fork of the
+            # helper. One that compiles has asked to die with its parent: stopped before that it could not.
             if trial.cmdline() == helper.cmdline() and trial.cpu_times().user > 0.05:
                 trial.suspend()
                 return True
