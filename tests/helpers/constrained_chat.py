@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -30,6 +31,13 @@ SDK_FIELDS = {
     "logit_bias",
     "seed",
 }
+
+
+def serve_briefly_compiling() -> Iterator[ServerProcess]:
+    """A fixture's body: the bundled model behind a server that tries a constraint for two seconds."""
+    with ServerProcess("--grammar-timeout", "2") as process:
+        process.wait_ready()
+        yield process
 
 
 def json_schema(schema: Any, **fields: Any) -> dict[str, Any]:

@@ -13,15 +13,10 @@ import openai
 import psutil
 import pytest
 
-from helpers.constrained_chat import MESSAGES, MODEL, PERSON, chat, json_schema, post
+from helpers.constrained_chat import MESSAGES, MODEL, PERSON, chat, json_schema, post, serve_briefly_compiling
 from helpers.server_process import ServerProcess
 
-
-@pytest.fixture(scope="module")
-def server():
-    with ServerProcess("--grammar-timeout", "2") as process:
-        process.wait_ready()
-        yield process
+server = pytest.fixture(scope="module")(serve_briefly_compiling)
 
 
 @pytest.fixture(scope="module")

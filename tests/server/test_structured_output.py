@@ -15,17 +15,11 @@ import openai
 import pydantic
 import pytest
 
-from helpers.constrained_chat import MESSAGES, MODEL, PERSON, chat, json_schema
+from helpers.constrained_chat import MESSAGES, MODEL, PERSON, chat, json_schema, serve_briefly_compiling
 from helpers.random_schemas import random_schema
 from helpers.regexes import REGEXES
-from helpers.server_process import ServerProcess
 
-
-@pytest.fixture(scope="module")
-def server():
-    with ServerProcess("--grammar-timeout", "2") as process:
-        process.wait_ready()
-        yield process
+server = pytest.fixture(scope="module")(serve_briefly_compiling)
 
 
 @pytest.fixture(scope="module")
