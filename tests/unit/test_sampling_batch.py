@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.sampling.batch import EXCLUDED, SamplingTable
+from engine.sampling.batch import EXCLUDED, MOST_ROOMS, SamplingTable
 from engine.sampling.params import SamplingParams
 from engine.scheduling.request import Request
 from engine.scheduling.step_plan import Draw
@@ -243,3 +243,13 @@ def test_a_table_holds_the_logits_of_one_step_alone():
     assert first.logits is not None
     step(table, requests)
     assert first.logits is None
+
+
+def test_arrays_of_few_sizes_are_kept():
+    """Those of every number of rows that ever came would be a lot to hold."""
+    requests = [make_request(seed=seed) for seed in range(3 * MOST_ROOMS)]
+    table = make_table(len(requests), len(requests))
+    for count in [*range(1, len(requests) + 1), 1, 2]:
+        tensors = step(table, requests[:count])
+        assert tensors.seeds.tolist() == list(range(count)), "also of a size that came before"
+        assert len(table._rooms) <= MOST_ROOMS

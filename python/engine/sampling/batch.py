@@ -20,6 +20,8 @@ _FLOATS = operator.attrgetter(
 _NUM_FLOATS = 6
 EXCLUDED = -1e30
 """Bias that rules a token out, yet leaves a token to draw if a request excludes all of them."""
+MOST_ROOMS = 64
+"""Numbers of rows whose arrays are kept; the one that was made first goes when there is one more."""
 
 
 class SamplingTable:
@@ -80,6 +82,8 @@ class SamplingTable:
         self._chosen_places = places
         room = self._rooms.get(len(places))
         if room is None:
+            if len(self._rooms) == MOST_ROOMS:
+                del self._rooms[next(iter(self._rooms))]
             room = self._rooms[len(places)] = _Room(len(places), *self._scratch)
         np.take(self._numbers, places, axis=1, out=room.numbers, mode="clip")
         np.take(self._seeds, places, out=room.seeds, mode="clip")
