@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from engine.config.model_location import bundled_model
 from engine.demo import corpus
 from engine.demo.tokenizer import render
+from engine.errors import CheckpointError
 from engine.ops import reference
 from helpers.llama_formats import blockwise, q4_0, q8_0, with_rounded_weights
 from helpers.tiny_models import load_model, make_model, save_model
@@ -136,3 +137,25 @@ def test_whole_model_agrees_with_the_plain_one(tmp_path, kind, quantization):
         errors.append(float((logits - expected).abs().max() / expected.std()))
     assert sorted(errors)[len(errors) // 2] <= 1e-4
     assert max(errors) <= 0.5
+
+
+@pytest.mark.parametrize(("quantization", "is_held"), [("int4", False), ("int8", True), ("none", True)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_weights_beyond_four_bits_with_a_half_precision_scale_are_refused(
+    tmp_path, quantization, is_held, sign
+):
+    """8 x 65,504 is the most: what is larger would become that, or infinite."""
+    directories, name = [tmp_path / "held", tmp_path / "beyond"], "model.layers.1.mlp.up_proj.weight"
+    for directory, value in zip(directories, (524_032.0, 524_033.0), strict=True):
+        model = make_model("qwen2")
+        with torch.no_grad():
+            model.get_parameter(name)[3, 5] = sign * value
+        save_model(model, directory)
+    make_runner(directories[0], quantization=quantization)
+    if is_held:
+        make_runner(directories[1], quantization=quantization)
+        return
+    says = f"tensor {name} has a magnitude of 524,033, int4 holds 524,032 at most; int8 has no such bound"
+    with pytest.raises(CheckpointError) as refusal:
+        make_runner(directories[1], quantization=quantization)
+    assert refusal.value.message == says

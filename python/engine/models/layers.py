@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from engine.errors import CheckpointError
 from engine.models.coded_weight import CodedWeight
 from engine.models.lora_sites import Site
 from engine.models.spec import StoredFormat
@@ -23,6 +24,9 @@ ONE_PASS_ROWS = 48
 """From so many rows on a gated product is one pass. Gate and up of fewer stay in the caches, and two passes
 read the weights in longer stretches; see docs/experiments.md."""
 
+MOST_INT4 = 8 * 65_504.0
+"""Magnitude of the largest weight that a half-precision scale and four bits hold."""
+
 
 class _Segment:
     """Rows of a fused layer that one packed matrix holds: parts that are stored alike.
@@ -30,9 +34,11 @@ class _Segment:
     Plain int8 weights wait until all parts are there: how columns are scaled follows from the whole matrix.
     """
 
-    def __init__(self, ctx: Any, matrix: Any, rows: slice, num_parts: int, is_balanced: bool) -> None:
+    def __init__(
+        self, ctx: Any, matrix: Any, rows: slice, parts: Sequence[tuple[str, int]], is_balanced: bool
+    ) -> None:
         self.matrix, self.rows = matrix, rows
-        self._ctx, self._num_parts, self._is_balanced = ctx, num_parts, is_balanced
+        self._ctx, self._parts, self._is_balanced = ctx, parts, is_balanced
         self._waiting: dict[int, torch.Tensor] = {}
 
     def store(self, first_row: int, weight: torch.Tensor | CodedWeight) -> None:
@@ -43,20 +49,31 @@ class _Segment:
                 self.matrix.column_order = weight.column_order.tolist()
         elif self._is_balanced:
             self._waiting[first_row] = weight
-            if len(self._waiting) == self._num_parts:
+            if len(self._waiting) == len(self._parts):
                 parts = [part for _, part in sorted(self._waiting.items())]
                 self._waiting.clear()
                 self.fill(parts)
         else:
-            self.matrix.pack_rows(self._ctx, first_row, weight)
+            self._pack(first_row, weight)
 
     def fill(self, parts: Sequence[torch.Tensor]) -> None:
         if self._is_balanced:
             self.matrix.balance_columns(self._ctx, list(parts))
         first_row = 0
         for part in parts:
-            self.matrix.pack_rows(self._ctx, first_row, part)
+            self._pack(first_row, part)
             first_row += len(part)
+
+    def _pack(self, first_row: int, weight: torch.Tensor) -> None:
+        """Raises: `CheckpointError` for weights that the format would silently make others of."""
+        if self.matrix.dtype == "int4" and (most := max(map(abs, map(float, weight.aminmax())))) > MOST_INT4:
+            ends = itertools.accumulate(rows for _, rows in self._parts)
+            name = next(name for (name, _), end in zip(self._parts, ends, strict=True) if first_row < end)
+            raise CheckpointError(
+                f"tensor {name}.weight has a magnitude of {most:,.0f}, int4 holds {MOST_INT4:,.0f} at most; "
+                "--quantization int8 holds it"
+            )
+        self.matrix.pack_rows(self._ctx, first_row, weight)
 
 
 class FusedLinear:
@@ -98,7 +115,7 @@ class FusedLinear:
                 matrix = self._ops.PackedMatrix(rows, self.in_features, *kind)
                 is_balanced = part_format is None and dtype == "int8"
                 place = slice(first_row, first_row + rows)
-                yield _Segment(self._ctx, matrix, place, len(parts), is_balanced)
+                yield _Segment(self._ctx, matrix, place, parts, is_balanced)
                 first_row += rows
 
     @property
