@@ -145,17 +145,17 @@ def test_weights_beyond_four_bits_with_a_half_precision_scale_are_refused(
     tmp_path, quantization, is_held, sign
 ):
     """8 x 65,504 is the most: what is larger would become that, or infinite."""
-    directories, name = [tmp_path / "held", tmp_path / "beyond"], "model.layers.1.mlp.up_proj.weight"
+    directories, name = [tmp_path / "held", tmp_path / "beyond"], "model.layers.1.mlp.up_proj"
     for directory, value in zip(directories, (524_032.0, 524_033.0), strict=True):
         model = make_model("qwen2")
         with torch.no_grad():
-            model.get_parameter(name)[3, 5] = sign * value
+            model.get_parameter(f"{name}.weight")[3, 5] = sign * value
         save_model(model, directory)
     make_runner(directories[0], quantization=quantization)
     if is_held:
         make_runner(directories[1], quantization=quantization)
         return
-    says = f"tensor {name} has a magnitude of 524,033, int4 holds 524,032 at most; int8 has no such bound"
+    says = f"weights of {name} reach 524,033: int4 holds 524,032 at most, int8 any"
     with pytest.raises(CheckpointError) as refusal:
         make_runner(directories[1], quantization=quantization)
     assert refusal.value.message == says

@@ -70,8 +70,7 @@ class _Segment:
             ends = itertools.accumulate(rows for _, rows in self._parts)
             name = next(name for (name, _), end in zip(self._parts, ends, strict=True) if first_row < end)
             raise CheckpointError(
-                f"tensor {name}.weight has a magnitude of {most:,.0f}, int4 holds {MOST_INT4:,.0f} at most; "
-                "--quantization int8 holds it"
+                f"weights of {name} reach {most:,.0f}: int4 holds {MOST_INT4:,.0f} at most, int8 any"
             )
         self.matrix.pack_rows(self._ctx, first_row, weight)
 
