@@ -53,6 +53,10 @@ def vectors(client: openai.OpenAI, model: str, texts: list[str], **fields) -> np
     return np.array([item.embedding for item in answer.data])
 
 
+def server_cards(server: ServerProcess) -> list[dict]:
+    return server.http.get("/v1/models").json()["data"]
+
+
 def test_vectors_mean_something(alone: ServerProcess) -> None:
     found = vectors(alone.sdk(), "minilm", TEXTS)
     assert found.shape == (3, 384)
@@ -190,6 +194,9 @@ def test_truncation_and_another_name_by_flags() -> None:
         listed = [model.id for model in client.models.list()]
         assert "mini/lm" in listed and NAME not in listed
         assert client.models.retrieve("mini/lm").id == client.models.retrieve(NAME).id == "mini/lm"
+        cards = [*server_cards(process), client.models.retrieve("mini/lm").model_dump()]
+        roots = {card["root"] for card in cards if card["id"] == "mini/lm"}
+        assert roots == {NAME}, "its path, as a named model's that generates"
         for name in ("mini/lm", NAME, "default"):
             answer = client.embeddings.create(model=name, input="a")
             assert answer.model == name
@@ -282,7 +289,7 @@ def test_a_decoder_that_only_embeds_takes_adapters(tmp_path: Path) -> None:
         assert (
             embed(server, lora_path="two").status_code == embed(server, model="base:two").status_code == 404
         )
-        cards = server.http.get("/v1/models").json()["data"]
+        cards = server_cards(server)
         assert [(card["id"], card["parent"]) for card in cards] == [("base", None), ("one", "base")]
         unloaded = server.http.post("/unload_lora_adapter", json={"lora_name": "one"})
         assert unloaded.status_code == 200 and embed(server, model="one").status_code == 404

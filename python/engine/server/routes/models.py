@@ -78,7 +78,8 @@ def _embedding(embedding: EmbeddingIO) -> dict[str, Any]:
 
 def _embedding_card(context: ServerContext, name: str) -> dict[str, Any]:
     max_len = context.require_embedding().info.max_len
-    return {**_card(context, name), "root": name, "max_model_len": max_len}
+    path = context.engine_config.embedding_model
+    return {**_card(context, name), "root": path, "max_model_len": max_len}
 
 
 def _adapter_card(context: ServerContext, adapter: Adapter) -> dict[str, Any]:
