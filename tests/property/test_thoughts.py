@@ -37,8 +37,11 @@ from helpers.tokenizers import byte_level_tokenizer, sentencepiece_tokenizer
 
 TAGGED = ("qwen3", "deepseek-r1", "mistral")
 BLANKS = ("", " ", "\n", "\n\n", "\t", "  ")
-ANSWERS = ("[a-c ]{2,5}!", r"\n{0,2}(yes|no)", r"\s?x?", " ok", r"\n\n")
-"""Some of which begin with what may come before thoughts."""
+ANSWERS = (
+    *("[a-c ]{2,5}!", r"\n{0,2}(yes|no)", r"\s?x?", " ok", r"\n\n"),
+    *("TAG", r"\n?TAG{1,2}(yes|no)", "( |TAG)x"),
+)
+"""Some of which begin with what may come before thoughts, or with the TAG that begins them."""
 
 PAD = "<|pad|>"
 SPACE = " \t\n\r\v\f"
@@ -241,8 +244,10 @@ def test_a_constraint_begins_behind_the_thoughts(
     assert tags is not None
     blank = np.array(sorted(tags.blank), "<i4").tobytes()
     thinking = Thinking((tags.end,), None if is_open else tags.start, budget, (tags.end,), blank)
+    regex = regex.replace("TAG", f"({re.escape(THOUGHT_FORMATS[model.name].start)})")
     grammar = model.grammars.compile("regex", regex)
-    matcher = ThinkingMatcher(thinking, lambda: ConstraintMatcher(grammar, [END_ID]))
+    spelled = grammar.vocabulary.spelled(tags.start)
+    matcher = ThinkingMatcher(thinking, lambda: ConstraintMatcher(grammar, [END_ID]), spelled)
     liked = [tags.start, tags.end, END_ID, *(i for f in blank_fragments(model) for i in f)]
     ids = drawn(matcher, model.tokenizer.vocab_size + 3, draw, liked)
     found, num_thoughts = model.read(output_format, ids, draw, is_cut=not matcher.is_over)

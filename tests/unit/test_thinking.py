@@ -148,3 +148,14 @@ def test_both_ways_of_forcing_give_the_same_answers():
                 ]
             )
     assert answers[0] == answers[1]
+
+
+def test_where_no_thoughts_may_begin_their_tag_is_text(llm):
+    """A constraint that wants it is given its text, of other tokens, for the token would begin thoughts."""
+    (start,), end, (space,) = ids(llm, " the"), ids(llm, "."), ids(llm, " ")
+    blank = np.array([space], "<i4").tobytes()
+    thinking = Thinking(start=start, end=end, budget=0, closing=end, blank=blank)
+    for words in (" the", " the end", "  the end", " the the"):
+        found = answer(llm, thinking, Constraint("choice", json.dumps([words])))
+        assert text(llm, found) == words
+        assert next(token for token in found if token != space) != start

@@ -133,7 +133,8 @@ def _new_matcher(
         assert isinstance(thinking, Thinking), "messages of thoughts are those of a constraint"
         return ThinkingMatcher(thinking, None)
     if isinstance(thinking, Thinking):
-        return ThinkingMatcher(thinking, lambda: ConstraintMatcher(grammar, stop_ids))
+        spelled = () if thinking.start is None else grammar.vocabulary.spelled(thinking.start)
+        return ThinkingMatcher(thinking, lambda: ConstraintMatcher(grammar, stop_ids), spelled)
     matcher = ConstraintMatcher(grammar, stop_ids)
     return matcher if thinking is None else BoundedThoughts(thinking, matcher, grammar.vocabulary)
 

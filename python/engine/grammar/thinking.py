@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -22,17 +22,34 @@ class ThinkingMatcher:
 
     The constraint's first forced tokens wait until the thoughts are over. What closes thoughts that took
     too long comes before them, as forced tokens too.
+
+    Where no thoughts may begin, an answer that is forced to begin with the text of their tag has it in the
+    tokens `spelled`, for the tag's own token would begin thoughts.
     """
 
-    __slots__ = ("_answer", "_forced", "_has_answer_begun", "_make_answer", "_thinking", "_tokens")
+    __slots__ = (
+        "_answer",
+        "_forced",
+        "_has_answer_begun",
+        "_make_answer",
+        "_spelled",
+        "_thinking",
+        "_tokens",
+    )
 
-    def __init__(self, thinking: Thinking, make_answer: Callable[[], ConstraintMatcher] | None) -> None:
-        self._thinking, self._make_answer = thinking, make_answer
+    def __init__(
+        self,
+        thinking: Thinking,
+        make_answer: Callable[[], ConstraintMatcher] | None,
+        spelled: Sequence[int] = (),
+    ) -> None:
+        self._thinking, self._make_answer, self._spelled = thinking, make_answer, spelled
         self._answer = None if make_answer is None else make_answer()
         self._has_answer_begun = False
         self._forced: deque[int] = deque()
         self._tokens = TagTokens(thinking.start, thinking.end, np.frombuffer(thinking.blank, "<i4"))
         self._close_if_used_up()
+        self._spell_tag()
 
     @property
     def forced(self) -> deque[int]:
@@ -82,6 +99,7 @@ class ThinkingMatcher:
         if self._answer is not None:
             self._answer.take(token_id)
             self._has_answer_begun = True
+            self._spell_tag()
         elif self._forced:
             self._forced.popleft()
 
@@ -112,6 +130,14 @@ class ThinkingMatcher:
                 allow_only(row, self._forced[0])
         else:
             answer.fill(row)
+
+    def _spell_tag(self) -> None:
+        if self._answer is None or self._tokens.stage is not Stage.UNDECIDED or self._may_think:
+            return
+        forced = self._answer.forced
+        if forced and forced[0] == self._thinking.start and self._spelled:
+            forced.popleft()
+            forced.extendleft(reversed(self._spelled))
 
     def _close_if_used_up(self) -> None:
         budget, closing, tokens = self._thinking.budget, self._thinking.closing, self._tokens

@@ -79,6 +79,12 @@ class Vocabulary:
             token_ids = self._canonical[text] = self._fewest(text)
         return token_ids
 
+    def spelled(self, token_id: int) -> tuple[int, ...]:
+        """The fewest shorter tokens that spell this one; none if none do."""
+        text = self.tokens[token_id]
+        cuts = ((self.canonical(text[:at]), self.canonical(text[at:])) for at in range(1, len(text)))
+        return min((head + tail for head, tail in cuts if head and tail), key=len, default=())
+
     def _fewest(self, text: bytes) -> tuple[int, ...]:
         num_bytes = len(text)
         fewest: list[float] = [math.inf] * num_bytes + [0]
