@@ -103,12 +103,12 @@ class Model:
             )
         matcher, ids = self._matcher(fields), []
         for token_id in [*wanted, EOS]:
-            matcher.fill(self._row)
-            if token_id == EOS or not allows(self._row, np.array([token_id])):
+            mask = matcher.mask(self._row)
+            if token_id == EOS or not allows(mask, np.array([token_id])):
                 break
             matcher.take(token_id)
             ids.append(token_id)
-        has_ended = len(ids) == len(wanted) and allows(self._row, np.array([EOS]))
+        has_ended = len(ids) == len(wanted) and allows(mask, np.array([EOS]))
         return Written(ids, tokenizer.decode(ids, skip_special_tokens=False), has_ended)
 
     def _matcher(self, fields: dict[str, Any]) -> AnyMatcher:

@@ -180,7 +180,7 @@ def test_the_reader_and_the_bound_see_the_same_thoughts(model: Model, seed: int,
     for token_id in ids:
         while matcher.forced:
             written.append(matcher.forced.popleft())
-        matcher.fill(mask)
+        mask = matcher.mask(mask).copy()
         if not mask[token_id >> 5] >> (token_id & 31) & 1:
             break
         matcher.take(token_id)
@@ -213,7 +213,7 @@ def drawn(
             written.append(matcher.forced.popleft())
         if matcher.is_over:
             return written
-        matcher.fill(mask)
+        mask = matcher.mask(mask).copy()
         allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")[:num_ids])
         wanted = [i for i in liked if i in allowed]
         token_id = int(draw.choice(wanted if wanted and draw.random() < 0.5 else allowed))

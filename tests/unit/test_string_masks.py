@@ -7,8 +7,10 @@ import random
 import numpy as np
 import pytest
 
+from engine.grammar.look_ahead import masks_behind
+from engine.grammar.matcher import ConstraintMatcher
 from engine.grammar.string_masks import RULE, StringPlace, begun_character
-from engine.grammar.vocabulary import VocabularyData
+from engine.grammar.vocabulary import VocabularyData, allows
 from helpers.grammars import Grammars, bundled_vocabulary
 
 WALKS = 6
@@ -61,6 +63,9 @@ SCHEMAS = {
 NEVER_ALONE = {"or any"}
 """Where something else may always come, too, the tables have nothing to say."""
 
+LONG = {"one", "least", "far", "far least", "properties", "recursive"}
+"""Where most answers go on within a string, for several tokens."""
+
 
 @pytest.fixture(scope="module")
 def grammars():
@@ -81,9 +86,10 @@ def walk(grammars: Grammars, grammar, seed: int) -> int:
     num_given = 0
     for _ in range(STEPS):
         matcher.fill_next_token_bitmask(expected, 0, False)
-        if place.fill(matcher, mask):
+        given = place.mask(matcher, mask)
+        if given is not None:
             num_given += 1
-            assert allowed_ids(mask) == allowed_ids(expected)
+            assert allowed_ids(given) == allowed_ids(expected)
         ordinary = draw.sample(range(len(tokens)), min(TRIED, len(tokens)))
         for token_id in {*delicate, *ordinary} - {grammars.end_id}:
             takes = matcher.fork().accept_token(token_id, False)
@@ -103,6 +109,41 @@ def test_masks_are_those_of_the_matcher(grammars, name):
     grammar = grammars.compile("json_schema", SCHEMAS[name], counts=True)
     num_given = sum(walk(grammars, grammar, seed) for seed in range(WALKS))
     assert (num_given == 0) == (name in NEVER_ALONE)
+
+
+@pytest.mark.parametrize("counts", [False, True])
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_an_answer_that_the_matcher_hears_of_late_is_matched_like_any_other(grammars, name, counts):
+    """Also when tokens are guessed and forgotten again, and with characters of several bytes."""
+    grammar = grammars.compile("json_schema", SCHEMAS[name], counts=counts)
+    tokens, num_late = grammars.vocabulary.tokens, 0
+    delicate = {i for i, t in enumerate(tokens) if b'"' in t or begun_character(t) or t[:1] >= b"\x80"}
+    row, expected = np.empty((2, -(-len(tokens) // 32)), np.int32)
+    for seed in range(WALKS):
+        draw = random.Random(f"{name} {seed}")
+        matcher = ConstraintMatcher(grammar, [grammars.end_id])
+        told = grammars.bindings.GrammarMatcher(grammar.handle, [grammars.end_id], False, -1, None)
+        for _ in range(STEPS):
+            if matcher.is_over:
+                break
+            told.fill_next_token_bitmask(expected, 0, False)
+            mask = matcher.mask(row).copy()
+            allowed = allowed_ids(mask)
+            assert set(allowed) <= set(allowed_ids(expected))
+            if not matcher.forced and matcher._held is None:
+                assert (mask == expected).all()
+            before = matcher.state()
+            guesses = [draw.choice(allowed), *draw.choices(range(len(tokens)), k=3)]
+            for guess, behind in zip(guesses, masks_behind(matcher, mask, guesses), strict=False):
+                assert allows(mask, np.array([guess]))
+                mask = behind
+            assert matcher.state() == before
+            rare = delicate.intersection(allowed)
+            token_id = draw.choice(sorted(rare) if rare and draw.random() < 0.2 else allowed)
+            matcher.take(token_id)
+            assert told.accept_token(token_id, False)
+            num_late += bool(matcher._behind)
+    assert num_late > 0 or name not in LONG
 
 
 def test_a_vocabulary_without_single_bytes():
@@ -134,7 +175,8 @@ def test_tables_are_for_strings_of_schemas_only(grammars):
     assert grammars.compile("ebnf", ebnf).strings is None
     tag = {"type": "structural_tag", "format": {"type": "grammar", "grammar": ebnf}}
     assert grammars.compile("structural_tag", tag).strings is None
-    assert grammars.compile("json_schema", SCHEMAS["properties"]).strings is None
+    assert grammars.compile("json_schema", {"type": "string"}).strings is None
+    assert grammars.compile("json_schema", SCHEMAS["properties"]).strings is not None
     tag["format"] = {"type": "json_schema", "json_schema": SCHEMAS["properties"]}
     grammar = grammars.compile("structural_tag", tag, counts=True)
     assert sum(walk(grammars, grammar, seed) for seed in range(WALKS)) > 0

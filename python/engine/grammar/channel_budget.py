@@ -48,13 +48,16 @@ class BoundedThoughts:
         """What matching takes too much of; nothing as a rule."""
         return self._answer.excess
 
-    def fill(self, row: np.ndarray) -> None:
-        """Write the bitmask of the next token, int32 [ceil(V / 32)]."""
-        self._answer.fill(row)
-        if self._tokens.is_naming and not self.forced:
-            row &= self._no_thoughts
-            if self._tokens.num_thoughts + self._least <= self._budget:
-                allow(row, self._opening_id)
+    def mask(self, row: np.ndarray) -> np.ndarray:
+        """The bitmask of the next token, int32 [ceil(V / 32)]: `row`, overwritten, or an array that must not be
+        written to."""
+        mask = self._answer.mask(row)
+        if not self._tokens.is_naming or self.forced:
+            return mask
+        np.bitwise_and(mask, self._no_thoughts, out=row)
+        if self._tokens.num_thoughts + self._least <= self._budget:
+            allow(row, self._opening_id)
+        return row
 
     def take(self, token_id: int) -> None:
         """Go on behind a token that was drawn."""

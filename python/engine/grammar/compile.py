@@ -17,7 +17,7 @@ from engine.grammar.json_grammar import whole_schema_text
 from engine.grammar.nesting import deepest_place
 from engine.grammar.protocol import Prepared
 from engine.grammar.regex_grammar import regex_grammar
-from engine.grammar.string_masks import RULE, Bounds, StringTables, bounds_of
+from engine.grammar.string_masks import RULE, BoundsOfRules, StringTables, bounds_of
 from engine.grammar.structural_tag import enforceable_tag
 from engine.grammar.vocabulary import VocabularyData
 from engine.sampling.constraint import Constraint
@@ -49,7 +49,7 @@ def compile_prepared(compiler: Any, grammar: Prepared) -> Any:
 
 def strings_of(
     tables: StringTables, handle: Any, constraint: Constraint
-) -> tuple[StringTables, Bounds] | None:
+) -> tuple[StringTables, BoundsOfRules] | None:
     """What finds the masks within bounded strings of a compiled grammar, if it has such."""
     if constraint.kind not in _WITH_STRINGS or RULE in constraint.text:  # somebody else's rule, perhaps
         return None

@@ -34,7 +34,7 @@ from engine.grammar.bindings import load_bindings
 from engine.grammar.compile import compile_prepared, make_tokenizer_info, strings_of
 from engine.grammar.errors import GrammarError
 from engine.grammar.protocol import Forget, HelperSettings, Job, Passed, Refusal, Verdict
-from engine.grammar.string_masks import Bounds, StringTables
+from engine.grammar.string_masks import BoundsOfRules, StringTables
 from engine.grammar.vocabulary import Vocabulary, VocabularyData
 from engine.sampling.constraint import Constraint
 
@@ -63,7 +63,7 @@ class CompiledGrammar:
         bindings: Any,
         handle: Any,
         vocabulary: Vocabulary,
-        strings: tuple[StringTables, Bounds] | None = None,
+        strings: tuple[StringTables, BoundsOfRules] | None = None,
         largest: str = "",
     ) -> None:
         self.bindings, self.handle, self.vocabulary, self.strings = bindings, handle, vocabulary, strings

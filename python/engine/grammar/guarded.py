@@ -44,15 +44,16 @@ class GuardedMatcher:
         """What matching takes too much of; nothing as a rule."""
         return "" if self._matcher is None else self._matcher.excess
 
-    def fill(self, row: np.ndarray) -> None:
-        """Write the bitmask of the next token, int32 [ceil(V / 32)]."""
+    def mask(self, row: np.ndarray) -> np.ndarray:
+        """The bitmask of the next token, int32 [ceil(V / 32)]: `row`, overwritten, or an array that must not be
+        written to."""
         try:
             if self._matcher is not None:
-                self._matcher.fill(row)
+                return self._matcher.mask(row)
         except Exception:
             self._fail()
-        if self._matcher is None:
-            row[:] = 0
+        row[:] = 0
+        return row
 
     def take(self, token_id: int) -> None:
         """Go on behind a token that was drawn."""

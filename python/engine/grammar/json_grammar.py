@@ -150,22 +150,23 @@ def _with_bounds(text: str, counts: bool) -> str:
         if match["repeated"] not in characters or match["most"] == "-1":
             return match[0]
         least, most = int(match["least"]), int(match["most"])
-        if most <= _MAX_AUTOMATON and not counts:
-            name = f"bounded_{len(rules)}"
-            rules[name] = f' ::= Regex("{_JSON_CHARACTER_IN_REGEX}{{{least},{most}}}")'
-            return name
+        is_counted = counts or most > _MAX_AUTOMATON
         name = f"bounded_{least}_{most}"
-        num_pieces, num_left = divmod(least, _MAX_AUTOMATON)  # the compiler goes wrong in longer ones
-        pieces = ["characters_in_a_row"] * num_pieces
-        pieces += [_repeated(match["repeated"], num_left)] if num_left else []
-        if num_pieces:
-            rules["characters_in_a_row"] = f" ::= {_repeated(match['repeated'], _MAX_AUTOMATON)}"
-        rules[name] = f"[max_chars={most}] ::= {' '.join([*pieces, _JSON_CHARACTER])}*"
+        if not is_counted:
+            rules[name] = f' ::= Regex("{_JSON_CHARACTER_IN_REGEX}{{{least},{most}}}")'
+        else:
+            num_pieces, num_left = divmod(least, _MAX_AUTOMATON)  # the compiler goes wrong in longer ones
+            pieces = ["characters_in_a_row"] * num_pieces
+            pieces += [_repeated(match["repeated"], num_left)] if num_left else []
+            if num_pieces:
+                rules["characters_in_a_row"] = f" ::= {_repeated(match['repeated'], _MAX_AUTOMATON)}"
+            rules[name] = f"[max_chars={most}] ::= {' '.join([*pieces, _JSON_CHARACTER])}*"
         if not match.string.startswith(_CLOSING, match.end()):
             return name
-        rules[rule_name(least, most)] = f"[temperature=1] ::= {name}{_CLOSING}"
-        closed.add(rule_name(least, most))
-        return rule_name(least, most)
+        closed_name = rule_name(least, most, is_counted)
+        rules[closed_name] = f"[temperature=1] ::= {name}{_CLOSING}"
+        closed.add(closed_name)
+        return closed_name
 
     text = LEXEME.sub(change, text)
     for name in closed:

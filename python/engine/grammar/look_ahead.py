@@ -27,8 +27,7 @@ def masks_behind(matcher: AnyMatcher, mask: np.ndarray, drafts: Iterable[int]) -
         matcher.take(token_id)
         if matcher.is_over:
             break
-        mask = np.empty_like(mask)
-        matcher.fill(mask)
+        mask = matcher.mask(np.empty_like(mask)).copy()
         masks.append(mask)
     matcher.go_back(before)
     return masks

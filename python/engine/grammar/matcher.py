@@ -46,10 +46,12 @@ class ConstraintMatcher:
     """
 
     __slots__ = (
+        "_behind",
         "_end_ids",
         "_has_ended",
         "_has_mask",
         "_held",
+        "_is_open",
         "_is_watched",
         "_largest",
         "_library_mask",
@@ -57,6 +59,7 @@ class ConstraintMatcher:
         "_may_end",
         "_memory",
         "_num_accepted",
+        "_own_mask",
         "_place",
         "_slow_s",
         "_stop_id",
@@ -75,12 +78,17 @@ class ConstraintMatcher:
         stop_ids = self._end_ids or [self._stop_id]
         self.handle = grammar.bindings.GrammarMatcher(grammar.handle, stop_ids, False, -1, None)
         self._place = None if grammar.strings is None else StringPlace(*grammar.strings)
-        self._mask = np.empty(-(-len(grammar.vocabulary.tokens) // 32), np.int32)
-        self._library_mask = grammar.bindings.from_dlpack(self._mask)
+        self._mask = self._own_mask = np.empty(-(-len(grammar.vocabulary.tokens) // 32), np.int32)
+        self._library_mask = grammar.bindings.from_dlpack(self._own_mask)
         self._has_mask = self._may_end = self._has_ended = False
         self._held: int | None = None
         """The last token of a forced text, which is drawn: it, or a longer one."""
+        self._is_open = False
+        """Whether no text was forced when it last went on: likely, none is behind the next token either."""
+        self._behind: list[bytes] = []
+        """Tokens within a string of which the library's matcher has not heard yet."""
         self._num_accepted = 0
+        """Texts that the library's matcher has gone over: drawn tokens, and forced ones some at a time."""
         self._is_watched, self._slow_s = False, 0.0
         self._memory, self._largest, self.excess = MemoryCheck(), grammar.largest, ""
         self._settle()
@@ -92,20 +100,22 @@ class ConstraintMatcher:
         """Whether the answer is complete, and nothing may follow."""
         return self._has_ended and not self.forced
 
-    def fill(self, row: np.ndarray) -> None:
-        """Write the bitmask of the next token, int32 [ceil(V / 32)]."""
+    def mask(self, row: np.ndarray) -> np.ndarray:
+        """The bitmask of the next token, int32 [ceil(V / 32)]: `row`, overwritten, or an array that must not be
+        written to."""
         if self.forced:
             allow_only(row, self.forced[0])
         elif self._has_ended:
             row[:] = -1
         elif self.excess:
             row[:] = 0
+        elif self._held is not None:
+            vocabulary = self._vocabulary
+            held = np.append(vocabulary.longer(self._held), self._held)
+            np.bitwise_and(self._grammar_mask(), only(len(vocabulary.tokens), held), out=row)
         else:
-            row[:] = self._next_mask()
-            if self._held is not None:
-                vocabulary = self._vocabulary
-                held = np.append(vocabulary.longer(self._held), self._held)
-                row &= only(len(vocabulary.tokens), held)
+            return self._grammar_mask()
+        return row
 
     def forbid_end(self, row: np.ndarray) -> None:
         """Take out of a mask what would end the output: the answer is still to come."""
@@ -122,6 +132,9 @@ class ConstraintMatcher:
         if self.forced:
             assert self.forced[0] == token_id, "a token was drawn that the mask does not allow"
             self.forced.popleft()
+        elif self._place is not None and self._place.goes_on(token_id):
+            self._behind.append(self._vocabulary.tokens[token_id])
+            self._has_mask = False
         elif token_id in self._end_ids:
             self._has_ended = True
         elif not self._has_ended:
@@ -144,7 +157,8 @@ class ConstraintMatcher:
 
     def force(self, token_id: int) -> None:
         """Put a token behind those that are forced already; the grammar must allow it."""
-        self._accept([token_id])
+        self._accept_in_grammar(token_id)
+        self.forced.append(token_id)
         self._settle()
 
     # --- going back
@@ -152,15 +166,17 @@ class ConstraintMatcher:
     def state(self) -> tuple:
         """What `go_back` needs to come back here."""
         place = None if self._place is None else self._place.state()
-        return self._num_accepted, tuple(self.forced), self._has_ended, place, self.excess, self._held
+        num_accepted, behind, forced = self._num_accepted, tuple(self._behind), tuple(self.forced)
+        return num_accepted, behind, forced, self._has_ended, place, self.excess, self._held
 
     def go_back(self, state: tuple) -> None:
         """Forget everything since `state` was given."""
-        num_accepted, forced, self._has_ended, place, self.excess, self._held = state
+        num_accepted, behind, forced, self._has_ended, place, self.excess, self._held = state
         if self._num_accepted > num_accepted:
             self.handle.rollback(self._num_accepted - num_accepted)
             self._num_accepted = num_accepted
-            self._has_mask = False
+        self._behind[:] = behind
+        self._has_mask = False
         if self._place is not None:
             self._place.go_back(place)
         self.forced.clear()
@@ -169,54 +185,95 @@ class ConstraintMatcher:
     def _settle(self) -> None:
         """Go on over all that is forced now, and work out the mask of what comes then."""
         self._held = None
-        while True:
-            text = forced_text(self.handle)
-            token_ids = self._vocabulary.canonical(text) if 0 < len(text) <= MAX_FORCED_BYTES else ()
+        # Within most texts nothing is forced for long, and the mask, needed anyway, shows it.
+        if self._is_open and self._allows_witnesses():
+            self._learn()
+            return
+        self._is_open = False
+        text = forced_text(self.handle)
+        if text:
+            token_ids = self._vocabulary.canonical(text) if len(text) <= MAX_FORCED_BYTES else ()
             if not token_ids:
-                break
+                return
             *head, last = token_ids
             self._accept(head)
             longer = self._vocabulary.longer(last)
-            if len(longer) and allows(self._next_mask(), longer):
+            if len(longer) and allows(self._grammar_mask(), longer):
                 self._held = last
                 return
             self._accept([last])
-        if not text and self._is_at_end():
+        self._is_open = self._allows_witnesses()
+        if self._is_open:
+            self._learn()
+        elif self._is_at_end():
             self._has_ended = True
             self.forced.extend(self._end_ids[:1])
 
+    def _allows_witnesses(self) -> bool:
+        """Whether two tokens may come next that begin differently, so that no text is forced."""
+        witnesses = self._vocabulary.witnesses
+        if witnesses is None:
+            return False
+        mask, (a, b) = self._grammar_mask(), witnesses
+        return bool(mask.item(a >> 5) >> (a & 31) & mask.item(b >> 5) >> (b & 31) & 1)
+
     def _accept(self, token_ids: list[int]) -> None:
-        for token_id in token_ids:
-            self._accept_in_grammar(token_id)
-        self.forced.extend(token_ids)
+        """Go on over forced tokens."""
+        if token_ids:
+            tokens = self._vocabulary.tokens
+            text = b"".join([tokens[token_id] for token_id in token_ids])
+            self._catch_up()
+            if not self.handle.accept_string(text, False):
+                raise RuntimeError(f"the grammar forces {text!r} and does not accept it")
+            self._went_on(text)
+            self.forced.extend(token_ids)
 
     def _accept_in_grammar(self, token_id: int) -> None:
+        self._catch_up()
         if not self.handle.accept_token(token_id, False):
             raise RuntimeError(f"the grammar allows or forces token {token_id} and does not accept it")
+        self._went_on(self._vocabulary.tokens[token_id])
+
+    def _catch_up(self) -> None:
+        if self._behind:
+            text = b"".join(self._behind)
+            if not self.handle.accept_string(text, False):
+                raise RuntimeError(f"the grammar allows {text!r} within a string and does not accept it")
+            self._num_accepted += 1
+            self._behind.clear()
+
+    def _learn(self) -> None:
+        if self._place is not None:
+            self._place.learn(self.handle, self._grammar_mask())
+
+    def _went_on(self, text: bytes) -> None:
         self._num_accepted += 1
         self._has_mask = False
         if self._place is not None:
-            self._place.saw(self._vocabulary.tokens[token_id])
+            self._place.saw(text)
 
     def _is_at_end(self) -> bool:
         """Whether nothing but the end is allowed."""
-        mask = self._next_mask()
+        mask = self._grammar_mask()
         if not self._may_end:
             return False
         rest = mask.copy()
         forbid(rest, self._end_ids)
         return not rest.any()
 
-    def _next_mask(self) -> np.ndarray:
+    def _grammar_mask(self) -> np.ndarray:
         """What the grammar allows behind all that is forced; overwritten when it goes on."""
         if not self._has_mask:
             self._has_mask = True
             self._may_end = False
-            if self._place is None or not self._place.fill(self.handle, self._mask):
+            mask = None if self._place is None else self._place.mask(self.handle, self._own_mask)
+            if mask is None:
                 self.handle.fill_next_token_bitmask(self._library_mask, 0, False)
-                self._may_end = bool(self._mask.item(self._stop_id >> 5) >> (self._stop_id & 31) & 1)
+                mask = self._own_mask
+                self._may_end = bool(mask.item(self._stop_id >> 5) >> (self._stop_id & 31) & 1)
                 if not self._end_ids:
-                    forbid(self._mask, [self._stop_id])
+                    forbid(mask, [self._stop_id])
+            self._mask = mask
         return self._mask
 
 
@@ -225,6 +282,7 @@ class MatcherBatch:
 
     def __init__(self, max_rows: int, vocab_size: int) -> None:
         self._masks = np.empty((max_rows, -(-vocab_size // 32)), np.int32)
+        self._every = np.full_like(self._masks[0], -1)
 
     def fill(self, matchers: Sequence[AnyMatcher | None]) -> np.ndarray | None:
         """Bitmasks int32 [R, ceil(V / 32)] of the next tokens, a row for each matcher.
@@ -235,11 +293,9 @@ class MatcherBatch:
         if not any(matchers):
             return None
         masks = self._masks[: len(matchers)]
-        for matcher, row in zip(matchers, masks, strict=True):
-            if matcher is None:
-                row[:] = -1
-            else:
-                matcher.fill(row)
+        every, places = self._every, zip(matchers, masks, strict=True)
+        rows = [every if matcher is None else matcher.mask(row) for matcher, row in places]
+        np.concatenate(rows, out=masks.reshape(-1))
         return masks
 
     def advance(

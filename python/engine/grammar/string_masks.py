@@ -1,17 +1,20 @@
 """Masks within JSON strings of a bounded length, put together from tables of the vocabulary.
 
-xgrammar counts the characters of such a string while it matches, and where a token could be longer than
-what is left it tries every token of the vocabulary: 7 ms for a mask of 151,936 tokens, 40 ms at the end of
-a string. But what may come within a string is known beforehand: every token of plain characters that are
-few enough, and few others, which close the string. Whether these may follow is asked of the matcher once a
-string. Wherever an answer may be anything but inside of one such string, xgrammar fills the mask.
+What may come within a string is known beforehand: every token of plain characters that are few enough, and
+few others, which close the string. These are the same wherever it is long enough and not yet too long. So
+while a string goes on by plain characters, nobody has to ask xgrammar, nor tell it.
+
+Where xgrammar counts the characters of a string while it matches, that is needed: where a token could be
+longer than what is left of the string it tries every token of the vocabulary, 7 ms for a mask of 151,936
+tokens, 40 ms at the end of a string. What closes such a string is asked of the matcher once. Wherever an
+answer may be anything but inside of one such string, xgrammar fills the mask.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,7 +27,8 @@ with the closing one; it alone has a temperature, by which the matcher tells whi
 
 JSON_CHARACTER = r"[\x20\x21\x23-\x5b\x5d-\ud7ff\ue000-\U0010ffff]"
 _RULES = re.compile(r"^([\w.-]+)(?:\[[^\]]*\])? ::= ", re.MULTILINE)
-_BOUNDS = re.compile(rf"{RULE}(\d+)_(\d+)$")
+_COUNTED = "_counted"
+_BOUNDS = re.compile(rf"{RULE}(\d+)_(\d+)({_COUNTED})?$")
 _ACTIVE = re.compile(r"active_temperature_rule_id=(\d+)")
 _STATE = "ParserState("
 _CONTINUATIONS = tuple(bytes([byte]) for byte in (0x80, 0xA0))
@@ -32,19 +36,29 @@ _CONTINUATIONS = tuple(bytes([byte]) for byte in (0x80, 0xA0))
 
 _MASKS_KEPT = 256
 
-Bounds = dict[int, tuple[int, int]]
-"""Of each rule for bounded strings, by its number: least and most characters."""
 
 
-def rule_name(least: int, most: int) -> str:
-    return f"{RULE}{least}_{most}"
+class Bounds(NamedTuple):
+    """Least and most characters of a string, and whether xgrammar counts them while it matches."""
+
+    least: int
+    most: int
+    is_counted: bool
 
 
-def bounds_of(handle: Any) -> Bounds:
+def rule_name(least: int, most: int, is_counted: bool) -> str:
+    return f"{RULE}{least}_{most}{_COUNTED if is_counted else ''}"
+
+
+BoundsOfRules = dict[int, Bounds]
+"""By the number of a rule for bounded strings."""
+
+
+def bounds_of(handle: Any) -> BoundsOfRules:
     """The rules for bounded strings of a compiled grammar."""
     names = _RULES.findall(handle.grammar().to_string())
     found = ((number, _BOUNDS.search(name)) for number, name in enumerate(names))
-    return {number: (int(match[1]), int(match[2])) for number, match in found if match}
+    return {number: Bounds(int(match[1]), int(match[2]), bool(match[3])) for number, match in found if match}
 
 
 class StringTables:
@@ -63,7 +77,8 @@ class StringTables:
         num_chars = num_before[np.minimum(quote_at, ends)] - num_before[starts]
         self._num_words = -(-len(tokens) // 32)
         self._num_chars = num_chars
-        self._most_chars = int(num_chars.max())
+        self.most_chars = int(num_chars.max())
+        """Of a token, before its first quote."""
         self._no_longer_than: dict[int, np.ndarray] = {}
         self._plain: dict[bytes, np.ndarray] = {}
         grammar = compiler.compile_grammar_from_strings(f"root ::= {JSON_CHARACTER}*", "root")
@@ -75,12 +90,20 @@ class StringTables:
         self._tails = _Tree()
         for place, token_id in enumerate(self._closing):
             self._tails.add(tokens[token_id][len(self._heads[place]) :], place)
+        self.most_before_quote = int(num_chars[self._closing].max(initial=0))
+        """Characters that a token has before its first quote, if it has one."""
+        is_plain = np.unpackbits(self.plain(b"").view(np.uint8), count=len(tokens), bitorder="little").astype(bool)
+        is_plain &= num_chars < 256
+        ends_early = [i for i in np.flatnonzero(is_plain & (text[ends - 1] >= 0x80)) if begun_character(tokens[i])]
+        is_plain[ends_early] = False
+        self.plain_chars = np.where(is_plain, num_chars, 0).astype(np.uint8).tobytes()
+        """Of each token: how many characters it is; 0 if it is anything but whole plain ones, or over 255."""
         self._byte_ids = {token: i for i, token in enumerate(tokens) if len(token) == 1}
         self._closing_plainly = {place for place, head in enumerate(self._heads) if self._is_text(b"", head)}
 
     def no_longer_than(self, num_chars: int) -> np.ndarray:
         """Bitmask of the tokens that begin at most so many characters before their first quote."""
-        num_chars = min(num_chars, self._most_chars)
+        num_chars = min(num_chars, self.most_chars)
         mask = self._no_longer_than.get(num_chars)
         if mask is None:
             mask = self._no_longer_than[num_chars] = self._packed(self._num_chars <= num_chars)
@@ -144,46 +167,93 @@ class StringTables:
 class StringPlace:
     """Where an answer is within a string of a bounded length, if it is in one."""
 
-    __slots__ = ("_bounds", "_closing", "_num_chars", "_pending", "_tables")
+    __slots__ = ("_bounds", "_closing", "_counts", "_has_looked", "_here", "_num_chars", "_pending", "_tables", "_whole")
 
-    def __init__(self, tables: StringTables, bounds: Bounds) -> None:
+    def __init__(self, tables: StringTables, bounds: BoundsOfRules) -> None:
         self._tables, self._bounds = tables, bounds
+        self._counts = any(each.is_counted for each in bounds.values())
         self._num_chars, self._pending = 0, b""
+        """Behind the last quote."""
+        self._forget()
+
+    def _forget(self) -> None:
+        self._here: Bounds | None = None
+        self._has_looked = False
         self._closing: tuple[np.ndarray, np.ndarray] | None = None
+        self._whole: np.ndarray | None = None
+        """A bitmask of this string, from where it was long enough. Further on the same tokens may follow, as far
+        as they are not too long."""
 
     def saw(self, text: bytes) -> None:
         """The answer goes on with these bytes."""
         quote = text.rfind(QUOTE)
         if quote >= 0:
-            self._num_chars, self._pending, self._closing = 0, b"", None
+            self._num_chars, self._pending = 0, b""
+            self._forget()
             text = text[quote + 1 :]
         self._num_chars += sum(byte & 0xC0 != 0x80 for byte in text)
         self._pending = b"" if text.isascii() and text else begun_character(self._pending + text)
 
-    def fill(self, handle: Any, mask: np.ndarray) -> bool:
-        """Write the bitmask of the next token, int32 [ceil(V / 32)], if the place is one for it."""
-        bounds = self._bounds.get(_only_rule(handle._debug_print_internal_state()))
-        if bounds is None:
+    def goes_on(self, token_id: int) -> bool:
+        """Whether the answer stays within the string with this token, and may still end in more than one
+        way. `mask` tells what may follow then, without the matcher."""
+        num_new, here = self._tables.plain_chars[token_id], self._here
+        if not num_new or here is None or self._pending:
             return False
-        num_left, num_missing = bounds[1] - self._num_chars, max(0, bounds[0] - self._num_chars)
-        tables, pending = self._tables, self._pending
+        num_chars = self._num_chars + num_new
+        if num_chars >= here.most or not self._is_known(here.least - num_chars):
+            return False
+        self._num_chars = num_chars
+        return True
+
+    def _is_known(self, num_missing: int) -> bool:
+        """Whether the tables tell the mask where so many characters have to come before the quote."""
+        return self._whole is not None or num_missing > self._tables.most_before_quote
+
+    def mask(self, handle: Any, out: np.ndarray) -> np.ndarray | None:
+        """The bitmask of the next token, int32 [ceil(V / 32)], if the tables tell it: `out`, or one that
+        must not be written to."""
+        if self._here is None and self._counts:
+            self._here = self._look(handle)
+        here, tables, pending = self._here, self._tables, self._pending
+        if here is None:
+            return None
+        num_left, num_missing = here.most - self._num_chars, max(0, here.least - self._num_chars)
+        if not pending and self._is_known(num_missing):
+            some = tables.plain(b"") if self._whole is None else self._whole
+            return some if num_left >= tables.most_chars else some & tables.no_longer_than(num_left)
+        if not here.is_counted:
+            return None
         closing = None if pending else self._closing
         if closing is None:
             closing = tables.closing(handle, pending, num_missing)
             if not pending:
                 self._closing = closing
-        np.bitwise_and(tables.plain(pending), tables.no_longer_than(num_left), out=mask)
+        np.bitwise_and(tables.plain(pending), tables.no_longer_than(num_left), out=out)
         ids, num_chars = closing
         ids = ids[(num_chars >= num_missing) & (num_chars <= num_left)]
         bits = np.left_shift(1, ids & 31, dtype=np.uint32, casting="unsafe")
-        np.bitwise_or.at(mask.view(np.uint32), ids >> 5, bits)
-        return True
+        np.bitwise_or.at(out.view(np.uint32), ids >> 5, bits)
+        return out
+
+    def learn(self, handle: Any, mask: np.ndarray) -> None:
+        """Remember the mask of this place for the rest of the string, if the answer is in one. `mask` must
+        allow more than one way to go on."""
+        if not self._has_looked:
+            self._has_looked = True
+            self._here = self._here or self._look(handle)
+        here = self._here
+        if here is not None and self._whole is None and not self._pending and self._num_chars >= here.least:
+            self._whole = mask.copy()
+
+    def _look(self, handle: Any) -> Bounds | None:
+        return self._bounds.get(_only_rule(handle._debug_print_internal_state()))
 
     def state(self) -> tuple:
-        return self._num_chars, self._pending, self._closing
+        return self._num_chars, self._pending, self._here, self._has_looked, self._closing, self._whole
 
     def go_back(self, state: tuple) -> None:
-        self._num_chars, self._pending, self._closing = state
+        self._num_chars, self._pending, self._here, self._has_looked, self._closing, self._whole = state
 
 
 class _Tree:

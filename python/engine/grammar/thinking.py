@@ -70,20 +70,27 @@ class ThinkingMatcher:
         """What matching takes too much of; nothing as a rule."""
         return "" if self._answer is None else self._answer.excess
 
-    def fill(self, row: np.ndarray) -> None:
-        """Write the bitmask of the next token, int32 [ceil(V / 32)]."""
-        if self._tokens.stage is Stage.THINKING:
-            row[:] = -1
-            if self._answer is not None:
-                self._answer.forbid_end(row)
-            return
-        self._fill_answer(row)
-        if self._tokens.stage is Stage.UNDECIDED:
+    def mask(self, row: np.ndarray) -> np.ndarray:
+        """The bitmask of the next token, int32 [ceil(V / 32)]: `row`, overwritten, or an array that must not be
+        written to."""
+        stage, answer = self._tokens.stage, self._answer
+        if stage is Stage.ANSWERING and answer is not None:
+            return answer.mask(row)
+        row[:] = -1
+        if stage is Stage.THINKING:
+            if answer is not None:
+                answer.forbid_end(row)
+        elif answer is not None:
+            row[:] = answer.mask(row)
+        elif self._forced:
+            allow_only(row, self._forced[0])
+        if stage is Stage.UNDECIDED:
             assert self._thinking.start is not None
             if self._may_think:
                 allow(row, self._thinking.start)
             else:
                 forbid(row, [self._thinking.start])
+        return row
 
     def take(self, token_id: int) -> None:
         """Go on behind a token that was drawn."""
@@ -121,15 +128,6 @@ class ThinkingMatcher:
     def _may_think(self) -> bool:
         budget = self._thinking.budget
         return budget is None or budget > len(self._thinking.closing)
-
-    def _fill_answer(self, row: np.ndarray) -> None:
-        answer = self._answer
-        if answer is None:
-            row[:] = -1
-            if self._forced:
-                allow_only(row, self._forced[0])
-        else:
-            answer.fill(row)
 
     def _spell_tag(self) -> None:
         if self._answer is None or self._tokens.stage is not Stage.UNDECIDED or self._may_think:

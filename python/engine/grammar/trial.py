@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from engine.grammar.errors import TakesTooMuch
-from engine.grammar.string_masks import Bounds, StringPlace, StringTables
+from engine.grammar.string_masks import BoundsOfRules, StringPlace, StringTables
 from engine.grammar.vocabulary import VocabularyData
 
 MAX_FORCED_BYTES = 2**14
@@ -22,13 +22,13 @@ _NUM_TOKENS = 64
 
 
 def try_out(
-    bindings: Any, handle: Any, data: VocabularyData, strings: tuple[StringTables, Bounds] | None = None
+    bindings: Any, handle: Any, data: VocabularyData, strings: tuple[StringTables, BoundsOfRules] | None = None
 ) -> None:
     """Raises: `TakesTooMuch` when the grammar forces endless text, or takes too long for a token."""
     stop_id = data.tokens.index(b"")
     matcher = bindings.GrammarMatcher(handle, [stop_id], False, -1, None)
     place = None if strings is None else StringPlace(*strings)
-    mask = np.empty(-(-len(data.tokens) // 32), np.int32)
+    own_mask = np.empty(-(-len(data.tokens) // 32), np.int32)
     draw = random.Random(0)
     for _ in range(_NUM_TOKENS):
         began_s = time.process_time()
@@ -38,8 +38,10 @@ def try_out(
         matcher.accept_string(text, False)
         if place is not None:
             place.saw(text)
-        if place is None or not place.fill(matcher, mask):
-            matcher.fill_next_token_bitmask(mask, 0, False)
+        mask = None if place is None else place.mask(matcher, own_mask)
+        if mask is None:
+            matcher.fill_next_token_bitmask(own_mask, 0, False)
+            mask = own_mask
         allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
         allowed = allowed[allowed != stop_id]
         if not len(allowed):

@@ -63,6 +63,9 @@ class Vocabulary:
                 self._id_of.setdefault(token, token_id)
                 start = token[:2]
                 self._longest[start] = max(self._longest.get(start, 0), len(token))
+        pair = self._id_of.get(b"a"), self._id_of.get(b"e")
+        self.witnesses = None if pair[0] is None or pair[1] is None else (pair[0], pair[1])
+        """Two tokens that begin differently, and that most texts may go on with."""
 
     def canonical(self, text: bytes) -> tuple[int, ...]:
         """The fewest tokens that spell `text`, longer ones first among equals; none if none do.
