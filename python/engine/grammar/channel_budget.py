@@ -49,8 +49,8 @@ class BoundedThoughts:
         return self._answer.excess
 
     def mask(self, row: np.ndarray) -> np.ndarray:
-        """The bitmask of the next token, int32 [ceil(V / 32)]: `row`, overwritten, or an array that must not be
-        written to."""
+        """The bitmask of the next token, int32 [ceil(V / 32)]: `row`, overwritten, or an array that must
+        not be written to."""
         mask = self._answer.mask(row)
         if not self._tokens.is_naming or self.forced:
             return mask

@@ -17,12 +17,12 @@ from engine.grammar.json_grammar import whole_schema_text
 from engine.grammar.nesting import deepest_place
 from engine.grammar.protocol import Prepared
 from engine.grammar.regex_grammar import regex_grammar
-from engine.grammar.string_masks import RULE, BoundsOfRules, StringTables, bounds_of
+from engine.grammar.string_masks import ANY_STRING, RULE, BoundsOfRules, StringTables, bounds_of
 from engine.grammar.structural_tag import enforceable_tag
 from engine.grammar.vocabulary import VocabularyData
 from engine.sampling.constraint import Constraint
 
-_WITH_STRINGS = ("json_schema", "structural_tag")
+_WITH_STRINGS = ("json_schema", "json_object", "structural_tag")
 
 
 def make_tokenizer_info(bindings: Any, data: VocabularyData) -> Any:
@@ -50,8 +50,10 @@ def compile_prepared(compiler: Any, grammar: Prepared) -> Any:
 def strings_of(
     tables: StringTables, handle: Any, constraint: Constraint
 ) -> tuple[StringTables, BoundsOfRules] | None:
-    """What finds the masks within bounded strings of a compiled grammar, if it has such."""
-    if constraint.kind not in _WITH_STRINGS or RULE in constraint.text:  # somebody else's rule, perhaps
+    """What finds the masks within the strings of a compiled grammar, if it has such."""
+    if constraint.kind not in _WITH_STRINGS:
+        return None
+    if RULE in constraint.text or ANY_STRING in constraint.text:  # somebody else's rule, perhaps
         return None
     bounds = bounds_of(handle)
     return (tables, bounds) if bounds else None

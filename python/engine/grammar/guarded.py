@@ -45,8 +45,8 @@ class GuardedMatcher:
         return "" if self._matcher is None else self._matcher.excess
 
     def mask(self, row: np.ndarray) -> np.ndarray:
-        """The bitmask of the next token, int32 [ceil(V / 32)]: `row`, overwritten, or an array that must not be
-        written to."""
+        """The bitmask of the next token, int32 [ceil(V / 32)]: `row`, overwritten, or an array that must
+        not be written to."""
         try:
             if self._matcher is not None:
                 return self._matcher.mask(row)

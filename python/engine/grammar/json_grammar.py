@@ -22,7 +22,7 @@ from engine.grammar.errors import GrammarError, Unenforceable
 from engine.grammar.grammar_text import LEXEME, within_json_string, without_surrogates
 from engine.grammar.regex_grammar import regex_grammar
 from engine.grammar.schema_keywords import Pattern, enforceable, refusal
-from engine.grammar.string_masks import rule_name
+from engine.grammar.string_masks import ANY_STRING, rule_name
 
 MAX_WHITESPACE = 20
 """Between two elements of JSON where whitespace is free: without a bound weak models never end it."""
@@ -40,6 +40,8 @@ _ESCAPE_IN_NAME = re.compile(
     r'^(\S+_addl_key(?:_\d+)? ::= .*) \| \("\\\\" basic_escape basic_string_sub\)', re.MULTILINE
 )
 """In a name that is none of the declared ones, as far as it begins like one of these."""
+
+_ANY_STRING = re.compile(rf"^({ANY_STRING}) ::=", re.MULTILINE)
 
 _COMPILER_CHARACTER = r"^\"\\\r\n"
 _JSON_CHARACTER = r"[^\"\\\0-\x1f]"
@@ -86,6 +88,7 @@ def schema_text(bindings: Any, schema: Any, separators: tuple[str, str] | None) 
         at = _first_overlap(found.one_ofs, converted)
         what = "is supported only for schemas that provably never match the same"
         raise refusal(at, "oneOf", what) from None
+    text = _ANY_STRING.sub(r"\1[temperature=1] ::=", text)
     if separators is not None:
         text = _ANY_ELEMENTS.sub(rf'\1"{separators[0]}"', text)
     return _with_patterns(bindings, text, found.patterns)

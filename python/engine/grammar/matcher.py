@@ -101,8 +101,8 @@ class ConstraintMatcher:
         return self._has_ended and not self.forced
 
     def mask(self, row: np.ndarray) -> np.ndarray:
-        """The bitmask of the next token, int32 [ceil(V / 32)]: `row`, overwritten, or an array that must not be
-        written to."""
+        """The bitmask of the next token, int32 [ceil(V / 32)]: `row`, overwritten, or an array that must
+        not be written to."""
         if self.forced:
             allow_only(row, self.forced[0])
         elif self._has_ended:

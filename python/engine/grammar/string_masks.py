@@ -1,4 +1,4 @@
-"""Masks within JSON strings of a bounded length, put together from tables of the vocabulary.
+"""Masks within JSON strings, put together from tables of the vocabulary.
 
 What may come within a string is known beforehand: every token of plain characters that are few enough, and
 few others, which close the string. These are the same wherever it is long enough and not yet too long. So
@@ -20,22 +20,25 @@ import numpy as np
 
 from engine.grammar.vocabulary import allows
 
-QUOTE = b'"'
+QUOTE, ESCAPE = b'"', b"\\"
 RULE = "string_of_"
 """What the names of rules for bounded strings begin with. A rule begins behind the opening quote, and ends
 with the closing one; it alone has a temperature, by which the matcher tells which rule it is in."""
 
+ANY_STRING = "basic_string_sub"
+"""The compiler's own rule for all others, in which there may be escapes. It gets a temperature, too."""
+
 JSON_CHARACTER = r"[\x20\x21\x23-\x5b\x5d-\ud7ff\ue000-\U0010ffff]"
 _RULES = re.compile(r"^([\w.-]+)(?:\[[^\]]*\])? ::= ", re.MULTILINE)
 _COUNTED = "_counted"
-_BOUNDS = re.compile(rf"{RULE}(\d+)_(\d+)({_COUNTED})?$")
+_BOUNDS = re.compile(rf"{RULE}(\d+)_(\d+)({_COUNTED})?$|{ANY_STRING}(?:_\d+)?$")
 _ACTIVE = re.compile(r"active_temperature_rule_id=(\d+)")
 _STATE = "ParserState("
 _CONTINUATIONS = tuple(bytes([byte]) for byte in (0x80, 0xA0))
 """Behind any beginning of a character one of them can follow. Source: RFC 3629, section 4."""
 
 _MASKS_KEPT = 256
-
+_NO_BOUND = 2**62
 
 
 class Bounds(NamedTuple):
@@ -51,14 +54,18 @@ def rule_name(least: int, most: int, is_counted: bool) -> str:
 
 
 BoundsOfRules = dict[int, Bounds]
-"""By the number of a rule for bounded strings."""
+"""By the number of a rule for strings."""
 
 
 def bounds_of(handle: Any) -> BoundsOfRules:
-    """The rules for bounded strings of a compiled grammar."""
+    """The rules for strings of a compiled grammar."""
     names = _RULES.findall(handle.grammar().to_string())
     found = ((number, _BOUNDS.search(name)) for number, name in enumerate(names))
-    return {number: Bounds(int(match[1]), int(match[2]), bool(match[3])) for number, match in found if match}
+    return {
+        number: Bounds(int(match[1] or 0), int(match[2] or _NO_BOUND), bool(match[3]))
+        for number, match in found
+        if match
+    }
 
 
 class StringTables:
@@ -92,9 +99,13 @@ class StringTables:
             self._tails.add(tokens[token_id][len(self._heads[place]) :], place)
         self.most_before_quote = int(num_chars[self._closing].max(initial=0))
         """Characters that a token has before its first quote, if it has one."""
-        is_plain = np.unpackbits(self.plain(b"").view(np.uint8), count=len(tokens), bitorder="little").astype(bool)
+        is_plain = np.unpackbits(self.plain(b"").view(np.uint8), count=len(tokens), bitorder="little").astype(
+            bool
+        )
         is_plain &= num_chars < 256
-        ends_early = [i for i in np.flatnonzero(is_plain & (text[ends - 1] >= 0x80)) if begun_character(tokens[i])]
+        ends_early = [
+            i for i in np.flatnonzero(is_plain & (text[ends - 1] >= 0x80)) if begun_character(tokens[i])
+        ]
         is_plain[ends_early] = False
         self.plain_chars = np.where(is_plain, num_chars, 0).astype(np.uint8).tobytes()
         """Of each token: how many characters it is; 0 if it is anything but whole plain ones, or over 255."""
@@ -165,9 +176,19 @@ class StringTables:
 
 
 class StringPlace:
-    """Where an answer is within a string of a bounded length, if it is in one."""
+    """Where an answer is within a string, if it is in one."""
 
-    __slots__ = ("_bounds", "_closing", "_counts", "_has_looked", "_here", "_num_chars", "_pending", "_tables", "_whole")
+    __slots__ = (
+        "_bounds",
+        "_closing",
+        "_counts",
+        "_has_looked",
+        "_here",
+        "_num_chars",
+        "_pending",
+        "_tables",
+        "_whole",
+    )
 
     def __init__(self, tables: StringTables, bounds: BoundsOfRules) -> None:
         self._tables, self._bounds = tables, bounds
@@ -181,8 +202,8 @@ class StringPlace:
         self._has_looked = False
         self._closing: tuple[np.ndarray, np.ndarray] | None = None
         self._whole: np.ndarray | None = None
-        """A bitmask of this string, from where it was long enough. Further on the same tokens may follow, as far
-        as they are not too long."""
+        """A bitmask of this string, from where it was long enough. Further on the same tokens may follow,
+        as far as they are not too long."""
 
     def saw(self, text: bytes) -> None:
         """The answer goes on with these bytes."""
@@ -191,6 +212,9 @@ class StringPlace:
             self._num_chars, self._pending = 0, b""
             self._forget()
             text = text[quote + 1 :]
+        if ESCAPE in text:  # what follows may be more of it
+            self._forget()
+            self._has_looked = True
         self._num_chars += sum(byte & 0xC0 != 0x80 for byte in text)
         self._pending = b"" if text.isascii() and text else begun_character(self._pending + text)
 

@@ -71,8 +71,8 @@ class ThinkingMatcher:
         return "" if self._answer is None else self._answer.excess
 
     def mask(self, row: np.ndarray) -> np.ndarray:
-        """The bitmask of the next token, int32 [ceil(V / 32)]: `row`, overwritten, or an array that must not be
-        written to."""
+        """The bitmask of the next token, int32 [ceil(V / 32)]: `row`, overwritten, or an array that must
+        not be written to."""
         stage, answer = self._tokens.stage, self._answer
         if stage is Stage.ANSWERING and answer is not None:
             return answer.mask(row)

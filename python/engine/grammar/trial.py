@@ -22,7 +22,10 @@ _NUM_TOKENS = 64
 
 
 def try_out(
-    bindings: Any, handle: Any, data: VocabularyData, strings: tuple[StringTables, BoundsOfRules] | None = None
+    bindings: Any,
+    handle: Any,
+    data: VocabularyData,
+    strings: tuple[StringTables, BoundsOfRules] | None = None,
 ) -> None:
     """Raises: `TakesTooMuch` when the grammar forces endless text, or takes too long for a token."""
     stop_id = data.tokens.index(b"")
