@@ -110,6 +110,20 @@ def test_long_json_takes_little_memory(grammars):
     assert matcher_memory.size_of(matcher.handle) < 2**25 / 3
 
 
+def test_a_long_string_is_not_left_for_its_end(grammars):
+    """Or the matching of all of it would hold up one step."""
+    matcher = ConstraintMatcher(grammars.compile("json_schema", {"type": "string"}), [grammars.end_id])
+    matcher.take(grammars.quote_id)
+    word, most, num_late = grammars.vocabulary.tokens.index(b"a"), 0, 0
+    for _ in range(2000):
+        matcher.take(word)
+        num_late += bool(matcher._behind)
+        most = max(most, len(matcher._behind))
+    assert num_late > 1900 and most < 300
+    matcher.take(grammars.quote_id)
+    assert matcher.forced[0] == grammars.end_id
+
+
 def test_going_back_leaves_no_excess(grammars, monkeypatch):
     """What was only tried is not held against the answer."""
     monkeypatch.setattr("engine.grammar.matcher.MAX_BYTES", 2**20)

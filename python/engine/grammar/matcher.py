@@ -29,6 +29,9 @@ QUICK_S = 0.01
 MAX_SLOW_S = 1.0
 """CPU time beyond `QUICK_S` a token that matching an answer may take, then the answer ends."""
 
+_MOST_BEHIND = 256
+"""Tokens; to hear of them at once takes the library a tenth of a millisecond."""
+
 
 class ConstraintMatcher:
     """One answer and its grammar.
@@ -132,7 +135,7 @@ class ConstraintMatcher:
         if self.forced:
             assert self.forced[0] == token_id, "a token was drawn that the mask does not allow"
             self.forced.popleft()
-        elif self._place is not None and self._place.goes_on(token_id):
+        elif self._place is not None and len(self._behind) < _MOST_BEHIND and self._place.goes_on(token_id):
             self._behind.append(self._vocabulary.tokens[token_id])
             self._has_mask = False
         elif token_id in self._end_ids:
@@ -175,8 +178,10 @@ class ConstraintMatcher:
         if self._num_accepted > num_accepted:
             self.handle.rollback(self._num_accepted - num_accepted)
             self._num_accepted = num_accepted
-        self._behind[:] = behind
-        self._has_mask = False
+            self._has_mask = False
+        if len(self._behind) != len(behind):
+            self._behind[:] = behind
+            self._has_mask = False
         if self._place is not None:
             self._place.go_back(place)
         self.forced.clear()
