@@ -287,7 +287,6 @@ class MatcherBatch:
 
     def __init__(self, max_rows: int, vocab_size: int) -> None:
         self._masks = np.empty((max_rows, -(-vocab_size // 32)), np.int32)
-        self._every = np.full_like(self._masks[0], -1)
 
     def fill(self, matchers: Sequence[AnyMatcher | None]) -> np.ndarray | None:
         """Bitmasks int32 [R, ceil(V / 32)] of the next tokens, a row for each matcher.
@@ -298,9 +297,8 @@ class MatcherBatch:
         if not any(matchers):
             return None
         masks = self._masks[: len(matchers)]
-        every, places = self._every, zip(matchers, masks, strict=True)
-        rows = [every if matcher is None else matcher.mask(row) for matcher, row in places]
-        np.concatenate(rows, out=masks.reshape(-1))
+        for matcher, row in zip(matchers, masks, strict=True):
+            row[:] = -1 if matcher is None else matcher.mask(row)
         return masks
 
     def advance(
