@@ -46,12 +46,13 @@ class Spelling:
         self.told: list[int] = []
         self.num_forced = 0
 
-    def fill(self, row: np.ndarray) -> None:
+    def mask(self, row: np.ndarray) -> np.ndarray:
         last = self.told[-1] if self.told else 0
         allowed = [self.forced[0]] if self.forced else range(last % 3, VOCAB_SIZE, 3)
         row[:] = 0
         for token in allowed:
             row[token >> 5] |= np.uint32(1 << (token & 31)).astype(np.int32)
+        return row
 
     def take(self, token: int) -> None:
         if self.forced:
