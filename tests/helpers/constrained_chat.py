@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import openai
 
+from helpers.http_server import DEADLINE_S
 from helpers.server_process import ServerProcess
 
 MODEL = "default"
@@ -33,11 +34,20 @@ SDK_FIELDS = {
 }
 
 
-def serve_briefly_compiling() -> Iterator[ServerProcess]:
-    """A fixture's body: the bundled model behind a server that tries a constraint for two seconds."""
-    with ServerProcess("--grammar-timeout", "2") as process:
-        process.wait_ready()
-        yield process
+def serve_compiling_for(timeout_s: int) -> Callable[[], Iterator[ServerProcess]]:
+    """A fixture's body: the bundled model behind a server that tries a constraint for so long."""
+
+    def serve() -> Iterator[ServerProcess]:
+        with ServerProcess("--grammar-timeout", str(timeout_s)) as process:
+            process.wait_ready()
+            yield process
+
+    return serve
+
+
+def endless_regex(name: str) -> str:
+    """One that is tried until it is stopped, and that nobody of another name asks for."""
+    return f"({'|'.join(['a*'] * 2000)})*b{name}"
 
 
 def json_schema(schema: Any, **fields: Any) -> dict[str, Any]:
@@ -52,4 +62,4 @@ def chat(client: openai.OpenAI, **fields: Any) -> Any:
 
 def post(server: ServerProcess, **fields: Any) -> httpx.Response:
     body = {"model": MODEL, "messages": MESSAGES, "max_tokens": 5, **fields}
-    return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
+    return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=DEADLINE_S)

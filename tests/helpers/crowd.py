@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import random
@@ -161,6 +162,19 @@ def proportional_bytes(pid: int) -> int:
             total += one.memory_full_info().pss
         except psutil.NoSuchProcess:
             continue
+    return total
+
+
+def held_bytes(pid: int) -> int:
+    """Memory of a process and its descendants, what they share of their own divided among them, and all pages
+    of files that each has mapped: what others do who have mapped the same files does not show here.
+    """
+    process = psutil.Process(pid)
+    total = 0
+    for one in (process, *process.children(recursive=True)):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            own, _, mapped = _memory(one)
+            total += own + mapped
     return total
 
 

@@ -35,6 +35,8 @@ Sanic.test_mode = True
 
 EOS = 0
 MODEL_PATH = "org/tiny-model"
+DEADLINE_S = 60.0
+"""For what comes at once on a machine with nothing else to do: it costs nothing where it is not reached."""
 EMBEDDING = EmbeddingSpec(
     pooling=("mean",), is_normalized=True, any_dimension=True, prompts={"query": "ask: ", "x": ""}
 )
@@ -119,20 +121,20 @@ class Server:
 
     def __enter__(self) -> Server:
         self._thread.start()
-        assert self._started.wait(10)
-        self.http = httpx.Client(base_url=self.url, timeout=20, trust_env=False)
+        assert self._started.wait(DEADLINE_S)
+        self.http = httpx.Client(base_url=self.url, timeout=DEADLINE_S, trust_env=False)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.http.close()
         self.begin_stop()
-        self._thread.join(20)
+        self._thread.join(DEADLINE_S)
         assert not self._thread.is_alive()
 
     @property
     def is_listening(self) -> bool:
         try:
-            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_S).close()
         except OSError:
             return False
         return True
@@ -216,18 +218,19 @@ class Server:
         async def run() -> T:
             return function()
 
-        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(10)
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(DEADLINE_S)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Await `work` on the server's event loop."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(10)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(DEADLINE_S)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
     def sdk(self, api_key: str = "EMPTY", **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, timeout=20, **options)
+        at = f"{self.url}/v1"
+        return openai.OpenAI(base_url=at, api_key=api_key, max_retries=0, timeout=DEADLINE_S, **options)
 
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
         return self.http.post(path, json=body, **options)
@@ -243,7 +246,7 @@ class Server:
     def complete(self, **fields: Any) -> httpx.Response:
         return self.post("/v1/completions", {"model": "default", "prompt": "Hi", **fields})
 
-    def raw(self, data: bytes, timeout: float = 10) -> bytes:
+    def raw(self, data: bytes, timeout: float = DEADLINE_S) -> bytes:
         """All that comes back for these bytes until the server closes the connection."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as connection:
             connection.sendall(data)
@@ -256,12 +259,12 @@ def sent_post(url: str, path: str, body: Any, **headers: str) -> Iterator[socket
     content, at = json.dumps(body).encode(), httpx.URL(url)
     lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {len(content)}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-    with socket.create_connection((at.host, at.port), timeout=10) as opened:
+    with socket.create_connection((at.host, at.port), timeout=DEADLINE_S) as opened:
         opened.sendall("\r\n".join([*lines, "", ""]).encode() + content)
         yield opened
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = DEADLINE_S) -> None:
     """Poll until `condition` holds; fails the test when it does not in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,7 +19,7 @@ import openai
 import psutil
 
 import engine
-from helpers.http_server import wait_until, write_model
+from helpers.http_server import DEADLINE_S, wait_until, write_model
 
 PACKAGE_ROOT = Path(engine.__file__).parents[1]
 START_S = 90
@@ -64,6 +67,21 @@ def run(*argv: str, timeout_s: float = START_S) -> subprocess.CompletedProcess[s
     )
 
 
+def quiet_port() -> int:
+    """A free one that the system gives nobody who asks for any: none of those above 32767."""
+    while True:
+        port = random.randrange(15_000, 30_000)
+        with contextlib.suppress(OSError):
+            socket.create_server(("127.0.0.1", port)).close()
+            return port
+
+
+def assert_gone(processes: list[psutil.Process]) -> None:
+    """Fails the test unless they all end."""
+    _, left = psutil.wait_procs(processes, DEADLINE_S)
+    assert not left
+
+
 class ServerProcess:
     """A served model; `log` is all that went to standard error."""
 
@@ -82,7 +100,7 @@ class ServerProcess:
             wait_until(lambda: bool(self._address()) or self.process.poll() is not None, START_S)
             assert self.process.poll() is None, self.log
             self.url = self._address()
-            self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
+            self.http = httpx.Client(base_url=self.url, timeout=DEADLINE_S, trust_env=False)
         except BaseException:
             self.process.kill()
             self.process.wait()
@@ -117,10 +135,25 @@ class ServerProcess:
         """Ask it to end; the exit code. Fails the test if any child of it is left."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         self.process.terminate()
-        code = self.process.wait(60)
-        _, left = psutil.wait_procs(children, 10)
-        assert not left
+        code = self.process.wait(DEADLINE_S)
+        assert_gone(children)
         return code
 
+    @property
+    def engine(self) -> psutil.Process:
+        """Its engine's process, once there is one and no other child: libraries run others now and then."""
+        found: list[psutil.Process] = []
+
+        def look() -> bool:
+            server = psutil.Process(self.process.pid)
+            found[:] = server.children()
+            with contextlib.suppress(psutil.NoSuchProcess):  # one that has just ended
+                # Before it runs a program of its own, a child is a copy of its parent.
+                return len(found) == 1 and found[0].cmdline() not in ([], server.cmdline())
+            return False
+
+        wait_until(look)
+        return found[0]
+
     def sdk(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="EMPTY", max_retries=0, timeout=60)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="EMPTY", max_retries=0, timeout=DEADLINE_S)

@@ -20,6 +20,8 @@ import httpx
 import psutil
 
 from helpers.crowd import Held, Outcome, ask, client, completion, gather_limited, metrics, words
+from helpers.http_server import DEADLINE_S
+from helpers.kept_waiting import kept_waiting_s
 from helpers.server_process import ServerProcess
 
 EXPECTED_ERRORS = {
@@ -230,15 +232,17 @@ class Soak:
         if fault == "abort all":
             await http.post("/abort_request", json={"abort_all": True})
             return
-        (engine,) = psutil.Process(self._pid).children()
-        os.kill(engine.pid, signal.Signals[fault])
+        engine, waited_s = self._server.engine, kept_waiting_s(os.getpid(), self._pid)
+        engine.send_signal(signal.Signals[fault])
         start = time.monotonic()
         while engine in psutil.Process(self._pid).children():  # until the server knows of its death
             await asyncio.sleep(0.02)
         await self._wait_healthy(http)
         seconds = time.monotonic() - start
+        # More only where they were kept waiting: others may use the machine as well.
+        waited_s = kept_waiting_s(os.getpid(), self._pid, self._server.engine.pid) - waited_s
         self._report.recovery_s.setdefault(fault, []).append(seconds)
-        if seconds > FOUND_S[fault] + BACK_S:
+        if seconds > FOUND_S[fault] + BACK_S + waited_s:
             self._problem(f"{seconds:.1f} s after {fault} until /health said ok again")
 
     async def _wait_healthy(self, http: httpx.AsyncClient) -> None:
@@ -288,7 +292,7 @@ class Soak:
 
     def _check_end(self) -> None:
         http, facts = self._server.http, self._report.facts
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + DEADLINE_S
         while (load := http.get("/v1/loads").json()["aggregate"])["num_total_reqs"]:
             if time.monotonic() > deadline:
                 self._problem(f"requests are left: {load}")

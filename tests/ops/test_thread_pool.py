@@ -12,7 +12,7 @@ from engine.errors import NativeError
 from engine.ops.linear import PackedMatrix, linear
 
 NUM_THREADS = 3
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 LOOK_S = 0.02
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from engine.core.messages import GenerateRequest
 from helpers.engines import FakeStream
-from helpers.http_server import Server, events_of, wait_until
+from helpers.http_server import DEADLINE_S, Server, events_of, wait_until
 
 
 class Started:
@@ -26,7 +26,7 @@ class Started:
 
     @property
     def response(self) -> httpx.Response:
-        self._thread.join(20)
+        self._thread.join(DEADLINE_S)
         return self._answers[0]
 
 

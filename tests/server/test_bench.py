@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from engine.config.model_location import bundled_model
+from helpers.http_server import DEADLINE_S
 from helpers.server_process import environment
 
 BENCH = Path(__file__).parents[2] / "bench"
@@ -102,7 +103,7 @@ def test_a_connection_that_was_closed_while_idle_is_not_used_again(client) -> No
             ours = client.Client(f"http://{host}:{port}", "default")
             found = []
             for _ in range(2):
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(DEADLINE_S):
                     found += (await ours.complete([1, 2], 3)).read().token_ids
                 await closed.wait()
                 while any(connection.is_open for connection in ours._idle):

@@ -12,12 +12,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
 from engine.server.serve import _unless
-from helpers.http_server import wait_until, write_model
-from helpers.server_process import ServerProcess, run, write_llama
+from helpers.http_server import DEADLINE_S, wait_until, write_model
+from helpers.server_process import ServerProcess, quiet_port, run, write_llama
 
 DUMMY = ("--load-format", "dummy")
 
@@ -160,21 +161,29 @@ def test_the_port_answers_while_the_model_loads_and_a_signal_ends_it_cleanly(tmp
         "import atexit, json, sys; from engine.server.__main__ import main; "
         "atexit.register(lambda: print(json.dumps(sorted(sys.modules)))); sys.exit(main(sys.argv[1:]))"
     )
-    with ServerProcess(
-        "--model-path", str(tmp_path), *DUMMY, program=[sys.executable, "-c", listing]
-    ) as server:
-        early = server.http.get("/health")
-        assert early.status_code == 503, "the engine loaded before the first look"
-        assert early.json()["error"]["code"] == "model_loading"
-        assert int(early.headers["retry-after"]) >= 1
-        server.wait_ready()
-        metrics = server.http.get("/metrics").text
-        assert "engine:steps_total 1.0" in metrics, "the first step, which takes longest, was somebody's"
-        assert "engine:num_requests_total 0.0" in metrics
-        body = {"model": "default", "prompt": "x", "max_tokens": 4, "ignore_eos": True}
-        assert server.http.post("/v1/completions", json=body).json()["usage"]["completion_tokens"] == 4
-        assert server.stop() == 0
-        modules = set(json.loads(server.output))
+    program = [sys.executable, "-c", listing]
+    for _ in range(5):
+        with ServerProcess("--model-path", str(tmp_path), *DUMMY, program=program) as server:
+            early = server.http.get("/health")
+            if early.status_code == 200:
+                continue  # the engine loaded before this test had its look
+            check_start(server, early)
+            return
+    pytest.fail("the engine always loaded before the first look")
+
+
+def check_start(server: ServerProcess, early: httpx.Response) -> None:
+    assert early.status_code == 503
+    assert early.json()["error"]["code"] == "model_loading"
+    assert int(early.headers["retry-after"]) >= 1
+    server.wait_ready()
+    metrics = server.http.get("/metrics").text
+    assert "engine:steps_total 1.0" in metrics, "the first step, which takes longest, was somebody's"
+    assert "engine:num_requests_total 0.0" in metrics
+    body = {"model": "default", "prompt": "x", "max_tokens": 4, "ignore_eos": True}
+    assert server.http.post("/v1/completions", json=body).json()["usage"]["completion_tokens"] == 4
+    assert server.stop() == 0
+    modules = set(json.loads(server.output))
     assert "engine.server.serve" in modules
     assert not modules & {"torch", "transformers", "xgrammar", "huggingface_hub"}
 
@@ -204,7 +213,7 @@ def test_a_signal_in_the_turn_in_which_loading_ends_is_heeded() -> None:
         signals: asyncio.Queue[None] = asyncio.Queue()
         signals.put_nowait(None)
         assert await _unless(signals, load())
-        assert not await asyncio.wait_for(_unless(signals, asyncio.sleep(60)), 10)
+        assert not await asyncio.wait_for(_unless(signals, asyncio.sleep(3600)), DEADLINE_S)
         assert await _unless(signals, load()), "it was one signal"
 
     asyncio.run(main())
@@ -219,7 +228,7 @@ def test_a_signal_during_a_stream_lets_it_end(tmp_path: Path) -> None:
             rest = [line for line in lines if line]
         assert '"finish_reason":"length"' in rest[-2]
         assert rest[-1] == "data: [DONE]"
-        assert server.process.wait(30) == 0
+        assert server.process.wait(DEADLINE_S) == 0
 
 
 def test_a_second_signal_ends_running_requests_in_an_error(tmp_path: Path) -> None:
@@ -233,16 +242,15 @@ def test_a_second_signal_ends_running_requests_in_an_error(tmp_path: Path) -> No
             rest = [line for line in lines if line]
         assert '"code":"shutting_down"' in rest[-2]
         assert rest[-1] == "data: [DONE]"
-        assert server.process.wait(30) == 0
+        assert server.process.wait(DEADLINE_S) == 0
 
 
 def test_the_engine_is_restarted_when_it_dies(tmp_path: Path) -> None:
-    write_llama(tmp_path)
+    write_llama(tmp_path, max_position_embeddings=60_000)
     with ServerProcess("--model-path", str(tmp_path), *DUMMY) as server:
         server.wait_ready()
-        with streaming(server, max_tokens=900) as lines:
-            (engine,) = psutil.Process(server.process.pid).children()
-            engine.kill()
+        with streaming(server, max_tokens=50_000) as lines:
+            server.engine.kill()
             rest = list(lines)
         assert '"code":"engine_restarted"' in rest[-4]
         assert rest[-2] == "data: [DONE]"
@@ -255,8 +263,8 @@ def test_the_engine_is_restarted_when_it_dies(tmp_path: Path) -> None:
 
 def test_while_it_drains_it_says_so_and_then_frees_the_port(tmp_path: Path) -> None:
     write_llama(tmp_path, max_position_embeddings=60_000)
-    argv = ("--model-path", str(tmp_path), *DUMMY, "--drain-timeout", "3")
-    with ServerProcess(*argv) as server:
+    argv = ("--model-path", str(tmp_path), *DUMMY, "--port", str(quiet_port()), "--drain-timeout")
+    with ServerProcess(*argv, "600") as server:
         server.wait_ready()
         with streaming(server, max_tokens=50_000) as lines:
             server.process.terminate()
@@ -267,15 +275,17 @@ def test_while_it_drains_it_says_so_and_then_frees_the_port(tmp_path: Path) -> N
             refused = server.http.post("/v1/completions", json=body)
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
             assert int(refused.headers["retry-after"]) >= 1
+            server.process.terminate()
+        assert server.process.wait(DEADLINE_S) == 0
+    with ServerProcess(*argv, "0.5") as again:
+        again.wait_ready()
+        assert again.url == server.url
+        with streaming(again, max_tokens=50_000) as lines:
+            again.process.terminate()
             rest = [line for line in lines if line]
         assert '"code":"shutting_down"' in rest[-2], "after the time for draining it is ended"
         assert rest[-1] == "data: [DONE]"
-        assert server.process.wait(30) == 0
-        port = server.url.rsplit(":", 1)[1]
-    with ServerProcess(*argv, "--port", port) as again:
-        again.wait_ready()
-        assert again.url == server.url
-        assert again.stop() == 0
+        assert again.process.wait(DEADLINE_S) == 0
 
 
 def test_an_engine_that_dies_again_and_again_ends_the_server(tmp_path: Path) -> None:
@@ -292,7 +302,7 @@ def test_an_engine_that_dies_again_and_again_ends_the_server(tmp_path: Path) -> 
                         engine.kill()
             return server.process.poll() is not None
 
-        wait_until(has_ended, 60)
+        wait_until(has_ended)
         assert server.process.returncode == 1
         last = server.log.splitlines()[-1]
         assert last == "error: giving up: the engine was killed by SIGKILL 7 times in a row"

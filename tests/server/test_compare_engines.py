@@ -16,6 +16,7 @@ import pytest
 
 from engine import LLM, SamplingParams
 from engine.config.model_location import bundled_model
+from helpers.http_server import DEADLINE_S
 from helpers.server_process import environment
 
 BENCH = Path(__file__).parents[2] / "bench"
@@ -82,7 +83,7 @@ def setting(bench, weights: Path, program: str, format: str = "bf16", **changes)
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + DEADLINE_S
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)

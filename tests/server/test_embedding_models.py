@@ -6,8 +6,6 @@ import base64
 import contextlib
 import http.client
 import json
-import os
-import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +13,12 @@ from pathlib import Path
 import httpx
 import numpy as np
 import openai
-import psutil
 import pytest
 
 from engine import LLM
 from helpers.adapters import make_adapter, save_adapter
 from helpers.embedding_models import MINILM, make_model, pooling, write_modules
-from helpers.http_server import wait_until, write_model
+from helpers.http_server import DEADLINE_S, wait_until, write_model
 from helpers.server_process import ServerProcess, run
 
 TEXTS = ["A man is eating food.", "Someone eats a meal.", "The stock market fell today."]
@@ -31,7 +28,9 @@ CHAT = {"model": "default", "messages": [{"role": "user", "content": "Hi"}], "ma
 
 @pytest.fixture(scope="module")
 def alone() -> Iterator[ServerProcess]:
-    with ServerProcess("--model-path", NAME, "--served-model-name", "minilm") as process:
+    with ServerProcess(
+        "--model-path", NAME, "--served-model-name", "minilm", "--watchdog-timeout", "0"
+    ) as process:
         process.wait_ready()
         yield process
         assert process.stop() == 0
@@ -74,7 +73,7 @@ def test_vectors_mean_something(alone: ServerProcess) -> None:
     ],
 )
 def test_an_embedding_model_does_not_chat_and_says_why(alone: ServerProcess, path: str, body: dict) -> None:
-    response = httpx.post(alone.url + path, json=body, timeout=20)
+    response = httpx.post(alone.url + path, json=body, timeout=DEADLINE_S)
     assert response.status_code == 400
     assert "use /v1/embeddings" in response.json()["message"]
     assert response.json()["param"] == "model"
@@ -87,7 +86,7 @@ def test_what_an_embedding_server_says_of_itself(alone: ServerProcess) -> None:
     assert info["is_generation"] is False and info["architectures"] == ["BertModel"]
     assert info["embedding"]["dimensions"] == 384 and info["embedding"]["pooling"] == "mean"
     for path in ("/health", "/ready", "/health_generate", "/server_info", "/v1/loads", "/metrics"):
-        assert httpx.get(alone.url + path, timeout=20).status_code == 200, path
+        assert httpx.get(alone.url + path, timeout=DEADLINE_S).status_code == 200, path
     tokens = httpx.post(f"{alone.url}/tokenize", json={"prompt": "hello world"}).json()["tokens"]
     assert tokens == [101, 7592, 2088, 102]
     by_ids = client.embeddings.create(model="minilm", input=tokens, encoding_format="float")
@@ -123,17 +122,17 @@ def test_a_thousand_single_requests_are_one_another(alone: ServerProcess) -> Non
         """Each over a connection of its own; the SDK would take longer than the model."""
         with contextlib.ExitStack() as stack:
             port = httpx.URL(alone.url).port
-            crowd = [http.client.HTTPConnection("127.0.0.1", port, timeout=60) for _ in part]
-            (engine,) = psutil.Process(alone.process.pid).children()
-            os.kill(engine.pid, signal.SIGSTOP)
+            crowd = [http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S) for _ in part]
+            engine = alone.engine
+            engine.suspend()
             try:
                 for connection, text in zip(crowd, part, strict=True):
                     stack.callback(connection.close)
                     body = {"model": "minilm", "input": text, "encoding_format": "base64"}
                     connection.request("POST", "/v1/embeddings", json.dumps(body))
-                wait_until(lambda: num_asking() >= len(part), 60)
+                wait_until(lambda: num_asking() >= len(part))
             finally:
-                os.kill(engine.pid, signal.SIGCONT)
+                engine.resume()
             answers = [json.loads(connection.getresponse().read()) for connection in crowd]
         return [np.frombuffer(base64.b64decode(a["data"][0]["embedding"]), np.float32) for a in answers]
 
@@ -228,18 +227,19 @@ def test_wrong_flags_are_one_line(argv: tuple[str, ...], message: str) -> None:
 def test_a_dead_engine_ends_requests_and_comes_back() -> None:
     with ServerProcess("--model-path", NAME) as process:
         process.wait_ready()
-        children = psutil.Process(process.process.pid).children()
-        engine = next(child for child in children if "engine.core.engine_process" in child.cmdline())
+        engine = process.engine
         answers: list[httpx.Response] = []
         body = {"model": "default", "input": ["word " * 240] * 2000}
         thread = threading.Thread(
-            target=lambda: answers.append(httpx.post(f"{process.url}/v1/embeddings", json=body, timeout=120))
+            target=lambda: answers.append(
+                httpx.post(f"{process.url}/v1/embeddings", json=body, timeout=DEADLINE_S)
+            )
         )
         thread.start()
-        wait_until(lambda: engine.cpu_times().user > 3 or not thread.is_alive(), 60)  # it computes
+        wait_until(lambda: engine.cpu_times().user > 3 or not thread.is_alive())  # it computes
         assert thread.is_alive()
         engine.kill()
-        thread.join(60)
+        thread.join()
         assert answers[0].status_code == 503
         assert answers[0].json()["error"]["code"] == "engine_restarted"
         process.wait_ready()

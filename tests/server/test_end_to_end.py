@@ -16,7 +16,7 @@ import openai
 import psutil
 import pytest
 
-from helpers.http_server import events_of, wait_until
+from helpers.http_server import DEADLINE_S, events_of, wait_until
 from helpers.server_process import ServerProcess, write_llama
 
 NAME = "meta-llama/Llama-3.1-8B-Instruct"
@@ -180,11 +180,19 @@ def test_a_flushed_cache_is_empty(server: ServerProcess) -> None:
 
 def test_a_running_request_is_seen_and_aborted(server: ServerProcess) -> None:
     with concurrent.futures.ThreadPoolExecutor() as threads:
-        started = threads.submit(complete, server, rid="mine", n=4, max_tokens=700)
-        wait_until(lambda: server.http.get("/v1/loads").json()["aggregate"]["num_running_reqs"] == 4)
-        assert server.http.post("/flush_cache").status_code == 400
-        assert server.http.post("/abort_request", json={"rid": "mine"}).json() == {"aborted": 1}
-        choices = started.result(30).json()["choices"]
+
+        def num_running() -> int:
+            return server.http.get("/v1/loads").json()["aggregate"]["num_running_reqs"]
+
+        for _ in range(10):  # it may end before it is seen
+            started = threads.submit(complete, server, rid="mine", n=4, max_tokens=700)
+            wait_until(lambda: started.done() or num_running() == 4)  # noqa: B023
+            flush = server.http.post("/flush_cache")
+            aborted = server.http.post("/abort_request", json={"rid": "mine"}).json()
+            choices = started.result(DEADLINE_S).json()["choices"]
+            if aborted == {"aborted": 1}:
+                break
+    assert (flush.status_code, aborted) == (400, {"aborted": 1})
     assert [choice["finish_reason"] for choice in choices] == ["abort"] * 4
     wait_until(lambda: server.http.get("/v1/loads").json()["aggregate"]["num_used_tokens"] == 0)
 
@@ -215,9 +223,10 @@ def test_everything_that_fits_the_context_is_served(server: ServerProcess) -> No
 def test_a_burst_is_answered_or_refused_and_nothing_is_lost(server: ServerProcess) -> None:
     """Four run, two wait, the others get a real 503 before any byte of a stream."""
     answers: list[httpx.Response] = []
+    are_ready = threading.Barrier(32)
 
     def ask(i: int) -> None:
-        with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as http:
+        with httpx.Client(base_url=server.url, timeout=DEADLINE_S, trust_env=False) as http:
             body = {
                 "model": "default",
                 "prompt": f"{i} " + PROMPT,
@@ -225,9 +234,11 @@ def test_a_burst_is_answered_or_refused_and_nothing_is_lost(server: ServerProces
                 "ignore_eos": True,
                 "stream": i % 2 == 0,
             }
+            http.get("/health")  # it is connected
+            are_ready.wait(DEADLINE_S)
             answers.append(http.post("/v1/completions", json=body))
 
-    threads = [threading.Thread(target=ask, args=(i,)) for i in range(16)]
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(32)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -253,7 +264,7 @@ def test_vanished_clients_leave_room_for_others(server: ServerProcess) -> None:
     for _ in range(4):
         streams = []
         for _ in range(4):
-            http = httpx.Client(base_url=server.url, timeout=60, trust_env=False)
+            http = httpx.Client(base_url=server.url, timeout=DEADLINE_S, trust_env=False)
             stream = http.stream("POST", "/v1/completions", json=body)
             response = stream.__enter__()
             assert response.status_code == 200
@@ -262,7 +273,7 @@ def test_vanished_clients_leave_room_for_others(server: ServerProcess) -> None:
         for http, stream in streams:
             stream.__exit__(None, None, None)
             http.close()
-    wait_until(lambda: complete(server, max_tokens=1).status_code == 200, 10)
+    wait_until(lambda: complete(server, max_tokens=1).status_code == 200)
     finished = [line for line in server.log.splitlines() if '"completion_tokens":700' in line]
     assert len(finished) < 16
 

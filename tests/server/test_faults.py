@@ -11,11 +11,12 @@ import signal
 import time
 
 import httpx
-import psutil
 import pytest
 
 from helpers import crashing_server
 from helpers.crowd import Outcome, ask, client, completion, metrics
+from helpers.http_server import DEADLINE_S
+from helpers.kept_waiting import kept_waiting_s
 from helpers.server_process import ServerProcess
 from helpers.soak import Soak
 
@@ -38,7 +39,9 @@ class Probe:
     ids=lambda value: value.name if isinstance(value, signal.Signals) else "",
 )
 def test_three_faults_in_a_row(number: signal.Signals, found_s: float) -> None:
-    """Found out in time, within 2 s of which each request has its error, and service back within 10 s."""
+    """Found out in time, within 2 s of which each request has its error, and service back within 10 s; more
+    only where they, or this test, were kept waiting for a core: others use the machine as well.
+    """
     with ServerProcess(*FLAGS) as server:
         server.wait_ready()
         expected = asyncio.run(_one(server, completion("The sea", 12, logprobs=1)))
@@ -61,28 +64,30 @@ async def _one(server: ServerProcess, body: dict[str, object]) -> Outcome:
 async def _fault(server: ServerProcess, number: signal.Signals, found_s: float) -> None:
     num_chars_before = len(server.log)
     async with client(server.url) as http:
-        bodies = [completion(f"{i} says", 1500, stream=i % 2 == 0) for i in range(12)]  # 8 run, 4 wait
+        bodies = [completion(f"{i} says", 2000, stream=i % 2 == 0) for i in range(12)]  # 8 run, 4 wait
         crowd = [asyncio.create_task(ask(http, body)) for body in bodies]
         while (await http.get("/v1/loads")).json()["aggregate"]["num_running_reqs"] < 8:
             await asyncio.sleep(0.01)
-        (engine,) = psutil.Process(server.process.pid).children()
+        dead, waited_s = server.engine, kept_waiting_s(os.getpid(), server.process.pid)
         killed_s = time.time()
-        os.kill(engine.pid, number)
+        dead.send_signal(number)
         probes = asyncio.create_task(_look_until_back(http))
-        outcomes = await asyncio.wait_for(asyncio.gather(*crowd), 60)
+        outcomes = await asyncio.wait_for(asyncio.gather(*crowd), DEADLINE_S)
         assert [outcome.code for outcome in outcomes] == ["engine_restarted"] * 12
         assert {outcome.status for outcome in outcomes} == {200, 503}
         assert all(outcome.has_retry_after for outcome in outcomes if outcome.status == 503)
-        *healthy, ill, back = await asyncio.wait_for(probes, 60)
+        *healthy, ill, back = await asyncio.wait_for(probes, DEADLINE_S)
         assert (ill.status, back.status) == (503, 200)
+    waited_s = kept_waiting_s(os.getpid(), server.process.pid, server.engine.pid) - waited_s
+    found_s, told_s, back_s = found_s + waited_s, 2 + waited_s, 10 + waited_s
     lines = server.log[num_chars_before:].splitlines()
     (found,) = [_time_of(line) for line in lines if "and is being restarted" in line]
     assert killed_s <= found <= killed_s + found_s
     ended = [json.loads(line)["time"] for line in lines if '"code":"engine_restarted"' in line]
-    assert len(ended) == 12 and found - 0.1 <= min(ended) and max(ended) <= found + 2
-    assert all(outcome.ended_s <= found + 2 for outcome in outcomes), "a client heard of it late"
+    assert len(ended) == 12 and found - 0.1 <= min(ended) and max(ended) <= found + told_s
+    assert all(outcome.ended_s <= found + told_s for outcome in outcomes), "a client heard of it late"
     assert all(probe.sent_s <= killed_s + found_s for probe in healthy), "/health said ok for too long"
-    assert back.answered_s <= found + 10, "service is not back"
+    assert back.answered_s <= found + back_s, "service is not back"
 
 
 def _time_of(line: str) -> float:
@@ -129,7 +134,7 @@ def test_a_request_that_crashes_the_engine_is_found_and_refused() -> None:
         server.wait_ready()
         (line,) = [x for x in server.log.splitlines() if "crashes the engine and is refused from now on" in x]
         assert "(x-request-id the culprit)" in line
-        (engine,) = psutil.Process(server.process.pid).children()
+        engine = server.engine
         for stream in (False, True):
             refused = _post(server, {**deadly, "stream": stream}, "again")
             assert (refused.status_code, refused.json()["error"]["code"]) == (400, "request_crashes_engine")
@@ -148,7 +153,7 @@ async def _crash_in_company(
     server: ServerProcess, deadly: dict[str, object], good: list[dict[str, object]]
 ) -> None:
     async with client(server.url) as http:
-        company = [asyncio.create_task(ask(http, {**body, "max_tokens": 1500})) for body in good]
+        company = [asyncio.create_task(ask(http, {**body, "max_tokens": 2000})) for body in good]
         while (await http.get("/v1/loads")).json()["aggregate"]["num_running_reqs"] < len(good):
             await asyncio.sleep(0.01)
         outcomes = [await ask(http, deadly), *await asyncio.gather(*company)]

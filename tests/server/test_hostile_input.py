@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-from helpers.http_server import Server, events_of, wait_until
+from helpers.http_server import DEADLINE_S, Server, events_of, wait_until
 
 CHAT = "/v1/chat/completions"
 GOOD = json.dumps({"model": "default", "messages": [{"role": "user", "content": "x"}]}).encode()
@@ -56,7 +56,7 @@ def test_a_body_that_is_too_large(server: Server) -> None:
 
 def test_a_body_announced_as_huge_is_not_waited_for(server: Server) -> None:
     head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n{{"
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE_S) as connection:
         connection.sendall(head.encode())
         assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
 
@@ -64,7 +64,7 @@ def test_a_body_announced_as_huge_is_not_waited_for(server: Server) -> None:
 def test_a_body_that_stops_coming(server: Server) -> None:
     server.set_limits(receive_s=0.1)
     head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{{"
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE_S) as connection:
         connection.sendall(head.encode())
         assert connection.recv(65536).startswith(b"HTTP/1.1 408 ")
 
@@ -137,7 +137,9 @@ def test_a_connection_stays_usable_after_an_error(server: Server) -> None:
 
 
 def test_many_idle_and_half_open_connections_do_not_block_others(server: Server) -> None:
-    connections = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(200)]
+    connections = [
+        socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE_S) for _ in range(200)
+    ]
     try:
         for connection in connections[::2]:
             connection.sendall(f"POST {CHAT} HTTP/1.1\r\nContent-Le".encode())
@@ -196,7 +198,7 @@ def test_a_body_full_of_small_things_does_not_hold_up_others(
         assert server.get("/health").status_code == 200
     finally:
         done.set()
-    assert longest.result(10) < 0.5
+    assert longest.result(DEADLINE_S) < 0.5
 
 
 def test_many_choices_share_their_stop_strings(server: Server) -> None:
@@ -210,7 +212,7 @@ def test_many_choices_share_their_stop_strings(server: Server) -> None:
 
 def test_a_client_that_vanishes_while_sending(server: Server) -> None:
     for size in (10, 200, 100_000):
-        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE_S) as connection:
             connection.sendall(
                 f"POST {CHAT} HTTP/1.1\r\nContent-Length: {size}\r\n\r\n".encode() + b"{" * (size // 2)
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import socket
@@ -17,7 +18,7 @@ import pytest
 from engine.config.limits import Limits, parse_limits
 from engine.config.server_config import ServerConfig
 from engine.errors import ConfigError
-from helpers.http_server import Server, wait_until
+from helpers.http_server import DEADLINE_S, Server, wait_until
 from helpers.server_process import ServerProcess, command, write_llama
 
 CHAT = "/v1/chat/completions"
@@ -26,16 +27,23 @@ HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
 
 @pytest.fixture
 def small(model_dir: Path) -> Iterator[Server]:
-    """Few connections, and little patience with slow ones."""
-    config = ServerConfig(limit=("connections=4", "receive_s=0.4", "idle-s=0.4", "header_bytes=2000"))
+    """Few connections."""
+    config = ServerConfig(limit=("connections=4", "header_bytes=2000"))
     with Server(model_dir, config=config) as server:
+        yield server
+
+
+@pytest.fixture
+def hasty(model_dir: Path) -> Iterator[Server]:
+    """Little patience with slow connections."""
+    with Server(model_dir, config=ServerConfig(limit=("receive_s=0.4", "idle-s=0.4"))) as server:
         yield server
 
 
 def opened(server: Server, data: bytes = b"", *, receive_bytes: int | None = None) -> socket.socket:
     """`receive_bytes`: what the system holds of an answer that is not read, about."""
     connection = socket.socket()
-    connection.settimeout(20)
+    connection.settimeout(DEADLINE_S)
     if receive_bytes is not None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
     connection.connect(("127.0.0.1", server.port))
@@ -75,9 +83,9 @@ def test_wrong_limits(text: str, message: str) -> None:
 
 def test_an_idle_connection_makes_room_for_a_new_one(small: Server) -> None:
     small.call(small.engine.hold)
-    busy = opened(small, b"POST %b HTTP/1.1\r\nHost: x\r\n" % CHAT.encode())
     body = b'{"model":"default","messages":[{"role":"user","content":"x"}]}'
-    busy.sendall(b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+    head = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (CHAT.encode(), len(body))
+    busy = opened(small, head + body)
     wait_until(lambda: small.call(lambda: len(small.engine.running)) == 1)
     idle = []
     for _ in range(3):
@@ -104,7 +112,7 @@ def test_one_connection_too_many_is_refused(small: Server) -> None:
         assert head.startswith(b"HTTP/1.1 503 ") and b"\r\nretry-after: 1\r\n" in head
         assert json.loads(content)["error"]["code"] == "too_many_connections"
         small.call(small.engine.release)
-        assert all(answer.result(20).choices for answer in answers)
+        assert all(answer.result(DEADLINE_S).choices for answer in answers)
 
 
 def test_connections_that_come_in_one_turn_of_the_loop(
@@ -133,7 +141,7 @@ def test_there_are_never_more_connections_than_the_system_allows(tmp_path: Path)
     with ServerProcess("--model-path", str(tmp_path), "--load-format", "dummy", program=program) as server:
         server.wait_ready()
         port = int(server.url.rsplit(":", 1)[1])
-        staying = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(300)]
+        staying = [socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S) for _ in range(300)]
         for connection in staying[-50:]:
             connection.sendall(HEALTH)
             assert connection.recv(65536).startswith(b"HTTP/1.1 200")
@@ -146,13 +154,13 @@ def test_there_are_never_more_connections_than_the_system_allows(tmp_path: Path)
     assert "out of system resource" not in server.log and "Traceback" not in server.log
 
 
-def test_headers_that_drip_do_not_hold_a_connection(small: Server) -> None:
-    with opened(small, b"GET /health HTTP/1.1\r\n") as connection:
+def test_headers_that_drip_do_not_hold_a_connection(hasty: Server) -> None:
+    with opened(hasty, b"GET /health HTTP/1.1\r\n") as connection:
         connection.settimeout(0.05)
         answer, num_drops = b"", 0
         while not answer:
             num_drops += 1
-            assert num_drops < 200, "each drop bought more time"
+            assert num_drops < 1000, "each drop bought more time"
             connection.sendall(b"x: y\r\n")
             try:
                 answer = connection.recv(65536)
@@ -162,10 +170,16 @@ def test_headers_that_drip_do_not_hold_a_connection(small: Server) -> None:
         assert b'"request_timeout"' in answer
 
 
-def test_an_idle_connection_is_closed(small: Server) -> None:
-    with opened(small) as unused, opened(small, HEALTH) as used:
-        assert used.recv(65536).startswith(b"HTTP/1.1 200")
-        assert used.recv(1) == b"" == unused.recv(1)
+def test_an_idle_connection_is_closed(hasty: Server) -> None:
+    with opened(hasty) as unused:
+        assert unused.recv(1) == b""
+    for _ in range(10):
+        with opened(hasty, HEALTH) as used:
+            if answer := used.recv(65536):  # else this test was too slow with its question
+                assert answer.startswith(b"HTTP/1.1 200")
+                assert used.recv(1) == b""
+                return
+    pytest.fail("it was closed before it was answered")
 
 
 def test_headers_that_are_too_large(small: Server) -> None:
@@ -231,9 +245,11 @@ def test_answers_share_their_memory(model_dir: Path) -> None:
 
 def test_who_stops_reading_a_large_answer_is_cut_off(model_dir: Path) -> None:
     with large_answers(model_dir, limit=("send_s=0.3",)) as server:
-        with ask_for_a_large_answer(server, receive_bytes=4096):
-            wait_until(lambda: server.call(lambda: server.context.answer_memory.num_bytes) > 0)
+        with ask_for_a_large_answer(server, receive_bytes=4096) as connection:
+            connection.recv(1, socket.MSG_PEEK)  # it begins
             wait_until(lambda: server.call(lambda: len(server.connections)) == 0)
+            with contextlib.suppress(ConnectionResetError):
+                assert len(read_answer(connection)) < 3_000_000, "it had all of it"
         assert server.call(lambda: server.context.answer_memory.num_bytes) == 0
 
 
@@ -297,7 +313,7 @@ def test_an_answer_that_takes_over_a_minute_arrives(server: Server) -> None:
 
 def test_a_client_that_asks_on_and_reads_nothing_is_cut_off(model_dir: Path) -> None:
     with Server(model_dir, config=ServerConfig(limit=("send_s=0.3",))) as server:
-        with opened(server, b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 1000):
-            wait_until(lambda: server.call(lambda: any(c.is_answering for c in server.connections)))
+        with opened(server, b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 1000) as connection:
+            connection.recv(1, socket.MSG_PEEK)  # the answers begin
             wait_until(lambda: server.call(lambda: len(server.connections)) == 0)
         assert server.get("/health").status_code == 200

@@ -18,6 +18,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from engine.server.openapi import OPERATIONS, document
 from engine.server.openapi_requests import CONSTRAINTS
+from helpers.http_server import DEADLINE_S
 from helpers.server_process import ServerProcess, write_llama
 
 CONTEXT_LENGTH, VOCAB_SIZE, VECTOR_SIZE = 128, 257, 64
@@ -106,7 +107,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 def check_good(case: Case, server: ServerProcess) -> None:
-    response = case.call_and_validate(server.url, excluded_checks=[positive_data_acceptance], timeout=30)
+    response = case.call_and_validate(
+        server.url, excluded_checks=[positive_data_acceptance], timeout=DEADLINE_S
+    )
     if response.status_code == 400:
         error = response.json()["error"]
         assert error["param"] != "model", "the model under test does what the route is for"
@@ -122,7 +125,7 @@ def test_what_is_described_is_answered_as_described(case: Case, server: ServerPr
 @BAD.parametrize()
 @FEW
 def test_what_is_not_described_is_refused(case: Case, server: ServerProcess) -> None:
-    case.call_and_validate(server.url, timeout=30)
+    case.call_and_validate(server.url, timeout=DEADLINE_S)
 
 
 @pytest.mark.slow
@@ -136,4 +139,4 @@ def test_much_that_is_described(case: Case, server: ServerProcess) -> None:
 @BAD.parametrize()
 @MANY
 def test_much_that_is_not_described(case: Case, server: ServerProcess) -> None:
-    case.call_and_validate(server.url, timeout=30)
+    case.call_and_validate(server.url, timeout=DEADLINE_S)

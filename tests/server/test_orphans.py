@@ -12,21 +12,15 @@ import httpx
 import psutil
 import pytest
 
-from helpers.http_server import wait_until
-from helpers.server_process import ServerProcess
+from helpers.constrained_chat import endless_regex
+from helpers.http_server import DEADLINE_S, wait_until
+from helpers.server_process import ServerProcess, assert_gone
 
 FLAGS = (
     *("--grammar-timeout", "60", "--drain-timeout", "1"),
     *("--max-total-tokens", "2048", "--num-threads", "1"),
 )
 _numbers = itertools.count()
-
-
-def slow_schema() -> dict[str, object]:
-    """One that takes seconds to compile, and that nobody asked for before."""
-    number = next(_numbers)
-    patterns = [f"^([ab{number}x{i}]|c)*d{{1,60000}}$" for i in range(300)]
-    return {"anyOf": [{"type": "string", "pattern": pattern} for pattern in patterns]}
 
 
 def family(server: ServerProcess) -> list[psutil.Process]:
@@ -52,20 +46,15 @@ def family(server: ServerProcess) -> list[psutil.Process]:
         body = {
             "model": "default",
             "messages": [{"role": "user", "content": "Hi"}],
-            "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": slow_schema()}},
+            "regex": endless_regex(str(next(_numbers))),
         }
         with contextlib.suppress(httpx.TransportError):
-            httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60, trust_env=False)
+            httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=DEADLINE_S, trust_env=False)
 
     found: list[psutil.Process] = []
     threading.Thread(target=ask, daemon=True).start()
-    wait_until(look, 60)
+    wait_until(look)
     return found
-
-
-def assert_gone(processes: list[psutil.Process]) -> None:
-    _, left = psutil.wait_procs(processes, 10)
-    assert not left
 
 
 @pytest.fixture
@@ -87,7 +76,7 @@ def test_no_process_outlives_the_server(number: signal.Signals) -> None:
             for child in children[:-1]:
                 child.suspend()
         server.process.send_signal(number)
-        assert server.process.wait(30) == -number
+        assert server.process.wait(DEADLINE_S) == -number
         assert_gone(children)
 
 

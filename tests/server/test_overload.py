@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
+import os
 import random
 import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator
 
-import psutil
 import pytest
 
 from helpers.crowd import (
@@ -24,7 +23,8 @@ from helpers.crowd import (
     refused,
     words,
 )
-from helpers.http_server import wait_until
+from helpers.http_server import DEADLINE_S, wait_until
+from helpers.kept_waiting import kept_waiting_s
 from helpers.server_process import ServerProcess
 
 NUM_RUNNING = 8
@@ -56,20 +56,21 @@ def roomy() -> Iterator[ServerProcess]:
 
 
 def wait_complete(server: ServerProcess) -> None:
-    """Until the process that tries constraints is there, which starts once the engine has nothing to do."""
-    wait_until(lambda: len(psutil.Process(server.process.pid).children(recursive=True)) == 2, 20)
+    """Until the process that tries constraints is there, with all that it opens."""
+    answer = server.http.post("/v1/completions", json=completion("x", 2, regex="ok", ignore_eos=False))
+    assert answer.status_code == 200, answer.text
 
 
 def num_waiting(server: ServerProcess) -> int:
     return server.http.get("/v1/loads").json()["aggregate"]["num_waiting_reqs"]
 
 
-def wait_idle(server: ServerProcess, seconds: float = 10) -> None:
+def wait_idle(server: ServerProcess) -> None:
     def is_idle() -> bool:
         load = server.http.get("/v1/loads").json()["aggregate"]
         return not (load["num_running_reqs"] or load["num_waiting_reqs"] or load["num_used_tokens"])
 
-    wait_until(is_idle, seconds)
+    wait_until(is_idle)
 
 
 def test_300_clients_at_once_get_one_answer_or_one_refusal_each(small: ServerProcess) -> None:
@@ -77,7 +78,7 @@ def test_300_clients_at_once_get_one_answer_or_one_refusal_each(small: ServerPro
 
     async def run() -> list[Outcome]:
         async with client(small.url) as http:
-            bodies = [completion(f"Number {i} says", 24, stream=i % 2 == 0) for i in range(300)]
+            bodies = [completion(f"Number {i} says", 100, stream=i % 2 == 0) for i in range(300)]
             return await asyncio.wait_for(asyncio.gather(*(ask(http, body) for body in bodies)), 120)
 
     outcomes = asyncio.run(run())
@@ -99,27 +100,32 @@ def test_300_clients_at_once_get_one_answer_or_one_refusal_each(small: ServerPro
 def test_health_is_quick_while_100_wait(roomy: ServerProcess) -> None:
     """Line 18 of the conformance checklist."""
 
-    async def crowd() -> list[Outcome]:
-        async with client(roomy.url, headers=KEYS["busy"]) as http:
-            return await asyncio.gather(*(ask(http, completion(f"{i}", 60)) for i in range(160)))
+    pids = os.getpid(), roomy.process.pid
 
-    def sample() -> list[float]:
-        looks_s: list[float] = []
-        with concurrent.futures.ThreadPoolExecutor(1) as thread:
-            while len(looks_s) < 50:
-                done = thread.submit(lambda: asyncio.run(crowd()))
-                wait_until(lambda: num_waiting(roomy) >= 100, 30)
-                while num_waiting(roomy) >= 100:
-                    start = time.perf_counter()
-                    assert roomy.http.get("/health").status_code == 200
-                    looks_s.append(time.perf_counter() - start)
-                assert {outcome.status for outcome in done.result()} == {200}
+    def look_s() -> float:
+        """Without the time in which server and client could not run: others use the machine as well."""
+        start, waited_s = time.perf_counter(), kept_waiting_s(*pids)
+        assert roomy.http.get("/health").status_code == 200
+        return time.perf_counter() - start - (kept_waiting_s(*pids) - waited_s)
+
+    async def sample() -> list[float]:
+        async with client(roomy.url, headers=KEYS["busy"]) as http:
+            crowd = [asyncio.create_task(ask(http, completion(f"{i}", 1500))) for i in range(160)]
+            async with asyncio.timeout(DEADLINE_S):
+                while num_waiting(roomy) < 100:
+                    await asyncio.sleep(0.01)
+            looks_s = [look_s() for _ in range(50)]
+            assert num_waiting(roomy) >= 100
+            for request in crowd:
+                request.cancel()
+            await asyncio.gather(*crowd, return_exceptions=True)
+        wait_idle(roomy)
         return looks_s
 
-    # Others use the machine as well: a server that is slow by itself is slow in each of three samples.
+    # A server that is slow by itself is slow in each of three samples.
     slowest_tenth_s = []
     for _ in range(3):
-        slowest_tenth_s.append(statistics.quantiles(sample(), n=10)[-1])
+        slowest_tenth_s.append(statistics.quantiles(asyncio.run(sample()), n=10)[-1])
         if slowest_tenth_s[-1] < 0.05:
             return
     pytest.fail(f"a tenth of the looks took longer than {slowest_tenth_s} s")
@@ -178,11 +184,11 @@ def test_those_who_stay_get_what_they_get_alone(leaving: int, staying: int) -> N
         held = []
         for _ in range(2):
             got = asyncio.run(crowded())
-            wait_idle(server, 2)
+            wait_idle(server)
             assert [outcome.answer for outcome in got] == [outcome.answer for outcome in expected]
             held.append(Held.by(server.process.pid, server.http))
         assert held[1].is_flat_since(held[0]), held
-        wait_until(lambda: Held.by(server.process.pid, server.http).is_back_to(idle), 10)
+        wait_until(lambda: Held.by(server.process.pid, server.http).is_back_to(idle))
         assert server.stop() == 0
         assert "Traceback" not in server.log
 
@@ -219,14 +225,18 @@ def test_a_busy_key_does_not_keep_another_waiting(roomy: ServerProcess) -> None:
         wait_idle(roomy)
         return times
 
-    crowded, with_room = [], []
-    for _ in range(2):
-        crowded += asyncio.run(beside(200))
-        with_room += asyncio.run(beside(NUM_RUNNING - 1))
-    one_run_ms = statistics.median(total - queue for queue, total in with_room)
-    assert statistics.median(queue for queue, _ in crowded) <= one_run_ms, (crowded, with_room)
-    latency_ms = [statistics.median(total for _, total in times) for times in (crowded, with_room)]
-    assert latency_ms[0] <= 1.5 * latency_ms[1], (crowded, with_room)
+    tried = []
+    for _ in range(3):  # one that is kept waiting by itself is so each time
+        crowded, with_room = [], []
+        for _ in range(2):
+            crowded += asyncio.run(beside(200))
+            with_room += asyncio.run(beside(NUM_RUNNING - 1))
+        tried.append((crowded, with_room))
+        one_run_ms = statistics.median(total - queue for queue, total in with_room)
+        latency_ms = [statistics.median(total for _, total in times) for times in (crowded, with_room)]
+        if statistics.median(q for q, _ in crowded) <= one_run_ms and latency_ms[0] <= 1.5 * latency_ms[1]:
+            return
+    pytest.fail(f"(crowded, with room), each (waiting, in all), ms: {tried}")
 
 
 @pytest.mark.slow
@@ -257,4 +267,4 @@ def test_memory_is_flat_over_10000_requests(small: ServerProcess) -> None:
     after = Held.by(pid, small.http)
     print(before, after)
     assert after.is_flat_since(before), (before, after)
-    wait_until(lambda: Held.by(pid, small.http).is_back_to(idle), 10)
+    wait_until(lambda: Held.by(pid, small.http).is_back_to(idle))

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from helpers.errors import check_error
+from helpers.http_server import DEADLINE_S
 from helpers.server_process import ServerProcess
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -309,14 +310,14 @@ def test_there_are_many_cases_and_all_differ() -> None:
 
 @pytest.fixture(scope="module")
 def http(bundled: ServerProcess) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=bundled.url, trust_env=False, timeout=20) as client:
+    with httpx.Client(base_url=bundled.url, trust_env=False, timeout=DEADLINE_S) as client:
         yield client
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.what.encode("unicode_escape").decode())
 def test_refused_at_once_and_the_next_good_request_is_answered(http: httpx.Client, case: Case) -> None:
     elapsed_s = []
-    while not elapsed_s or (min(elapsed_s) > ANSWER_S and len(elapsed_s) < 3):  # others may take the cores
+    while not elapsed_s or (min(elapsed_s) > ANSWER_S and len(elapsed_s) < 10):  # others may take the cores
         response = case.send(http)
         elapsed_s.append(response.elapsed.total_seconds())
     assert min(elapsed_s) < ANSWER_S

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from helpers.embedding_models import MINILM, make_model
-from helpers.http_server import Server
+from helpers.http_server import DEADLINE_S, Server
 from helpers.server_process import ServerProcess
 
 
@@ -32,7 +32,7 @@ def ranker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 def post(server: ServerProcess, path: str, **body: Any) -> httpx.Response:
-    return httpx.post(server.url + path, json={"model": "ranker", **body}, timeout=30)
+    return httpx.post(server.url + path, json={"model": "ranker", **body}, timeout=DEADLINE_S)
 
 
 def test_a_cross_encoder_ranks(ranker: ServerProcess) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from helpers.http_server import events_of
+from helpers.http_server import DEADLINE_S, events_of
 from helpers.server_process import ServerProcess
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -37,7 +37,7 @@ def company(bundled: ServerProcess) -> Iterator[None]:
     is_over = threading.Event()
 
     def ask_on(number: int) -> None:
-        with httpx.Client(base_url=bundled.url, timeout=60, trust_env=False) as client:
+        with httpx.Client(base_url=bundled.url, timeout=DEADLINE_S, trust_env=False) as client:
             while not is_over.is_set():
                 prompt = f"{number} bottles of "
                 client.post(

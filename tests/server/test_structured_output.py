@@ -15,11 +15,11 @@ import openai
 import pydantic
 import pytest
 
-from helpers.constrained_chat import MESSAGES, MODEL, PERSON, chat, json_schema, serve_briefly_compiling
+from helpers.constrained_chat import MESSAGES, MODEL, PERSON, chat, json_schema, serve_compiling_for
 from helpers.random_schemas import random_schema
 from helpers.regexes import REGEXES
 
-server = pytest.fixture(scope="module")(serve_briefly_compiling)
+server = pytest.fixture(scope="module")(serve_compiling_for(60))
 
 
 @pytest.fixture(scope="module")

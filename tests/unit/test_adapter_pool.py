@@ -73,7 +73,7 @@ def ref(name: str, **fields) -> AdapterRef:
 
 
 def settled(pool: AdapterPool) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while pool.is_loading:
         pool.wait(1)
         pool.settle()
@@ -175,7 +175,7 @@ def test_of_those_to_be_checked_one_is_in_memory_at_a_time(make_pool, disk):
     pool = make_pool(2, 2)
     for name in "abcdef":
         pool.begin_load(name, False)
-    pool._thread.submit(lambda: None).result(10)  # after all that the reader was given
+    pool._thread.submit(lambda: None).result(60)  # after all that the reader was given
     assert disk.checks == ["a"] and disk.reads == []
     assert [answer.digest for answer in answers(pool)] == list("abcdef")
     assert pool.num_loaded == 2
@@ -248,7 +248,7 @@ def test_what_cannot_be_used_drives_nothing_out(make_pool, disk):
 def test_files_that_change_between_their_check_and_their_reading(make_pool, disk):
     pool = make_pool(2, 1)
     pool.begin_load("a", False)
-    pool._asked[0].check.result(10)
+    pool._asked[0].check.result(60)
     disk.digests["a"] = "other"
     (answer,) = answers(pool)
     assert answer.slug == "adapter_not_found" and "changed" in answer.error

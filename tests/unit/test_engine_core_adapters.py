@@ -61,7 +61,7 @@ class Engine:
         return self.load(directory)
 
     def load(self, directory: str) -> Loaded:
-        assert self.gate.wait(10)
+        assert self.gate.wait(60)
         if directory == "bad":
             raise InvalidRequest("it is bad", slug="invalid_adapter")
         return Loaded(directory, object())
@@ -71,7 +71,7 @@ class Engine:
         self.core.handle(GenerateRequest(name, PROMPT, PARAMS, adapter=ref, **fields))
 
     def step_until(self, condition) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not condition():
             assert time.monotonic() < deadline
             self.messages += self.core.step()

@@ -54,26 +54,27 @@ def test_a_helper_that_fails_fails_its_constraints_only(
                 compiler.start(constraint)
             results = {}
             while len(results) < 3:
-                assert select.select([compiler.wake_fd], [], [], 20)[0], "somebody waits for ever"
+                assert select.select([compiler.wake_fd], [], [], 60)[0], "somebody waits for ever"
                 results |= compiler.take_results()
             assert set(results) == {constraint.key for constraint in constraints}
             assert all(isinstance(result, InternalError) for result in results.values())
-    left = [child for child in psutil.Process().children() if program in child.cmdline()]
-    assert not left
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            assert program not in child.cmdline()
 
 
 def test_a_grammar_that_is_compiled_twice_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody left when it was compiled already, and came back before anybody had heard of that."""
-    compiler = GrammarCompiler(str(bundled_model()), 4096, timeout_s=5)
+    compiler = GrammarCompiler(str(bundled_model()), 4096, timeout_s=60)
     constraint, kept, keep = Constraint("regex", "[a-z]+"), [], compiler._keep
     monkeypatch.setattr(compiler, "_keep", lambda *found: (kept.append(found), keep(*found)))
     with contextlib.closing(compiler):
         compiler.start(constraint)
-        assert select.select([compiler.wake_fd], [], [], 30)[0]
+        assert select.select([compiler.wake_fd], [], [], 60)[0]
         compiler.forget(constraint)
         compiler.start(constraint)
         while len(kept) < 2:
-            assert select.select([compiler.wake_fd], [], [], 30)[0]
+            assert select.select([compiler.wake_fd], [], [], 60)[0]
             compiler.take_results()
         grammar = compiler.find(constraint)
         assert grammar is not None
@@ -82,7 +83,7 @@ def test_a_grammar_that_is_compiled_twice_is_counted_once(monkeypatch: pytest.Mo
 
 def test_a_wrong_constraint_of_several_names_is_named_as_each_request_does() -> None:
     """They wait for the same compilation."""
-    compiler = GrammarCompiler(str(bundled_model()), 4096, timeout_s=5)
+    compiler = GrammarCompiler(str(bundled_model()), 4096, timeout_s=60)
     names = {"first": "regex", "second": "structured_outputs.regex", "third": "guided_regex"}
     with contextlib.closing(ConstrainedRequests(compiler, max_waiting=3)) as requests:
         for request_id, param in names.items():
@@ -90,7 +91,7 @@ def test_a_wrong_constraint_of_several_names_is_named_as_each_request_does() -> 
             requests.hold(GenerateRequest(request_id, b"", params))
         answered = []
         while not answered:
-            assert select.select([requests.wake_fd], [], [], 30)[0]
+            assert select.select([requests.wake_fd], [], [], 60)[0]
             answered = list(requests.take_ready())
     assert [request.request_id for request, *_ in answered] == list(names)
     for request, error, _ in answered:
@@ -105,20 +106,20 @@ def test_a_helper_that_cannot_be_started_fails_its_constraints() -> None:
         for number in range(2):
             constraint = Constraint("regex", f"{number}")
             compiler.start(constraint)
-            assert select.select([compiler.wake_fd], [], [], 20)[0], "somebody waits for ever"
+            assert select.select([compiler.wake_fd], [], [], 60)[0], "somebody waits for ever"
             (result,) = compiler.take_results().values()
             assert isinstance(result, InternalError)
 
 
 def test_what_cannot_be_said_to_the_helper_fails_alone() -> None:
     """No constraint that is made holds half of a character; if one did, nobody would wait for ever."""
-    compiler = GrammarCompiler(str(bundled_model()), 4096, timeout_s=5)
+    compiler = GrammarCompiler(str(bundled_model()), 4096, timeout_s=60)
     unsayable, good = Constraint("regex", "x"), Constraint("regex", "[a-z]+")
     msgspec.structs.force_setattr(unsayable, "text", "\ud800")
     with contextlib.closing(compiler):
         for constraint, kind in ((unsayable, InternalError), (good, CompiledGrammar)):
             compiler.start(constraint)
-            assert select.select([compiler.wake_fd], [], [], 30)[0], "somebody waits for ever"
+            assert select.select([compiler.wake_fd], [], [], 60)[0], "somebody waits for ever"
             (result,) = compiler.take_results().values()
             assert isinstance(result, kind)
 
@@ -127,7 +128,7 @@ def results_of(compiler: GrammarCompiler, num_results: int) -> dict[Constraint, 
     """The next results, in the order in which they come."""
     found: dict = {}
     while len(found) < num_results:
-        assert select.select([compiler.wake_fd], [], [], 30)[0], "somebody waits for ever"
+        assert select.select([compiler.wake_fd], [], [], 60)[0], "somebody waits for ever"
         found |= compiler.take_results()
     return found
 
@@ -141,12 +142,12 @@ def test_quick_ones_are_made_while_slow_ones_are(monkeypatch: pytest.MonkeyPatch
 
     def gated(workshop, compiler, constraint, passed):
         if constraint in slow:
-            assert gate.wait(30)
+            assert gate.wait(60)
         made.append(constraint)
         return compile_it(workshop, compiler, constraint, passed)
 
     monkeypatch.setattr(module, "_compiled", gated)
-    compiler = GrammarCompiler(str(bundled_model()), 4096, timeout_s=20)
+    compiler = GrammarCompiler(str(bundled_model()), 4096, timeout_s=60)
     with contextlib.closing(compiler):
         for constraint in slow:
             compiler.start(constraint)
@@ -154,13 +155,13 @@ def test_quick_ones_are_made_while_slow_ones_are(monkeypatch: pytest.MonkeyPatch
             quick = Constraint("regex", f"quick {number}")
             compiler.start(quick)
             assert list(results_of(compiler, 1)) == [quick.key] and made[-1] == quick
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while len(compiler._worker._passed) < 2:
             assert time.monotonic() < deadline, "the others have passed, too"
             time.sleep(0.01)
         last = list(compiler._worker._passed.values())[-1]
         compiler.forget(last)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while last in compiler._worker._passed.values():
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -172,7 +173,7 @@ def test_quick_ones_are_made_while_slow_ones_are(monkeypatch: pytest.MonkeyPatch
 def test_a_short_one_does_not_wait_for_long_ones_to_be_tried() -> None:
     """A dozen of which would each run into the limit."""
     branches = "|".join(["a*"] * 2000)
-    compiler = GrammarCompiler(str(bundled_model()), 4096, timeout_s=2)
+    compiler = GrammarCompiler(str(bundled_model()), 4096, timeout_s=60)
     with contextlib.closing(compiler):
         compiler.start(Constraint("regex", "warm"))
         results_of(compiler, 1)

@@ -16,7 +16,7 @@ from engine.core.step_board import StepBoard
 from engine.core.suspects import Suspects
 from engine.errors import InvalidRequest, Overloaded
 from helpers import fake_engine_process as fake
-from unit.test_process import generate, run, running, tokens_of, until
+from unit.test_process import DEADLINE_S, generate, run, running, tokens_of, until
 
 FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT)
 
@@ -166,7 +166,7 @@ def test_a_death_is_seen_although_somebody_holds_the_connection_open():
                 stream = await client.submit(generate("a", [fake.SLOW], max_tokens=900))
                 os.kill(client.pid, signal.SIGKILL)
                 with pytest.raises(Overloaded):
-                    await asyncio.wait_for(tokens_of(stream), 5)
+                    await asyncio.wait_for(tokens_of(stream), DEADLINE_S)
 
     run(main)
 

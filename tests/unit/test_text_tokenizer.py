@@ -158,14 +158,19 @@ def test_truncation_and_padding_of_training_are_off(tmp_path):
 
 def test_other_threads_run_while_a_long_text_is_encoded():
     tokenizer = _tokenizer(byte_level_tokenizer())
-    with ThreadPoolExecutor(1) as pool:
-        encoded = pool.submit(tokenizer.encode, "to be or not " * 50_000)
-        num_turns = 0
-        while not encoded.done():
-            num_turns += 1
-            time.sleep(0.001)
-    assert len(encoded.result()) > 50_000
-    assert num_turns > 10, "the interpreter lock was held"
+
+    def count_turns() -> int:
+        with ThreadPoolExecutor(1) as pool:
+            encoded = pool.submit(tokenizer.encode, "to be or not " * 50_000)
+            num_turns = 0
+            while not encoded.done():
+                num_turns += 1
+                time.sleep(0.001)
+        assert len(encoded.result()) > 50_000
+        return num_turns
+
+    # Where others took the core from this thread, it has fewer turns, but not each time.
+    assert any(count_turns() > 10 for _ in range(5)), "the interpreter lock was held"
 
 
 def test_a_lone_surrogate_is_refused():
