@@ -14,17 +14,17 @@ namespace {
 // A tile keeps rows x vectors of both int32 and fp32 sums in registers: with more than kWideRows rows
 // it takes the two vectors of a panel one after the other. Where several groups share a scale of the
 // activations, what they add up to is in registers, and with more than kFineRows rows the fp32 sums are in
-// memory. Up to kLoneRows rows are one tile nevertheless, so that weights are multiplied as they come from
-// memory; with more than kTileRows rows its fp32 sums are in memory, too.
-#if defined(__AVX512VNNI__)
-constexpr int kTileRows = 6, kWideRows = 12, kLoneRows = 12, kFineRows = 4;
-#elif ENGINE_ISA_avx512
-constexpr int kTileRows = 6, kWideRows = 6, kLoneRows = 6, kFineRows = 4;
+// memory.
+#if ENGINE_ISA_avx512
+constexpr int kTileRows = 6, kWideRows = 6, kFineRows = 4;
 #elif ENGINE_ISA_avx2 || ENGINE_ISA_neon
-constexpr int kTileRows = 3, kWideRows = 1, kLoneRows = 3, kFineRows = 1;
+constexpr int kTileRows = 3, kWideRows = 1, kFineRows = 1;
 #else
-constexpr int kTileRows = 2, kWideRows = 1, kLoneRows = 2, kFineRows = 1;
+constexpr int kTileRows = 2, kWideRows = 1, kFineRows = 1;
 #endif
+// With more rows of int8 than this there are two tiles at least: a lone one asks for so much at once that it
+// waits for memory.
+constexpr int kLoneRows = kTileRows < 4 ? kTileRows : 4;
 
 constexpr int64_t kPrefetchBytes = 8192;
 
@@ -36,7 +36,7 @@ struct Int8Weights {
   static constexpr int64_t kGroupLen = kLen;
   static constexpr WeightFormat kFormat = WeightFormat::kInt8;
   static constexpr bool kIsAffine = false;
-  static constexpr int kMostRows = kLen < kActivationGroup ? kTileRows : kLoneRows;
+  static constexpr int kMostLoneRows = kLoneRows;
   // Four k of 16 columns, then the next four of the same columns.
   ENGINE_INLINE void load_step(const uint8_t* p, int vec, Bytes64& first, Bytes64& second) {
     first = load_bytes(p + vec * 64);
@@ -52,7 +52,7 @@ struct Int4Weights {
   static constexpr int64_t kGroupLen = kLen;
   static constexpr WeightFormat kFormat = WeightFormat::kInt4;
   static constexpr bool kIsAffine = false;
-  static constexpr int kMostRows = kTileRows;  // groups end too often for sums in memory
+  static constexpr int kMostLoneRows = kTileRows;
   ENGINE_INLINE void load_step(const uint8_t* p, int vec, Bytes64& first, Bytes64& second) {
     const Bytes64 both = load_bytes(p + vec * 64);
     first = low_nibbles(both);
@@ -94,6 +94,10 @@ struct Tile {
   int64_t num_group_lines;
 };
 
+// Cache lines of a step.
+template <class Weights>
+constexpr int kStepLines = static_cast<int>(panel_layout(Weights::kFormat, 32).step_bytes / 64);
+
 // Adds the products of kWeightStep k.
 template <class Weights, int kRows, int kFirst, int kVecs, int kLines>
 ENGINE_INLINE void add_step(const uint8_t* weight, const int8_t* codes, int64_t codes_stride,
@@ -107,14 +111,18 @@ ENGINE_INLINE void add_step(const uint8_t* weight, const int8_t* codes, int64_t 
     second[vec] = as_weights(high);
   }
 #pragma GCC unroll 4
-  for (int line = 0; line < kLines; ++line) __builtin_prefetch(weight + prefetch_bytes + line * 64);
-#pragma GCC unroll 12
+  for (int line = 0; line < kLines; ++line) {
+    // Beside what all tiles use now, the first-level cache may not hold what they will use next.
+    constexpr int kLevel = kLines == kStepLines<Weights> ? 3 : 2;
+    __builtin_prefetch(weight + prefetch_bytes + line * 64, 0, kLevel);
+  }
+#pragma GCC unroll 6
   for (int row = 0; row < kRows; ++row) {
     const Inputs4 x = load_inputs(codes + row * codes_stride);
 #pragma GCC unroll 2
     for (int vec = 0; vec < kVecs; ++vec) dots[row][vec] = dot(dots[row][vec], first[vec], x);
   }
-#pragma GCC unroll 12
+#pragma GCC unroll 6
   for (int row = 0; row < kRows; ++row) {
     const Inputs4 x = load_inputs(codes + row * codes_stride + 4);
 #pragma GCC unroll 2
@@ -129,12 +137,12 @@ ENGINE_INLINE void add_group(const uint8_t* weight_scales, const int32_t* offset
 #pragma GCC unroll 2
   for (int vec = 0; vec < kVecs; ++vec) {
     const Vec16 scale = Weights::load_scales(weight_scales, kFirst + vec);
-#pragma GCC unroll 12
+#pragma GCC unroll 6
     for (int row = 0; row < kRows; ++row)
       parts[row][vec] = fma(to_float(dots[row][vec]), scale, parts[row][vec]);
     if constexpr (Weights::kIsAffine) {
       const Vec16 offset = Weights::load_offsets(weight_scales, kFirst + vec);
-#pragma GCC unroll 12
+#pragma GCC unroll 6
       for (int row = 0; row < kRows; ++row) {
         parts[row][vec] = fma(set1(static_cast<float>(offsets[row])), offset, parts[row][vec]);
       }
@@ -144,7 +152,7 @@ ENGINE_INLINE void add_group(const uint8_t* weight_scales, const int32_t* offset
 
 template <int kRows, int kVecs>
 ENGINE_INLINE void clear(Vec16 (&sums)[kRows][kVecs]) {
-#pragma GCC unroll 12
+#pragma GCC unroll 6
   for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 2
     for (int vec = 0; vec < kVecs; ++vec) sums[row][vec] = zero();
@@ -156,7 +164,7 @@ template <class Weights, int kRows, int kFirst, int kVecs, int kLines>
 void run_vectors(const Tile& tile) {
   constexpr int64_t kStepBytes = panel_layout(Weights::kFormat, 32).step_bytes;
   if (tile.out != nullptr) {
-#pragma GCC unroll 12
+#pragma GCC unroll 6
     for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 2
       for (int vec = 0; vec < kVecs; ++vec) {
@@ -165,12 +173,12 @@ void run_vectors(const Tile& tile) {
     }
   }
   constexpr bool kIsFine = Weights::kGroupLen < kActivationGroup;
-  constexpr bool kKeepsSums = kRows <= (kIsFine ? kFineRows : kTileRows);
+  constexpr bool kKeepsSums = !kIsFine || kRows <= kFineRows;
   float* const kept = tile.sums + kFirst * 16;
   const int64_t sums_stride = tile.sums_stride;
   Vec16 sums[kRows][kVecs];
   if (kKeepsSums || tile.is_first) {
-#pragma GCC unroll 12
+#pragma GCC unroll 6
     for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 2
       for (int vec = 0; vec < kVecs; ++vec) {
@@ -195,7 +203,7 @@ void run_vectors(const Tile& tile) {
       const uint8_t* weight_scales = weight;
       weight += tile.layout.scale_bytes;
       Sums16 dots[kRows][kVecs];
-#pragma GCC unroll 12
+#pragma GCC unroll 6
       for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 2
         for (int vec = 0; vec < kVecs; ++vec) dots[row][vec] = all_sums(Weights::kIsAffine ? 0 : offsets[row]);
@@ -212,20 +220,17 @@ void run_vectors(const Tile& tile) {
 #pragma GCC unroll 2
         for (int vec = 0; vec < kVecs; ++vec)
           weight_scale[vec] = Weights::load_scales(weight_scales, kFirst + vec);
-#pragma GCC unroll 12
+#pragma GCC unroll 6
         for (int row = 0; row < kRows; ++row) {
           const Vec16 scale = set1(scales[row]);
 #pragma GCC unroll 2
           for (int vec = 0; vec < kVecs; ++vec) {
-            float* const in_memory = kept + row * sums_stride + vec * 16;
-            Vec16 sum = kKeepsSums ? sums[row][vec] : load(in_memory);
+            Vec16& sum = sums[row][vec];
             sum = fma(to_float(dots[row][vec]), mul(weight_scale[vec], scale), sum);
             if constexpr (Weights::kIsAffine) {
               const Vec16 input_sum = mul(set1(static_cast<float>(offsets[row])), scale);
               sum = fma(input_sum, Weights::load_offsets(weight_scales, kFirst + vec), sum);
             }
-            sums[row][vec] = sum;
-            if constexpr (!kKeepsSums) store(in_memory, sum);
           }
         }
       }
@@ -233,7 +238,7 @@ void run_vectors(const Tile& tile) {
       k += Weights::kGroupLen;
     } while (kIsFine && k < end_k);
     if constexpr (kIsFine) {
-#pragma GCC unroll 12
+#pragma GCC unroll 6
       for (int row = 0; row < kRows; ++row) {
         const Vec16 scale = set1(scales[row]);
 #pragma GCC unroll 2
@@ -247,7 +252,7 @@ void run_vectors(const Tile& tile) {
     scales += tile.row_stride;
   }
   if constexpr (kKeepsSums) {
-#pragma GCC unroll 12
+#pragma GCC unroll 6
     for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 2
       for (int vec = 0; vec < kVecs; ++vec) store(kept + row * sums_stride + vec * 16, sums[row][vec]);
@@ -273,8 +278,9 @@ void run_tile(const Tile& tile, int64_t num_rows) {
 // others leave it idle.
 template <class Weights>
 void run_tiles(Tile tile, int64_t num_rows) {
-  constexpr int kLines = static_cast<int>(panel_layout(Weights::kFormat, 32).step_bytes / 64);
-  const int64_t num_tiles = num_rows <= Weights::kMostRows ? 1 : divide_up(num_rows, kTileRows);
+  constexpr int kLines = kStepLines<Weights>;
+  int64_t num_tiles = divide_up(num_rows, kTileRows);
+  if (num_tiles == 1 && num_rows > Weights::kMostLoneRows) num_tiles = 2;
   const int64_t chain_bytes = panel_bytes(tile.layout, kQuantizedChain);
   const int64_t this_bytes = panel_bytes(tile.layout, tile.num_k);
   const int64_t num_groups = divide_up(tile.num_k, tile.layout.group_len);
@@ -287,7 +293,7 @@ void run_tiles(Tile tile, int64_t num_rows) {
     if (num_tiles == 1) {
       tile.prefetch_bytes = kPrefetchBytes;
       num_lines = kLines;
-    } else if (num_tiles <= 3) {
+    } else if (num_tiles <= kLines + 1) {
       // Some lines of every step: all of a few steps would be more than the memory takes at once.
       const int64_t first = kLines * index / num_tiles;
       tile.prefetch_bytes = chain_bytes + first * 64;
@@ -299,7 +305,7 @@ void run_tiles(Tile tile, int64_t num_rows) {
     if (num_lines == 0) {
       run_tile<Weights, 0, kTileRows>(tile, rows);
     } else if (num_lines == kLines) {
-      run_tile<Weights, kLines, Weights::kMostRows>(tile, rows);
+      run_tile<Weights, kLines, Weights::kMostLoneRows>(tile, rows);
     } else if (num_lines == 1) {
       run_tile<Weights, 1, kTileRows>(tile, rows);
     } else {
