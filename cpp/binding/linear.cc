@@ -77,16 +77,17 @@ void bind_linear(py::module_& module) {
       .def(
           "write_file",
           [](const PackedMatrix& self, ExecutionContext& ctx, int fd, int64_t offset) {
-            self.write_file(ctx.pool(), fd, offset);
+            return self.write_file(ctx.pool(), fd, offset);
           },
           py::arg("ctx"), py::arg("fd"), py::arg("offset"), ReleaseGil())
       .def(
           "read_file",
           [](PackedMatrix& self, ExecutionContext& ctx, int fd, int64_t offset) {
-            self.read_file(ctx.pool(), fd, offset);
+            return self.read_file(ctx.pool(), fd, offset);
           },
           py::arg("ctx"), py::arg("fd"), py::arg("offset"), ReleaseGil())
       .def("map_file", &PackedMatrix::map_file, py::arg("fd"), py::arg("offset"), ReleaseGil())
+      .def("clear", &PackedMatrix::clear)
       .def_property("column_scales", &PackedMatrix::stored_column_scales, &PackedMatrix::set_column_scales)
       .def_property("column_order", &PackedMatrix::stored_column_order, &PackedMatrix::set_column_order)
       .def_property_readonly("out_features", &PackedMatrix::out_features)

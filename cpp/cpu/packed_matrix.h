@@ -60,11 +60,14 @@ class PackedMatrix {
   bool is_complete() const;
 
   // The packed bytes as they are, to and from a file; the column scales travel beside them. The bytes
-  // depend on nothing but the weights. map_file reads nothing yet: pages come when they are touched.
+  // depend on nothing but the weights. What is returned is their sum, which differs where one word of them
+  // does, and nearly always where more do. map_file reads nothing yet: pages come when they are touched.
   // Throws kUnsupported when the file cannot be written, or ends too early.
-  void write_file(ThreadPool& pool, int fd, int64_t offset) const;
-  void read_file(ThreadPool& pool, int fd, int64_t offset);
+  uint64_t write_file(ThreadPool& pool, int fd, int64_t offset) const;
+  uint64_t read_file(ThreadPool& pool, int fd, int64_t offset);
   void map_file(int fd, int64_t offset);
+  // As it was made: no row is packed, and no column scaled or moved.
+  void clear();
   const std::vector<float>& stored_column_scales() const { return column_scales_; }
   void set_column_scales(std::vector<float> scales);
 

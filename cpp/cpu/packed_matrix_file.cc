@@ -4,8 +4,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
+#include <cstring>
 #include <limits>
+#include <numeric>
 #include <string>
+#include <vector>
 
 #include "cpu/packed_matrix.h"
 #include "engine/error.h"
@@ -28,38 +32,68 @@ bool transfer_all(char* data, int64_t num_bytes, int64_t offset, const Transfer&
   return true;
 }
 
-// The same for pieces of the buffer on all threads.
-template <typename Transfer>
-bool transfer_pieces(ThreadPool& pool, const LargeBuffer& buffer, int64_t offset, const Transfer& transfer) {
-  if (offset < 0 || offset > std::numeric_limits<int64_t>::max() - buffer.num_bytes()) return false;
-  std::atomic<bool> is_complete{true};
-  char* data = static_cast<char*>(buffer.data());
-  pool.parallel_for((buffer.num_bytes() + kPiece - 1) / kPiece, 1, [&](int64_t begin, int64_t end) {
-    const int64_t first = begin * kPiece;
-    const int64_t size = std::min(end * kPiece, buffer.num_bytes()) - first;
-    if (!transfer_all(data + first, size, offset + first, transfer)) is_complete.store(false);
-  });
-  return is_complete.load();
-}
-
 [[noreturn]] void refuse(const char* what) {
   throw Error(ErrorCode::kUnsupported, std::string("file: ") + what);
 }
 
-}  // namespace
+// One step of a sum. It can be undone, so one word that changes always changes the sum.
+uint64_t add_word(uint64_t sum, uint64_t word) { return std::rotl(sum ^ word, 29) * 0x9fb21c651e98df25u; }
 
-void PackedMatrix::write_file(ThreadPool& pool, int fd, int64_t offset) const {
-  const bool is_written = transfer_pieces(
-      pool, *buffer_, offset, [fd](char* data, size_t size, int64_t at) { return pwrite(fd, data, size, at); });
-  if (!is_written) refuse("the packed weights could not be written");
+// Lanes of their own keep the multiplier busy.
+uint64_t sum_of(const char* data, int64_t num_bytes) {
+  constexpr int64_t kLanes = 8, kStep = kLanes * 8;
+  uint64_t lanes[kLanes] = {}, words[kLanes] = {}, sum = 0;
+  for (; num_bytes >= kStep; data += kStep, num_bytes -= kStep) {
+    std::memcpy(words, data, kStep);
+    for (int64_t i = 0; i < kLanes; ++i) lanes[i] = add_word(lanes[i], words[i]);
+  }
+  for (const uint64_t lane : lanes) sum = add_word(sum, lane);
+  for (; num_bytes > 0; ++data, --num_bytes) sum = add_word(sum, static_cast<unsigned char>(*data));
+  return sum;
 }
 
-void PackedMatrix::read_file(ThreadPool& pool, int fd, int64_t offset) {
+// The same for pieces of the buffer on all threads; the sum of all bytes. Throws `complaint` when it fails.
+template <typename Transfer>
+uint64_t transfer_pieces(ThreadPool& pool, const LargeBuffer& buffer, int64_t offset, const char* complaint,
+                         const Transfer& transfer) {
+  if (offset < 0 || offset > std::numeric_limits<int64_t>::max() - buffer.num_bytes()) refuse(complaint);
+  std::atomic<bool> is_complete{true};
+  char* data = static_cast<char*>(buffer.data());
+  std::vector<uint64_t> sums(static_cast<size_t>((buffer.num_bytes() + kPiece - 1) / kPiece));
+  pool.parallel_for(static_cast<int64_t>(sums.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t piece = begin; piece < end; ++piece) {
+      const int64_t first = piece * kPiece, size = std::min(kPiece, buffer.num_bytes() - first);
+      if (!transfer_all(data + first, size, offset + first, transfer)) is_complete.store(false);
+      sums[static_cast<size_t>(piece)] = sum_of(data + first, size);  // while it is in a cache
+    }
+  });
+  if (!is_complete.load()) refuse(complaint);
+  return std::accumulate(sums.begin(), sums.end(), uint64_t{0}, add_word);
+}
+
+}  // namespace
+
+uint64_t PackedMatrix::write_file(ThreadPool& pool, int fd, int64_t offset) const {
+  return transfer_pieces(pool, *buffer_, offset, "the packed weights could not be written",
+                         [fd](char* data, size_t size, int64_t at) { return pwrite(fd, data, size, at); });
+}
+
+uint64_t PackedMatrix::read_file(ThreadPool& pool, int fd, int64_t offset) {
   expect_writable();
-  const bool is_read = transfer_pieces(
-      pool, *buffer_, offset, [fd](char* data, size_t size, int64_t at) { return pread(fd, data, size, at); });
-  if (!is_read) refuse("it ends before the packed weights do");
+  const uint64_t sum =
+      transfer_pieces(pool, *buffer_, offset, "it ends before the packed weights do",
+                      [fd](char* data, size_t size, int64_t at) { return pread(fd, data, size, at); });
   complete();
+  return sum;
+}
+
+void PackedMatrix::clear() {
+  buffer_ = std::make_unique<LargeBuffer>(num_bytes(), LargeBuffer::Place::kBesideOthers);  // zeros
+  column_scales_.clear();
+  column_order_.clear();
+  const std::lock_guard<std::mutex> lock(mutex_);
+  std::fill(is_packed_.begin(), is_packed_.end(), false);
+  num_missing_ = out_features_;
 }
 
 void PackedMatrix::map_file(int fd, int64_t offset) {

@@ -273,15 +273,20 @@ class PackedMatrix:
     def in_features(self) -> int: ...
     @property
     def dtype(self) -> str: ...
-    def write_file(self, ctx: ExecutionContext, fd: int, offset: int) -> None:
-        """The packed bytes, `num_bytes` of them; the column scales are not among them."""
+    def write_file(self, ctx: ExecutionContext, fd: int, offset: int) -> int:
+        """The packed bytes, `num_bytes` of them; the column scales are not among them. Their sum of 64 bits:
+        two that differ in one word of 8 bytes never have the same one."""
 
-    def read_file(self, ctx: ExecutionContext, fd: int, offset: int) -> None:
-        """What write_file wrote, by a matrix of the same size and format; all rows are then packed."""
+    def read_file(self, ctx: ExecutionContext, fd: int, offset: int) -> int:
+        """What write_file wrote, by a matrix of the same size and format; all rows are then packed. The sum
+        of what was read."""
 
     def map_file(self, fd: int, offset: int) -> None:
         """As read_file, but the bytes stay in the file and are paged in when they are used. `offset` is a
         multiple of the page size; the file must not change while the matrix lives."""
+
+    def clear(self) -> None:
+        """As it was made: no row is packed, and no column scaled or moved."""
 
     column_scales: list[float]
     """One for each column, or none; set before weights are used that were not packed here."""

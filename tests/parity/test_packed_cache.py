@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from engine.config.engine_config import EngineConfig
 from engine.errors import CheckpointError, ConfigError
 from engine.models import packed_cache
+from engine.models.packed_cache import PackedCache
 from engine.ops.linear import PackedMatrix
 from engine.runner.model_runner import ModelRunner
 from helpers.native import FMA_ISAS, context
@@ -146,7 +147,7 @@ def test_other_bytes_get_another_layout_number(tmp_path, dtype, group_len):
     with (tmp_path / "packed").open("wb") as file:
         matrix.write_file(ctx, file.fileno(), 0)
     found = hashlib.sha256((tmp_path / "packed").read_bytes()).hexdigest()[:16]
-    assert (packed_cache.LAYOUT, found) == (2, PACKED_BYTES[dtype, group_len])
+    assert (packed_cache.LAYOUT, found) == (3, PACKED_BYTES[dtype, group_len])
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
@@ -165,6 +166,100 @@ def test_damaged_files_are_made_again(directory, tmp_path, caplog, suffix, damag
     assert torch.equal(again, expected)
     assert path.read_bytes() == content
     assert "packed weights" in caplog.text or (damage, suffix) == ("gone", ".safetensors")
+
+
+def flip(path: Path, place: int) -> bytes:
+    """Another bit in the file; what it was before."""
+    before = path.read_bytes()
+    content = bytearray(before)
+    content[place] ^= 1 << 5
+    path.write_bytes(content)
+    return before
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_a_bit_that_has_changed_is_found(directory, tmp_path, caplog, quantization):
+    """Wherever it is: the entry is made again, and one line says why."""
+    cache = tmp_path / "cache"
+    expected = logits(directory, cache, quantization=quantization)
+    (matrices,), (small,) = cache.glob("*.bin"), cache.glob("*.safetensors")
+    size = small.stat().st_size
+    header = 8 + int.from_bytes(small.read_bytes()[:8], "little")
+    places = [(matrices, place) for place in (0, 5000, -1)]
+    places += [(small, place) for place in (0, 9, header // 2, header, (header + size) // 2, -1)]
+    for path, place in places:
+        before = flip(path, place)
+        caplog.clear()
+        assert torch.equal(logits(directory, cache, quantization=quantization), expected)
+        (record,) = caplog.records
+        assert "are broken and are made again" in record.getMessage() and str(path) in record.getMessage()
+        assert path.read_bytes() == before
+
+
+def test_of_what_is_mapped_only_what_is_small_is_checked(directory, tmp_path, caplog):
+    """To look at the matrices would be to read what mapping leaves in its file."""
+    cache = tmp_path / "cache"
+    expected = logits(directory, cache)
+    (matrices,), (small,) = cache.glob("*.bin"), cache.glob("*.safetensors")
+    before = flip(small, -1)
+    assert torch.equal(logits(directory, cache, map_packed_cache=True), expected)
+    assert len(caplog.records) == 1 and small.read_bytes() == before
+    flip(matrices, 1)
+    assert not torch.equal(logits(directory, cache, map_packed_cache=True), expected)
+    assert torch.equal(logits(directory, cache), expected)
+    assert len(caplog.records) == 2
+
+
+def test_matrices_that_cannot_be_read_are_made_again(directory, tmp_path, monkeypatch, caplog):
+    """A disk may fail in the middle of them."""
+    cache = tmp_path / "cache"
+    expected = logits(directory, cache)
+    (matrices,) = cache.glob("*.bin")
+    before, checked = matrices.read_bytes(), PackedCache._checked
+
+    def cut(*args):
+        small = checked(*args)
+        matrices.write_bytes(before[:-5000])
+        return small
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PackedCache, "_checked", cut)
+        assert torch.equal(logits(directory, cache), expected)
+    assert "it ends before the packed weights do" in caplog.text and matrices.read_bytes() == before
+
+
+OLD_S = packed_cache.UNUSED_S + 3600
+
+
+def age(path: Path) -> None:
+    then_s = path.stat().st_mtime - OLD_S
+    os.utime(path, (then_s, then_s))
+
+
+def test_entries_that_nobody_reads_are_removed_when_one_is_made(directory, tmp_path):
+    cache, key, layout = tmp_path / "cache", "0123456789abcdef" * 2, packed_cache.LAYOUT
+    cache.mkdir()
+    kept = [f"{layout}-{key}.bin", f"{layout + 1}-{key}.safetensors", "notes.bin", f"x{key}.bin"]
+    gone = [f"{key}.bin", f"{key}.safetensors", f"{layout - 1}-{key}.bin", f"{layout}-f{key[1:]}.safetensors"]
+    for name in (*kept, *gone):
+        (cache / name).write_bytes(b"x")
+    for name in (gone[-1], "notes.bin"):
+        age(cache / name)
+    logits(directory, cache)
+    found = {path.name for path in cache.iterdir()}
+    assert set(kept) < found and not found.intersection(gone) and len(found) == len(kept) + 2
+
+
+def test_an_entry_that_is_read_stays(directory, tmp_path, no_checkpoint):
+    cache = tmp_path / "cache"
+    expected = logits(directory, cache)
+    for path in cache.iterdir():
+        age(path)
+    logits(directory, cache)
+    logits(directory, cache, quantization="int8")
+    assert len(list(cache.iterdir())) == 4
+    no_checkpoint()
+    assert torch.equal(logits(directory, cache), expected)
 
 
 def test_a_file_of_another_make_is_made_again(directory, tmp_path, caplog):
