@@ -125,14 +125,15 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag(
         "--packed-cache", Kind.TEXT, MODEL,
-        "Directory that keeps the packed weights: the next start reads them instead of the checkpoint. When it "
-        "packs anew, those are removed that no start has read for 30 days, or that only older versions read.",
+        "Directory that keeps the packed weights: the next start reads them instead of the checkpoint. When "
+        "it packs anew, those are removed that no start has read for 30 days, or that only older versions "
+        "read.",
         EngineConfig, unset="none",
     ),
     Flag(
         "--map-packed-cache", Kind.SWITCH, MODEL,
-        "Leave packed weights in their files, paged in when used: for machines short of memory. What is paged in "
-        "is not checked; without this flag a file that has changed is told, and made again.",
+        "Leave packed weights in their files, paged in when used: for machines short of memory. What is "
+        "paged in is not checked; without this flag a file that has changed is told, and made again.",
         EngineConfig,
     ),
     Flag(
