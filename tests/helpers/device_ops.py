@@ -15,14 +15,17 @@ from engine.ops.reference import (
     LoraAdapter,
     LoraPlan,
     PackedMatrix,
+    activate,
     add_rms_norm,
     clamped_swiglu,
     embedding,
     erf_gelu_mul,
     gelu_mul,
+    layer_norm,
     linear,
     lora,
     lora_embedding,
+    pool,
     rms_norm,
     rope,
     silu_mul,
@@ -36,6 +39,7 @@ __all__ = [
     "LoraAdapter",
     "LoraPlan",
     "PackedMatrix",
+    "activate",
     "add_rms_norm",
     "append_kv",
     "are_alike",
@@ -44,10 +48,12 @@ __all__ = [
     "erf_gelu_mul",
     "experts",
     "gelu_mul",
+    "layer_norm",
     "linear",
     "lora",
     "lora_embedding",
     "paged_attention",
+    "pool",
     "rms_norm",
     "rope",
     "rope_append_kv",
@@ -112,7 +118,7 @@ def paged_attention(
 def check_plan(plan) -> None:
     """The lists of work cover every query once, within the bounds that launches follow from."""
     assert isinstance(plan, DevicePlan)
-    decode_rows, tiles = split_rows(plan.cu_seqlens_q.numpy())
+    decode_rows, tiles = split_rows(plan.cu_seqlens_q.numpy(), is_causal=plan.is_causal)
     assert np.array_equal(plan.decode_rows.numpy(), decode_rows)
     assert np.array_equal(plan.tiles.numpy(), tiles)
     lens = plan.kv_lens

@@ -2,8 +2,9 @@
 
     python -m helpers.launched_kernels KIND DTYPE '{"quantization": "int8"}'
 
-Warms up a tiny model of that kind and then runs steps of all sorts; the last line is what was launched in
-either part, as JSON. A process of its own: where kernels are interpreted, they are not compiled.
+Warms up a tiny model of that kind, with {"embeds": true} one that only embeds, and then runs steps of all
+sorts; the last line is what was launched in either part, as JSON. A process of its own: where kernels are
+interpreted, they are not compiled.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,10 +25,13 @@ from triton.runtime.jit import JITFunction, compute_cache_key
 
 from engine import _native
 from engine.adapters.lora import LoadedAdapter
+from engine.config.engine_config import EngineConfig
+from engine.core import build_embedding
 from engine.ops import cuda
 from engine.ops.placement import on_gpu
 from engine.runner.model_runner import ModelRunner
 from engine.scheduling.step_plan import StepPlan, StepRow
+from helpers.embedding_models import make_model as make_embedding_model
 from helpers.tiny_models import make_model, save_model
 from parity.driving import CONTEXT_LENGTH, make_request, make_runner
 
@@ -108,6 +113,12 @@ def adapters_of(runner: ModelRunner, dtype: str) -> list[LoadedAdapter]:
     return found
 
 
+def embed_texts(embedder: Any) -> None:
+    """Alone and together, of all lengths."""
+    for lens in (*([count] for count in (1, 2, 15, 16, 17, 33, 64, 129, 200)), [1] * 40, [7, 1, 150, 3]):
+        list(embedder.compute([np.full(count, 5, np.int32) for count in lens], lens, [None] * len(lens)))
+
+
 def main(kind: str, dtype: str, options: str) -> None:
     _native.cuda = NoKernels()
     chosen = json.loads(options)
@@ -115,14 +126,26 @@ def main(kind: str, dtype: str, options: str) -> None:
     context = types.SimpleNamespace(
         isa="sm_90", is_deterministic=is_deterministic, arrivals=torch.zeros(1), is_lost=False
     )
+    placed = {"ops": cuda, "placement": on_gpu(dtype, "cpu")}
     with tempfile.TemporaryDirectory() as directory:
-        save_model(make_model(kind).to(getattr(torch, dtype)), Path(directory))
-        placed = {"ops": cuda, "placement": on_gpu(dtype, "cpu"), "context": context}
-        runner = make_runner(Path(directory), dtype=dtype, max_draws=CONTEXT_LENGTH, **placed, **chosen)
+        if embeds := chosen.pop("embeds", False):
+            make_embedding_model(kind).to(getattr(torch, dtype)).save_pretrained(directory)
+            config = EngineConfig(model_path=directory, device="cuda", pooling="mean", dtype=dtype, **chosen)
+            common = {**placed, "ctx": context, "dtype": dtype, "is_dummy": False, "progress": None}
+            warmed_up = build_embedding._load(config, Path(directory), 0, common)
+        else:
+            save_model(make_model(kind).to(getattr(torch, dtype)), Path(directory))
+            placed["context"] = context
+            warmed_up = make_runner(
+                Path(directory), dtype=dtype, max_draws=CONTEXT_LENGTH, **placed, **chosen
+            )
     launched = record()
-    runner.warm_up()
+    warmed_up.warm_up()
     warmed = set(launched)
-    steps(runner, adapters_of(runner, dtype) if "max_lora_rank" in chosen else [])
+    if embeds:
+        embed_texts(warmed_up)
+    else:
+        steps(warmed_up, adapters_of(warmed_up, dtype) if "max_lora_rank" in chosen else [])
     print(json.dumps({"warmed": sorted(warmed), "later": sorted(launched - warmed)}))
 
 

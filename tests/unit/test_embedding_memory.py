@@ -11,12 +11,13 @@ import torch
 from engine._native import ExecutionContext
 from engine.config.engine_config import EngineConfig
 from engine.core import build, build_embedding
-from engine.core.build_embedding import embedding_bytes, load_embedder
+from engine.core.build_embedding import beside_embedding, embedding_bytes, load_embedder
 from engine.core.resolve import Machine, resolve
 from engine.errors import ConfigError
 from engine.models.any_model import read_any_spec
 from engine.models.encoder_registry import read_encoder_spec
 from engine.models.registry import read_spec
+from engine.runner.gpu import Gpu
 from engine.runner.memory import DEQUANTIZING_BYTES, block_bytes, weight_bytes
 from helpers.embedding_models import NORMALIZE, make_model, pooling, write_modules
 from helpers.quantized_checkpoints import write_quantized
@@ -120,3 +121,42 @@ def test_floats_of_a_matrix_that_is_dequantised_count(tmp_path: Path, kind: str,
 def test_what_is_packed_as_it_is_needs_no_floats(tmp_path: Path) -> None:
     write_quantized(tmp_path, "awq")
     assert read_any_spec(tmp_path).largest_dequantized == 0
+
+
+# --- on a GPU
+
+GIB = 2**30
+
+
+def on_gpu(total: int = 80 * GIB, in_use: int = GIB, capability: tuple[int, int] = (9, 0)) -> Machine:
+    gpu = Gpu("NVIDIA Test", capability, total, total - in_use)
+    return Machine(num_cores=1, memory_bytes=2**40, gpu=gpu)
+
+
+def test_what_does_not_fit_a_gpu_is_one_line_with_its_sum(tmp_path: Path) -> None:
+    config = EngineConfig(model_path=str(write(tmp_path)), device="cuda")
+    needed = embedding_bytes(config, str(tmp_path), 2**40)
+    left = beside_embedding(config, str(tmp_path), on_gpu())
+    assert (left.embedding_bytes, left.memory_bytes) == (needed, 2**40), "the host's memory is not asked for"
+    small = on_gpu(round((needed + GIB) / 0.88) + 2)
+    assert beside_embedding(config, str(tmp_path), small).embedding_bytes == needed
+    told = (
+        "^the embedding model does not fit: its weights take .* 0.88 of .* GiB - 1.0 GiB in use are there on"
+    )
+    with pytest.raises(ConfigError, match=told) as caught:
+        beside_embedding(config, str(tmp_path), on_gpu(round((needed + GIB) / 0.88) - 4))
+    assert "\n" not in caught.value.message
+
+
+def test_what_a_gpu_does_not_embed_is_refused(tmp_path: Path) -> None:
+    """Heads of a decoder that the kernels do not take, while those of an encoder may be small; fp8."""
+    make_model("qwen3", head_dim=32).save_pretrained(tmp_path / "decoder")
+    make_model("bert").save_pretrained(tmp_path / "encoder")
+    config = EngineConfig(model_path="/m", device="cuda", pooling="mean")
+    with pytest.raises(ConfigError, match="its heads have 32 elements; kernels take multiples of 16 from 64"):
+        beside_embedding(config, str(tmp_path / "decoder"), on_gpu())
+    assert beside_embedding(config, str(tmp_path / "encoder"), on_gpu()).embedding_bytes > 0
+    make_model("qwen3").save_pretrained(tmp_path / "decoder")
+    config = dataclasses.replace(config, quantization="fp8")
+    with pytest.raises(ConfigError, match="fp8 needs a GPU of compute capability 8.9"):
+        beside_embedding(config, str(tmp_path / "decoder"), on_gpu(capability=(8, 6)))

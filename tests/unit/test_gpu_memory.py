@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from engine import _native
+from engine.config.engine_config import EngineConfig
+from engine.core import build_embedding
 from engine.models.any_model import read_any_spec
 from engine.ops import cuda
 from engine.ops.cuda import matrix
@@ -20,6 +22,8 @@ from engine.runner.model_runner import ModelRunner
 from engine.scheduling.step_plan import StepPlan, StepRow
 from helpers import cuda_host, triton_kernels
 from helpers.allocations import Allocations
+from helpers.embedding_models import make_model as make_embedding_model
+from helpers.embedding_models import pooling, write_modules
 from helpers.tiny_models import make_model, save_model
 from parity.driving import make_request
 
@@ -108,6 +112,24 @@ def test_steps_take_what_was_planned(kind, quantization, tmp_path, no_kernels):
     moved += memory.expert_bytes(spec, 700, 4) // 8  # what is sorted and scored is freed before the products
     at_different_times = memory.split_bytes(spec, 24, 800) + BOUNDS.max_draws * memory.DRAW_BYTES + moved
     assert 0.97 * (planned - at_different_times) <= allocated.peak_bytes <= planned
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert", "qwen3", "gemma3_both_ways"])
+def test_texts_take_what_was_planned(kind, tmp_path, no_kernels):
+    """Of a model that only embeds, pooled twice; texts that see both ways are computed as a whole."""
+    make_embedding_model(kind, max_position_embeddings=2048).save_pretrained(tmp_path)
+    write_modules(tmp_path, pooling("weightedmean_tokens", "max_tokens"))
+    config = EngineConfig(model_path=str(tmp_path), device="cuda")
+    planned = build_embedding.embedding_bytes(config, str(tmp_path), 2**40)
+    common = {"ops": cuda, "placement": on_gpu("float32", "cpu"), "ctx": Context(), "dtype": "float32"}
+    with Allocations() as allocated:
+        embedder = build_embedding._load(config, tmp_path, 0, {**common, "is_dummy": True, "progress": None})
+        gc.collect()
+        allocated.reset_peak()
+        embedder.warm_up()
+    uncounted = [layer[:2] for layer in getattr(embedder, "_kv_layers", ())]  # on a CPU not torch's
+    taken = allocated.peak_bytes + sum(cache.nbytes for caches in uncounted for cache in caches)
+    assert 0.8 * planned <= taken <= planned
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int4", "fp8", "bfloat16"])

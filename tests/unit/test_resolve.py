@@ -282,7 +282,6 @@ def test_an_fp8_cache_of_a_gpu_holds_more():
         ({"kv_cache_dtype": "int8"}, {}, {}, "^--kv-cache-dtype int8 is for the CPU$"),
         ({"num_threads": 2}, {}, {}, "^--num-threads is for the CPU$"),
         ({"packed_cache": "/tmp"}, {}, {}, "^--packed-cache is for the CPU$"),
-        ({"embedding_model": "/e"}, {}, {}, "^--embedding-model: --device cuda embeds with the chat model"),
         (
             {"quantization": "fp8"},
             {},
@@ -316,11 +315,14 @@ def test_what_only_a_gpu_does_is_refused_on_the_cpu(fields, message):
         build_embedding_engine(config(**fields), None, None)
 
 
-def test_a_gpu_serves_no_model_that_only_embeds_yet():
-    with pytest.raises(
-        ConfigError, match="^--device cuda embeds with a chat model alone, and /nowhere only "
-    ):
-        build_embedding_engine(config(device="cuda"), None, None)
+def test_a_model_that_embeds_beside_chat_has_a_share():
+    fields = {"device": "cuda", "pooling": "mean", "max_running_requests": 2048, "embedding_model": "/e"}
+    long = spec(max_position_embeddings=131072)
+    alone = resolve(config(**fields), long, on_gpu())
+    beside = resolve(config(**fields), long, dataclasses.replace(on_gpu(), embedding_bytes=3 * GIB))
+    assert " - 3.0 GiB for the embedding model = " in beside.memory
+    assert "for texts" not in beside.memory, "the chat model embeds none"
+    assert alone.num_blocks - beside.num_blocks == pytest.approx(3 * GIB / BLOCK_BYTES, abs=1)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0, float("nan")])

@@ -10,10 +10,16 @@ from typing import Any
 from engine.config.engine_config import EngineConfig
 from engine.config.model_location import locate_model
 from engine.core.build_adapters import build_adapters
-from engine.core.build_embedding import build_embedding_engine, embedder_beside, embedding_bytes, only_embeds
+from engine.core.build_embedding import (
+    beside_embedding,
+    build_embedding_engine,
+    embedder_beside,
+    only_embeds,
+)
 from engine.core.cpu_clock import CpuClock
 from engine.core.embedding_core import EmbeddingCore
 from engine.core.engine_core import EngineCore
+from engine.core.gpu_choices import FOLLOWS_BATCH
 from engine.core.messages import EngineReady
 from engine.core.resolve import Machine, ResolvedConfig, resolve
 from engine.core.step_board import StepBoard
@@ -44,8 +50,7 @@ def build_engine(
     machine = Machine.this(config.device)
     if config.embedding_model is not None:
         embedding_directory = str(locate_model(config.embedding_model))
-        taken_bytes = embedding_bytes(config, embedding_directory, machine.memory_bytes)
-        machine = dataclasses.replace(machine, memory_bytes=machine.memory_bytes - taken_bytes)
+        machine = beside_embedding(config, embedding_directory, machine)
     resolved = resolve(config, spec, machine)
     if resolved.memory:
         logger.info("memory of the GPU: %s", resolved.memory)
@@ -138,7 +143,7 @@ def build_engine(
         )
     batch_reason = runner.verdict.reason
     if config.device == "cuda" and not config.deterministic:
-        batch_reason = "products and attention follow the batch; --deterministic changes that"
+        batch_reason = FOLLOWS_BATCH
     ready = EngineReady(
         max_total_tokens=resolved.max_total_tokens,
         max_running_requests=resolved.max_running_requests,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from engine.config.engine_config import EngineConfig
 from engine.config.model_location import locate_model
 from engine.core.build_adapters import build_adapters
 from engine.core.embedding_core import EmbeddingCore
-from engine.core.gpu_choices import check_device_flags
+from engine.core.gpu_choices import FOLLOWS_BATCH, check_device_flags, check_fp8, check_heads, share_of
 from engine.core.messages import EngineReady
 from engine.core.resolve import MAX_QUEUED_REQUESTS, MAX_RUNNING_REQUESTS, Machine, ResolvedConfig
 from engine.core.step_board import StepBoard
@@ -26,7 +27,11 @@ from engine.runner.memory import (
     DEQUANTIZING_BYTES,
     DTYPE_BYTES,
     GPU_TEXT_TOKENS,
+    PACKED_ELEMENTS,
+    PACKING_BYTES,
     encoder_text_bytes,
+    gpu_decoder_bytes,
+    gpu_encoder_bytes,
     text_bytes,
     weight_bytes,
 )
@@ -39,6 +44,7 @@ if TYPE_CHECKING:
     from engine.ops.placement import Placement
     from engine.runner.model_runner import ModelRunner
 
+logger = logging.getLogger(__name__)
 Progress = Callable[[str, float], None]
 CHUNK = 512
 
@@ -58,10 +64,6 @@ def build_embedding_engine(
 
     Raises: `ConfigError` or `CheckpointError`, one line, when it cannot be done.
     """
-    if config.device != "cpu":
-        raise ConfigError(
-            f"--device {config.device} embeds with a chat model alone, and {config.model_path} only embeds"
-        )
     check_device_flags(config)
     for flag, value, default in (
         ("--kv-cache-dtype", config.kv_cache_dtype, "auto"),
@@ -72,18 +74,23 @@ def build_embedding_engine(
             raise ConfigError(
                 f"{flag} {value} is for models that generate, and {config.model_path} only embeds"
             )
-    machine = Machine.this()
+    machine = Machine.this(config.device)
     num_threads = config.num_threads or machine.num_cores
-    embedding_bytes(config, config.model_path, machine.memory_bytes)
-    from engine._native import ExecutionContext, ProgressBoard
+    beside_embedding(config, config.model_path, machine)
+    from engine._native import ProgressBoard
     from engine.core.idle_generation import idle_engine
 
-    context = ExecutionContext(
-        num_threads, config.cpu_isa or "auto", rounds_attention=config.quantization != "none"
-    )
+    context = _context(config, num_threads)
     if board is not None:
         context.report_to(ProgressBoard(board.fd))
-    embedder = load_embedder(config, config.model_path, context, progress, config.max_lora_rank)
+    try:
+        embedder = load_embedder(config, config.model_path, context, progress, config.max_lora_rank)
+    except RuntimeError as error:  # of a GPU, by torch
+        if "out of memory" not in str(error):
+            raise
+        raise ConfigError(
+            "there is not enough memory for the model and its texts; lower --context-length"
+        ) from error
     adapters, adapter_queue = build_adapters(config, embedder.adapter_reader)
     running = config.max_running_requests or MAX_RUNNING_REQUESTS
     queued = MAX_QUEUED_REQUESTS if config.max_queued_requests is None else config.max_queued_requests
@@ -99,6 +106,7 @@ def build_embedding_engine(
         adapters=adapter_queue and adapter_queue.line(),
     )
     core = idle_engine(embedding, adapters)
+    batch_reason = FOLLOWS_BATCH if config.device == "cuda" and not config.deterministic else ""
     ready = EngineReady(
         max_total_tokens=0,
         max_running_requests=running,
@@ -112,8 +120,22 @@ def build_embedding_engine(
         embedding=embedding.info,
         generates=False,
         takes_adapters=adapters is not None,
+        is_batch_invariant=not batch_reason,
+        batch_reason=batch_reason,
     )
     return core, ready
+
+
+def _context(config: EngineConfig, num_threads: int) -> Any:
+    """What the ops of an engine that only embeds share."""
+    if config.device == "cuda":
+        from engine.ops import cuda
+
+        return cuda.ExecutionContext(is_deterministic=config.deterministic)
+    from engine._native import ExecutionContext
+
+    rounds_attention = config.quantization != "none"
+    return ExecutionContext(num_threads, config.cpu_isa or "auto", rounds_attention=rounds_attention)
 
 
 def embedder_beside(
@@ -133,9 +155,8 @@ def embedder_beside(
     from engine.runner.decoder_embedder import DecoderEmbedder
 
     spec, chunk = _embedding_spec(config, config.model_path), resolved.chunked_prefill_size
-    # What pooling leaves of a text is little work, which the host does beside a GPU.
-    on_host = runner.context if placement.is_host else native.ExecutionContext(1, "auto")
-    head = EmbeddingHead(spec, runner.spec.hidden_size, ops=native, ctx=on_host)
+    of_model = {"ops": native, "ctx": runner.context, "placement": placement}
+    head = EmbeddingHead.beside(spec, runner.spec.hidden_size, **of_model)
     head.load(config.model_path, is_dummy=config.load_format == "dummy")
     embedder = DecoderEmbedder(
         runner.model,
@@ -163,28 +184,45 @@ def load_embedder(
 ) -> Embedder:
     """A checkpoint of its own as an embedder, a decoder with adapters if `max_lora_rank` is not 0.
 
-    Raises: `ConfigError` or `CheckpointError`.
+    Raises: `ConfigError` or `CheckpointError`, or torch's own error where a GPU has too little memory.
     """
-    from engine.ops import native
-
     path = Path(directory)
-    dtype = _dtype(config, _checkpoint_dtype(directory))
+    quantization, dtype = _quantization(config), _dtype(config, _checkpoint_dtype(directory))
+    if is_encoder(read_config(path)) and quantization != "none":
+        raise ConfigError(f"--quantization {quantization} is not supported for encoders; {path.name} is one")
     common: dict[str, Any] = {
-        "ops": native,
+        **_placed(config, dtype),
         "ctx": context,
         "dtype": dtype,
         "is_dummy": config.load_format == "dummy",
         "progress": progress,
     }
-    quantization = _quantization(config)
-    if is_encoder(read_config(path)) and quantization != "none":
-        raise ConfigError(f"--quantization {quantization} is not supported for encoders; {path.name} is one")
+    embedder = _load(config, path, max_lora_rank, common)
+    if not common["placement"].is_host:
+        embedder.warm_up()
+    return embedder
+
+
+def _placed(config: EngineConfig, dtype: str) -> dict[str, Any]:
+    """Ops of the device, and where tensors of a model lie."""
+    if config.device == "cuda":
+        from engine.ops import cuda
+        from engine.ops.placement import on_gpu
+
+        return {"ops": cuda, "placement": on_gpu(dtype)}
+    from engine.ops import native
+    from engine.ops.placement import CPU
+
+    return {"ops": native, "placement": CPU}
+
+
+def _load(config: EngineConfig, path: Path, max_lora_rank: int, common: dict[str, Any]) -> Any:
     if is_encoder(read_config(path)) and (spec := read_encoder_spec(path)).num_labels:
         from engine.runner.cross_encoder import CrossEncoder
 
         max_len = config.context_length if config.embedding_model is None else None
         return CrossEncoder(spec, path, max_len=max_len, **common)
-    embedding = _embedding_spec(config, directory)
+    embedding = _embedding_spec(config, str(path))
     if is_encoder(read_config(path)):
         from engine.runner.encoder_embedder import EncoderEmbedder
 
@@ -195,32 +233,61 @@ def load_embedder(
         _decoder_spec(path),
         embedding,
         path,
-        max_tokens=config.chunked_prefill_size or CHUNK,
+        max_tokens=GPU_TEXT_TOKENS if config.device == "cuda" else config.chunked_prefill_size or CHUNK,
         max_lora_rank=max_lora_rank,
-        quantization=quantization,
+        quantization=_quantization(config),
         **common,
     )
 
 
-def embedding_bytes(config: EngineConfig, directory: str, available_bytes: int) -> int:
+def beside_embedding(config: EngineConfig, directory: str, machine: Machine) -> Machine:
+    """What a machine has left beside an embedding checkpoint.
+
+    Raises: `ConfigError` for one that is not computed there, or needs more memory than there is.
+    Effects: tells the log where the memory of a GPU goes.
+    """
+    gpu = machine.gpu
+    if gpu is None:
+        taken = embedding_bytes(config, directory, machine.memory_bytes)
+        return dataclasses.replace(machine, memory_bytes=machine.memory_bytes - taken)
+    if not is_encoder(read_config(directory)):
+        check_heads(_decoder_spec(directory))
+    check_fp8(_quantization(config), gpu)
+    share, told = share_of(config, gpu)
+    taken = embedding_bytes(config, directory, share, f"{told} are there on {gpu.name}")
+    if config.embedding_model is None:
+        logger.info("memory of the GPU: %s - %.1f GiB for the model and its texts", told, taken / 2**30)
+    return dataclasses.replace(machine, embedding_bytes=taken)
+
+
+def embedding_bytes(
+    config: EngineConfig, directory: str, available_bytes: int, available: str | None = None
+) -> int:
     """Memory that an embedding checkpoint takes: weights, to the rounding, and what it holds of texts; or
-    what loading takes, if that is more.
+    what loading takes, if that is more. `available` says what is, where that is more than a number.
 
     Raises: `ConfigError`, also when more is needed than is available.
     """
     dtype = _dtype(config, _checkpoint_dtype(directory))
+    on_gpu, quantization = config.device == "cuda", _quantization(config)
     loading, num_labels = 0, 0
     if is_encoder(read_config(directory)):
         encoder = read_encoder_spec(directory)
         weights, longest = encoder.num_parameters * DTYPE_BYTES[dtype], encoder.max_len
         texts, num_labels = encoder_text_bytes(encoder, longest), encoder.num_labels
+        if on_gpu:
+            texts = gpu_encoder_bytes(encoder, dtype, longest)
     else:
-        spec, quantization = _decoder_spec(directory), _quantization(config)
+        spec = _decoder_spec(directory)
         weights = weight_bytes(spec, dtype if quantization == "none" else quantization)
         longest = _embedding_spec(config, directory).longest_text(spec.max_position_embeddings)
-        texts = text_bytes(spec, dtype, config.chunked_prefill_size or CHUNK, longest)
-        loading = DEQUANTIZING_BYTES * spec.largest_dequantized
-    if not num_labels:  # else it has no vectors
+        if on_gpu:
+            texts = gpu_decoder_bytes(spec, dtype, longest)
+            texts += PACKED_ELEMENTS * PACKING_BYTES if quantization != "none" or spec.stored else 0
+        else:
+            texts = text_bytes(spec, dtype, config.chunked_prefill_size or CHUNK, longest)
+            loading = DEQUANTIZING_BYTES * spec.largest_dequantized
+    if not num_labels and not on_gpu:  # else it has no vectors, or they are made on the host
         weights += 4 * _embedding_spec(config, directory).num_dense_elements
     if weights + max(texts, loading) > available_bytes:
         gib = 2**30
@@ -228,9 +295,10 @@ def embedding_bytes(config: EngineConfig, directory: str, available_bytes: int) 
         less = "; a lower --context-length takes less" if config.embedding_model is None else ""
         if loading > texts:
             also, less = f"dequantising its largest matrix takes {loading / gib:.1f} GiB", ""
+        available = available or f"{available_bytes / gib:.1f} GiB of memory are available"
         raise ConfigError(
             f"the embedding model does not fit: its weights take {weights / gib:.1f} GiB and {also}, and "
-            f"{available_bytes / gib:.1f} GiB of memory are available{less}"
+            f"{available}{less}"
         )
     return weights + max(texts, loading)
 
@@ -267,7 +335,7 @@ def _checkpoint_dtype(directory: str) -> str:
 
 
 def _dtype(config: EngineConfig, checkpoint_dtype: str) -> str:
-    """The user's choice, or the checkpoint's own; float32 keeps float16 exactly."""
+    """The user's choice, or the checkpoint's own; on the CPU float32 keeps float16 exactly."""
     if config.dtype != "auto":
         return config.dtype
-    return "float32" if checkpoint_dtype == "float16" else checkpoint_dtype
+    return "float32" if checkpoint_dtype == "float16" and config.device == "cpu" else checkpoint_dtype

@@ -23,6 +23,9 @@ MEM_FRACTION_STATIC = 0.88
 HEAD_DIMS = range(64, 257, 16)
 """What the attention kernels take."""
 
+FOLLOWS_BATCH = "products and attention follow the batch; --deterministic changes that"
+"""Why an answer of a GPU may depend on who shares its batch."""
+
 _CPU_ONLY = {
     "quantization": {"bf16_dot"},
     "kv_cache_dtype": {"int8"},
@@ -100,27 +103,51 @@ def check_served(config: EngineConfig, spec: AnySpec, gpu: Gpu) -> None:
     """Raises: `ConfigError` for a model, or something beside it, that is not computed on a GPU yet."""
     if not isinstance(spec, ModelSpec):
         _refuse(f"{spec.architecture} runs through transformers")
-    if spec.head_dim not in HEAD_DIMS:
-        _refuse(f"its heads have {spec.head_dim} elements; kernels take multiples of 16 from 64 to 256")
-    if config.embedding_model is not None:
-        raise ConfigError("--embedding-model: --device cuda embeds with the chat model (--pooling) alone")
-    if config.quantization == "fp8" and gpu.capability < FP8_CAPABILITY:
+    check_heads(spec)
+    check_fp8(config.quantization, gpu)
+
+
+def check_fp8(quantization: str, gpu: Gpu) -> None:
+    """Raises: `ConfigError` for a GPU whose tensor cores do not have it."""
+    if quantization == "fp8" and gpu.capability < FP8_CAPABILITY:
         raise ConfigError(
             f"--quantization fp8 needs a GPU of compute capability 8.9 or more; {gpu.name} has "
             f"{gpu.capability[0]}.{gpu.capability[1]}"
         )
 
 
+def check_heads(spec: ModelSpec) -> None:
+    """Raises: `ConfigError` for a decoder whose heads the kernels do not take."""
+    if spec.head_dim not in HEAD_DIMS:
+        _refuse(f"its heads have {spec.head_dim} elements; kernels take multiples of 16 from 64 to 256")
+
+
+def share_of(config: EngineConfig, gpu: Gpu) -> tuple[int, str]:
+    """Bytes of a GPU that may be given away at start, and how they come about."""
+    fraction, in_use = config.mem_fraction_static or MEM_FRACTION_STATIC, gpu.total_bytes - gpu.free_bytes
+    told = f"{fraction:g} of {_gib(gpu.total_bytes)} - {_gib(in_use)} in use"
+    return int(gpu.total_bytes * fraction) - in_use, told
+
+
 def gpu_budget(
-    config: EngineConfig, spec: AnySpec, gpu: Gpu, weights: int, dtype: str, bounds: StepBounds
+    config: EngineConfig,
+    spec: AnySpec,
+    gpu: Gpu,
+    weights: int,
+    dtype: str,
+    bounds: StepBounds,
+    embedding_bytes: int = 0,
 ) -> GpuBudget:
+    """`embedding_bytes` are those of an embedding model beside the chat model."""
     assert isinstance(spec, ModelSpec)
     parts = step_bytes(spec, bounds, dtype, config.quantization)
     if not config.disable_cuda_graph:
         parts["graphs"] = graph_bytes(spec, bounds.max_rows, bounds.context_length, DTYPE_BYTES[dtype])
-    if config.pooling is not None:
+    if config.pooling is not None and config.embedding_model is None:
         lens = bounds.max_tokens, bounds.context_length
         parts["texts"] = gpu_text_bytes(spec, dtype, bounds.block_size, *lens)
+    if embedding_bytes:
+        parts["the embedding model"] = embedding_bytes
     packs = config.quantization != "none" or spec.stored
     return GpuBudget(
         name=gpu.name,

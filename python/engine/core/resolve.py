@@ -40,6 +40,8 @@ class Machine:
     num_cores: int
     memory_bytes: int
     gpu: Gpu | None = None
+    embedding_bytes: int = 0
+    """Of the GPU, for a model of --embedding-model; on the CPU `memory_bytes` are without them."""
 
     @classmethod
     def this(cls, device: str = "cpu") -> Machine:
@@ -172,7 +174,7 @@ def resolve(config: EngineConfig, spec: AnySpec, machine: Machine | None = None)
             block_size=page_size,
             max_lora_rank=config.max_lora_rank,
         )
-        budget = gpu_budget(config, spec, machine.gpu, weights, dtype, bounds)
+        budget = gpu_budget(config, spec, machine.gpu, weights, dtype, bounds, machine.embedding_bytes)
         pool = budget.pool_tokens(most_tokens, block_bytes(spec, page_size, kv_cache_dtype), page_size)
     pool_tokens = choose("max_total_tokens", *pool)
     pool_tokens -= pool_tokens % page_size

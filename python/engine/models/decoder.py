@@ -16,8 +16,8 @@ from engine.models.checkpoint import load_weights
 from engine.models.decoder_layer import DecoderLayer, Mlp
 from engine.models.layers import FusedLinear, Norm
 from engine.models.lora_sites import EMBEDDING, Site
-from engine.models.rope import rope_tables
-from engine.models.spec import ModelSpec, RopeSpec
+from engine.models.rope import device_rope_tables
+from engine.models.spec import ModelSpec
 from engine.models.weights import Progress, Slot
 from engine.models.workspace import Heads, Rows, Workspace
 from engine.ops.attention_plan import AttentionPlan, LayerCache
@@ -83,7 +83,9 @@ class Decoder:
             head = [("lm_head", spec.vocab_size)]
             self._head = FusedLinear(ops, ctx, head, size, stored, stored=in_few_bits)
         self._rope_tables = {
-            rope: _tables(rope, num_positions, placement.device) for rope in set(spec.ropes) if rope
+            rope: device_rope_tables(rope, num_positions, placement.device)
+            for rope in set(spec.ropes)
+            if rope
         }
         # Rounded as the embeddings are, which is how such models were trained.
         self._embedding_scale = torch.tensor(spec.embedding_scale, dtype=getattr(torch, dtype)).item()
@@ -252,13 +254,6 @@ class Decoder:
             out.copy_(x)
         else:
             self._ops.rms_norm(self._ctx, x, norm.weight, self._spec.rms_norm_eps, out)
-
-
-def _tables(rope: RopeSpec, num_positions: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Computed on the CPU wherever they go, so that every device turns by the same angles."""
-    with torch.device("cpu"):
-        cos, sin = rope_tables(rope, num_positions)
-    return cos.to(device), sin.to(device)
 
 
 def _on_host(inputs: DecoderInputs) -> np.ndarray:

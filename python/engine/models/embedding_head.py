@@ -15,8 +15,10 @@ from engine.models.embedding_spec import DenseSpec, EmbeddingSpec, NormSpec
 from engine.models.encoder_layers import LayerNorm
 from engine.models.layers import FusedLinear
 from engine.models.weights import load_checkpoint, load_dummy
+from engine.ops.placement import Placement
 
-_POOL_MODES = {"mean": "sum", "mean_sqrt_len": "sum", "weighted_mean": "weighted_sum", "max": "max"}
+POOL_MODES = {"mean": "sum", "mean_sqrt_len": "sum", "weighted_mean": "weighted_sum", "max": "max"}
+"""What the op `pool` does for each way of pooling that reads all rows."""
 _LAYER_NORM_EPS = 1e-5
 """Torch's own, as the module says none."""
 _LEAST_NORM = 1e-12
@@ -33,6 +35,18 @@ class EmbeddingHead:
         self._ops, self._ctx = ops, ctx
         self._dense = [self._layer(dense) for dense in spec.dense]
         self._unit = torch.full((self.size,), self.size**-0.5)
+
+    @classmethod
+    def beside(
+        cls, spec: EmbeddingSpec, hidden_size: int, *, ops: ModuleType, ctx: Any, placement: Placement
+    ) -> EmbeddingHead:
+        """The head of a model with these `ops`. What pooling leaves of a text is little work, which the host
+        does beside a GPU."""
+        if not placement.is_host:
+            from engine.ops import native as ops  # not where only the reference is used
+
+            ctx = ops.ExecutionContext(1, "auto")
+        return cls(spec, hidden_size, ops=ops, ctx=ctx)
 
     def _layer(self, spec: DenseSpec | NormSpec) -> FusedLinear | LayerNorm:
         if isinstance(spec, NormSpec):
@@ -109,8 +123,8 @@ class PoolingBatch:
         text; `starts` int32 [B], the position of each text's first row here.
         """
         for mode, part in zip(self._head.spec.pooling, self._parts, strict=True):
-            if mode in _POOL_MODES:
-                self._head.pool(hidden, cu_rows, starts, _POOL_MODES[mode], part)
+            if mode in POOL_MODES:
+                self._head.pool(hidden, cu_rows, starts, POOL_MODES[mode], part)
             elif mode == "last":
                 torch.index_select(hidden, 0, cu_rows[1:] - 1, out=part)
             elif not starts.any():  # cls

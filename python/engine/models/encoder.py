@@ -12,10 +12,11 @@ import torch
 from engine.models.encoder_layers import EncoderLayer, LayerNorm, Table
 from engine.models.encoder_spec import EncoderSpec
 from engine.models.layers import FusedLinear, GatedLinear
-from engine.models.rope import rope_tables
+from engine.models.rope import device_rope_tables
 from engine.models.spec import RopeSpec
 from engine.models.weights import Slot
 from engine.ops.attention_plan import AttentionPlan
+from engine.ops.placement import CPU, Placement
 
 BLOCK_SIZE = 16
 """Tokens in a block of the keys and values of one layer, which the next layer writes over."""
@@ -25,25 +26,36 @@ BLOCK_SIZE = 16
 class EncoderInputs:
     """T tokens of B texts, one after the other.
 
-    Shapes: `token_ids`, `positions` int32 [T]; `slot_ids` int64 [T], the place of each token's keys and
-    values, each text beginning with a block; `type_ids` int32 [T], or None: all 0.
+    Shapes: `token_ids`, `positions` int32 [T]; `position_rows` int32 [T], where in the table of learned
+    positions each token's is, as `position_rows` has it; `slot_ids` int64 [T], the place of each token's keys
+    and values, each text beginning with a block; `type_ids` int32 [T], or None: all 0.
     """
 
     token_ids: torch.Tensor
     positions: torch.Tensor
+    position_rows: torch.Tensor
     slot_ids: torch.Tensor
     plan: AttentionPlan
     type_ids: torch.Tensor | None = None
 
 
 class Encoder:
-    """Weights and workspace of one model, for steps of up to `max_tokens` tokens in `max_blocks` blocks.
+    """Weights and workspace of one model, for steps of up to `max_tokens` tokens in `max_blocks` blocks. One
+    for a GPU is made `with placement.making():`.
 
-    Cost: workspaces are address space; untouched pages are never paid for.
+    Cost: on the CPU workspaces are address space; untouched pages are never paid for.
     """
 
     def __init__(
-        self, spec: EncoderSpec, dtype: str, *, ops: ModuleType, ctx: Any, max_tokens: int, max_blocks: int
+        self,
+        spec: EncoderSpec,
+        dtype: str,
+        *,
+        ops: ModuleType,
+        ctx: Any,
+        max_tokens: int,
+        max_blocks: int,
+        placement: Placement = CPU,
     ) -> None:
         self._spec, self._ops, self._ctx = spec, ops, ctx
         names, hidden = spec.names, spec.hidden_size
@@ -59,17 +71,26 @@ class Encoder:
         self._final_norm = None
         if names.final_norm is not None:
             self._final_norm = LayerNorm(names.final_norm, hidden, has_bias=spec.has_norm_bias)
-        self._rope = {theta: self._rope_tables(theta) for theta in set(spec.rope_thetas)}
+        self._rope = {
+            theta: device_rope_tables(_rope_spec(spec, theta), spec.max_len, placement.device)
+            for theta in set(spec.rope_thetas)
+        }
         inner = spec.intermediate_size
+
+        def empty(*shape: int) -> torch.Tensor:
+            return torch.empty(shape, dtype=placement.activations)
+
         self._hidden, self._normed, self._attended, self._update = (
-            torch.empty(max_tokens, hidden) for _ in range(4)
+            empty(max_tokens, hidden) for _ in range(4)
         )
-        self._qkv = torch.empty(max_tokens, 3 * hidden)
-        self._up = torch.empty(max_tokens, (2 if spec.is_gated else 1) * inner)
-        self._product = torch.empty(max_tokens, inner) if spec.is_gated else self._up
-        heads, dim = spec.num_heads, spec.head_dim
-        self._keys = torch.empty(max_blocks, heads, dim, BLOCK_SIZE)
-        self._values = torch.empty(max_blocks, heads, BLOCK_SIZE, dim)
+        self._qkv = empty(max_tokens, 3 * hidden)
+        self._up = empty(max_tokens, (2 if spec.is_gated else 1) * inner)
+        self._product = empty(max_tokens, inner) if spec.is_gated else self._up
+        block = spec.head_dim, BLOCK_SIZE
+        self._values = empty(max_blocks, spec.num_heads, *reversed(block))
+        self._keys = empty(max_blocks, spec.num_heads, *block) if placement.has_transposed_keys else None
+        if self._keys is None:
+            self._keys = torch.empty_like(self._values)
 
     def slots(self) -> dict[str, Slot]:
         """Every checkpoint tensor that this model needs, by its name without prefix."""
@@ -78,7 +99,8 @@ class Encoder:
         return dict(slot for part in parts if part is not None for slot in part.slots())
 
     def forward(self, inputs: EncoderInputs) -> Generator[None, None, torch.Tensor]:
-        """Hidden states after the last layer, float32 [T, hidden size], valid until the next call.
+        """Hidden states after the last layer, [T, hidden size] of `placement.activations`, valid until the
+        next call.
 
         Yields between two layers.
         """
@@ -101,28 +123,15 @@ class Encoder:
         return normed
 
     def _embed(self, inputs: EncoderInputs, out: torch.Tensor) -> None:
-        rows = self._words.weight.index_select(0, inputs.token_ids)
-        out.copy_(rows)
+        rows = self._words.weight.index_select(0, inputs.token_ids).float()  # sums are not rounded
         if self._positions is not None:
-            out += self._positions.weight.index_select(0, self._position_rows(inputs))
+            rows += self._positions.weight.index_select(0, inputs.position_rows)
         if self._types is not None:
             if inputs.type_ids is None:
-                out += self._types.weight[0]
+                rows += self._types.weight[0]
             else:
-                out += self._types.weight.index_select(0, inputs.type_ids)
-        self._norm(out, self._embedding_norm, out)
-
-    def _position_rows(self, inputs: EncoderInputs) -> torch.Tensor:
-        """Of each token's position. A padding token, which a text may well hold, has the row before the first
-        and moves no other: models that leave a row to padding were trained so."""
-        first = self._spec.first_position
-        positions, is_padding = inputs.positions, inputs.token_ids == first - 1
-        if first > 0 and bool(is_padding.any()):
-            num_so_far = is_padding.cumsum(0)
-            begins = torch.arange(len(positions)) - positions
-            in_text = num_so_far - (num_so_far - is_padding.long())[begins]
-            positions = torch.where(is_padding, -1, positions - in_text)
-        return positions + first
+                rows += self._types.weight.index_select(0, inputs.type_ids)
+        self._norm(rows, self._embedding_norm, out)
 
     def _norm_after(self, index: int) -> LayerNorm | None:
         is_last = index + 1 == len(self.layers)
@@ -167,9 +176,22 @@ class Encoder:
         eps = self._spec.norm_eps
         self._ops.layer_norm(self._ctx, update, residual, norm.weight, norm.bias, eps, out)
 
-    def _rope_tables(self, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
-        rope = RopeSpec(kind="default", theta=theta, rotary_dim=self._spec.head_dim)
-        return rope_tables(rope, self._spec.max_len)
+
+def position_rows(token_ids: torch.Tensor, positions: torch.Tensor, first: int) -> torch.Tensor:
+    """Rows of the table of positions, int32 [T], for tokens of packed texts, of which each begins with row
+    `first`. A padding token, which a text may well hold, has the row before that and moves no other: models
+    that leave a row to padding were trained so. Shapes: `token_ids`, `positions` int32 [T], on the host."""
+    is_padding = token_ids == first - 1
+    if first > 0 and bool(is_padding.any()):
+        num_so_far = is_padding.cumsum(0)
+        begins = torch.arange(len(positions)) - positions
+        in_text = num_so_far - (num_so_far - is_padding.long())[begins]
+        positions = torch.where(is_padding, -1, positions - in_text).int()
+    return positions + first
+
+
+def _rope_spec(spec: EncoderSpec, theta: float) -> RopeSpec:
+    return RopeSpec(kind="default", theta=theta, rotary_dim=spec.head_dim)
 
 
 def named_as_in(slots: dict[str, Slot], names: Iterable[str], prefix: str) -> dict[str, Slot]:

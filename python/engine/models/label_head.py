@@ -45,6 +45,6 @@ class LabelHead:
         if self._norm is not None:
             norm = self._norm
             self._ops.layer_norm(self._ctx, hidden, None, norm.weight, norm.bias, self._eps, hidden)
-        scores = torch.empty(len(states), self._num_labels)
+        scores = torch.empty(len(states), self._num_labels, device=states.device)
         self._ops.linear(self._ctx, hidden, self._out.weight, self._out.bias, scores)
         return scores

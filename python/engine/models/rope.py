@@ -73,3 +73,13 @@ def _yarn_ramp(rope: RopeSpec) -> torch.Tensor:
         high += 0.001
     dimensions = torch.arange(rope.rotary_dim // 2, dtype=torch.float32)
     return 1 - torch.clamp((dimensions - low) / (high - low), 0, 1)
+
+
+def device_rope_tables(
+    rope: RopeSpec, num_positions: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same on a device. Computed on the CPU wherever they go, so that every device turns by the same
+    angles."""
+    with torch.device("cpu"):
+        cos, sin = rope_tables(rope, num_positions)
+    return cos.to(device), sin.to(device)

@@ -26,10 +26,11 @@ from engine.models.weights import Progress, load_dummy, tensor_names
 from engine.ops.placement import CPU, Placement
 from engine.runner.device_inputs import DeviceInputs
 from engine.runner.device_pooling import DevicePooling
-from engine.runner.gpu import raise_if_lost
+from engine.runner.gpu import watching_for_loss
 from engine.runner.kv_cache import KVCache
 from engine.runner.memory import TEXT_BLOCK_SIZE, num_text_blocks
 from engine.runner.text_batch import TextBatch
+from engine.runner.warm_up import ROW_COUNTS, embed_blanks
 
 _PREFIX, _HEAD = "model.", "lm_head"
 _HEADS = (f"{_HEAD}.", "output.")
@@ -76,6 +77,7 @@ class DecoderEmbedder:
         self._head = head
         self._block_size = block_size
         self._is_causal = spec.is_causal
+        self._most_window = 0 if placement.is_host else max(spec.windows)
         self._chunk = max_tokens if spec.is_causal else max(max_tokens, max_len)
         num_blocks = num_text_blocks(max_tokens, max_len, block_size)
         cache = KVCache(
@@ -98,11 +100,7 @@ class DecoderEmbedder:
 
         Raises: `DeviceLost` after which the GPU does nothing more for this process.
         """
-        try:
-            return (yield from self._compute(texts, adapters))
-        except Exception as error:
-            raise_if_lost(self._ctx, error)
-            raise
+        return (yield from watching_for_loss(self._ctx, self._compute(texts, adapters)))
 
     def _compute(
         self, texts: Sequence[np.ndarray], adapters: Sequence[Any]
@@ -142,14 +140,10 @@ class DecoderEmbedder:
         return pooling.vectors()
 
     def warm_up(self) -> None:
-        """Embed the shortest text and the longest batch, which on a GPU compiles what is launched for them.
-
-        Raises: torch's own error where there is too little memory.
-        """
-        longest = min(self.info.max_len, self.max_step_tokens)
-        for lens in ([1], [longest], [1] * self.max_step_tokens):
-            for _ in self.compute([np.zeros(n, np.int32) for n in lens], lens, [None] * len(lens)):
-                pass
+        """As `embed_blanks`, for all that is launched beside adapters, up to the longest batch."""
+        lens = {*ROW_COUNTS, self._most_window + 2, self._chunk}
+        singles = sorted({min(count, self.info.max_len) for count in lens})
+        embed_blanks(self, [*([count] for count in singles), [1] * self.max_step_tokens])
 
 
 def load_decoder_embedder(
@@ -165,6 +159,7 @@ def load_decoder_embedder(
     quantization: str = "none",
     is_dummy: bool = False,
     progress: Progress | None = None,
+    placement: Placement = CPU,
 ) -> DecoderEmbedder:
     """A decoder that only embeds, in any form that `load_weights` reads, with or without "model." before its
     names, its head left alone. Without a `max_lora_rank` it takes no adapters.
@@ -179,17 +174,19 @@ def load_decoder_embedder(
         or any(name_in_part(name).startswith(_PREFIX) for name in tensor_names(directory))
     )
     ours = stored if has_prefix else {_PREFIX + name: kept for name, kept in stored.items()}
-    decoder = Decoder(
-        dataclasses.replace(spec, tie_word_embeddings=True, stored=ours),  # nobody reads the head
-        dtype,
-        ops=ops,
-        ctx=ctx,
-        max_tokens=max_tokens if spec.is_causal else max(max_tokens, max_len),
-        max_rows=1,
-        num_positions=max_len,
-        max_lora_rank=max_lora_rank,
-        quantization=quantization,
-    )
+    with placement.making():
+        decoder = Decoder(
+            dataclasses.replace(spec, tie_word_embeddings=True, stored=ours),  # nobody reads the head
+            dtype,
+            ops=ops,
+            ctx=ctx,
+            max_tokens=max_tokens if spec.is_causal else max(max_tokens, max_len),
+            max_rows=1,
+            num_positions=max_len,
+            max_lora_rank=max_lora_rank,
+            quantization=quantization,
+            placement=placement,
+        )
     slots = decoder.slots()
     if is_dummy:
         load_dummy(slots, progress=progress)
@@ -203,11 +200,12 @@ def load_decoder_embedder(
             is_ignored=lambda name: name.startswith(_HEADS) or decoder.is_ignored(name),
             progress=progress,
         )
-    head = EmbeddingHead(embedding, spec.hidden_size, ops=ops, ctx=ctx)
+    head = EmbeddingHead.beside(embedding, spec.hidden_size, ops=ops, ctx=ctx, placement=placement)
     head.load(directory, is_dummy=is_dummy)
     reader = None
     if max_lora_rank:
-        reader = AdapterReader(decoder.lora_sites(), directory, dtype=dtype, max_rank=max_lora_rank, ops=ops)
+        sites, kept = decoder.lora_sites(), {"dtype": dtype, "ops": ops, "placement": placement}
+        reader = AdapterReader(sites, directory, max_rank=max_lora_rank, **kept)
     return DecoderEmbedder(
         decoder,
         spec,
@@ -217,4 +215,6 @@ def load_decoder_embedder(
         max_tokens=max_tokens,
         max_len=max_len,
         adapter_reader=reader,
+        placement=placement,
+        ctx=ctx,
     )

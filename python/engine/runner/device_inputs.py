@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from engine.models.decoder import DecoderInputs
+from engine.models.encoder import EncoderInputs
 from engine.ops.attention_plan import AttentionPlan
 from engine.ops.cuda.plan import DevicePlan, split_rows
 from engine.ops.transfer import send
@@ -46,7 +47,7 @@ class DeviceInputs:
         num_columns = -(-max_kv_len // self._block_size)
         tables = plan.block_tables[:, :num_columns].numpy()
         if shape is None:
-            decode_rows, tiles = split_rows(cu_seqlens_q)
+            decode_rows, tiles = split_rows(cu_seqlens_q, is_causal=plan.is_causal)
             max_decode_kv_len = int(kv_lens[decode_rows].max(initial=0))
             arrays = [
                 inputs.token_ids.numpy(),
@@ -133,3 +134,33 @@ class DeviceInputs:
             numbers[:-1],
             np.empty((0, 2), np.int32),
         ]
+
+
+def send_texts(inputs: EncoderInputs, device: torch.device) -> EncoderInputs:
+    """The inputs of an encoder on the device, in one copy."""
+    plan = inputs.plan
+    decode_rows, tiles = split_rows(plan.cu_seqlens_q.numpy(), is_causal=plan.is_causal)
+    parts = [inputs.token_ids, inputs.positions, inputs.position_rows, inputs.slot_ids]
+    parts += [plan.cu_seqlens_q, plan.kv_lens, plan.block_tables]
+    if inputs.type_ids is not None:
+        parts.append(inputs.type_ids)
+    arrays = [decode_rows, tiles, *(part.numpy() for part in parts)]
+    decode, tiles, tokens, positions, rows, slots, cu_seqlens, lens, blocks, *types = send(arrays, device)
+    max_kv_len = int(plan.kv_lens.max())
+    return EncoderInputs(
+        token_ids=tokens,
+        positions=positions,
+        position_rows=rows,
+        slot_ids=slots,
+        plan=DevicePlan(
+            cu_seqlens_q=cu_seqlens,
+            kv_lens=lens,
+            block_tables=blocks,
+            is_causal=plan.is_causal,
+            decode_rows=decode,
+            tiles=tiles,
+            max_decode_kv_len=max_kv_len,
+            max_kv_len=max_kv_len,
+        ),
+        type_ids=types[0] if types else None,
+    )

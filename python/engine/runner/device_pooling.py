@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from engine.models.embedding_head import EmbeddingHead
+from engine.models.embedding_head import POOL_MODES, EmbeddingHead
+from engine.ops.cuda.pooling import pool
 from engine.ops.transfer import fetch, send
 
 
@@ -29,27 +30,15 @@ class DevicePooling:
     def take(self, hidden: torch.Tensor, cu_rows: torch.Tensor, starts: torch.Tensor) -> None:
         """The next rows of each text. Shapes: `hidden` [T, hidden size] of any dtype on the device; `cu_rows`
         and `starts` as for `PoolingBatch`, on the host."""
-        ends = cu_rows.numpy().astype(np.int64)
-        counts, first = np.diff(ends), starts.numpy().astype(np.int64)
-        places = np.arange(ends[-1]) + np.repeat(first - ends[:-1], counts) + 1
-        begin_rows, end_rows, lengths, weights = send(
-            [ends[:-1], ends[1:] - 1, counts, places.astype(np.float32)], self._device
-        )
-        rows = hidden.float()
-
-        def joined(rows: torch.Tensor, how: str) -> torch.Tensor:
-            return torch.segment_reduce(rows, how, lengths=lengths, unsafe=True)
-
+        are_first = not starts.any()
+        cu_rows, starts = send([cu_rows.numpy(), starts.numpy()], self._device)
         for mode, part in zip(self._head.spec.pooling, self._parts, strict=True):
-            if mode == "last":
-                part.copy_(rows.index_select(0, end_rows))
-            elif mode == "cls":
-                if not first.any():
-                    part.copy_(rows.index_select(0, begin_rows))
-            elif mode == "max":
-                torch.maximum(part, joined(rows, "max"), out=part)
-            else:
-                part.add_(joined(rows * weights[:, None] if mode == "weighted_mean" else rows, "sum"))
+            if mode in POOL_MODES:
+                pool(None, hidden, cu_rows, starts, POOL_MODES[mode], part)
+            elif mode == "last":
+                part.copy_(hidden.index_select(0, cu_rows[1:] - 1))
+            elif are_first:  # cls
+                part.copy_(hidden.index_select(0, cu_rows[:-1]))
 
     def send_home(self) -> None:
         """Start the copy to the host, when all rows were taken."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from typing import Any
+from collections.abc import Generator
+from typing import Any, TypeVar
 
 from engine.errors import ConfigError, DeviceLost
 
+T = TypeVar("T")
 LEAST_CAPABILITY = (8, 0)
 FP8_CAPABILITY = (8, 9)
 
@@ -60,3 +62,12 @@ def raise_if_lost(context: Any, error: Exception) -> None:
     if getattr(context, "is_lost", False):
         reason = " ".join(str(error).split())[:300]
         raise DeviceLost(f"the GPU computes nothing more for this process: {reason}") from error
+
+
+def watching_for_loss(context: Any, work: Generator[None, None, T]) -> Generator[None, None, T]:
+    """The same work. Raises: what it raises, or `DeviceLost`, as `raise_if_lost`."""
+    try:
+        return (yield from work)
+    except Exception as error:
+        raise_if_lost(context, error)
+        raise

@@ -84,6 +84,27 @@ def encoder_text_bytes(spec: EncoderSpec, max_len: int) -> int:
     return 4 * num_rows * (row + 2 * TEXT_BLOCK_SIZE * spec.hidden_size)
 
 
+def gpu_encoder_bytes(spec: EncoderSpec, dtype: str, max_len: int) -> int:
+    """The same on a GPU, with tables of positions; up to eight rows in float32, of norms while they are
+    computed or of what is pooled, and one of the inner size that an activation gives."""
+    num_rows = max(ENCODER_STEP_TOKENS, max_len)
+    size = DTYPE_BYTES[dtype]
+    temporary = num_rows * (4 * 8 * spec.hidden_size + size * spec.intermediate_size)
+    tables = 4 * max_len * spec.head_dim * len(set(spec.rope_thetas))
+    return encoder_text_bytes(spec, max_len) * size // 4 + temporary + tables + TOKEN_BYTES * 2 * num_rows
+
+
+def gpu_decoder_bytes(spec: ModelSpec, dtype: str, max_len: int) -> int:
+    """What a decoder that only embeds takes of a GPU beside its weights: rows of its own, too."""
+    num_rows = GPU_TEXT_TOKENS if spec.is_causal else max(GPU_TEXT_TOKENS, max_len)
+    rows = num_rows * row_elements(spec) * DTYPE_BYTES[dtype]
+    tables = sum(4 * max_len * rope.rotary_dim for rope in set(spec.ropes) if rope)
+    experts = expert_bytes(spec, num_rows, DTYPE_BYTES[dtype])
+    pooled = 4 * (num_rows - GPU_TEXT_TOKENS) * spec.hidden_size * (2 + 6)
+    blocks = gpu_text_bytes(spec, dtype, TEXT_BLOCK_SIZE, GPU_TEXT_TOKENS, max_len)
+    return blocks + pooled + rows + tables + experts + ARRIVAL_BYTES
+
+
 def gpu_text_bytes(spec: ModelSpec, dtype: str, block_size: int, chunk: int, max_len: int) -> int:
     """The same on a GPU, with rows in float32 while they are pooled. What is pooled of all texts, at most six
     ways, is as much as the rows."""

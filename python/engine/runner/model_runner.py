@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from engine.adapters.lora import AdapterReader
-from engine.errors import ConfigError
 from engine.models.any_model import AnyModel, AnySpec, build_model
 from engine.models.decoder import DecoderInputs
 from engine.models.packed_cache import PackedCache, cache_key
@@ -28,7 +27,7 @@ from engine.runner.kv_cache import KVCache
 from engine.runner.memory import graph_bytes
 from engine.runner.pages_ahead import PagesAhead
 from engine.runner.self_check import check_batches
-from engine.runner.warm_up import WarmUp
+from engine.runner.warm_up import WarmUp, compiling
 from engine.sampling.drawn_ids import LateIds
 from engine.sampling.sampler import Sampler
 from engine.sampling.token_scorer import TokenScorer
@@ -201,11 +200,8 @@ class ModelRunner:
         for done, inputs in enumerate(steps):
             if progress is not None:
                 progress("compiling kernels", done / len(steps))
-            try:
+            with compiling():
                 self._model.project(self._graphs.launch(inputs)).sum().item()  # waits for all of it
-            except OSError as error:
-                why = "Triton needs a C compiler, and a folder that it may write: set TRITON_CACHE_DIR"
-                raise ConfigError(f"--device cuda: kernels cannot be compiled: {error}; {why}") from error
             self._model.end_step()
         logger.info("kernels compiled, or found in Triton's cache, in %.1f s", time.monotonic() - began_s)
 

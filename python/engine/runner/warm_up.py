@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from engine.errors import ConfigError
 from engine.models.decoder import DecoderInputs
 from engine.models.lora_sites import EMBEDDING, Site
 from engine.models.spec import ModelSpec
 from engine.ops.placement import Placement
 from engine.runner.device_inputs import DeviceInputs
+
+if TYPE_CHECKING:
+    from engine.core.embedding_core import Embedder
 
 ROW_COUNTS = 1, 2, 17, 65
 """One token is decoded and more are a prompt; products take other tiles beyond 16 and beyond 64 rows."""
@@ -80,3 +85,24 @@ def _with_adapter(inputs: DecoderInputs, adapter: Any) -> DecoderInputs:
     """The same step with the adapter for all rows."""
     rows = np.zeros(len(inputs.token_ids), np.int64)
     return dataclasses.replace(inputs, adapters=[adapter], adapter_of_token=rows)
+
+
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+    """Raises: `ConfigError` where what is launched within cannot be compiled."""
+    try:
+        yield
+    except OSError as error:
+        why = "Triton needs a C compiler, and a folder that it may write: set TRITON_CACHE_DIR"
+        raise ConfigError(f"--device cuda: kernels cannot be compiled: {error}; {why}") from error
+
+
+def embed_blanks(embedder: Embedder, batches: Iterable[Sequence[int]]) -> None:
+    """Have batches of texts of these lengths embedded, which on a GPU compiles what is launched for them.
+
+    Raises: `ConfigError` where nothing can be compiled; torch's own error where there is too little memory.
+    """
+    for lens in batches:
+        with compiling():
+            for _ in embedder.compute([np.zeros(n, np.int32) for n in lens], lens, [None] * len(lens)):
+                pass

@@ -1,4 +1,4 @@
-"""The ops of the decoder on an NVIDIA GPU, with the names and arguments of `engine.ops.native`.
+"""The ops of decoders and encoders on an NVIDIA GPU, with the names and arguments of `engine.ops.native`.
 
 What differs: tensors lie on the device, activations have the model's dtype, keys of the cache lie as values
 do, and the plan of a step is a `plan.DevicePlan`. A name is imported when it is first used: Triton and CUDA
@@ -16,6 +16,7 @@ _HOMES = {
     "LoraAdapter": "low_rank",
     "LoraPlan": "low_rank",
     "PackedMatrix": "matrix",
+    "activate": "gated",
     "add_rms_norm": "norm",
     "append_kv": "attention",
     "are_alike": "mixture",
@@ -24,10 +25,12 @@ _HOMES = {
     "erf_gelu_mul": "gated",
     "experts": "mixture",
     "gelu_mul": "gated",
+    "layer_norm": "norm",
     "linear": "matrix",
     "lora": "low_rank",
     "lora_embedding": "low_rank",
     "paged_attention": "attention",
+    "pool": "pooling",
     "rms_norm": "norm",
     "rope_append_kv": "attention",
     "sample": "sampling",

@@ -1,11 +1,21 @@
-"""What happens element by element on a GPU: gates of MLPs, and the smooth bound on logits."""
+"""What happens element by element on a GPU: activations and gates of MLPs, and the smooth bound on logits."""
 
 from __future__ import annotations
+
+import functools
 
 import torch
 
 from engine import _native
 from engine.ops.cuda.context import ExecutionContext
+
+_ACTIVATIONS = {
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": functools.partial(torch.nn.functional.gelu, approximate="tanh"),
+    "silu": torch.nn.functional.silu,
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+}
 
 
 def silu_mul(ctx: ExecutionContext, gate_up: torch.Tensor, out: torch.Tensor) -> None:
@@ -34,6 +44,15 @@ def clamped_swiglu(
     Shapes: as `silu_mul`.
     """
     _native.cuda.clamped_swiglu(gate_up, alpha, limit, out)
+
+
+def activate(ctx: ExecutionContext, x: torch.Tensor, activation: str, out: torch.Tensor) -> None:
+    """out = activation(x), by torch, in float32 and rounded once; names as for `engine.ops.gated.activate`.
+    `out` may be `x`.
+
+    Shapes: `x`, `out` [T, n] of the model's dtype.
+    """
+    out.copy_(_ACTIVATIONS[activation](x))
 
 
 def softcap(ctx: ExecutionContext, x: torch.Tensor, cap: float) -> None:

@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation on a GPU."""
+"""Normalisation on a GPU."""
 
 from __future__ import annotations
 
@@ -32,3 +32,23 @@ def add_rms_norm(
     Shapes: `x`, `residual`, `out` [T, n] of the model's dtype; `weight` float32 [n].
     """
     _native.cuda.add_rms_norm(x, residual, weight, eps, out)
+
+
+def layer_norm(
+    ctx: ExecutionContext,
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    out: torch.Tensor,
+) -> None:
+    """residual += x, rounded to its dtype, if there is one; then out = (it - its mean) / sqrt(its variance +
+    eps) * weight + bias, by torch.
+
+    Computed in float32 and rounded once. `out` may be `x` or `residual`.
+    Shapes: `x`, `residual`, `out` [T, n] of the model's dtype; `weight`, `bias` float32 [n].
+    """
+    if residual is not None:
+        x = residual.add_(x)
+    out.copy_(torch.nn.functional.layer_norm(x.float(), weight.shape, weight, bias, eps))

@@ -29,11 +29,12 @@ class DevicePlan(AttentionPlan):
     max_kv_len: int = dataclasses.field(kw_only=True)
 
 
-def split_rows(cu_seqlens_q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`decode_rows` and `tiles` for prefix sums int32 [B + 1] of query counts, none of them 0."""
+def split_rows(cu_seqlens_q: np.ndarray, *, is_causal: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """`decode_rows` and `tiles` for prefix sums int32 [B + 1] of query counts, none of them 0. Whole texts,
+    whose tokens see both ways, are tiles all: their heads may be smaller than those that decoding takes."""
     counts = np.diff(cu_seqlens_q)
-    decode_rows = np.flatnonzero(counts == 1).astype(np.int32)
-    others = np.flatnonzero(counts > 1)
+    decodes = (counts == 1) & is_causal
+    decode_rows, others = np.flatnonzero(decodes).astype(np.int32), np.flatnonzero(~decodes)
     tiles = [
         (sequence, first) for sequence in others.tolist() for first in range(0, counts[sequence], TILE_ROWS)
     ]
