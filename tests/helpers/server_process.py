@@ -22,7 +22,7 @@ import engine
 from helpers.http_server import DEADLINE_S, wait_until, write_model
 
 PACKAGE_ROOT = Path(engine.__file__).parents[1]
-START_S = 90
+START_S = 200
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],

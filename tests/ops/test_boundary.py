@@ -242,7 +242,7 @@ try:
 except errors.NativeError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "num_threads: the system refused to start 1000 threads" in done.stdout
 

@@ -115,7 +115,7 @@ def test_a_connection_that_was_closed_while_idle_is_not_used_again(client) -> No
 
 def run_bench(*argv: str, statuses: tuple[int, ...] = (0,)) -> dict:
     done = subprocess.run(
-        [sys.executable, *argv], env=environment(), capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, *argv], env=environment(), capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode in statuses, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

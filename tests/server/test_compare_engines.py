@@ -229,7 +229,7 @@ def test_a_whole_comparison(weights: Path, fake: str) -> None:
     command = [sys.executable, str(BENCH / "compare.py"), "http", "--weights", str(weights), "--rounds", "2"]
     command += ["--workload", "http1", "--threads", "1", "--rival", f"llama.cpp={fake}"]
     done = subprocess.run(
-        command, env=environment(), capture_output=True, text=True, timeout=180, check=False
+        command, env=environment(), capture_output=True, text=True, timeout=240, check=False
     )
     last_line = done.stdout.splitlines()[-1]
     assert done.returncode in (0, 1) and last_line.startswith("{"), done.stderr
@@ -255,7 +255,7 @@ def test_a_gguf_file_says_what_the_checkpoint_says(tmp_path: Path) -> None:
         [sys.executable, "-c", program, str(bundled_model()), str(path)],
         env={**environment(), "PYTHONPATH": paths},
         check=True,
-        timeout=120,
+        timeout=240,
     )
     params = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
     said = [

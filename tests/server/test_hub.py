@@ -74,7 +74,7 @@ class Hub:
         """What a command prints that has this hub, and a cache of its own."""
         env = environment() | {"HF_ENDPOINT": f"http://127.0.0.1:{self._server.server_port}"}
         env |= {"HF_HUB_OFFLINE": "0", "HF_HUB_CACHE": str(self._cache), "NO_PROXY": "127.0.0.1"} | variables
-        done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=90, check=False)
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=240, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

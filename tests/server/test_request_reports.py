@@ -10,7 +10,7 @@ import pytest
 
 from engine.server import schema
 from engine.server.schema import Defaults, parse_chat
-from helpers.http_server import Server, events_of
+from helpers.http_server import Server, events_of, wait_until
 
 HI: list[Any] = [{"role": "user", "content": "Hi"}]
 TIMES = {"queue_ms", "prefill_ms", "decode_ms", "ttft_ms", "total_ms"}
@@ -141,6 +141,7 @@ def test_user_is_for_the_log(server: Server, caplog: pytest.LogCaptureFixture) -
             model="default", messages=HI, user="me\nforged line"
         )
         server.chat()
+        wait_until(lambda: caplog.text.count('"end":"stop"') == 2)
     assert "x-ignored-params" not in response.headers
     first, second = (json.loads(message) for message in caplog.messages if '"end":"stop"' in message)
     assert first["user"] == "me\nforged line"
