@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import numpy as np
@@ -155,6 +156,63 @@ def test_an_answer_that_the_matcher_hears_of_late_is_matched_like_any_other(gram
     assert num_late > 0 or name not in LONG
 
 
+def ids_of(grammars: Grammars, text: bytes) -> list[int]:
+    """A token for each byte."""
+    return [grammars.vocabulary.tokens.index(bytes([byte])) for byte in text]
+
+
+@pytest.mark.parametrize("escaped", [rb"\u00e9", rb"\ud83d\ude00", rb"\n", rb"\\", rb"\""])
+def test_what_may_stand_in_an_escape_is_not_taken_for_the_rest_of_its_string(grammars, escaped):
+    """Also beside a string that is counted: then every place is looked at."""
+    schema = {
+        "type": "array",
+        "items": {"anyOf": [NULL, string(0, 300)]},
+        "prefixItems": [{"type": "string"}],
+    }
+    grammar = grammars.compile("json_schema", schema, counts=True)
+    matcher = ConstraintMatcher(grammar, [grammars.end_id])
+    told = grammars.bindings.GrammarMatcher(grammar.handle, [grammars.end_id], False, -1, None)
+    row, expected = np.empty((2, -(-len(grammars.vocabulary.tokens) // 32)), np.int32)
+    begin, *rest = ids_of(grammars, b'["x' + escaped + b'yz","')
+    for token_id in [begin, *rest]:
+        while matcher.forced:
+            matcher.take(matcher.forced[0])
+        told.fill_next_token_bitmask(expected, 0, False)
+        if matcher._held is None:
+            assert (matcher.mask(row) == expected).all()
+        matcher.take(token_id)
+        assert told.accept_token(token_id, False)
+
+
+def test_going_back_over_a_closing_quote_brings_back_what_the_matcher_had_not_heard_of(grammars):
+    """As many tokens as in the next string, which is guessed."""
+    schema = {"type": "array", "items": {"type": "string"}}
+    grammar = grammars.compile("json_schema", schema)
+    matcher = ConstraintMatcher(grammar, [grammars.end_id])
+    told = grammars.bindings.GrammarMatcher(grammar.handle, [grammars.end_id], False, -1, None)
+    row, expected = np.empty((2, -(-len(grammars.vocabulary.tokens) // 32)), np.int32)
+
+    def take(text: bytes) -> None:
+        for token_id in ids_of(grammars, text):
+            if not matcher.forced:
+                assert allows(matcher.mask(row), np.array([token_id]))
+            matcher.take(token_id)
+
+    take(b'["ab')
+    before, behind = matcher.state(), list(matcher._behind)
+    assert behind
+    take(b'","xy')
+    assert len(matcher._behind) == len(behind)
+    matcher.go_back(before)
+    assert matcher.state() == before
+    take(b"c")
+    assert told.accept_string(b'["abc', False)
+    told.fill_next_token_bitmask(expected, 0, False)
+    assert (matcher.mask(row) == expected).all()
+    take(b'"')
+    assert told.accept_string(b'"', False)
+
+
 def test_a_vocabulary_without_single_bytes():
     """What may follow the closing quote is found without them."""
     tokens = [
@@ -184,6 +242,7 @@ def test_tables_are_for_strings_of_schemas_only(grammars):
     assert grammars.compile("ebnf", ebnf).strings is None
     tag = {"type": "structural_tag", "format": {"type": "grammar", "grammar": ebnf}}
     assert grammars.compile("structural_tag", tag).strings is None
+    assert grammars.compile("structural_tag", json.dumps(tag).replace(name[:3], r"\u0073tr")).strings is None
     assert grammars.compile("json_schema", {"type": "integer"}).strings is None
     assert grammars.compile("json_schema", SCHEMAS["properties"]).strings is not None
     tag["format"] = {"type": "json_schema", "json_schema": SCHEMAS["properties"]}

@@ -53,7 +53,10 @@ def strings_of(
     """What finds the masks within the strings of a compiled grammar, if it has such."""
     if constraint.kind not in _WITH_STRINGS:
         return None
-    if RULE in constraint.text or ANY_STRING in constraint.text:  # somebody else's rule, perhaps
+    text = constraint.text
+    if "\\" in text:  # which may spell any name with escapes
+        text = json.dumps(json.loads(text))
+    if RULE in text or ANY_STRING in text:  # somebody else's rule, perhaps
         return None
     bounds = bounds_of(handle)
     return (tables, bounds) if bounds else None

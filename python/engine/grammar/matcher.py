@@ -175,11 +175,11 @@ class ConstraintMatcher:
     def go_back(self, state: tuple) -> None:
         """Forget everything since `state` was given."""
         num_accepted, behind, forced, self._has_ended, place, self.excess, self._held = state
-        if self._num_accepted > num_accepted:
-            self.handle.rollback(self._num_accepted - num_accepted)
+        num_more = self._num_accepted - num_accepted
+        if num_more:
+            self.handle.rollback(num_more)
             self._num_accepted = num_accepted
-            self._has_mask = False
-        if len(self._behind) != len(behind):
+        if num_more or len(self._behind) != len(behind):
             self._behind[:] = behind
             self._has_mask = False
         if self._place is not None:

@@ -182,6 +182,7 @@ class StringPlace:
         "_bounds",
         "_closing",
         "_counts",
+        "_has_escape",
         "_has_looked",
         "_here",
         "_num_chars",
@@ -199,7 +200,7 @@ class StringPlace:
 
     def _forget(self) -> None:
         self._here: Bounds | None = None
-        self._has_looked = False
+        self._has_looked = self._has_escape = False
         self._closing: tuple[np.ndarray, np.ndarray] | None = None
         self._whole: np.ndarray | None = None
         """A bitmask of this string, from where it was long enough. Further on the same tokens may follow,
@@ -214,7 +215,7 @@ class StringPlace:
             text = text[quote + 1 :]
         if ESCAPE in text:  # what follows may be more of it
             self._forget()
-            self._has_looked = True
+            self._has_escape = True
         self._num_chars += sum(byte & 0xC0 != 0x80 for byte in text)
         self._pending = b"" if text.isascii() and text else begun_character(self._pending + text)
 
@@ -237,7 +238,7 @@ class StringPlace:
     def mask(self, handle: Any, out: np.ndarray) -> np.ndarray | None:
         """The bitmask of the next token, int32 [ceil(V / 32)], if the tables tell it: `out`, or one that
         must not be written to."""
-        if self._here is None and self._counts:
+        if self._here is None and self._counts and not self._has_escape:
             self._here = self._look(handle)
         here, tables, pending = self._here, self._tables, self._pending
         if here is None:
@@ -263,7 +264,7 @@ class StringPlace:
     def learn(self, handle: Any, mask: np.ndarray) -> None:
         """Remember the mask of this place for the rest of the string, if the answer is in one. `mask` must
         allow more than one way to go on."""
-        if not self._has_looked:
+        if not self._has_looked and not self._has_escape:
             self._has_looked = True
             self._here = self._here or self._look(handle)
         here = self._here
@@ -274,10 +275,12 @@ class StringPlace:
         return self._bounds.get(_only_rule(handle._debug_print_internal_state()))
 
     def state(self) -> tuple:
-        return self._num_chars, self._pending, self._here, self._has_looked, self._closing, self._whole
+        looked = self._has_looked, self._has_escape
+        return self._num_chars, self._pending, self._here, looked, self._closing, self._whole
 
     def go_back(self, state: tuple) -> None:
-        self._num_chars, self._pending, self._here, self._has_looked, self._closing, self._whole = state
+        self._num_chars, self._pending, self._here, looked, self._closing, self._whole = state
+        self._has_looked, self._has_escape = looked
 
 
 class _Tree:
