@@ -3,29 +3,27 @@
     python bench/gpu/bench_products.py [--rows 1 16 64 256 4096]
 
 Its limit is reading the weights once at the measured bandwidth of a copy, or the measured rate of a dense
-product in bfloat16, whichever takes longer. "scaled_mm" is torch._scaled_mm with a scale for each row of both
-sides, which rounds activations to 8 bits, too: its time is with that rounding, its error shows the cost.
-The last line is one JSON object, the table from which fp8's product is to be chosen.
+product in bfloat16, whichever takes longer. "fp8" is Triton's product; "scaled_mm" is torch's, with a scale
+for each row of both sides, which rounds activations to 8 bits, too: its time is with that rounding, its error
+shows the cost. The last line is one JSON object; its "least_rows" is what LEAST_ROWS of
+engine.ops.cuda.fp8_product is to be on such a card.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from device import copy_bandwidth, need_gpu, product_rate, relative_error, report, time_graph
 
-from engine.ops.cuda import ExecutionContext, PackedMatrix, linear
+from engine.ops.cuda import ExecutionContext, PackedMatrix, fp8_product, linear
 
 SHAPES = {"qkv": (6144, 4096), "output": (4096, 4096), "gate_up": (28672, 4096), "down": (4096, 14336)}
 CODED = ("fp8", "int8", "int4")
 MOST_ERROR = {"bfloat16": 5e-3, "fp8": 0.04, "int8": 0.02, "int4": 0.15, "scaled_mm": 0.06}
-LARGEST_E4M3 = 448.0
-MULTIPLE = 16
-"""Of both sizes of a matrix that torch._scaled_mm takes."""
 
 Call = Callable[[], torch.Tensor]
 
@@ -48,22 +46,29 @@ def by_ours(ctx: ExecutionContext, x: torch.Tensor, weight: torch.Tensor, dtype:
 
 
 def by_scaled_mm(x: torch.Tensor, weight: torch.Tensor) -> Call:
-    """The second factor must lie column by column, as the transposed weights do; results are bfloat16."""
-    assert not any(size % MULTIPLE for size in weight.shape)
-    codes, scales = rounded(weight)
-    other, other_scales = codes.T, scales.T.contiguous()
+    matrix, out = packed(weight, "fp8"), x.new_empty(len(x), len(weight))
+    assert fp8_product.fits(x, matrix, out)
 
     def call() -> torch.Tensor:
-        rows, row_scales = rounded(x)
-        return torch._scaled_mm(rows, other, row_scales, other_scales, out_dtype=torch.bfloat16)
+        fp8_product.multiply(x, matrix, None, out)
+        return out
 
     return call
 
 
-def rounded(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """e4m3 codes [n, K], and what they are to be multiplied by, float32 [n, 1]."""
-    scales = x.abs().amax(1, keepdim=True).float().clamp_min(1e-12) / LARGEST_E4M3
-    return (x.float() / scales).clamp(-LARGEST_E4M3, LARGEST_E4M3).to(torch.float8_e4m3fn), scales
+def least_rows(table: dict[str, dict[str, Any]], counts: Sequence[int]) -> int | None:
+    """From how many rows on torch's product of fp8 takes less time than ours, over a layer's products; where
+    it does not run, or is slower for the most rows, None."""
+    found = None
+    for count in sorted(counts, reverse=True):
+        ours, theirs = (
+            sum(table[f"{shape} x{count}"][name].get("us", float("inf")) for shape in SHAPES)
+            for name in ("fp8", "scaled_mm")
+        )
+        if not theirs < ours:
+            break
+        found = count
+    return found
 
 
 def measure(name: str, call: Call, expected: torch.Tensor) -> dict[str, Any]:
@@ -105,7 +110,9 @@ def main() -> None:
             found["limit_of_bfloat16"] = {"us": 1e6 * max(read_s, multiply_s)}
             table[f"{shape} x{num_rows}"] = found
             print(f"{shape:8} {num_rows:5} rows, us:  {shown(found)}", flush=True)
-    report("gpu_products", {"products": table})
+    choice = least_rows(table, arguments.rows)
+    print(f"fp8: torch's product is the faster one from {choice} rows on (None: never); set LEAST_ROWS so")
+    report("gpu_products", {"products": table, "least_rows": choice})
     ours = [own for found in table.values() for name, own in found.items() if name != "scaled_mm"]
     sys.exit(any("refused" in own for own in ours))
 

@@ -106,6 +106,10 @@ def cases(isa: str) -> Iterator[tuple[str, Callable[[], None]]]:
         yield f"prefill, head dim {head_dim}", lambda d=head_dim: prefill(ctx, d)
     yield "prefill, head dim 128, fp8 cache", lambda: prefill(ctx, 128, is_coded=True)
     yield "prefill, head dim 128, window, soft cap, sinks", lambda: prefill(ctx, 128, has_all=True)
+    for head_dim in (16, 32, 64):  # of encoders
+        yield f"texts, head dim {head_dim}", lambda d=head_dim: prefill(ctx, d, is_causal=False)
+    yield "texts, head dim 64, window", lambda: prefill(ctx, 64, window=32, is_causal=False)
+    yield "texts, head dim 64, float32", lambda: prefill(ctx, 64, is_causal=False, dtype=torch.float32)
     for dtype, group_len in (("int8", 128), ("int4", 32), ("int4", 128), ("int4_affine", 32), ("fp8", 0)):
         for num_rows in (16, 64, 4096):
             name = f"{dtype} weights, groups of {group_len}" if group_len else f"{dtype} weights"
@@ -147,20 +151,31 @@ def mixture(ctx, dtype: str, group_len: int, num_rows: int, num_experts: int = 8
     experts(ctx, x, torch.ones(ids.shape), ids, matrices, lambda inner, product: None, matrices, x)
 
 
-def prefill(ctx, head_dim: int, *, is_coded: bool = False, has_all: bool = False) -> None:
-    kv_heads, heads, num_queries = 2, 8, 64
-    cache = torch.zeros(8, kv_heads, 16, head_dim, dtype=torch.float8_e4m3fn if is_coded else BF16)
-    q = rows(num_queries, heads * head_dim).unflatten(1, (heads, head_dim))
+def prefill(
+    ctx,
+    head_dim: int,
+    *,
+    is_coded: bool = False,
+    has_all: bool = False,
+    window: int = 0,
+    is_causal: bool = True,
+    dtype: torch.dtype = BF16,
+) -> None:
+    """Four query heads share keys, but for encoders."""
+    kv_heads, heads, num_queries = 2 if is_causal else 8, 8, 64
+    cache = torch.zeros(8, kv_heads, 16, head_dim, dtype=torch.float8_e4m3fn if is_coded else dtype)
+    q = rows(num_queries, heads * head_dim).to(dtype).unflatten(1, (heads, head_dim))
     plan = DevicePlan(
         torch.tensor([0, num_queries]).int(),
         torch.tensor([128]).int(),
         torch.zeros(1, 8).int(),
+        is_causal,
         decode_rows=torch.zeros(1).int(),
         tiles=torch.zeros(1, 2).int(),
         max_decode_kv_len=0,
         max_kv_len=128,
     )
-    numbers = (32, 30.0) if has_all else (0, 0.0)
+    numbers = (32, 30.0) if has_all else (window, 0.0)
     sinks = torch.zeros(heads) if has_all else None
     scales = torch.zeros(8, kv_heads, 2, 16) if is_coded else None
     prefill_attention(ctx, q, cache, cache, plan, 0.1, *numbers, q, sinks, scales)

@@ -7,6 +7,7 @@ import torch
 
 from engine.errors import NativeError
 from engine.ops import reference, reference_quantized
+from engine.ops.cuda import fp8_product
 from engine.ops.cuda.codes import LARGEST_E4M3
 from engine.ops.cuda.lookup import embedding
 from engine.ops.cuda.matrix import PackedMatrix, linear
@@ -233,3 +234,54 @@ def test_wrong_calls_are_refused_by_name():
     refused("column_order", setattr, ints, "column_order", [0] * 40)
     ints.pack_codes(None, 0, codes[:3], scales[:3])
     refused("not all of its rows", linear, context(), torch.zeros(1, 40), ints, None, torch.zeros(1, 4))
+
+
+# --- fp8 by torch
+
+
+@pytest.mark.skipif(DEVICE == "cuda" and torch.cuda.get_device_capability() < (8, 9), reason="no fp8")
+@pytest.mark.parametrize("num_k", [48, 256])
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_torch_rounds_activations_and_nothing_else(num_k, is_wide, monkeypatch):
+    """e4m3 has 3 bits behind the first: a factor errs by 2^-4 of itself at most, or below the smallest normal
+    one by 2^-10 times the row's scale. The result has bfloat16's half bit, of the sum and of its bias."""
+    monkeypatch.setattr(fp8_product, "LEAST_ROWS", 3)
+    x, weight, bias = normal(5, num_k).to(BF16), normal(32, num_k), normal(32)
+    x[1] = 0
+    matrix = empty_matrix(32, num_k, "fp8")
+    matrix.pack_rows(None, 0, weight)
+    if is_wide:
+        out = product(matrix, x, bias)
+    else:
+        out = torch.full((5, 32), float("nan"), dtype=BF16, device=DEVICE)
+        linear(context(), x.to(DEVICE), matrix, bias.to(DEVICE), out)
+        out = out.cpu()
+    kept = (
+        matrix.stored.cpu().view(torch.float8_e4m3fn)[:, :num_k].double()
+        * matrix.scales.cpu()[:, None].double()
+    )
+    expected = x.double() @ kept.T + bias.double()
+    scales = x.double().abs().amax(1, keepdim=True) / LARGEST_E4M3
+    factor_errors = (2.0**-4 * x.double().abs()).maximum(2.0**-10 * scales)
+    sizes = x.double().abs() @ kept.abs().T + bias.double().abs()
+    bounds = factor_errors @ kept.abs().T + 3 * UNIT_ROUNDOFF[BF16] * sizes
+    assert ((out.double() - expected).abs() <= bounds).all()
+    assert (out.double() - expected)[1].abs().max() <= 2.0**-8 * bias.abs().max(), "a row of zeros"
+
+
+def test_what_torch_is_not_chosen_for(monkeypatch):
+    """Fewer rows, other dtypes and sizes, and bits that may not depend on the batch."""
+    monkeypatch.setattr(fp8_product, "multiply", lambda *arguments: pytest.fail("torch's was chosen"))
+    matrix = empty_matrix(32, 64, "fp8")
+    matrix.pack_rows(None, 0, normal(32, 64))
+    odd = empty_matrix(24, 64, "fp8")
+    odd.pack_rows(None, 0, normal(24, 64))
+    product(matrix, normal(5, 64).to(BF16))
+    monkeypatch.setattr(fp8_product, "LEAST_ROWS", 3)
+    product(matrix, normal(2, 64).to(BF16))
+    product(matrix, normal(5, 64).to(FP16))
+    product(matrix, normal(5, 64).to(BF16), out_dtype=FP32)
+    product(matrix, normal(5, 64).to(BF16), is_deterministic=True)
+    product(odd, normal(5, 64).to(BF16))
+    with pytest.raises(pytest.fail.Exception):
+        product(matrix, normal(5, 64).to(BF16))

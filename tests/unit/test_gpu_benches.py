@@ -71,10 +71,36 @@ def test_products(bench, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["bench_products.py", "--rows", "1", "20"])
     with pretended(), pytest.raises(SystemExit, match="False"):
         module.main()
-    products = last_line(capsys)["products"]
+    found = last_line(capsys)
+    products = found["products"]
+    assert found["least_rows"] in (None, 1, 20)
     assert set(products) == {"qkv x1", "qkv x20"}
     for found in products.values():
-        assert all("us" in own for name, own in found.items() if name != "scaled_mm")
+        assert all("us" in own for name, own in found.items())
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        ({1: (5, 9), 64: (5, 4), 4096: (50, 30)}, 64),
+        ({1: (5, 4), 64: (5, 9), 4096: (50, 30)}, 4096),
+        ({1: (5, 4), 64: (5, 4), 4096: (50, 60)}, None),
+        ({1: (5, 4), 64: (5, None)}, None),
+        ({1: (5, 4), 64: (5, 4)}, 1),
+    ],
+)
+def test_fp8s_product_is_chosen_by_its_table(bench, times, expected):
+    """The last number of rows from which torch's is faster throughout; where it does not run it is not."""
+    module = bench("bench_products")
+    table = {
+        f"{shape} x{count}": {
+            "fp8": {"us": ours},
+            "scaled_mm": {"refused": "so"} if theirs is None else {"us": theirs},
+        }
+        for shape in module.SHAPES
+        for count, (ours, theirs) in times.items()
+    }
+    assert module.least_rows(table, list(times)) == expected
 
 
 def test_pages_for_flashinfer(bench):

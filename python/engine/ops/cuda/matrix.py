@@ -9,6 +9,7 @@ import torch
 
 from engine.errors import NativeError
 from engine.ops.cuda import codes as coding
+from engine.ops.cuda import fp8_product
 
 if TYPE_CHECKING:
     from engine.ops.cuda.context import ExecutionContext
@@ -197,15 +198,17 @@ class PackedMatrix:
 def linear(
     ctx: ExecutionContext, x: torch.Tensor, weight: PackedMatrix, bias: torch.Tensor | None, out: torch.Tensor
 ) -> None:
-    """out = x weightᵀ + bias: weights of floats by torch, codes by Triton, and both by Triton where a row's
-    bits must not depend on its batch.
+    """out = x weightᵀ + bias: weights of floats by torch, codes by Triton, fp8 by one or the other as
+    `fp8_product` has it, and all by Triton where a row's bits must not depend on its batch.
 
     Shapes: x [T, K] of the model's dtype; out [T, N] of that or float32, both with any row stride; bias
     float32 [N].
     """
     if not weight.is_complete:
         raise NativeError("weight: not all of its rows have been packed")
-    if weight.is_coded or ctx.is_deterministic:
+    if fp8_product.is_chosen(ctx, x, weight, out):
+        fp8_product.multiply(x, weight, bias, out)
+    elif weight.is_coded or ctx.is_deterministic:
         from engine.ops.cuda import triton_product  # Triton only where it is needed
 
         x = weight.fit(x) if weight.is_coded else x.to(weight.stored.dtype)  # a router is float32
