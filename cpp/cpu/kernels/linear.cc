@@ -33,15 +33,21 @@ constexpr int64_t kTileRows = 2, kWideRows = 1;
 // The first of several tiles of rows also asks for what comes while the others multiply.
 constexpr int64_t kLoneTilePrefetchBytes = 8192, kPrefetchBytes = 12288;
 
-// How operands are read and multiplied, kStep of k at a time. Operand holds the factors of 16 columns, or one
-// of the activations for all of them.
+// The cache that is asked to hold it: the first where reading takes longer, the second where multiplying does,
+// since the first has few places for lines on their way, and loads wait for one.
+template <class Weights, int kRows>
+constexpr int kPrefetchLevel = kRows < 3 * Weights::kStepLines ? 3 : 2;
+
+// How operands are read and multiplied, kStep of k, which are kStepLines cache lines, at a time. Operand holds
+// the factors of 16 columns, or one of the activations for all of them. kLevel as of __builtin_prefetch.
 struct Bf16Weights {
   using Element = uint16_t;
   using Input = float;
   using Operand = Vec16;
-  static constexpr int64_t kStep = 1;
+  static constexpr int64_t kStep = 1, kStepLines = 1;
+  template <int kLevel>
   ENGINE_INLINE void load_columns(const Element* p, int64_t prefetch_bytes, Operand& low, Operand& high) {
-    __builtin_prefetch(reinterpret_cast<const char*>(p) + prefetch_bytes);
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + prefetch_bytes, 0, kLevel);
     load_bf16_pairs(p, low, high);
   }
   ENGINE_INLINE Operand load_input(const Input* x) { return set1(*x); }
@@ -54,10 +60,11 @@ struct Fp32Weights {
   using Element = float;
   using Input = float;
   using Operand = Vec16;
-  static constexpr int64_t kStep = 1;
+  static constexpr int64_t kStep = 1, kStepLines = 2;
+  template <int kLevel>
   ENGINE_INLINE void load_columns(const Element* p, int64_t prefetch_bytes, Operand& low, Operand& high) {
-    __builtin_prefetch(reinterpret_cast<const char*>(p) + prefetch_bytes);
-    __builtin_prefetch(reinterpret_cast<const char*>(p) + prefetch_bytes + 64);
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + prefetch_bytes, 0, kLevel);
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + prefetch_bytes + 64, 0, kLevel);
     low = load(p);
     high = load(p + 16);
   }
@@ -74,10 +81,11 @@ struct WidenedPairs {
   struct Operand {
     Vec16 first, second;
   };
-  static constexpr int64_t kStep = 2;
+  static constexpr int64_t kStep = 2, kStepLines = 2;
+  template <int kLevel>
   ENGINE_INLINE void load_columns(const Element* p, int64_t prefetch_bytes, Operand& low, Operand& high) {
-    __builtin_prefetch(reinterpret_cast<const char*>(p) + prefetch_bytes);
-    __builtin_prefetch(reinterpret_cast<const char*>(p) + prefetch_bytes + 64);
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + prefetch_bytes, 0, kLevel);
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + prefetch_bytes + 64, 0, kLevel);
     load_bf16_pairs(p, low.first, high.first);
     load_bf16_pairs(p + kPanelColumns, low.second, high.second);
   }
@@ -105,10 +113,11 @@ struct DotPairs {
   using Element = uint16_t;
   using Input = uint16_t;
   using Operand = __m512i;
-  static constexpr int64_t kStep = 2;
+  static constexpr int64_t kStep = 2, kStepLines = 2;
+  template <int kLevel>
   ENGINE_INLINE void load_columns(const Element* p, int64_t prefetch_bytes, Operand& low, Operand& high) {
-    __builtin_prefetch(reinterpret_cast<const char*>(p) + prefetch_bytes);
-    __builtin_prefetch(reinterpret_cast<const char*>(p) + prefetch_bytes + 64);
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + prefetch_bytes, 0, kLevel);
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + prefetch_bytes + 64, 0, kLevel);
     join(_mm512_loadu_si512(p), _mm512_loadu_si512(p + kPanelColumns), low, high);
   }
   ENGINE_INLINE void load_last_columns(const Element* p, Operand& low, Operand& high) {
@@ -183,7 +192,8 @@ void run_vectors(const Tile<typename Weights::Input>& tile, const typename Weigh
   typename Weights::Operand columns[2];
   const int64_t num_k = tile.num_k / kStep * kStep, prefetch_bytes = tile.prefetch_bytes;
   for (int64_t k = 0; k < num_k; k += kStep) {
-    Weights::load_columns(weight + k * kPanelColumns, prefetch_bytes, columns[0], columns[1]);
+    Weights::template load_columns<kPrefetchLevel<Weights, kRows>>(weight + k * kPanelColumns, prefetch_bytes,
+                                                                   columns[0], columns[1]);
     add_step<Weights, kRows, kVecs>(columns + kFirst, tile.x + k, tile.x_stride, sums);
   }
   if constexpr (kStep > 1) {
