@@ -148,10 +148,10 @@ def figures_of(
         "ttft_p50_ms": statistics.median(ttft_ms),
         "ttft_p99_ms": percentile(ttft_ms, 99),
     }
-    if gaps_ms:
+    if decode_s := sum(c.text_s[-1] - c.text_s[0] for c in completions):
+        figures["decode_tok_s"] = sum(c.num_tokens - 1 for c in completions) / decode_s
+    if gaps_ms:  # none of which took any time where all came at once
         figures |= {
-            "decode_tok_s": sum(c.num_tokens - 1 for c in completions)
-            / sum(c.text_s[-1] - c.text_s[0] for c in completions),
             "itl_p50_ms": statistics.median(gaps_ms),
             "itl_p99_ms": percentile(gaps_ms, 99),
         }

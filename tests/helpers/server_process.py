@@ -129,7 +129,15 @@ class ServerProcess:
         return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode()
 
     def wait_ready(self) -> None:
-        wait_until(lambda: self.http.get("/health").status_code == 200, START_S)
+        """Fails the test with what it said when it has ended instead."""
+
+        def is_ready() -> bool:
+            assert self.process.poll() is None, self.log
+            with contextlib.suppress(httpx.ConnectError):  # it ends: what it says is worth more than that
+                return self.http.get("/health").status_code == 200
+            return False
+
+        wait_until(is_ready, START_S)
 
     def stop(self) -> int:
         """Ask it to end; the exit code. Fails the test if any child of it is left."""

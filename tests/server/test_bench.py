@@ -59,6 +59,15 @@ def test_an_answer_in_pieces(client, piece_len: int) -> None:
     assert completion.ttft_s == completion.text_s[0] + 10
 
 
+def test_tokens_that_all_come_at_once_have_no_rate(client) -> None:
+    import workload
+
+    completion = answer(client, stream(EVENTS), 10_000).read()
+    figures = workload.figures_of([completion], 2.0, 0.1, None)
+    assert "decode_tok_s" not in figures
+    assert (figures["output_tok_s"], figures["itl_p50_ms"]) == (1.5, 0)
+
+
 @pytest.mark.parametrize("piece_len", [1, 100, 10_000])
 def test_an_answer_of_known_length(client, piece_len: int) -> None:
     body = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in EVENTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from engine.config.server_config import ServerConfig
 from engine.errors import ConfigError
 from engine.server.model_files import ModelFiles
 from helpers.http_server import MODEL_PATH, Server, write_model
+from helpers.kept_waiting import kept_waiting_s
 
 NAMES = ("org/model-a", "plain", "with:colon", "/abs/path", "per%cent", "spaced name")
 
@@ -179,9 +181,9 @@ def test_health_is_fast_while_requests_run(server: Server) -> None:
     server.get("/health")
     times = []
     for _ in range(20):
-        start = time.perf_counter()
+        start, waited_s = time.perf_counter(), kept_waiting_s(os.getpid())
         assert server.get("/health").status_code == 200
-        times.append(time.perf_counter() - start)
+        times.append(time.perf_counter() - start - (kept_waiting_s(os.getpid()) - waited_s))
     assert min(times) < 0.005  # others use the machine as well: the least is what it takes by itself
 
 
