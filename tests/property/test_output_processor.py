@@ -158,3 +158,13 @@ def test_an_empty_answer_ends() -> None:
 def test_num_tokens_counts_the_end_token() -> None:
     ids = TOKENIZER.encode("ab ab")
     assert sum(delta.num_tokens for delta in run(ids, SamplingParams(), [], ends=True)) == len(ids) + 1
+
+
+def test_one_token_without_anything_to_look_for_keeps_all_that_its_chunk_says():
+    processor = OutputProcessor(TOKENIZER, SamplingParams(), [0], 1)
+    ids = TOKENIZER.encode("ab")
+    delta = processor.process(TokenChunk("r", 0, ids[:1], prompt_logprobs=[score(1)]))
+    assert delta == TextDelta("a", (), 1, token_ids=ids[:1], prompt_logprobs=[score(1)])
+    last = processor.process(TokenChunk("r", 0, ids[1:], finish_reason="length"))
+    assert last is not None and (last.text, last.finish_reason) == ("b", "length")
+    assert processor.process(TokenChunk("r", 0, ids[:1])) is None, "it is complete"

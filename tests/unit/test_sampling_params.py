@@ -83,3 +83,15 @@ def test_whatever_is_accepted_reaches_the_engine(params):
     """An engine process takes a message that does not decode for the end of the connection."""
     asked = SamplingParams(**params)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(asked), type=SamplingParams) == asked
+
+
+def test_a_value_is_looked_at_although_the_types_are_known():
+    """What fields of these types have to be checked for is kept; what they hold is not."""
+    assert SamplingParams(temperature=0.5, max_tokens=3).temperature == 0.5
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(InvalidRequest, match="temperature must be a finite number"):
+            SamplingParams(temperature=value, max_tokens=3)
+    with pytest.raises(InvalidRequest, match="max_tokens has the wrong type"):
+        SamplingParams(temperature=0.5, max_tokens="3")  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match="temperature has the wrong type"):
+        SamplingParams(temperature=None, max_tokens=3)  # type: ignore[arg-type]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import deque
 from collections.abc import Sequence
+
+import msgspec
 
 from engine.core.messages import TokenChunk, TokenLogprobs
 from engine.sampling.params import SamplingParams
@@ -14,8 +15,7 @@ from engine.text.stop_strings import StopStrings
 from engine.text.tokenizer import Tokenizer
 
 
-@dataclasses.dataclass(slots=True)
-class TextDelta:
+class TextDelta(msgspec.Struct):
     """What one chunk adds to a choice.
 
     `tokens` are the scored tokens whose text is now given out (only if log-probabilities were
@@ -93,9 +93,13 @@ class _Choice:
         self._tag_ids, self._tag_starts = tag_ids, list[int]()
         self._num_decoded = 0
         self._scored = _ScoredTokens() if params.logprobs is not None else None
+        self._is_plain = not (stops.has_any or tag_ids or params.logprobs is not None)
 
     def process(self, chunk: TokenChunk) -> TextDelta:
         token_ids = chunk.token_ids
+        if self._is_plain and len(token_ids) == 1 and chunk.finish_reason is None:  # nearly always
+            text = self._detokenizer.push_one(token_ids[0])
+            return TextDelta(text, (), 1, None, None, token_ids, None, chunk.prompt_logprobs, chunk.logprobs)
         is_last = chunk.finish_reason is not None
         text, num_tokens = self._push(token_ids, chunk)
         if is_last and self._stops.matched is None:

@@ -74,17 +74,21 @@ class TokenStream:
         self._num_at_once += 1
         return self._chunks.popleft()
 
-    def push(self, chunk: TokenChunk) -> None:
-        """A chunk arrives; ignored when its choice has ended. The reader has yet to be woken."""
+    def push(self, chunk: TokenChunk) -> bool:
+        """A chunk arrives; ignored when its choice has ended. The reader has yet to be woken.
+
+        Returns whether the stream is still open.
+        """
         self.was_computed = True
         if chunk.choice not in self._open:
-            return
+            return self.is_open
         self._chunks.append(chunk)
         if self.max_unread is not None and len(self._chunks) > self.max_unread:
             self.is_overrun = True
             self.fail(Overloaded("The client reads too slowly.", slug="slow_reader"))
         if chunk.finish_reason is not None:
             self._open.discard(chunk.choice)
+        return bool(self._open) and self._error is None
 
     def wake(self) -> None:
         """Let a reader that waits go on."""
@@ -226,11 +230,12 @@ class StreamTable:
             if stream is None:
                 continue
             if type(message) is TokenChunk and type(stream) is TokenStream:  # nearly always
-                stream.push(message)
+                is_open = stream.push(message)
                 growing[stream] = None
             else:
                 _settle(stream, message)
-            if not stream.is_open:
+                is_open = stream.is_open
+            if not is_open:
                 self._pop(message.request_id)
                 ended.append(stream)
                 if type(stream) is TokenStream:

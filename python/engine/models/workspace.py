@@ -64,6 +64,7 @@ class Workspace:
         self._logits = torch.empty(max_rows, spec.vocab_size)
         self._cuts: dict[int, tuple[Rows, Heads]] = {}
         self._kept: dict[int, Rows] = {}
+        self._logits_cuts: dict[int, torch.Tensor] = {}
 
     def cut(self, count: int) -> tuple[Rows, Heads]:
         """The first `count` rows of every buffer, and the same rows as attention sees them."""
@@ -99,7 +100,12 @@ class Workspace:
 
     def logits(self, count: int) -> torch.Tensor:
         """Float32 [count, V]."""
-        return self._logits[:count]
+        cut = self._logits_cuts.get(count)
+        if cut is None:
+            if len(self._logits_cuts) == MOST_CUTS:
+                self._logits_cuts.clear()
+            cut = self._logits_cuts[count] = self._logits[:count]
+        return cut
 
     def _rows(self, residual: torch.Tensor, attended: torch.Tensor) -> Rows:
         count = len(residual)

@@ -32,6 +32,12 @@ class BatchInputs:
         self._kv_lens = np.empty(max_rows, np.int32)
         self._block_tables = np.zeros((max_rows, -(-max_positions // block_size)), np.int32)
         self._cuts: dict[tuple[int, int, int, int], DecoderInputs] = {}
+        self._num_tokens = 0
+
+    @property
+    def last_slot_id(self) -> int:
+        """The largest of the slots that the step writes to."""
+        return int(np.maximum.reduce(self._slot_ids[: self._num_tokens]))
 
     def build(self, plan: StepPlan) -> DecoderInputs:
         """The inputs of one step; they are overwritten by the next call.
@@ -61,6 +67,7 @@ class BatchInputs:
             kv_lens.append(start + row.num_tokens)
             logit_rows.extend(range(end - row.num_draws, end))
         num_rows, num_tokens, num_sampled = len(rows), end, len(logit_rows)
+        self._num_tokens = num_tokens
         for row, end in zip(rows, ends, strict=True):
             if row.scored:
                 shift = end - row.num_tokens - row.start  # from the request's positions to the step's

@@ -259,7 +259,7 @@ class ModelRunner:
     def _compute(self, plan: StepPlan) -> tuple[torch.Tensor, int]:
         inputs = self._inputs.build(plan)
         if self._pages is not None:
-            self._pages.reach(int(inputs.slot_ids.numpy().max()))
+            self._pages.reach(self._inputs.last_slot_id)
         if self._graphs is not None:
             return self._graphs.run(inputs, self._late_ids(plan, inputs)), inputs.num_scored
         return self._replay.run(inputs), inputs.num_scored

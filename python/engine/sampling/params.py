@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import msgspec
@@ -124,8 +125,9 @@ _TYPES = tuple(
 
 def _check_types(params: SamplingParams) -> None:
     """Structs made in Python are not checked by msgspec, only those that it decodes."""
-    for name, kind, plain in _TYPES:
-        value = getattr(params, name)
+    values = msgspec.structs.astuple(params)
+    for i in _places_to_check(tuple(map(type, values))):
+        (name, kind, plain), value = _TYPES[i], values[i]
         if type(value) not in plain:
             try:
                 msgspec.convert(value, kind)
@@ -133,6 +135,13 @@ def _check_types(params: SamplingParams) -> None:
                 _fail(name, f"has the wrong type: {str(error).lower()}")
         if isinstance(value, float) and not math.isfinite(value):
             _fail(name, "must be a finite number")
+
+
+@functools.lru_cache(maxsize=256)
+def _places_to_check(types: tuple[type, ...]) -> tuple[int, ...]:
+    """Of fields whose values may be wrong although they have these types."""
+    pairs = enumerate(zip(types, _TYPES, strict=True))
+    return tuple(i for i, (kind, (_, _, plain)) in pairs if kind not in plain or issubclass(kind, float))
 
 
 def _fail(param: str, what: str) -> None:

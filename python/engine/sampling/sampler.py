@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from types import ModuleType
 from typing import Any
 
@@ -39,7 +40,7 @@ class Sampler:
         """What the last step drew; on a GPU only."""
         workspace = torch.empty(max_rows, vocab_size, device=placement.device)
         seen = torch.empty(max_rows, num_words, dtype=torch.int32, device=placement.device)
-        self._table = SamplingTable(max_rows, workspace, seen)
+        self._table = SamplingTable(max_rows, workspace, seen, is_host=placement.is_host)
 
     def launch(self, logits: torch.Tensor, plan: StepPlan) -> Wait:
         """Start to draw the tokens of a step; what waits for them.
@@ -51,19 +52,25 @@ class Sampler:
         if not draws:
             return lambda: StepResult(np.empty(0, np.int32))
         tensors = self._table.tensors(draws, logits, plan.bitmask)
+        is_host = self._placement.is_host
         tensors.reports_processed = reports_processed(self._mode)
         tensors.reports_logits = reports_logits(self._mode)
-        if not self._placement.is_host:
+        if not is_host:
             tensors = _sent(tensors, self._placement.device, self._late_ids(tensors, plan))
             self.drawn.keep(draws, tensors.out_ids)
         self._ops.sample(self._ctx, tensors)
-        if all(draw.request.params.logprobs is None for draw in draws):
-            ids_alone = fetch([tensors.out_ids])
-            return lambda: StepResult(*ids_alone())
-        fetched = fetch([tensors.out_ids, tensors.out_logprobs, tensors.top_ids, tensors.top_logprobs])
+        results = [tensors.out_ids]
+        if any([draw.request.params.logprobs is not None for draw in draws]):
+            results += [tensors.out_logprobs, tensors.top_ids, tensors.top_logprobs]
+        elif is_host:
+            return functools.partial(StepResult, tensors.out_ids)
+        fetched = functools.partial(map, np.asarray, results) if is_host else fetch(results)
 
         def wait() -> StepResult:
-            token_ids, logprobs, top_ids, top_logprobs = fetched()
+            token_ids, *scores = fetched()
+            if not scores:
+                return StepResult(token_ids)
+            logprobs, top_ids, top_logprobs = scores
             return StepResult(token_ids, floored(logprobs), top_ids, floored(top_logprobs))
 
         return wait

@@ -330,7 +330,8 @@ class Scheduler:
             end = row.start + row.num_tokens - row.num_drafts + row.num_accepted
             request.num_computed += row.num_accepted
             request.num_drawn -= row.samples
-            self._drafts.book(row)
+            if row.num_drafts:
+                self._drafts.book(row)
             if row.scored:
                 request.num_scored = row.scored.stop
                 request.num_sent = max(request.num_sent, row.scored.stop + 1)

@@ -102,7 +102,7 @@ async def _read(request: Request, limits: Limits, memory: ByteShare) -> bytes:
         await _discard(stream, 0)
         raise _too_large(limits)
     try:
-        async with asyncio.timeout(limits.receive_s):
+        async with contextlib.nullcontext() if _is_there(stream) else asyncio.timeout(limits.receive_s):
             while stream.request_body and (piece := await stream.read()) is not None:
                 num_bytes += len(piece)
                 if num_bytes > limits.body_bytes:
@@ -119,6 +119,12 @@ async def _read(request: Request, limits: Limits, memory: ByteShare) -> bytes:
     if request.transport is not None:
         request.transport.resume_reading()
     return b"".join(pieces)
+
+
+def _is_there(stream: Any) -> bool:
+    """Whether all of the body has arrived: a small one comes together with its headers."""
+    is_announced = stream.request_body is True and not stream.expecting_continue
+    return is_announced and len(stream.recv_buffer) >= stream.request_bytes_left
 
 
 async def _discard(stream: Any, num_bytes: int) -> None:

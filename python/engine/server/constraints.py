@@ -23,6 +23,8 @@ _VALUE_FIELDS: dict[str, ConstraintKind] = {
     "guided_choice": "choice",
     "structural_tag": "structural_tag",
 }
+_OBJECT_FIELDS = ("response_format", "structured_outputs")
+_FIELDS = (*_TEXT_FIELDS, *_VALUE_FIELDS, *_OBJECT_FIELDS)
 # The names inside of `structured_outputs`.
 _STRUCTURED_OUTPUTS: dict[str, ConstraintKind] = {
     "json": "json_schema",
@@ -35,6 +37,8 @@ _STRUCTURED_OUTPUTS: dict[str, ConstraintKind] = {
 
 def read_constraint(fields: Fields) -> Constraint | None:
     """Raises: `InvalidRequest` for more than one constraint, or one that is not even of the right type."""
+    if not fields.has_any(_FIELDS):  # as most requests
+        return None
     found = [
         *_response_format(fields),
         *_texts(fields, _TEXT_FIELDS),

@@ -42,6 +42,10 @@ class Fields:
         """Names of the fields that are set and not read yet."""
         return list(self._values)
 
+    def has_any(self, names: Iterable[str]) -> bool:
+        """Whether any of these is set and not read yet."""
+        return not self._values.keys().isdisjoint(names)
+
     def is_given(self, name: str) -> bool:
         """Whether the field was there at all, if only as null."""
         return name in self._given

@@ -120,8 +120,10 @@ class Generation:
         self._unfinished = {r.request_id for r in requests}
         self._adapter = AdapterHold(context.adapters)
         self._streams: list[RequestStream] = []
-        self._pumped: asyncio.Queue[tuple[int, TextDelta] | Exception] = asyncio.Queue(_MOST_PUMPED)
+        self._pumped: asyncio.Queue[tuple[int, TextDelta] | Exception] | None = None
         """The deltas of several prompts, in the order of their arrival."""
+        if len(requests) > 1:
+            self._pumped = asyncio.Queue(_MOST_PUMPED)
         self._processors: list[OutputProcessor] = []
         self._readers: list[ChoiceReader] = []
         self.reasoning_tokens: int | None = None
@@ -306,18 +308,20 @@ class Generation:
     @property
     def has_unread(self) -> bool:
         """Whether `deltas` will give another one at once."""
-        return self._streams[0].has_unread if len(self._streams) == 1 else not self._pumped.empty()
+        return self._streams[0].has_unread if self._pumped is None else not self._pumped.empty()
 
     def deltas(self) -> AsyncIterator[tuple[int, TextDelta]]:
         """(index, delta) until every choice has ended. Raises `EngineError` when a prompt dies."""
-        return self._deltas_of(0) if len(self._streams) == 1 else self._merged_deltas()
+        return self._deltas_of(0) if self._pumped is None else self._merged_deltas(self._pumped)
 
-    async def _merged_deltas(self) -> AsyncIterator[tuple[int, TextDelta]]:
-        tasks = [asyncio.create_task(self._pump(i)) for i in range(len(self._streams))]
+    async def _merged_deltas(
+        self, pumped: asyncio.Queue[tuple[int, TextDelta] | Exception]
+    ) -> AsyncIterator[tuple[int, TextDelta]]:
+        tasks = [asyncio.create_task(self._pump(i, pumped)) for i in range(len(self._streams))]
         try:
             num_open = self.num_choices
             while num_open:
-                item = await self._pumped.get()
+                item = await pumped.get()
                 if isinstance(item, BaseException):
                     raise item
                 num_open -= item[1].finish_reason is not None
@@ -326,12 +330,12 @@ class Generation:
             for task in tasks:
                 task.cancel()
 
-    async def _pump(self, prompt: int) -> None:
+    async def _pump(self, prompt: int, pumped: asyncio.Queue[tuple[int, TextDelta] | Exception]) -> None:
         try:
             async for item in self._deltas_of(prompt):
-                await self._pumped.put(item)
+                await pumped.put(item)
         except Exception as error:  # handed to the reader, who raises it
-            await self._pumped.put(error)
+            await pumped.put(error)
 
     def _deltas_of(self, prompt: int) -> AsyncIterator[tuple[int, TextDelta]]:
         deltas = self._running_deltas_of(prompt)

@@ -36,6 +36,7 @@ MAX_USER_CHARS = 256
 MAX_TRUNCATION = 2**31 - 1
 MAX_STREAM_INTERVAL = 1024
 
+_RID_FIELDS = ("rid", "request_id")
 RESERVED_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
 
 # Fields that ask for something not served here, with the values that ask for nothing.
@@ -301,8 +302,10 @@ def _sampling(
 
 def read_rid(fields: Fields) -> str | None:
     """The client's own name of a request; `request_id`, as vLLM calls it, counts where there is no `rid`."""
-    given = Fields({name: fields.peek(name) for name in ("rid", "request_id")})
-    names = {name: given.text(name) for name in ("rid", "request_id")}
+    if not fields.has_any(_RID_FIELDS):
+        return None
+    given = Fields({name: fields.peek(name) for name in _RID_FIELDS})
+    names = {name: given.text(name) for name in _RID_FIELDS}
     for name, rid in names.items():  # also the one that does not count
         if rid is not None and not 1 <= len(rid) <= MAX_RID_CHARS:
             raise fields.fail(name, f"must have 1 to {MAX_RID_CHARS} characters, got {len(rid)}")

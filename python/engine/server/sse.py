@@ -89,6 +89,10 @@ class Events:
         }
         return self._event(encode_json(choice), **extra)
 
+    def more_text(self, index: int, text: str) -> bytes:
+        """Text completion: more text, and nothing else; what `text` would give."""
+        return b'%b{"index":%d,"text":%b%b' % (self._head, index, encode_json(text), self._plain_tail)
+
     def text(
         self,
         index: int,
@@ -102,8 +106,6 @@ class Events:
         """Text completion: more text, perhaps the last. `fields` are further ones of the choice, `extra`
         goes beside `choices`.
         """
-        if finish_reason is None and logprobs is None and not fields and not extra:
-            return b'%b{"index":%d,"text":%b%b' % (self._head, index, encode_json(text), self._plain_tail)
         if finish_reason is None:
             choice = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":null%b}'
             return self._event(

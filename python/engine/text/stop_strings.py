@@ -33,6 +33,11 @@ class StopStrings:
         self._held = ""
         self._match: tuple[int, int] | None = None  # start and end in `_held`, while not yet certain
 
+    @property
+    def has_any(self) -> bool:
+        """Whether there is any stop string."""
+        return self._trie is not None
+
     def twin(self) -> StopStrings:
         """One for another text; it shares the compiled strings, which are large."""
         twin = StopStrings((), self._include_stop)

@@ -125,6 +125,8 @@ class CompletionShape:
         self._logprobs = None
         if asked.params.logprobs is not None:
             self._logprobs = [CompletionLogprobs(tokenizer, len(echo)) for echo in echoes]
+        self._is_plain = self._logprobs is None and not self._returns_ids and not has_scores
+        """Whether events carry nothing but text."""
 
     def opening(self, events: Events) -> Iterable[bytes]:
         """The echo, unless scores belong to it, which are not there yet."""
@@ -137,6 +139,11 @@ class CompletionShape:
                 yield events.text(index, echo, fields=prompt_ids)
 
     def events(self, events: Events, index: int, delta: TextDelta, **extra: Any) -> Iterable[bytes]:
+        if self._is_plain and delta.finish_reason is None and not extra:  # nearly always
+            return (events.more_text(index, delta.text),) if delta.text else ()
+        return self._events(events, index, delta, **extra)
+
+    def _events(self, events: Events, index: int, delta: TextDelta, **extra: Any) -> Iterable[bytes]:
         if index in self._awaiting_echo:
             self._awaiting_echo.discard(index)
             echo, logprobs = self._echoes[index // self._n], self._echoed_logprobs(index, delta)
