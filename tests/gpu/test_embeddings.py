@@ -56,7 +56,7 @@ def test_nothing_waits_for_the_device_before_the_last_yield(tmp_path):
 
 
 def assert_that_nothing_waits(embedder, num_slices: int) -> None:
-    texts = texts_of(LONGEST)
+    texts = [np.arange(LONGEST, dtype=np.int32)]
     embed(embedder, texts)
     work = embedder.compute(texts, [LONGEST], [None])
     torch.cuda.set_sync_debug_mode("error")
