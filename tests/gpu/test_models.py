@@ -89,7 +89,7 @@ from engine.ops import cuda
 ctx = cuda.ExecutionContext()
 assert not ctx.is_lost
 torch.zeros(4, device="cuda")[torch.tensor([1 << 40], device="cuda")]
-print("lost" if ctx.is_lost else "fine")
+print("lost" if ctx.is_lost else "fine", flush=True)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "lost", done.stderr
