@@ -33,6 +33,11 @@ SCHEMAS = {
     "few": string(0, 2),
     "far": string(0, 200),
     "far least": string(140, 200),
+    "far least, no most": {
+        "type": "array",
+        "prefixItems": [{"type": "string", "minLength": 300}],
+        "items": {"type": "string"},
+    },
     "properties": {
         "type": "object",
         "properties": {"a": string(2, 7), "b": string(0, 4), "n": {"type": "integer"}},
@@ -70,7 +75,7 @@ SCHEMAS = {
         },
     },
 }  # fmt: skip
-NEVER_ASKED = {"or any", "any", "any items", "anything"}
+NEVER_ASKED = {"or any", "any", "any items", "anything", "far least, no most"}
 """The tables have nothing to say where something else may always come, too, nor where nothing is counted."""
 
 LONG = {"any", "any items", "one", "least", "far", "far least", "properties", "recursive"}

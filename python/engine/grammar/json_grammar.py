@@ -150,11 +150,14 @@ def _with_bounds(text: str, counts: bool) -> str:
     def change(match: re.Match[str]) -> str:
         if match["characters"] == _COMPILER_CHARACTER:
             return _JSON_CHARACTER
-        if match["repeated"] not in characters or match["most"] == "-1":
+        if match["repeated"] not in characters:
             return match[0]
         least, most = int(match["least"]), int(match["most"])
-        is_counted = counts or most > _MAX_AUTOMATON
-        name = f"bounded_{least}_{most}"
+        is_endless = most < 0
+        if is_endless and least <= _MAX_AUTOMATON:
+            return match[0]
+        is_counted = counts or is_endless or most > _MAX_AUTOMATON
+        name = f"bounded_{least}_{'' if is_endless else most}"
         if not is_counted:
             rules[name] = f' ::= Regex("{_JSON_CHARACTER_IN_REGEX}{{{least},{most}}}")'
         else:
@@ -163,8 +166,9 @@ def _with_bounds(text: str, counts: bool) -> str:
             pieces += [_repeated(match["repeated"], num_left)] if num_left else []
             if num_pieces:
                 rules["characters_in_a_row"] = f" ::= {_repeated(match['repeated'], _MAX_AUTOMATON)}"
-            rules[name] = f"[max_chars={most}] ::= {' '.join([*pieces, _JSON_CHARACTER])}*"
-        if not match.string.startswith(_CLOSING, match.end()):
+            bound = "" if is_endless else f"[max_chars={most}]"
+            rules[name] = f"{bound} ::= {' '.join([*pieces, _JSON_CHARACTER])}*"
+        if is_endless or not match.string.startswith(_CLOSING, match.end()):
             return name
         closed_name = rule_name(least, most, is_counted)
         rules[closed_name] = f"[temperature=1] ::= {name}{_CLOSING}"
