@@ -13,6 +13,7 @@ from engine.config.model_location import bundled_model
 from engine.grammar.bindings import load_bindings
 from engine.grammar.compile import compile_prepared, make_tokenizer_info, prepare, strings_of
 from engine.grammar.compiler import CompiledGrammar
+from engine.grammar.known_paths import KnownPaths
 from engine.grammar.string_masks import StringTables
 from engine.grammar.vocabulary import Vocabulary, VocabularyData
 from engine.sampling.constraint import Constraint
@@ -24,7 +25,7 @@ class Grammars:
 
     def __init__(self, data: VocabularyData, free_whitespace: bool = False) -> None:
         self.bindings = load_bindings()
-        self.vocabulary = Vocabulary(data)
+        self.vocabulary, self.paths = Vocabulary(data), KnownPaths()
         self.end_id = data.tokens.index(b"")
         self.quote_id = data.tokens.index(b'"')
         self._free_whitespace = free_whitespace
@@ -46,7 +47,7 @@ class Grammars:
         prepared = prepare(self.bindings, constraint, size, self._free_whitespace)
         handle = compile_prepared(self._compiler, prepared)
         strings = strings_of(self.tables, handle, constraint)
-        return CompiledGrammar(self.bindings, handle, self.vocabulary, strings)
+        return CompiledGrammar(self.bindings, handle, self.vocabulary, self.paths, strings)
 
     def accepts(self, grammar: CompiledGrammar, text: str | bytes) -> bool:
         """Whether this is a whole answer."""

@@ -65,8 +65,8 @@ def test_masks_are_those_of_a_matcher_alone(grammars, seed):
 
 def test_a_grammar_that_gets_slow_with_the_answer_ends_it(grammars, monkeypatch):
     """Each further x can be parted from the others in more ways."""
-    monkeypatch.setattr("engine.grammar.matcher.QUICK_S", 0.001)
-    monkeypatch.setattr("engine.grammar.matcher.MAX_SLOW_S", 0.02)
+    monkeypatch.setattr("engine.grammar.late_matcher.QUICK_S", 0.001)
+    monkeypatch.setattr("engine.grammar.late_matcher.MAX_SLOW_S", 0.02)
     matcher = ConstraintMatcher(grammars.compile("regex", "(x+x+)+y"), [grammars.end_id])
     masks, x = MatcherBatch(2, len(grammars.vocabulary.tokens)), grammars.vocabulary.tokens.index(b"x")
     num_tokens = 0
@@ -90,7 +90,7 @@ def test_a_grammar_that_takes_more_and_more_memory_ends_the_answer(grammars, kin
         num_tokens += 1
         assert num_tokens < 10_000
         if num_tokens % 100 == 0:
-            sizes.append(matcher_memory.size_of(matcher.handle))
+            sizes.append(matcher_memory.size_of(matcher._library.handle))
     assert "32 MiB of memory" in matcher.excess
     assert 2**24 < max(sizes) < 2**26
     assert sizes == sorted(sizes)
@@ -107,7 +107,7 @@ def test_long_json_takes_little_memory(grammars):
             assert matcher.forced[0] == token_id
         matcher.take(token_id)
     assert not matcher.excess and len(text) > 60_000
-    assert matcher_memory.size_of(matcher.handle) < 2**25 / 3
+    assert matcher_memory.size_of(matcher._library.handle) < 2**25 / 3
 
 
 def test_a_long_string_is_not_left_for_its_end(grammars):
@@ -117,8 +117,8 @@ def test_a_long_string_is_not_left_for_its_end(grammars):
     word, most, num_late = grammars.vocabulary.tokens.index(b"a"), 0, 0
     for _ in range(2000):
         matcher.take(word)
-        num_late += bool(matcher._behind)
-        most = max(most, len(matcher._behind))
+        num_late += bool(matcher._library.behind)
+        most = max(most, len(matcher._library.behind))
     assert num_late > 1900 and most < 300
     matcher.take(grammars.quote_id)
     assert matcher.forced[0] == grammars.end_id
@@ -126,7 +126,7 @@ def test_a_long_string_is_not_left_for_its_end(grammars):
 
 def test_going_back_leaves_no_excess(grammars, monkeypatch):
     """What was only tried is not held against the answer."""
-    monkeypatch.setattr("engine.grammar.matcher.MAX_BYTES", 2**20)
+    monkeypatch.setattr("engine.grammar.late_matcher.MAX_BYTES", 2**20)
     matcher = ConstraintMatcher(grammars.compile("regex", "(a+)+"), [grammars.end_id])
     a, before = grammars.vocabulary.tokens.index(b"a"), matcher.state()
     for _ in range(400):
@@ -142,7 +142,7 @@ def test_going_back_leaves_no_excess(grammars, monkeypatch):
 def test_a_machine_that_stalls_ends_no_answer(grammars, monkeypatch):
     """Every token takes an hour by the clock, and hardly any time of the processor."""
     hours = itertools.count(0, 3600)
-    monkeypatch.setattr("engine.grammar.matcher.time.perf_counter", lambda: float(next(hours)))
+    monkeypatch.setattr("engine.grammar.late_matcher.time.perf_counter", lambda: float(next(hours)))
     matcher = ConstraintMatcher(grammars.compile("regex", "[ab]+"), [grammars.end_id])
     a = grammars.vocabulary.tokens.index(b"a")
     for _ in range(100):
@@ -153,8 +153,8 @@ def test_a_machine_that_stalls_ends_no_answer(grammars, monkeypatch):
 def test_what_an_answer_takes_is_bounded_as_a_whole(grammars, monkeypatch):
     """By the sum over its tokens, none of which takes long."""
     ticks = itertools.count()
-    monkeypatch.setattr("engine.grammar.matcher.time.perf_counter", lambda: next(ticks) * 0.02)
-    monkeypatch.setattr("engine.grammar.matcher.time.thread_time", lambda: next(ticks) * 0.02)
+    monkeypatch.setattr("engine.grammar.late_matcher.time.perf_counter", lambda: next(ticks) * 0.02)
+    monkeypatch.setattr("engine.grammar.late_matcher.time.thread_time", lambda: next(ticks) * 0.02)
     matcher = ConstraintMatcher(grammars.compile("regex", "[ab]+"), [grammars.end_id])
     a, num_tokens = grammars.vocabulary.tokens.index(b"a"), 0
     while not matcher.excess:

@@ -15,6 +15,7 @@ from engine.core.constraints import MATCHER_FAILED
 from engine.core.messages import Failed, GenerateRequest, TokenChunk
 from engine.errors import InternalError
 from engine.grammar import guarded
+from engine.grammar.known_paths import KnownPaths
 from engine.sampling.constraint import Constraint, Thinking
 from helpers.guessing import Oracle
 
@@ -114,6 +115,7 @@ def make_faulty(llm: LLM, method: str | None, nth: int, monkeypatch: pytest.Monk
     answers(llm, {"x": params_of(VICTIM, max_tokens=1)})
     grammar = llm._core._constrained.find(GenerateRequest("x", b"", params_of(VICTIM)))
     monkeypatch.setattr(grammar, "bindings", FaultyLibrary(grammar.bindings, method, nth))
+    monkeypatch.setattr(grammar, "paths", KnownPaths())  # or the library might not be asked
 
 
 def others() -> dict[str, SamplingParams]:

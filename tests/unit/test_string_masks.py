@@ -157,7 +157,7 @@ def test_an_answer_that_the_matcher_hears_of_late_is_matched_like_any_other(gram
             token_id = draw.choice(sorted(rare) if rare and draw.random() < 0.2 else allowed)
             matcher.take(token_id)
             assert told.accept_token(token_id, False)
-            num_late += bool(matcher._behind)
+            num_late += bool(matcher._library.behind)
     assert num_late > 0 or name not in LONG
 
 
@@ -204,10 +204,10 @@ def test_going_back_over_a_closing_quote_brings_back_what_the_matcher_had_not_he
             matcher.take(token_id)
 
     take(b'["ab')
-    before, behind = matcher.state(), list(matcher._behind)
+    before, behind = matcher.state(), list(matcher._library.behind)
     assert behind
     take(b'","xy')
-    assert len(matcher._behind) == len(behind)
+    assert len(matcher._library.behind) == len(behind)
     matcher.go_back(before)
     assert matcher.state() == before
     take(b"c")

@@ -156,8 +156,8 @@ def test_what_does_not_compile_is_refused(llm):
 
 
 def test_an_answer_that_takes_longer_and_longer_to_match_is_refused_alone(llm, monkeypatch):
-    monkeypatch.setattr("engine.grammar.matcher.QUICK_S", 0.001)
-    monkeypatch.setattr("engine.grammar.matcher.MAX_SLOW_S", 0.02)
+    monkeypatch.setattr("engine.grammar.late_matcher.QUICK_S", 0.001)
+    monkeypatch.setattr("engine.grammar.late_matcher.MAX_SLOW_S", 0.02)
     (x,) = llm.tokenizer.encode("x", add_special_tokens=False)
     slow = {"logit_bias": {x: 100}, "temperature": 0, "max_tokens": 1000}
     with pytest.raises(InvalidRequest, match="too long to match") as caught:

@@ -33,6 +33,7 @@ from engine.errors import InternalError
 from engine.grammar.bindings import load_bindings
 from engine.grammar.compile import compile_prepared, make_tokenizer_info, strings_of
 from engine.grammar.errors import GrammarError
+from engine.grammar.known_paths import KnownPaths
 from engine.grammar.protocol import Forget, HelperSettings, Job, Passed, Refusal, Verdict
 from engine.grammar.string_masks import BoundsOfRules, StringTables
 from engine.grammar.vocabulary import Vocabulary, VocabularyData
@@ -63,10 +64,12 @@ class CompiledGrammar:
         bindings: Any,
         handle: Any,
         vocabulary: Vocabulary,
+        paths: KnownPaths,
         strings: tuple[StringTables, BoundsOfRules] | None = None,
         largest: str = "",
     ) -> None:
-        self.bindings, self.handle, self.vocabulary, self.strings = bindings, handle, vocabulary, strings
+        self.bindings, self.handle, self.vocabulary = bindings, handle, vocabulary
+        self.paths, self.strings = paths, strings
         self.largest = largest
         """What there is most of in the constraint, for an answer that takes too much."""
         self.num_bytes: int = handle.memory_size_bytes()
@@ -176,6 +179,7 @@ class _Workshop(NamedTuple):
     compiler: Any
     slow_compiler: Any
     vocabulary: Vocabulary
+    paths: KnownPaths
     strings: StringTables
 
 
@@ -376,14 +380,15 @@ def _workshop(data: VocabularyData) -> _Workshop:
     info = make_tokenizer_info(bindings, data)
     compiler, slow_compiler = (bindings.GrammarCompiler(info, 1, False, -1) for _ in range(2))
     tables = StringTables(bindings, compiler, data.tokens)
-    return _Workshop(bindings, compiler, slow_compiler, Vocabulary(data), tables)
+    return _Workshop(bindings, compiler, slow_compiler, Vocabulary(data), KnownPaths(), tables)
 
 
 def _compiled(workshop: _Workshop, compiler: Any, constraint: Constraint, passed: Passed) -> Result:
     try:
         handle = compile_prepared(compiler, passed.grammar)
         strings = strings_of(workshop.strings, handle, constraint)
-        return CompiledGrammar(workshop.bindings, handle, workshop.vocabulary, strings, passed.largest)
+        vocabulary, paths = workshop.vocabulary, workshop.paths
+        return CompiledGrammar(workshop.bindings, handle, vocabulary, paths, strings, passed.largest)
     except Exception:
         logger.exception("a constraint passed in the helper and failed in the engine")
         return InternalError("The constraint could not be compiled.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
@@ -10,9 +9,10 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from engine.grammar.compiler import CompiledGrammar
-from engine.grammar.matcher_memory import MemoryCheck
-from engine.grammar.string_masks import StringPlace
-from engine.grammar.trial import MAX_FORCED_BYTES, forced_text
+from engine.grammar.known_paths import MAX_NEW, Situation, Waypoint
+from engine.grammar.late_matcher import LateMatcher
+from engine.grammar.string_masks import ESCAPE, QUOTE, StringPlace
+from engine.grammar.trial import MAX_FORCED_BYTES
 from engine.grammar.vocabulary import Vocabulary, allow_only, allows, forbid, only
 
 if TYPE_CHECKING:
@@ -21,16 +21,6 @@ if TYPE_CHECKING:
     from engine.grammar.thinking import ThinkingMatcher
 
     AnyMatcher: TypeAlias = "ConstraintMatcher | ThinkingMatcher | BoundedThoughts | GuardedMatcher"
-
-MAX_BYTES = 2**25
-"""Memory of the matcher of an answer, then the answer ends. Each byte of JSON takes 50 to 200."""
-QUICK_S = 0.01
-"""Time to match a token that is not counted."""
-MAX_SLOW_S = 1.0
-"""CPU time beyond `QUICK_S` a token that matching an answer may take, then the answer ends."""
-
-_MOST_BEHIND = 256
-"""Tokens; to hear of them at once takes the library a tenth of a millisecond."""
 
 
 class ConstraintMatcher:
@@ -44,43 +34,41 @@ class ConstraintMatcher:
     the grammar may end; where it must, one of them is forced, and if there is none, the answer is over
     without it. The others are text like any other.
 
-    Some grammars take the more time and memory, the longer the answer is, and no trial before shows it. When
-    matching takes too much, `excess` says of what, and no token is allowed any more.
+    Once matching takes too much, `excess` says of what, and no token is allowed any more.
     """
 
     __slots__ = (
-        "_behind",
         "_end_ids",
+        "_grammar",
         "_has_ended",
         "_has_mask",
         "_held",
         "_is_open",
-        "_is_watched",
-        "_largest",
+        "_library",
         "_library_mask",
         "_mask",
         "_may_end",
-        "_memory",
-        "_num_accepted",
+        "_num_new",
         "_own_mask",
-        "_place",
-        "_slow_s",
+        "_paths",
         "_stop_id",
+        "_string",
         "_vocabulary",
-        "excess",
+        "_waypoint",
         "forced",
-        "handle",
     )
 
     def __init__(self, grammar: CompiledGrammar, stop_ids: Iterable[int]) -> None:
         self.forced: deque[int] = deque()
-        self._vocabulary = grammar.vocabulary
+        self._grammar, self._vocabulary = grammar, grammar.vocabulary
         self._end_ids = _end_ids(stop_ids, grammar.vocabulary)
         # The library wants one stop token at least; one that is never allowed stands in for none.
         self._stop_id = self._end_ids[0] if self._end_ids else grammar.vocabulary.tokens.index(b"")
         stop_ids = self._end_ids or [self._stop_id]
-        self.handle = grammar.bindings.GrammarMatcher(grammar.handle, stop_ids, False, -1, None)
-        self._place = None if grammar.strings is None else StringPlace(*grammar.strings)
+        self._library = LateMatcher(
+            grammar.bindings.GrammarMatcher(grammar.handle, stop_ids, False, -1, None)
+        )
+        self._string = None if grammar.strings is None else StringPlace(*grammar.strings)
         self._mask = self._own_mask = np.empty(-(-len(grammar.vocabulary.tokens) // 32), np.int32)
         self._library_mask = grammar.bindings.from_dlpack(self._own_mask)
         self._has_mask = self._may_end = self._has_ended = False
@@ -88,13 +76,15 @@ class ConstraintMatcher:
         """The last token of a forced text, which is drawn: it, or a longer one."""
         self._is_open = False
         """Whether no text was forced when it last went on: likely, none is behind the next token either."""
-        self._behind: list[bytes] = []
-        """Tokens within a string of which the library's matcher has not heard yet."""
-        self._num_accepted = 0
-        """Texts that the library's matcher has gone over: drawn tokens, and forced ones some at a time."""
-        self._is_watched, self._slow_s = False, 0.0
-        self._memory, self._largest, self.excess = MemoryCheck(), grammar.largest, ""
-        self._settle()
+        self._num_new = 0
+        self._paths = grammar.paths.of(grammar, tuple(self._end_ids))
+        self._waypoint: Waypoint | None = self._paths.start
+        """Where the answer is on the known paths; none once it has left them for good."""
+        if (situation := self._paths.situation) is not None:
+            self._enter(situation, b"")
+        else:
+            self._settle()
+            self._paths.situation = self._situation(0.0)
         if self.is_over and grammar.vocabulary.end_token_id is not None:
             self.forced.append(grammar.vocabulary.end_token_id)  # or anything would be drawn for no text
 
@@ -102,6 +92,11 @@ class ConstraintMatcher:
     def is_over(self) -> bool:
         """Whether the answer is complete, and nothing may follow."""
         return self._has_ended and not self.forced
+
+    @property
+    def excess(self) -> str:
+        """What matching takes too much of; nothing as a rule."""
+        return self._library.excess
 
     def mask(self, row: np.ndarray) -> np.ndarray:
         """The bitmask of the next token, int32 [ceil(V / 32)]: `row`, overwritten, or an array that must
@@ -112,12 +107,8 @@ class ConstraintMatcher:
             row[:] = -1
         elif self.excess:
             row[:] = 0
-        elif self._held is not None:
-            vocabulary = self._vocabulary
-            held = np.append(vocabulary.longer(self._held), self._held)
-            np.bitwise_and(self._grammar_mask(), only(len(vocabulary.tokens), held), out=row)
         else:
-            return self._grammar_mask()
+            return self._next_mask()
         return row
 
     def forbid_end(self, row: np.ndarray) -> None:
@@ -135,57 +126,124 @@ class ConstraintMatcher:
         if self.forced:
             assert self.forced[0] == token_id, "a token was drawn that the mask does not allow"
             self.forced.popleft()
-        elif self._place is not None and len(self._behind) < _MOST_BEHIND and self._place.goes_on(token_id):
-            self._behind.append(self._vocabulary.tokens[token_id])
+        elif self._string is not None and self._library.can_wait() and self._string.goes_on(token_id):
+            self._library.leave_out(self._vocabulary.tokens[token_id])
             self._has_mask = False
         elif token_id in self._end_ids:
             self._has_ended = True
         elif not self._has_ended:
-            began_s = time.perf_counter()
-            cpu_began_s = time.thread_time() if self._is_watched else 0.0
-            self._accept_in_grammar(token_id)
-            self._settle()
-            if self._is_watched:
-                self._slow_s += max(0.0, time.thread_time() - cpu_began_s - QUICK_S)
-                if self._slow_s >= MAX_SLOW_S:
-                    self._end(f"takes too long to match a long answer, {MAX_SLOW_S:g} s in slow tokens")
-            took_s = time.perf_counter() - began_s
-            if took_s > QUICK_S:
-                self._is_watched = True  # from here on by CPU time, which takes microseconds to ask for
-            if self._memory.spent(took_s) and self._memory.is_over(self.handle, MAX_BYTES):
-                self._end(f"takes more than {MAX_BYTES >> 20} MiB of memory to match a long answer")
-
-    def _end(self, what: str) -> None:
-        self.excess = f"{what}; {self._largest}" if self._largest else what
+            self._follow(token_id)
 
     def force(self, token_id: int) -> None:
         """Put a token behind those that are forced already; the grammar must allow it."""
+        self._waypoint = None
         self._accept_in_grammar(token_id)
         self.forced.append(token_id)
         self._settle()
+
+    def _match(self, token_id: int) -> float:
+        """Go on in the library's matcher; the seconds that it took."""
+        began = self._library.start_watch()
+        self._accept_in_grammar(token_id)
+        self._settle()
+        return self._library.end_watch(began, self._grammar.largest)
+
+    # --- on known paths
+
+    def _follow(self, token_id: int) -> None:
+        """Go on as another answer did before, or as the library finds."""
+        before, string, token = self._waypoint, self._string, self._vocabulary.tokens[token_id]
+        key = token_id if string is None else string.key(token_id)
+        passage = None if before is None or key is None else before.passages.get(key)
+        situation = None if passage is None else passage.situation
+        if passage is not None and situation is not None and self._library.can_wait(situation.match_s):
+            self._waypoint = passage.to or before
+            self._enter(situation, token)
+            return
+        here = None if string is None else string.here
+        match_s = self._match(token_id)
+        if before is None:
+            return
+        text = token + self._forced_text()
+        is_inside = (
+            here is not None and self._string.here is here and QUOTE not in text and ESCAPE not in text
+        )
+        if passage is not None:
+            if situation is None or match_s < situation.match_s:
+                passage.situation = self._situation(match_s)
+            self._waypoint = passage.to or before
+        elif key is not None and self._num_new < MAX_NEW:
+            self._num_new += 1
+            to = None
+            if not is_inside and here is None:
+                to = self._waypoint_at(before.string, before.text + text)
+            elif not is_inside:
+                to = self._waypoint_at(before.number, text[text.index(QUOTE) :])
+            self._paths.add(before, key, to)
+            self._waypoint = to or before
+        elif not is_inside:
+            self._waypoint = None
+
+    def _waypoint_at(self, string: int, text: bytes) -> Waypoint:
+        """Where the answer is, with this text behind the string of that number."""
+        here = None if self._string is None else self._string.here
+        if here is not None:
+            text = text[: text.rindex(QUOTE) + 1]
+        return self._paths.waypoint(string, text, here)
+
+    def _forced_text(self) -> bytes:
+        tokens = self._vocabulary.tokens
+        return b"".join([tokens[token_id] for token_id in self.forced])
+
+    def _situation(self, match_s: float) -> Situation | None:
+        """What is known here, right behind a token."""
+        if self.excess:
+            return None
+        mask = self._next_mask()
+        return self._paths.seen(
+            Situation(
+                self._forced_text(),
+                tuple(self.forced),
+                self._has_ended,
+                self._held,
+                self._is_open,
+                mask.copy() if mask is self._own_mask else mask,
+                None if self._string is None else self._string.state(),
+                match_s,
+            )
+        )
+
+    def _enter(self, situation: Situation, token: bytes) -> None:
+        """Go behind a token to where others have been."""
+        text, forced, self._has_ended, self._held, self._is_open, self._mask, string, match_s = situation
+        if token or text:
+            self._library.leave_out(token + text, match_s)
+        self.forced.extend(forced)
+        self._has_mask = True
+        if self._string is not None:
+            self._string.go_back(string)
 
     # --- going back
 
     def state(self) -> tuple:
         """What `go_back` needs to come back here."""
-        place = None if self._place is None else self._place.state()
-        num_accepted, behind, forced = self._num_accepted, tuple(self._behind), tuple(self.forced)
-        return num_accepted, behind, forced, self._has_ended, place, self.excess, self._held
+        string = None if self._string is None else self._string.state()
+        mask = self._mask if self._has_mask and self._mask is not self._own_mask else None
+        where = self._has_ended, self._held, self._is_open, self._waypoint, mask
+        return self._library.state(), string, tuple(self.forced), where
 
     def go_back(self, state: tuple) -> None:
         """Forget everything since `state` was given."""
-        num_accepted, behind, forced, self._has_ended, place, self.excess, self._held = state
-        num_more = self._num_accepted - num_accepted
-        if num_more:
-            self.handle.rollback(num_more)
-            self._num_accepted = num_accepted
-        if num_more or len(self._behind) != len(behind):
-            self._behind[:] = behind
-            self._has_mask = False
-        if self._place is not None:
-            self._place.go_back(place)
+        library, string, forced, where = state
+        self._has_ended, self._held, self._is_open, self._waypoint, mask = where
+        if self._library.go_back(library):
+            self._mask, self._has_mask = mask, mask is not None
+        if self._string is not None:
+            self._string.go_back(string)
         self.forced.clear()
         self.forced.extend(forced)
+
+    # --- what is forced, and what may come next
 
     def _settle(self) -> None:
         """Go on over all that is forced now, and work out the mask of what comes then."""
@@ -195,7 +253,7 @@ class ConstraintMatcher:
             self._learn()
             return
         self._is_open = False
-        text = forced_text(self.handle)
+        text = self._library.forced_text()
         if text:
             token_ids = self._vocabulary.canonical(text) if len(text) <= MAX_FORCED_BYTES else ()
             if not token_ids:
@@ -203,8 +261,9 @@ class ConstraintMatcher:
             *head, last = token_ids
             self._accept(head)
             longer = self._vocabulary.longer(last)
-            if len(longer) and allows(self._grammar_mask(), longer):
+            if len(longer) and allows(self._next_mask(), longer):
                 self._held = last
+                self._mask = self._mask & self._held_or_longer()
                 return
             self._accept([last])
         self._is_open = self._allows_witnesses()
@@ -214,12 +273,17 @@ class ConstraintMatcher:
             self._has_ended = True
             self.forced.extend(self._end_ids[:1])
 
+    def _held_or_longer(self) -> np.ndarray:
+        assert self._held is not None
+        longer = self._vocabulary.longer(self._held)
+        return only(len(self._vocabulary.tokens), np.append(longer, self._held))
+
     def _allows_witnesses(self) -> bool:
         """Whether two tokens may come next that begin differently, so that no text is forced."""
         witnesses = self._vocabulary.witnesses
         if witnesses is None:
             return False
-        mask, (a, b) = self._grammar_mask(), witnesses
+        mask, (a, b) = self._next_mask(), witnesses
         return bool(mask.item(a >> 5) >> (a & 31) & mask.item(b >> 5) >> (b & 31) & 1)
 
     def _accept(self, token_ids: list[int]) -> None:
@@ -227,58 +291,49 @@ class ConstraintMatcher:
         if token_ids:
             tokens = self._vocabulary.tokens
             text = b"".join([tokens[token_id] for token_id in token_ids])
-            self._catch_up()
-            if not self.handle.accept_string(text, False):
-                raise RuntimeError(f"the grammar forces {text!r} and does not accept it")
+            self._library.accept_text(text)
             self._went_on(text)
             self.forced.extend(token_ids)
 
     def _accept_in_grammar(self, token_id: int) -> None:
-        self._catch_up()
-        if not self.handle.accept_token(token_id, False):
-            raise RuntimeError(f"the grammar allows or forces token {token_id} and does not accept it")
+        self._library.accept_token(token_id)
         self._went_on(self._vocabulary.tokens[token_id])
 
-    def _catch_up(self) -> None:
-        if self._behind:
-            text = b"".join(self._behind)
-            if not self.handle.accept_string(text, False):
-                raise RuntimeError(f"the grammar allows {text!r} within a string and does not accept it")
-            self._num_accepted += 1
-            self._behind.clear()
-
     def _learn(self) -> None:
-        if self._place is not None:
-            self._place.learn(self.handle, self._grammar_mask())
+        if self._string is not None:
+            self._string.learn(self._library.handle, self._next_mask())
 
     def _went_on(self, text: bytes) -> None:
-        self._num_accepted += 1
         self._has_mask = False
-        if self._place is not None:
-            self._place.saw(text)
+        if self._string is not None:
+            self._string.saw(text)
 
     def _is_at_end(self) -> bool:
         """Whether nothing but the end is allowed."""
-        mask = self._grammar_mask()
+        mask = self._next_mask()
         if not self._may_end:
             return False
         rest = mask.copy()
         forbid(rest, self._end_ids)
         return not rest.any()
 
-    def _grammar_mask(self) -> np.ndarray:
-        """What the grammar allows behind all that is forced; overwritten when it goes on."""
+    def _next_mask(self) -> np.ndarray:
+        """What may come behind all that is forced; overwritten when the answer goes on."""
         if not self._has_mask:
             self._has_mask = True
             self._may_end = False
-            mask = None if self._place is None else self._place.mask(self.handle, self._own_mask)
+            mask, string = None, self._string
+            if string is not None:
+                if not string.is_known:
+                    self._library.catch_up()
+                mask = string.mask(self._library.handle, self._own_mask)
             if mask is None:
-                self.handle.fill_next_token_bitmask(self._library_mask, 0, False)
                 mask = self._own_mask
+                self._library.fill(self._library_mask)
                 self._may_end = bool(mask.item(self._stop_id >> 5) >> (self._stop_id & 31) & 1)
                 if not self._end_ids:
                     forbid(mask, [self._stop_id])
-            self._mask = mask
+            self._mask = mask if self._held is None else mask & self._held_or_longer()
         return self._mask
 
 

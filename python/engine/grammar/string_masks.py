@@ -13,7 +13,7 @@ answer may be anything but inside of one such string, xgrammar fills the mask.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,6 +111,11 @@ class StringTables:
         """Of each token: how many characters it is; 0 if it is anything but whole plain ones, or over 255."""
         self._byte_ids = {token: i for i, token in enumerate(tokens) if len(token) == 1}
         self._closing_plainly = {place for place, head in enumerate(self._heads) if self._is_text(b"", head)}
+        self.closing_tails = {
+            int(self._closing[place]): tokens[self._closing[place]][len(self._heads[place]) :]
+            for place in self._closing_plainly
+        }
+        """Of the tokens that close a string behind nothing but whole plain characters: from the quote on."""
 
     def no_longer_than(self, num_chars: int) -> np.ndarray:
         """Bitmask of the tokens that begin at most so many characters before their first quote."""
@@ -184,11 +189,11 @@ class StringPlace:
         "_counts",
         "_has_escape",
         "_has_looked",
-        "_here",
         "_num_chars",
         "_pending",
         "_tables",
         "_whole",
+        "here",
     )
 
     def __init__(self, tables: StringTables, bounds: BoundsOfRules) -> None:
@@ -199,7 +204,8 @@ class StringPlace:
         self._forget()
 
     def _forget(self) -> None:
-        self._here: Bounds | None = None
+        self.here: Bounds | None = None
+        """The string that the answer is in, if it is one of a rule for strings."""
         self._has_looked = self._has_escape = False
         self._closing: tuple[np.ndarray, np.ndarray] | None = None
         self._whole: np.ndarray | None = None
@@ -222,7 +228,7 @@ class StringPlace:
     def goes_on(self, token_id: int) -> bool:
         """Whether the answer stays within the string with this token, and may still end in more than one
         way. `mask` tells what may follow then, without the matcher."""
-        num_new, here = self._tables.plain_chars[token_id], self._here
+        num_new, here = self._tables.plain_chars[token_id], self.here
         if not num_new or here is None or self._pending:
             return False
         num_chars = self._num_chars + num_new
@@ -231,6 +237,23 @@ class StringPlace:
         self._num_chars = num_chars
         return True
 
+    def key(self, token_id: int) -> Hashable | None:
+        """Tells, together with the place where the answer came into this string, where it is behind a token:
+        how many characters it has, or what closes it. Outside of strings, the token itself. None if that is
+        not all there is to it."""
+        if self.here is None:
+            return token_id
+        if self._pending:
+            return None
+        num_new = self._tables.plain_chars[token_id]
+        return ~(self._num_chars + num_new) if num_new else self._tables.closing_tails.get(token_id)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the tables tell the mask, so that `mask` asks no matcher."""
+        here = self.here
+        return here is not None and not self._pending and self._is_known(here.least - self._num_chars)
+
     def _is_known(self, num_missing: int) -> bool:
         """Whether the tables tell the mask where so many characters have to come before the quote."""
         return self._whole is not None or num_missing > self._tables.most_before_quote
@@ -238,9 +261,9 @@ class StringPlace:
     def mask(self, handle: Any, out: np.ndarray) -> np.ndarray | None:
         """The bitmask of the next token, int32 [ceil(V / 32)], if the tables tell it: `out`, or one that
         must not be written to."""
-        if self._here is None and self._counts and not self._has_escape:
-            self._here = self._look(handle)
-        here, tables, pending = self._here, self._tables, self._pending
+        if self.here is None and self._counts and not self._has_escape:
+            self.here = self._look(handle)
+        here, tables, pending = self.here, self._tables, self._pending
         if here is None:
             return None
         num_left, num_missing = here.most - self._num_chars, max(0, here.least - self._num_chars)
@@ -266,8 +289,8 @@ class StringPlace:
         allow more than one way to go on."""
         if not self._has_looked and not self._has_escape:
             self._has_looked = True
-            self._here = self._here or self._look(handle)
-        here = self._here
+            self.here = self.here or self._look(handle)
+        here = self.here
         if here is not None and self._whole is None and not self._pending and self._num_chars >= here.least:
             self._whole = mask.copy()
 
@@ -276,10 +299,10 @@ class StringPlace:
 
     def state(self) -> tuple:
         looked = self._has_looked, self._has_escape
-        return self._num_chars, self._pending, self._here, looked, self._closing, self._whole
+        return self._num_chars, self._pending, self.here, looked, self._closing, self._whole
 
     def go_back(self, state: tuple) -> None:
-        self._num_chars, self._pending, self._here, looked, self._closing, self._whole = state
+        self._num_chars, self._pending, self.here, looked, self._closing, self._whole = state
         self._has_looked, self._has_escape = looked
 
 
