@@ -11,7 +11,7 @@ import numpy as np
 from engine.grammar.compiler import CompiledGrammar
 from engine.grammar.known_paths import MAX_NEW, Situation, Waypoint
 from engine.grammar.late_matcher import LateMatcher
-from engine.grammar.string_masks import ESCAPE, QUOTE, StringPlace
+from engine.grammar.string_masks import ESCAPE, LONG_ENOUGH, QUOTE, StringPlace
 from engine.grammar.trial import MAX_FORCED_BYTES
 from engine.grammar.vocabulary import Vocabulary, allow_only, allows, forbid, only
 
@@ -158,7 +158,12 @@ class ConstraintMatcher:
         situation = None if passage is None else passage.situation
         if passage is not None and situation is not None and self._library.can_wait(situation.match_s):
             self._waypoint = passage.to or before
-            self._enter(situation, token)
+            if key is LONG_ENOUGH:
+                string.follow(token_id, situation.string)
+                self._library.leave_out(token, situation.match_s)
+                self._has_mask = False
+            else:
+                self._enter(situation, token)
             return
         here = None if string is None else string.here
         match_s = self._match(token_id)

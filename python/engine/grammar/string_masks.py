@@ -37,6 +37,9 @@ _STATE = "ParserState("
 _CONTINUATIONS = tuple(bytes([byte]) for byte in (0x80, 0xA0))
 """Behind any beginning of a character one of them can follow. Source: RFC 3629, section 4."""
 
+LONG_ENOUGH = "long enough"
+"""Key of all places in a string at which it may be closed, and go on with any token of plain characters."""
+
 _MASKS_KEPT = 256
 _NO_BOUND = 2**62
 
@@ -246,7 +249,17 @@ class StringPlace:
         if self._pending:
             return None
         num_new = self._tables.plain_chars[token_id]
-        return ~(self._num_chars + num_new) if num_new else self._tables.closing_tails.get(token_id)
+        if not num_new:
+            return self._tables.closing_tails.get(token_id)
+        num_chars = self._num_chars + num_new
+        is_in_between = self.here.least <= num_chars <= self.here.most - self._tables.most_chars
+        return LONG_ENOUGH if is_in_between else ~num_chars
+
+    def follow(self, token_id: int, state: tuple) -> None:
+        """Go on to where another answer to the key `LONG_ENOUGH` had this state."""
+        num_chars = self._num_chars + self._tables.plain_chars[token_id]
+        self.go_back(state)
+        self._num_chars = num_chars
 
     @property
     def is_known(self) -> bool:
