@@ -13,6 +13,7 @@ import pytest
 
 from engine.grammar.known_paths import MAX_NEW, KnownPaths
 from engine.grammar.matcher import ConstraintMatcher
+from engine.grammar.vocabulary import VocabularyData
 from helpers.grammars import Grammars, bundled_vocabulary
 
 CALLS = ("accept_token", "accept_string", "find_jump_forward_string", "fill_next_token_bitmask")
@@ -104,13 +105,18 @@ def likely(tokens: list[bytes], ids: list[int], draw: random.Random) -> int:
     return draw.choice(few or ids)
 
 
+def alone_in(grammar: Any, stop_ids: list[int]) -> ConstraintMatcher:
+    """A matcher that knows of no other."""
+    paths, grammar.paths = grammar.paths, KnownPaths()
+    matcher = ConstraintMatcher(grammar, stop_ids)
+    grammar.paths = paths
+    return matcher
+
+
 def answer(grammars: Grammars, grammar: Any, seed: int, stop_ids: list[int]) -> Iterator[ConstraintMatcher]:
     """Follow an answer drawn by chance beside one that has never been anywhere, with guesses in between."""
     draw, tokens = random.Random(seed), grammars.vocabulary.tokens
-    known, paths = ConstraintMatcher(grammar, stop_ids), grammar.paths
-    grammar.paths = KnownPaths()
-    alone = ConstraintMatcher(grammar, stop_ids)
-    grammar.paths = paths
+    known, alone = ConstraintMatcher(grammar, stop_ids), alone_in(grammar, stop_ids)
     row, other = np.empty((2, -(-len(tokens) // 32)), np.int32)
     for _ in range(60):
         assert known.forced == alone.forced and known.is_over == alone.is_over
@@ -143,6 +149,18 @@ def test_answers_that_meet_see_what_each_sees_alone(grammars, name, counts, monk
         for matcher in answer(grammars, grammar, seed, stop_ids):
             num_known += bool(matcher._library.behind)
     assert num_known > 0
+
+
+def test_a_token_is_not_always_its_text(grammars, monkeypatch):
+    """A grammar in GBNF may name tokens by their ids."""
+    tokens = grammars.vocabulary.tokens
+    an = tokens.index(b"an")
+    text = f'root ::= Token({an}) [ab]{{3}} | "an" [cd] | ExcludeToken({an}) "." [ab]{{2}}'
+    grammar = grammars.compile("ebnf", text)
+    monkeypatch.setattr(grammar, "paths", KnownPaths())
+    for seed in range(15):
+        for _ in answer(grammars, grammar, seed, [grammars.end_id]):
+            pass
 
 
 @pytest.mark.parametrize("name", GRAMMARS)
@@ -185,6 +203,31 @@ def test_strings_are_one_place_whatever_is_in_them(grammars, monkeypatch):
             matcher.mask(row)
         asked = grammar.bindings.num_calls - before
     assert asked == 0
+
+
+def test_a_string_that_only_some_answers_know_to_be_one(monkeypatch):
+    """Who has looked while it might match the pattern, too, does not look again; who came within a character
+    has not looked before."""
+    words = [bytes([byte]) for byte in b'"abe\xc3\xa8'] + [b'"a\xc3', b""]
+    order = sorted(range(len(words) - 1), key=words.__getitem__)
+    small = Grammars(VocabularyData(words, np.array(order, "<i4").tobytes(), len(words) - 1))
+    schema = {"anyOf": [{"type": "string", "maxLength": 5}, {"type": "string", "pattern": "^aa*$"}]}
+    grammar = small.compile("json_schema", schema)
+    monkeypatch.setattr(grammar, "paths", KnownPaths())
+    rows = np.empty((2, 1), np.int32)
+    whole, cut = (b'"a\xc3', b"\xa8"), (b'"', b"a", b"\xc3", b"\xa8")
+    more = (b"b",) * 5
+    for answer in [whole + more, *[cut + more] * 4, (b'"', *more, b'"')]:
+        alone = alone_in(grammar, [small.end_id])
+        known = ConstraintMatcher(grammar, [small.end_id])
+        for word in answer:
+            masks = known.mask(rows[0]), alone.mask(rows[1])
+            known_ids, ids = ([i for i in allowed_ids(mask) if i < len(words)] for mask in masks)
+            assert known_ids == ids
+            if known.forced:
+                break
+            known.take(words.index(word))
+            alone.take(words.index(word))
 
 
 def test_what_is_kept_is_bounded(grammars, monkeypatch):

@@ -13,6 +13,7 @@ import itertools
 import logging
 import multiprocessing.connection
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -53,6 +54,8 @@ QUICK_S = 0.05
 """Time of a compilation that need not wait for slower ones: those are made one after the other beside it."""
 _SILENCE_S = 10.0
 """Beside the time for each constraint that waits: the helper, and what it starts, need some of their own."""
+_TOKENS = re.compile(r"Token\w*\(")
+"""Where a grammar may name tokens, as the compiler prints it."""
 _HELPER_COMMAND = (sys.executable, "-m", "engine.grammar.helper")
 
 
@@ -73,6 +76,8 @@ class CompiledGrammar:
         self.largest = largest
         """What there is most of in the constraint, for an answer that takes too much."""
         self.num_bytes: int = handle.memory_size_bytes()
+        self.names_tokens = _TOKENS.search(handle.grammar().to_string()) is not None
+        """Whether tokens stand in it by their ids, so that their text is not all there is to them."""
 
 
 class GrammarCompiler:

@@ -11,7 +11,7 @@ import numpy as np
 from engine.grammar.compiler import CompiledGrammar
 from engine.grammar.known_paths import MAX_NEW, Situation, Waypoint
 from engine.grammar.late_matcher import LateMatcher
-from engine.grammar.string_masks import ESCAPE, LONG_ENOUGH, QUOTE, StringPlace
+from engine.grammar.string_masks import ESCAPE, LONG_ENOUGH, QUOTE, Bounds, StringPlace
 from engine.grammar.trial import MAX_FORCED_BYTES
 from engine.grammar.vocabulary import Vocabulary, allow_only, allows, forbid, only
 
@@ -78,8 +78,8 @@ class ConstraintMatcher:
         """Whether no text was forced when it last went on: likely, none is behind the next token either."""
         self._num_new = 0
         self._paths = grammar.paths.of(grammar, tuple(self._end_ids))
-        self._waypoint: Waypoint | None = self._paths.start
-        """Where the answer is on the known paths; none once it has left them for good."""
+        self._waypoint: Waypoint | None = None if grammar.names_tokens else self._paths.start
+        """Where the answer is on the known paths, along which text leads; none once it has left them."""
         if (situation := self._paths.situation) is not None:
             self._enter(situation, b"")
         else:
@@ -173,28 +173,32 @@ class ConstraintMatcher:
         is_inside = (
             here is not None and self._string.here is here and QUOTE not in text and ESCAPE not in text
         )
-        if passage is not None:
-            if situation is None or match_s < situation.match_s:
-                passage.situation = self._situation(match_s)
-            self._waypoint = passage.to or before
-        elif key is not None and self._num_new < MAX_NEW:
+        if passage is None and (key is None or self._num_new == MAX_NEW):
+            if not is_inside:
+                self._waypoint = None
+            return
+        to = None if is_inside else self._waypoint_behind(before, here, text)
+        if passage is None:
             self._num_new += 1
-            to = None
-            if not is_inside and here is None:
-                to = self._waypoint_at(before.string, before.text + text)
-            elif not is_inside:
-                to = self._waypoint_at(before.number, text[text.index(QUOTE) :])
             self._paths.add(before, key, to)
-            self._waypoint = to or before
-        elif not is_inside:
+        elif passage.to is not to:  # one of two knew the string for what it is, and the other did not
             self._waypoint = None
+            return
+        elif situation is None or match_s < situation.match_s:
+            passage.situation = self._situation(match_s)
+        self._waypoint = to or before
 
-    def _waypoint_at(self, string: int, text: bytes) -> Waypoint:
-        """Where the answer is, with this text behind the string of that number."""
-        here = None if self._string is None else self._string.here
-        if here is not None:
+    def _waypoint_behind(self, before: Waypoint, here: Bounds | None, text: bytes) -> Waypoint:
+        """Where the answer is, with this text behind a place: what counts of a string is what closes it."""
+        string = before.string
+        if here is None:
+            text = before.text + text
+        else:
+            string, text = before.number, text[text.index(QUOTE) :]
+        now = None if self._string is None else self._string.here
+        if now is not None:
             text = text[: text.rindex(QUOTE) + 1]
-        return self._paths.waypoint(string, text, here)
+        return self._paths.waypoint(string, text, now)
 
     def _forced_text(self) -> bytes:
         tokens = self._vocabulary.tokens
