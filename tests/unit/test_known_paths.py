@@ -205,29 +205,37 @@ def test_strings_are_one_place_whatever_is_in_them(grammars, monkeypatch):
     assert asked == 0
 
 
+def follow_small(monkeypatch, words: list[bytes], schemas: list[dict], counts: bool, answers: list) -> None:
+    """Answers one after the other, in a vocabulary of few words, each beside one that knows of no other."""
+    order = np.array(sorted(range(len(words)), key=words.__getitem__), "<i4")
+    small = Grammars(VocabularyData([*words, b""], order.tobytes(), len(words)))
+    grammar = small.compile("json_schema", {"anyOf": schemas}, counts=counts)
+    monkeypatch.setattr(grammar, "paths", KnownPaths())
+    rows = np.empty((2, 1), np.int32)
+    for answer in answers:
+        both = ConstraintMatcher(grammar, [small.end_id]), alone_in(grammar, [small.end_id])
+        for word in answer:
+            masks = [matcher.mask(row) for matcher, row in zip(both, rows, strict=True)]
+            known_ids, ids = ([i for i in allowed_ids(mask) if i <= len(words)] for mask in masks)
+            assert known_ids == ids
+            for matcher in both:
+                matcher.take(words.index(word))
+
+
 def test_a_string_that_only_some_answers_know_to_be_one(monkeypatch):
     """Who has looked while it might match the pattern, too, does not look again; who came within a character
     has not looked before."""
-    words = [bytes([byte]) for byte in b'"abe\xc3\xa8'] + [b'"a\xc3', b""]
-    order = sorted(range(len(words) - 1), key=words.__getitem__)
-    small = Grammars(VocabularyData(words, np.array(order, "<i4").tobytes(), len(words) - 1))
-    schema = {"anyOf": [{"type": "string", "maxLength": 5}, {"type": "string", "pattern": "^aa*$"}]}
-    grammar = small.compile("json_schema", schema)
-    monkeypatch.setattr(grammar, "paths", KnownPaths())
-    rows = np.empty((2, 1), np.int32)
-    whole, cut = (b'"a\xc3', b"\xa8"), (b'"', b"a", b"\xc3", b"\xa8")
-    more = (b"b",) * 5
-    for answer in [whole + more, *[cut + more] * 4, (b'"', *more, b'"')]:
-        alone = alone_in(grammar, [small.end_id])
-        known = ConstraintMatcher(grammar, [small.end_id])
-        for word in answer:
-            masks = known.mask(rows[0]), alone.mask(rows[1])
-            known_ids, ids = ([i for i in allowed_ids(mask) if i < len(words)] for mask in masks)
-            assert known_ids == ids
-            if known.forced:
-                break
-            known.take(words.index(word))
-            alone.take(words.index(word))
+    words = [bytes([byte]) for byte in b'"abe\xc3\xa8'] + [b'"a\xc3']
+    schemas = [{"type": "string", "maxLength": 5}, {"type": "string", "pattern": "^aa*$"}]
+    whole, cut, more = (b'"a\xc3', b"\xa8"), (b'"', b"a", b"\xc3", b"\xa8"), (b"b",) * 3
+    answers = [whole + more, *[cut + more] * 4, (b'"', *more, b"b", b"b")]
+    follow_small(monkeypatch, words, schemas, False, answers)
+
+
+def test_a_string_that_is_forced_at_the_start(monkeypatch):
+    """And is known only later for the one that it is."""
+    words, schemas = [b'"', b"a", b"e"], [{"type": "string", "maxLength": most} for most in (2, 9)]
+    follow_small(monkeypatch, words, schemas, True, [(b'"', *[b"a"] * 8)] * 4)
 
 
 def test_what_is_kept_is_bounded(grammars, monkeypatch):

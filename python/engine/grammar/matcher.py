@@ -84,6 +84,7 @@ class ConstraintMatcher:
             self._enter(situation, b"")
         else:
             self._settle()
+            self._paths.start.text = self._forced_text()
             self._paths.situation = self._situation(0.0)
         if self.is_over and grammar.vocabulary.end_token_id is not None:
             self.forced.append(grammar.vocabulary.end_token_id)  # or anything would be drawn for no text
