@@ -243,12 +243,23 @@ def test_what_is_kept_is_bounded(grammars, monkeypatch):
     grammar, store = grammars.compile("json_schema", PERSON), KnownPaths(2**18)
     monkeypatch.setattr(grammar, "paths", store)
     first = weakref.ref(store.of(grammar, (grammars.end_id,)))
+    waits = ConstraintMatcher(grammar, [grammars.end_id])
     under_way = [answer(grammars, grammar, seed, [grammars.end_id]) for seed in range(60)]
     while under_way:
         under_way = [each for each in under_way if next(each, None) is not None]
         assert store._num_bytes <= 2**18
+    assert waits._paths is first() is not store.of(grammar, (grammars.end_id,))
+    assert not waits._waypoint.passages, "an answer that has not gone on keeps what is forgotten"
+    del waits
     gc.collect()
     assert first() is None
+
+
+def test_a_forgotten_place_is_taken_for_no_other(grammars):
+    paths = KnownPaths().of(grammars.compile("regex", "a*"), ())
+    before = paths.waypoint(0, b"a", None)
+    paths.forget()
+    assert paths.waypoint(0, b"b", None).number != before.number
 
 
 def test_what_nobody_repeats_is_not_kept(grammars, monkeypatch):

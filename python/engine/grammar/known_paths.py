@@ -77,6 +77,7 @@ class Paths:
     def __init__(self, store: KnownPaths) -> None:
         self._store = store
         self._waypoints: dict[Hashable, Waypoint] = {}
+        self._num_made = 0
         self.start = Waypoint(0, 0, b"")
         self.situation: Situation | None = None
         """At the start."""
@@ -91,14 +92,24 @@ class Paths:
         key = string, text, kind
         found = self._waypoints.get(key)
         if found is None:
-            found = self._waypoints[key] = Waypoint(len(self._waypoints) + 1, string, text)
+            self._num_made += 1
+            found = self._waypoints[key] = Waypoint(self._num_made, string, text)
             self._store.take(_BYTES_EACH + 2 * len(text))
         return found
 
     def seen(self, situation: Situation) -> Situation:
         """What is to be remembered."""
-        self._store.take(_BYTES_EACH + 2 * situation.mask.nbytes)  # a string may keep one, too
+        num_bytes = 2 * situation.mask.nbytes + len(situation.text) + 8 * len(situation.forced)
+        self._store.take(_BYTES_EACH + num_bytes)  # a string may keep a mask, too
         return situation
+
+    def forget(self) -> None:
+        """All but where answers are. Numbers are not given again, for these may go on from there."""
+        for waypoint in self._waypoints.values():
+            waypoint.passages.clear()
+        self._waypoints.clear()
+        self.start.passages.clear()
+        self.situation = None
 
 
 class KnownPaths:
@@ -116,8 +127,11 @@ class KnownPaths:
         return by_end[end_ids]
 
     def take(self, num_bytes: int) -> None:
-        """Count what is kept. Answers that are on their way keep their paths even if all are forgotten."""
+        """Count what is kept. Answers under way go on from where they are, if all is forgotten."""
         self._num_bytes += num_bytes
         if self._num_bytes > self._max_bytes:
+            for by_end in self._paths.values():
+                for paths in by_end.values():
+                    paths.forget()
             self._paths.clear()
             self._num_bytes = 0
