@@ -25,11 +25,10 @@ class Recording {
 
   // Throws what an op throws; the ones behind it have not run then.
   void replay() const {
-    const size_t num_bytes = arguments_.size();
     size_t prefetched = 0;
     for (size_t i = 0; i < calls_.size(); ++i) {
       // An op's weights drive the arguments of all others out of the caches.
-      const size_t end = i + 2 < calls_.size() ? calls_[i + 2].start : num_bytes;
+      const size_t end = i + 2 < calls_.size() ? calls_[i + 2].start : arguments_.size();
       for (; prefetched < end; prefetched += kCacheLine) __builtin_prefetch(arguments_.data() + prefetched);
       calls_[i].run(arguments_.data() + calls_[i].start);
     }

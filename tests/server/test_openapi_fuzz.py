@@ -13,7 +13,13 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
 from schemathesis import Case, GenerationMode
-from schemathesis.config import GenerationConfig, ProjectConfig, ProjectsConfig, SchemathesisConfig
+from schemathesis.config import (
+    ChecksConfig,
+    GenerationConfig,
+    ProjectConfig,
+    ProjectsConfig,
+    SchemathesisConfig,
+)
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from engine.server.openapi import OPERATIONS, document
@@ -41,8 +47,13 @@ BEYOND_FIELDS = (
 )
 
 
+REFUSALS = ["400", "404", "405", "413", "415", "422"]
+"""Of what is not described; a list with more items than are allowed may be too large a body, too."""
+
+
 def described(description: dict[str, Any], mode: GenerationMode) -> Any:
-    project = ProjectConfig(generation=GenerationConfig(modes=[mode]))
+    checks = ChecksConfig.from_dict({"negative_data_rejection": {"expected-statuses": REFUSALS}})
+    project = ProjectConfig(generation=GenerationConfig(modes=[mode]), checks=checks)
     config = SchemathesisConfig(projects=ProjectsConfig(default=project))
     return schemathesis.openapi.from_dict(description, config=config)
 

@@ -105,7 +105,7 @@ def tile_of(isa: str, head_dim: int, dtype: torch.dtype) -> Tile:
     alone, and are the largest whose sums fit the registers (docs/gpu.md)."""
     is_small = head_dim <= 128
     if dtype == torch.float32:
-        return Tile(rows=64, columns=32, num_warps=4, num_stages=1)
+        return Tile(rows=64, columns=32, num_warps=8, num_stages=1)
     if has_wide_products(isa):
         return Tile(rows=128, columns=64, num_warps=8, num_stages=3 if is_small else 2)
     if is_small and dtype in (torch.bfloat16, torch.float16):
